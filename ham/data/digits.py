@@ -1,0 +1,71 @@
+"""scikit-learn's handwritten digits: 1,797 real 8x8 images, embedded in the package, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Batch, Data, DataError, Loaders, batch_count, epoch_order
+
+_TEST_IMAGES = 360
+_SPLIT_SEED = 0
+
+
+@dataclass
+class Digits(Data):
+    """A fixed split of 1,437 training and 360 test images, the same in every run."""
+
+    num_classes: int = 10
+    image_size: int = 8
+
+    def load(self, *, batch_size: int, seed: int, device: torch.device) -> Loaders:
+        """All images on the device, grey repeated over three channels."""
+        images, classes = read_digits()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+        test, train = order[:_TEST_IMAGES], order[_TEST_IMAGES:]
+        mean, std = images[train].mean(), images[train].std()
+        images = ((images - mean) / std).unsqueeze(1).expand(-1, 3, -1, -1).contiguous().to(device)
+        classes = classes.to(device)
+        if not 0 < batch_size <= len(train):
+            raise DataError(f"batch_size={batch_size} does not fit digits: choose 1 to {len(train)}")
+        return Loaders(
+            TensorLoader(images[train], classes[train], batch_size, shuffle_seed=seed),
+            TensorLoader(images[test], classes[test], batch_size),
+        )
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Images [1797, 8, 8] in [0, 1], float32, and classes [1797]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("the digits come with scikit-learn: pip install 'hyperbolic-aware-minimization[run]'") from None
+    digits = load_digits()
+    return torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
+
+
+class TensorLoader:
+    """Batches of images that lie on the device whole.
+
+    Args:
+        images: [N, 3, H, W].
+        classes: [N].
+        batch_size: images a batch.
+        shuffle_seed: of the epochs' orders, and the ragged last batch is dropped; None: in order, whole.
+    """
+
+    def __init__(self, images: Tensor, classes: Tensor, batch_size: int, shuffle_seed: int | None = None) -> None:
+        self.images, self.classes, self.batch_size, self.shuffle_seed = images, classes, batch_size, shuffle_seed
+
+    def __len__(self) -> int:
+        return batch_count(len(self.images), self.batch_size, drop_last=self.shuffle_seed is not None)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on."""
+        order = epoch_order(len(self.images), self.shuffle_seed, epoch).to(self.images.device)
+        for number in range(start, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield self.images[index], self.classes[index]

@@ -1,0 +1,123 @@
+"""ImageNet from the usual folder tree, decoded by worker processes (torchvision v2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Batch, Data, DataError, Loaders, batch_count, epoch_order, mix_seed
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP_RATIO = 224 / 256  # of the validation image's shorter side, as in the paper's code base
+
+
+@dataclass
+class ImageNetFolder(Data):
+    """`root/train/<class>/*` and `root/val/<class>/*`.
+
+    Training images are cropped at random (RandomResizedCrop) and flipped; validation images are centre-cropped.
+
+    Args:
+        root: the folder; empty for `imagenet` under the environment variable HAM_DATA.
+        workers: decoding processes.
+    """
+
+    num_classes: int = 1000
+    image_size: int = 224
+    root: str = ""
+    workers: int = 8
+
+    def load(self, *, batch_size: int, seed: int, device: torch.device) -> Loaders:
+        """Index the tree. Raises DataError where it is missing or has another number of classes."""
+        root = Path(self.root or Path(os.environ.get("HAM_DATA", ".")) / "imagenet")
+        datasets = {}
+        for split in ("train", "val"):
+            if not (root / split).is_dir():
+                raise DataError(
+                    f"ImageNet's {split} images are not at {root / split}: set data.root (or HAM_DATA) to a folder with "
+                    "train/<class>/ and val/<class>/, or try the embedded images with +demo=digits"
+                )
+            datasets[split] = self._index(root / split, train=split == "train")
+        if batch_size > len(datasets["train"]):
+            raise DataError(f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}")
+        shared = dict(batch_size=batch_size, workers=self.workers, device=device)
+        return Loaders(
+            FolderLoader(datasets["train"], shuffle_seed=seed, **shared), FolderLoader(datasets["val"], **shared)
+        )
+
+    def _index(self, folder: Path, *, train: bool) -> Any:
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms import v2
+
+        size = self.image_size
+        crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        center = [v2.Resize(round(size / _CROP_RATIO), antialias=True), v2.CenterCrop(size)]
+        try:
+            dataset = ImageFolder(str(folder), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} has a class folder without images: {error}") from None
+        if len(dataset.classes) != self.num_classes:
+            raise DataError(
+                f"{folder} has {len(dataset.classes)} class folders, expected {self.num_classes}: "
+                f"check the tree, or set data.num_classes={len(dataset.classes)}"
+            )
+        return dataset
+
+
+class _Seeded(torch.utils.data.Dataset):
+    """Draws the augmentation of image i in epoch e from (seed, e, i), so that a resumed epoch sees the same crops."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(self.seed, index))
+            return self.dataset[index]
+
+
+class FolderLoader:
+    """Decoded batches, normalised on the device.
+
+    Args:
+        dataset: an indexed torchvision ImageFolder that yields uint8 images of one size.
+        batch_size: images a batch.
+        workers: decoding processes, 0 for none.
+        device: where batches go.
+        shuffle_seed: of orders and augmentation, and the ragged last batch is dropped; None: in order, whole.
+    """
+
+    def __init__(
+        self, dataset: Any, *, batch_size: int, workers: int, device: torch.device, shuffle_seed: int | None = None
+    ) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.device, self.shuffle_seed = device, shuffle_seed
+        self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1) * 255
+        self._std = torch.tensor(_STD, device=device).view(3, 1, 1) * 255
+
+    def __len__(self) -> int:
+        return batch_count(len(self.dataset), self.batch_size, drop_last=self.shuffle_seed is not None)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on; those before it are not decoded."""
+        order = epoch_order(len(self.dataset), self.shuffle_seed, epoch)
+        loader = torch.utils.data.DataLoader(
+            _Seeded(self.dataset, mix_seed(self.shuffle_seed or 0, epoch)),
+            batch_size=self.batch_size,
+            sampler=order[start * self.batch_size : len(self) * self.batch_size].tolist(),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # the loader's own draw must not move the global stream
+        )
+        for images, classes in loader:
+            images = images.to(self.device, non_blocking=True).float()
+            yield (images - self._mean) / self._std, classes.to(self.device, non_blocking=True)

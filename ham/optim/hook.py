@@ -1,0 +1,249 @@
+"""HAM as a post-step hook on any first-order torch optimizer (Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .groups import Rule, as_rule, not_norm, owned_parameters
+from .hyperbolic import clip_weight_norm_, hyperbolic_step_
+
+_UNSUITABLE = ("LBFGS", "SparseAdam")
+
+
+class HAM:
+    """Makes `optimizer` hyperbolic-aware: each `optimizer.step()` is followed by HYP* (section 3.1, Algorithm 1).
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.9)
+        HAM(optimizer, model=model, alpha=200, beta=1e-3)
+
+    The optimizer stays the same object of the same type, so schedulers, GradScaler, DDP, closures and `torch.compile` keep
+    working, and HAM keeps no state per weight. Its two hyperparameters live in the parameter groups as `ham_alpha` and
+    `ham_beta`: they travel through `state_dict`, may differ per group and may be scheduled; a group with both 0 is skipped.
+    `deepcopy` and pickling of an optimizer drop its hooks: attach HAM to the copy again.
+
+    Where HAM acts, in this order: groups that carry `ham_alpha` and `ham_beta` (from `param_groups`) are taken at their word;
+    with `model`, parameters are told apart by module type; with neither, one-dimensional parameters are left alone.
+
+    Args:
+        optimizer: any first-order `torch.optim.Optimizer`; wrappers that hold one in `.optimizer` are looked through.
+        model: the module that owns the parameters, to leave out its norm layers by type.
+        alpha: hyperbolic awareness; 200 in the paper's vision runs. Negative is nHAM (Tables 17-19).
+        beta: multiplicative decay; 1e-3 on ImageNet, 16e-3 on CIFAR-100.
+        clamp: bound on the exponent (App. G.2).
+        mask_zero_grad: leave weights whose gradient is exactly zero untouched (the paper's graph runs).
+        select: the rule used with `model`; see `param_groups`.
+        max_weight_norm: rescale any parameter whose norm exceeds this after the step (the authors' wrapper: 1000); None: never.
+        track_clamped: count the exponents at the bound on the device; read the share with `clamped_share()`.
+        implementation: see `hyperbolic_step_`.
+
+    Raises:
+        ValueError: an optimizer or a hyperparameter that HAM cannot work with, or a second HAM on the same optimizer.
+        TypeError: `optimizer` is not a torch optimizer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        model: nn.Module | None = None,
+        alpha: float = 200.0,
+        beta: float = 1e-3,
+        clamp: float = 5.0,
+        mask_zero_grad: bool = False,
+        select: str | Rule = not_norm,
+        max_weight_norm: float | None = None,
+        track_clamped: bool = False,
+        implementation: str | None = None,
+    ) -> None:
+        optimizer = _unwrap(optimizer)
+        _check_hyperparameters(alpha, beta, clamp, max_weight_norm)
+        _check_optimizer(optimizer)
+        self.optimizer = optimizer
+        self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
+        self.max_weight_norm, self.track_clamped = max_weight_norm, track_clamped
+        self._clamped: dict[torch.device, Tensor] = {}
+        self._seen = 0
+        self._chosen = self._choose(model, select)
+        for group in optimizer.param_groups:
+            _fill(group, alpha, beta)
+        optimizer.defaults.update(ham_alpha=alpha, ham_beta=beta)
+        self._check_dtypes()
+        self._before_load: list[tuple[float, float]] = []
+        self._handles = [
+            optimizer.register_step_post_hook(self._step),
+            optimizer.register_load_state_dict_pre_hook(self._remember),
+            optimizer.register_load_state_dict_post_hook(self._refill),
+        ]
+        optimizer._ham = self
+
+    def remove(self) -> None:
+        """Detach: the optimizer is what it was before, its groups lose `ham_alpha` and `ham_beta`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for place in (*self.optimizer.param_groups, self.optimizer.defaults):
+            place.pop("ham_alpha", None)
+            place.pop("ham_beta", None)
+        if getattr(self.optimizer, "_ham", None) is self:
+            del self.optimizer._ham
+
+    def clamped_share(self) -> Tensor:
+        """Share of the exponents at the bound since the last call, as a 0-dim tensor on the device (no host sync).
+
+        A share that grows towards 1 is a diverging alpha: weights are multiplied by e^5 or e^-5 in a single step.
+
+        Raises:
+            RuntimeError: HAM was made without `track_clamped=True`.
+        """
+        if not self.track_clamped:
+            raise RuntimeError("nothing was counted: make HAM with track_clamped=True")
+        counts = list(self._clamped.values())
+        total = sum((c.to(counts[0].device) for c in counts[1:]), counts[0].clone()) if counts else torch.zeros(())
+        share = total / max(self._seen, 1)
+        for count in counts:
+            count.zero_()
+        self._seen = 0
+        return share
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts behind `clamped_share()`; HAM has no other state of its own."""
+        return {"seen": self._seen, "clamped": {str(device): count for device, count in self._clamped.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._seen = state["seen"]
+        for device, count in state["clamped"].items():
+            self._counter(torch.device(device)).copy_(count)
+
+    def _choose(self, model: nn.Module | None, select: str | Rule) -> dict[int, bool] | None:
+        """Parameter id -> does HAM act; None where the groups carry the answer."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if all("ham_alpha" in group and "ham_beta" in group for group in self.optimizer.param_groups):
+            return None
+        if model is None:
+            if any(p.ndim < 2 for p in params):
+                warnings.warn(
+                    "HAM leaves one-dimensional parameters alone; pass model=... to leave out norm layers only",
+                    stacklevel=3,
+                )
+            return {}
+        rule = as_rule(select, model)
+        chosen = {id(param): bool(rule(name, module, param)) for name, module, param in owned_parameters(model)}
+        if not any(id(p) in chosen for p in params):
+            raise ValueError("the optimizer holds no parameter of this model: pass the model whose parameters it trains")
+        return chosen
+
+    def _acts_on(self, p: Tensor) -> bool:
+        return True if self._chosen is None else self._chosen.get(id(p), p.ndim >= 2)
+
+    def _active(self, group: dict) -> bool:
+        return group["ham_alpha"] != 0 or group["ham_beta"] != 0
+
+    def _check_dtypes(self) -> None:
+        for group in self.optimizer.param_groups:
+            for p in group["params"] if self._active(group) else ():
+                if self._acts_on(p) and p.dtype not in (torch.float32, torch.float64):
+                    raise ValueError(
+                        f"HAM needs float32 or float64 weights, got {p.dtype}: its relative steps round away in fewer bits; "
+                        "keep float32 weights and compute in autocast, or set ham_alpha=ham_beta=0 in that group"
+                    )
+
+    @torch.no_grad()
+    def _step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
+        for group in optimizer.param_groups:
+            _refuse_overwritten_gradients(group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if self._active(group):
+                self._hyperbolic_step(group, [p for p in params if self._acts_on(p)], found_inf)
+            if self.max_weight_norm is not None:
+                clip_weight_norm_(params, self.max_weight_norm)
+
+    def _hyperbolic_step(self, group: dict, params: list[Tensor], found_inf: Tensor | None) -> None:
+        alpha = -group["ham_alpha"] if group.get("maximize") else group["ham_alpha"]
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for p in params:
+            by_device.setdefault(p.device, []).append(p)
+        for device, ps in by_device.items():
+            hyperbolic_step_(
+                ps,
+                [p.grad for p in ps],
+                lr=group["lr"],
+                alpha=alpha,
+                beta=group["ham_beta"],
+                clamp=self.clamp,
+                mask_zero_grad=self.mask_zero_grad,
+                found_inf=found_inf,
+                clamped=self._counter(device) if self.track_clamped else None,
+                implementation=self.implementation,
+            )
+        self._seen += sum(p.numel() for p in params) if self.track_clamped else 0
+
+    def _counter(self, device: torch.device) -> Tensor:
+        if device not in self._clamped:
+            self._clamped[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return self._clamped[device]
+
+    def _remember(self, optimizer: Optimizer, state_dict: dict) -> None:
+        self._before_load = [(group["ham_alpha"], group["ham_beta"]) for group in optimizer.param_groups]
+
+    def _refill(self, optimizer: Optimizer) -> None:
+        """A state_dict saved before HAM was attached lacks its keys: keep the values from before the load."""
+        for group, (alpha, beta) in zip(optimizer.param_groups, self._before_load, strict=True):
+            _fill(group, alpha, beta)
+            _refuse_overwritten_gradients(group)
+
+
+def _unwrap(optimizer: Optimizer) -> Optimizer:
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def _fill(group: dict, alpha: float, beta: float) -> None:
+    for key, value in (("ham_alpha", alpha), ("ham_beta", beta)):
+        if group.get(key) is None:
+            group[key] = value
+
+
+def _check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_norm: float | None) -> None:
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta must be finite and not negative, got {beta}")
+    if not clamp > 0:
+        raise ValueError(f"clamp must be positive, got {clamp}; the paper uses 5")
+    if max_weight_norm is not None and not max_weight_norm > 0:
+        raise ValueError(f"max_weight_norm must be positive or None, got {max_weight_norm}")
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if getattr(optimizer, "_ham", None) is not None:
+        raise ValueError("HAM is attached to this optimizer already: call remove() on the first one")
+    if type(optimizer).__name__ in _UNSUITABLE:
+        raise ValueError(f"HAM follows a first-order optimizer with dense gradients, not {type(optimizer).__name__}: use SGD or AdamW")
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise ValueError(f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']")
+        _refuse_overwritten_gradients(group)
+
+
+def _refuse_overwritten_gradients(group: dict) -> None:
+    """SGD's multi-tensor Nesterov step writes into p.grad when it has no weight decay to add out of place."""
+    if not group.get("nesterov") or group.get("weight_decay") != 0 or "momentum" not in group:
+        return
+    if group.get("foreach") is False or group.get("fused"):
+        return
+    if group.get("foreach") or any(p.is_cuda for p in group["params"]):
+        raise ValueError(
+            "SGD(nesterov=True, weight_decay=0, foreach=True) overwrites the gradient that HAM reads: "
+            "set foreach=False or fused=True"
+        )

@@ -1,0 +1,172 @@
+"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and the fast paths that a test holds equal to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("reference", "foreach", "fused")
+_BLOCK = 1 << 16  # elements: one block of weight, gradient and exponent (768 KiB in float32) stays in a core's L2 cache
+_DTYPES = (torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def hyperbolic_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    alpha: float,
+    beta: float,
+    clamp: float = 5.0,
+    mask_zero_grad: bool = False,
+    found_inf: Tensor | None = None,
+    clamped: Tensor | None = None,
+    implementation: str | None = None,
+) -> None:
+    """theta <- theta * exp(clip(-lr * (alpha * sign(theta) * grad + beta), -clamp, clamp))  (HYP*, section 3.1, App. G.2).
+
+    Zeros stay zero and no sign changes. `theta` is the weight after the base optimizer's step, `grad` the gradient which
+    that step saw, without weight decay and momentum.
+
+    Args:
+        params: weights, float32 or float64, any shapes and devices; changed in place.
+        grads: one gradient per weight, same shape, dtype and device.
+        lr: the base step's learning rate; a 0-dim tensor is used without a host sync.
+        alpha: strength of the hyperbolic awareness; negative is nHAM (Tables 17-19).
+        beta: strength of the multiplicative weight decay.
+        clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
+        mask_zero_grad: leave weights whose gradient is exactly zero untouched (no beta on them).
+        found_inf: 0-dim tensor; where it is not zero nothing changes (GradScaler's overflow flag).
+        clamped: 0-dim int64 tensor that the number of exponents at the bound is added to, without a host sync.
+        implementation: "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels), "fused" (one
+            pass over memory, CPU only) or None for the fastest available.
+
+    Raises:
+        ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown implementation.
+    """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
+    if len(params) != len(grads):
+        raise ValueError(f"params and grads must pair up, got {len(params)} and {len(grads)}")
+    for p, g in zip(params, grads, strict=True):
+        _check_pair(p, g)
+    if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
+        lr = lr.item()
+    for device, ps, gs in _by_device_and_dtype(params, grads):
+        rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
+        step = _STEPS[implementation or _fastest(device, rate)]
+        step(ps, gs, -rate * alpha, -rate * beta, clamp, mask_zero_grad, found_inf, clamped)
+
+
+def clip_weight_norm_(params: Sequence[Tensor], max_norm: float) -> None:
+    """theta <- theta * min(1, max_norm / |theta|) for each tensor, without a host sync (the authors' wrapper: 1000)."""
+    params = list(params)
+    if not params:
+        return
+    with torch.no_grad():
+        norms = torch._foreach_norm(params)
+        scales = [(max_norm / n).clamp(max=1.0) for n in norms]
+        torch._foreach_mul_(params, [torch.where(n > 0, s, torch.ones_like(s)) for n, s in zip(norms, scales, strict=True)])
+
+
+def _check_pair(p: Tensor, g: Tensor) -> None:
+    if p.dtype not in _DTYPES:
+        raise ValueError(
+            f"HAM needs float32 or float64 weights, got {p.dtype}: its relative steps round away in fewer bits; "
+            "keep float32 weights and compute in autocast"
+        )
+    if g.is_sparse:
+        raise ValueError("HAM needs dense gradients: set sparse=False in the embedding")
+    if p.shape != g.shape or p.dtype != g.dtype:
+        raise ValueError(
+            f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must agree in shape and dtype"
+        )
+
+
+def _by_device_and_dtype(
+    params: Sequence[Tensor], grads: Sequence[Tensor]
+) -> Iterator[tuple[torch.device, list[Tensor], list[Tensor]]]:
+    groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
+    for p, g in zip(params, grads, strict=True):
+        ps, gs = groups.setdefault((p.device, p.dtype), ([], []))
+        ps.append(p)
+        gs.append(g)
+    for (device, _), (ps, gs) in groups.items():
+        yield device, ps, gs
+
+
+def _fastest(device: torch.device, rate: float | Tensor) -> str:
+    if torch.compiler.is_compiling():
+        return "reference"  # the compiler fuses it
+    return "fused" if device.type == "cpu" and not isinstance(rate, Tensor) else "foreach"
+
+
+def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    for p, g in zip(ps, gs, strict=True):
+        exponent = torch.clamp(torch.sign(p) * g * a + b, -clamp, clamp)
+        _mask_(exponent, g, mask_zero_grad, found_inf)
+        if clamped is not None:
+            clamped.add_((exponent.abs() >= clamp).sum())
+        p.mul_(torch.exp(exponent))
+
+
+def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    exponents = torch._foreach_sign(ps)
+    torch._foreach_mul_(exponents, gs)
+    torch._foreach_mul_(exponents, a)
+    torch._foreach_add_(exponents, b)
+    torch._foreach_clamp_min_(exponents, -clamp)
+    torch._foreach_clamp_max_(exponents, clamp)
+    if mask_zero_grad or found_inf is not None:
+        for exponent, g in zip(exponents, gs, strict=True):
+            _mask_(exponent, g, mask_zero_grad, found_inf)
+    if clamped is not None:
+        hits = torch._foreach_div(exponents, clamp)  # exactly +-1 at the bound, smaller elsewhere
+        torch._foreach_trunc_(hits)
+        clamped.add_(torch.stack(torch._foreach_norm(hits, 1)).sum().to(clamped.dtype))
+    torch._foreach_exp_(exponents)
+    torch._foreach_mul_(ps, exponents)
+
+
+def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    """Weight and gradient travel through memory once: every operation runs on a cache-sized block before the next block."""
+    if ps[0].device.type != "cpu" or isinstance(a, Tensor):
+        raise ValueError("implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None")
+    buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
+    for p, g in zip(ps, gs, strict=True):
+        flat = _flat_views(p, g)
+        if flat is None:
+            _reference_([p], [g], a, b, clamp, mask_zero_grad, found_inf, clamped)
+            continue
+        for p_block, g_block in zip(*(t.split(_BLOCK) for t in flat), strict=True):
+            exponent = buffer[: p_block.numel()]
+            torch.sign(p_block, out=exponent)
+            torch.addcmul(shift, exponent, g_block, value=a, out=exponent).clamp_(-clamp, clamp)
+            _mask_(exponent, g_block, mask_zero_grad, found_inf)
+            if clamped is not None:
+                clamped.add_((exponent.abs() >= clamp).sum())
+            p_block.mul_(exponent.exp_())
+
+
+def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor | None) -> None:
+    if mask_zero_grad:
+        exponent.masked_fill_(g == 0, 0.0)
+    if found_inf is not None:
+        exponent.masked_fill_(found_inf.to(exponent.device) != 0, 0.0)
+
+
+def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
+    if type(g) is not Tensor:  # a subclass (DTensor) keeps its own dispatch
+        return None
+    if p.is_contiguous() and g.is_contiguous():
+        return p.view(-1), g.view(-1)
+    if p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g)):
+        return p.permute(0, 2, 3, 1).view(-1), g.permute(0, 2, 3, 1).view(-1)
+    return None
+
+
+_STEPS = {"reference": _reference_, "foreach": _foreach_, "fused": _fused_}

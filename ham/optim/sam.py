@@ -1,0 +1,72 @@
+"""Sharpness-aware minimization (Foret et al., 2021) as a context manager around the second backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def perturbed(
+    params: Iterable[Tensor], *, rho: float, adaptive: bool = False, freeze_bn: nn.Module | None = None
+) -> Iterator[None]:
+    """theta + rho * g / |g| inside the block, theta restored bit for bit after it (Foret et al., 2021, Eq. 2).
+
+    Inside, the gradients are cleared: a second backward pass leaves SAM's gradient in `p.grad` for the base step and for HAM.
+    The ascent follows whatever is in `p.grad` on entry. Under DistributedDataParallel that is the gradient averaged over the
+    ranks; run the first backward pass inside `ddp.no_sync()` for an ascent per rank (m-sharpness, the original).
+
+    Args:
+        params: the weights to perturb; those without a gradient stay put.
+        rho: radius of the ascent in the norm over all `params`, 0.05 in the original.
+        adaptive: scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
+        freeze_bn: a module whose BatchNorm layers keep their running statistics inside the block; batch statistics
+            normalise all the same.
+
+    Raises:
+        ValueError: rho is negative, or no parameter has a gradient.
+    """
+    if rho < 0:
+        raise ValueError(f"rho must not be negative, got {rho}")
+    active = [p for p in params if p.grad is not None]
+    if not active:
+        raise ValueError("no parameter has a gradient: run a backward pass before perturbed()")
+    saved = _ascend_(active, rho, adaptive)
+    try:
+        with frozen_running_statistics(freeze_bn) if freeze_bn is not None else nullcontext():
+            yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(active, saved)
+
+
+@torch.no_grad()
+def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
+    """Move to the perturbed point, clear the gradients and return the weights to restore."""
+    saved = [p.clone() for p in params]
+    grads = [p.grad for p in params]
+    directions = torch._foreach_mul([p.abs() for p in params], grads) if adaptive else grads
+    device = params[0].device
+    norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in torch._foreach_norm(directions)]))
+    scale = rho / (norm + 1e-12)
+    for p, direction in zip(params, directions, strict=True):
+        ascent = direction * scale.to(p.device, p.dtype)
+        p.add_(ascent.mul_(p.abs()) if adaptive else ascent)
+        p.grad = None
+    return saved
+
+
+@contextmanager
+def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers of `model` normalise by the batch but leave their running statistics and counters untouched."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

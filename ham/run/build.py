@@ -1,0 +1,172 @@
+"""Config -> Run: everything a training loop needs, made in the one order that works."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ham.data import Loaders
+from ham.models import build_model
+from ham.optim import HAM, cosine, param_groups, triangular
+from pruning import Sparsifier
+
+from .record import Record
+from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
+
+
+@dataclass
+class Run:
+    """One training run and where it stands: `step` optimizer iterations are done, `batch` of them in `epoch`."""
+
+    cfg: Config
+    device: torch.device
+    model: nn.Module
+    network: nn.Module
+    loaders: Loaders
+    sparsifier: Sparsifier
+    optimizer: torch.optim.Optimizer
+    ham: HAM | None
+    scheduler: LambdaLR
+    record: Record
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """All trained parameters."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] -> float32 logits [N, classes]."""
+        if self.cfg.compute.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.compute.amp):
+            logits = self.network(images)
+        return logits.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "ham": self.ham.state_dict() if self.ham else {},
+            "record": self.record.state_dict(),
+            "progress": {"epoch": self.epoch, "batch": self.batch, "step": self.step},
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            },
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        torch.set_num_threads(state["threads"])
+        self.model.load_state_dict(state["model"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = value  # of this device, not of the one the checkpoint was written on
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        if self.ham:
+            self.ham.load_state_dict(state["ham"])
+        self.record.load_state_dict(state["record"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+
+
+def build(cfg: Config, record: Record, device: torch.device) -> Run:
+    """Data, model, sparsifier, optimizer, HAM, schedule: in this order.
+
+    Raises:
+        DataError: the data set is missing or wrong.
+        ConfigError: a value that only shows itself against the model, such as a pattern that matches nothing.
+    """
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=stream(cfg.seed, "data"), device=device)
+    steps = len(loaders.train)
+    generator = torch.Generator().manual_seed(stream(cfg.seed, "model"))
+    torch.manual_seed(stream(cfg.seed, "training"))
+    try:
+        model = build_model(
+            cfg.model, num_classes=cfg.data.num_classes, image_size=cfg.data.image_size, generator=generator
+        )
+        model = model.to(device, memory_format=torch.channels_last if cfg.compute.channels_last else torch.preserve_format)
+        cfg.sparsifier.attach(
+            model, total_epochs=cfg.epochs, steps_per_epoch=steps, seed=stream(cfg.seed, "sparsifier")
+        )
+        optimizer = build_optimizer(cfg, model)
+        ham = build_ham(cfg, optimizer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    scheduler = LambdaLR(optimizer, build_schedule(cfg, cfg.epochs * steps))
+    network = torch.compile(model) if cfg.compute.compile else model
+    return Run(cfg, device, model, network, loaders, cfg.sparsifier, optimizer, ham, scheduler, record)
+
+
+def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """torch's own, fused, on groups that tell where HAM and weight decay act."""
+    o = cfg.optimizer
+    groups = param_groups(model, weight_decay=o.weight_decay, select=str(cfg.ham.select), decay=str(o.decay))
+    if isinstance(o, SGDConfig):
+        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    if isinstance(o, AdamWConfig):
+        return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
+    raise ConfigError(f"{type(o).__name__} is no optimizer: choose one of configs/optimizer")
+
+
+def build_ham(cfg: Config, optimizer: torch.optim.Optimizer) -> HAM | None:
+    """HAM as the config says, or None for the base optimizer alone."""
+    if not cfg.ham.active:
+        return None
+    return HAM(
+        optimizer,
+        alpha=cfg.ham.alpha,
+        beta=cfg.ham.beta,
+        clamp=cfg.ham.clamp,
+        mask_zero_grad=cfg.ham.mask_zero_grad,
+        max_weight_norm=cfg.ham.max_weight_norm or None,
+        track_clamped=True,
+    )
+
+
+def build_schedule(cfg: Config, total_steps: int) -> Any:
+    """Factor per step, by `optimizer.schedule`; -1 stands for the schedule's own default."""
+    s = cfg.optimizer.schedule
+    start = {} if s.start < 0 else {"start": s.start}
+    try:
+        if s.kind is Schedule.triangular:
+            return triangular(total_steps, **({} if s.warmup < 0 else {"peak": s.warmup}), **start)
+        return cosine(total_steps, **({} if s.warmup < 0 else {"warmup": s.warmup}), **start)
+    except ValueError as error:
+        raise ConfigError(f"optimizer.schedule: {error}") from error
+
+
+def choose_device(cfg: Config) -> torch.device:
+    """The device of the run, its numerics set in this one place."""
+    if cfg.compute.threads:
+        torch.set_num_threads(cfg.compute.threads)
+    available = torch.cuda.is_available()
+    if cfg.compute.device is Device.cuda and not available:
+        raise ConfigError("compute.device=cuda, but torch sees no GPU here: use compute.device=auto or cpu")
+    if cfg.compute.device is Device.cpu or not available:
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda")
+
+
+def stream(seed: int, name: str) -> int:
+    """The seed of a named random stream of a run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) % 2**63

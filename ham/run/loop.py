@@ -1,0 +1,142 @@
+"""The training loop. The order of effects within a step is the science of this repository: it stands here and nowhere else."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ham.data import Batch
+from ham.optim import perturbed
+
+from . import checkpoint
+from .build import Run
+from .evaluate import evaluate
+
+
+class Diverged(Exception):
+    """The loss or a weight is no number any more."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; a checkpoint is saved."""
+
+
+def train(run: Run) -> None:
+    """Train from where the run stands to its last epoch.
+
+    Raises:
+        Diverged: the loss turned nan or inf; the last checkpoint is from before.
+        Stopped: SIGTERM or SIGUSR1 arrived; the checkpoint is from this very step.
+        CheckpointError: a checkpoint could not be written.
+    """
+    saved_at = time.monotonic()
+    with _signals() as received:
+        while run.epoch < run.cfg.epochs:
+            if run.batch == 0:  # not again after a resume inside the epoch
+                run.sparsifier.on_epoch_start(run.epoch, run.optimizer)
+            for batch in run.loaders.train.batches(run.epoch, start=run.batch):
+                loss = train_step(run, batch)
+                run.record.step(run.step, loss)
+                run.step, run.batch = run.step + 1, run.batch + 1
+                _look(run)
+                inside = run.batch < len(run.loaders.train)
+                if inside and (received or time.monotonic() - saved_at >= 60 * run.cfg.checkpoint.minutes):
+                    save(run)
+                    saved_at = time.monotonic()
+                    if received:
+                        raise Stopped(f"stopped by {received[0]} in epoch {run.epoch + 1}, step {run.step}")
+            finish_epoch(run)
+            saved_at = time.monotonic()
+            if received and run.epoch < run.cfg.epochs:
+                raise Stopped(f"stopped by {received[0]} after epoch {run.epoch}, step {run.step}")
+        run.sparsifier.on_end()
+
+
+def train_step(run: Run, batch: Batch) -> Tensor:
+    """One iteration: gradients, mask, SAM, decay, base step and HAM, mask; then the schedule moves on."""
+    cfg = run.cfg.optimizer
+    loss = forward_backward(run, batch)
+    if run.sparsifier.after_backward(run.step, run.optimizer):  # False: no SAM, no step, no HAM
+        if cfg.sam_rho > 0:
+            frozen = run.model if cfg.sam_freeze_bn else None
+            with perturbed(run.params, rho=cfg.sam_rho, adaptive=cfg.sam_adaptive, freeze_bn=frozen):
+                forward_backward(run, batch)
+                run.sparsifier.mask_gradients()
+        run.sparsifier.add_decay()
+        if cfg.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(run.params, cfg.clip_norm)
+        run.optimizer.step()  # HAM fires here
+        run.sparsifier.after_step()
+    run.scheduler.step()
+    run.optimizer.zero_grad()
+    return loss
+
+
+def forward_backward(run: Run, batch: Batch) -> Tensor:
+    """Add the gradient of the mean loss over the batch, in `accumulate` parts; returns that loss."""
+    parts = run.cfg.optimizer.accumulate
+    total = torch.zeros((), device=run.device)
+    for images, classes in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
+        loss = F.cross_entropy(run.forward(images), classes) * (len(classes) / len(batch[1]))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def finish_epoch(run: Run) -> None:
+    """Test, record, and save with the next epoch as the place to go on from."""
+    _refuse_divergence(run)
+    facts = {"train_loss": run.record.mean_loss(), **evaluate(run), **run.sparsifier.stats()}
+    facts["lr"] = run.scheduler.get_last_lr()[0]
+    if run.ham:
+        facts["clamped_share"] = float(run.ham.clamped_share())
+    run.record.epoch(run.epoch, run.step, **facts)
+    run.epoch, run.batch = run.epoch + 1, 0
+    save(run)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, unless the run has diverged: the last good one stays."""
+    _refuse_divergence(run)
+    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.params]))
+    if not bool(torch.isfinite(norms).all()):
+        raise Diverged(_divergence(run, run.step, "a weight is not finite"))
+    checkpoint.save(run.record.folder, run.state_dict())
+
+
+def _look(run: Run) -> None:
+    if run.record.is_time_to_look():
+        _refuse_divergence(run)
+        run.record.show(epoch=run.epoch + 1, loss=f"{run.record.mean_loss():.4f}")
+
+
+def _refuse_divergence(run: Run) -> None:
+    at = int(run.record.diverged_at)
+    if at >= 0:
+        raise Diverged(_divergence(run, at, "the loss is not finite"))
+
+
+def _divergence(run: Run, step: int, what: str) -> str:
+    last = run.record.folder / checkpoint.LAST
+    kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+    cure = "optimizer.lr or ham.alpha" if run.ham else "optimizer.lr"
+    return f"diverged: {what} at step {step}; {kept}; lower {cure}"
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of stop signals received so far, in a list that stays empty until one arrives."""
+    received: list[str] = []
+    wanted = (signal.SIGTERM, signal.SIGUSR1)
+    before = {s: signal.signal(s, lambda number, _: received.append(signal.Signals(number).name)) for s in wanted}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""Carry a run out: find or make its directory, resume or start, train, sum up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .build import Run, build, choose_device
+from .config import config_hash, to_plain
+from .loop import train
+from .provenance import provenance
+from .record import Record
+from .schema import Config, ConfigError
+
+
+def main(cfg: Config) -> dict[str, Any]:
+    """Train, or go on training, one configured run; returns its summary.
+
+    Raises:
+        ConfigError, DataError: it cannot start.
+        Diverged, Stopped, CheckpointError: it ended early.
+    """
+    identity = config_hash(cfg)
+    device = choose_device(cfg)
+    record = Record(run_directory(cfg, identity), cfg)
+    try:
+        if not cfg.resume:
+            record.clear()
+        if (done := record.summary()) is not None:
+            _check_identity(record, done["config_hash"], identity)
+            record.say("done before; start anew with resume=false")
+            return _tell(record, done)
+        return _carry_out(cfg, identity, device, record)
+    finally:
+        record.close()
+
+
+def run_directory(cfg: Config, identity: str) -> Path:
+    """runs_dir/<exp>[-<demo>][-<hash>]/seed<k>: the hash tells runs apart that were altered on the command line."""
+    name = "-".join(filter(None, [cfg.name, cfg.demo, identity[:8] if cfg.overridden else ""]))
+    return Path(cfg.runs_dir) / name / f"seed{cfg.seed}"
+
+
+def _carry_out(cfg: Config, identity: str, device: torch.device, record: Record) -> dict[str, Any]:
+    state = checkpoint.load(record.folder, record.say)
+    run = build(cfg, record, device)
+    facts = provenance(identity)
+    record.begin(facts, to_plain(cfg), device)
+    if state is None:
+        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), torch.nn.functional.cross_entropy)
+    else:
+        _check_identity(record, state["config_hash"], identity)
+        run.load_state_dict(state)
+        record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
+    record.open(cfg.epochs * len(run.loaders.train), run.step)
+    train(run)
+    summary = summarize(run, identity, facts)
+    record.finish(summary)
+    return _tell(record, summary)
+
+
+def _check_identity(record: Record, was: str, identity: str) -> None:
+    if was != identity:
+        raise ConfigError(
+            f"{record.folder} holds a run of another configuration ({was[:8]}, now {identity[:8]}): "
+            "choose another runs_dir, or start anew with resume=false"
+        )
+
+
+def summarize(run: Run, identity: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """summary.json: the last epoch's metrics, the best ones beside them, sparsity, timing, provenance."""
+    lines = run.record.metrics()
+    last = lines[-1]
+    layers = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
+    seconds = run.record.seconds()
+    return {
+        "exp": run.cfg.name,
+        "cell": run.cfg.cell,
+        "demo": run.cfg.demo or None,
+        "overridden": run.cfg.overridden,
+        "seed": run.cfg.seed,
+        "config_hash": identity,
+        "status": "done",
+        "epochs": run.cfg.epochs,
+        "metrics": {
+            "train_loss": last["train_loss"],
+            "test_loss": last["test_loss"],
+            "top1_last": last["top1"],
+            "top1_best": max(line["top1"] for line in lines),
+            "top5_last": last["top5"],
+        },
+        "sparsity": {
+            "target": getattr(run.sparsifier, "sparsity", 0.0),
+            "overall": run.sparsifier.achieved_sparsity(),
+            "kept": sum(kept for _, kept, _ in run.sparsifier.counts()),
+            "total": sum(total for _, _, total in run.sparsifier.counts()),
+            "layers": layers,
+        },
+        "timing": {"seconds": round(seconds, 1), "steps": run.step, "steps_per_second": round(run.step / seconds, 2)},
+        "provenance": facts,
+    }
+
+
+def _tell(record: Record, summary: dict[str, Any]) -> dict[str, Any]:
+    sparsity, metrics = summary["sparsity"], summary["metrics"]
+    record.say(f"test top-1   {metrics['top1_last']:.2f} %   (best epoch {metrics['top1_best']:.2f} %)")
+    record.say(
+        f"sparsity     {100 * sparsity['overall']:.2f} %   "
+        f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; target {100 * sparsity['target']:g} %)"
+    )
+    record.say(f"run          {record.folder}")
+    return summary

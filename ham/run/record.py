@@ -1,0 +1,204 @@
+"""The run directory: config, provenance, metrics, log and summary, the progress bar and the wandb mirror."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import sync_folder
+from .schema import Config, ConfigError, WandbMode
+
+_REFRESH_SECONDS = 5.0
+
+
+class Record:
+    """Writes what a run tells. metrics.jsonl holds nothing that depends on the clock: resumed runs repeat it exactly.
+
+    Args:
+        folder: the run directory; made if need be, locked for this process.
+        cfg: the run.
+
+    Raises:
+        ConfigError: the directory cannot be written, or another process runs in it.
+    """
+
+    def __init__(self, folder: Path, cfg: Config) -> None:
+        self.folder, self.cfg = folder, cfg
+        self._lock = _locked(folder)
+        self._bar, self._wandb = None, None
+        self._refreshed = 0.0
+        self.elapsed, self._since = 0.0, time.monotonic()
+
+    # what a run has been told before
+
+    def clear(self) -> None:
+        """Forget an earlier run in this directory."""
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a run that is done."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One line per epoch so far."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    # the life of a run
+
+    def begin(self, facts: dict[str, Any], config: dict[str, Any], device: torch.device) -> None:
+        """Write config.yaml and provenance.json, and start counting losses."""
+        from omegaconf import OmegaConf
+
+        OmegaConf.save(OmegaConf.create(config), self.folder / "config.yaml")
+        write_json(self.folder / "provenance.json", facts)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.losses = 0
+        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def open(self, total_steps: int, step: int) -> None:
+        """Start the progress bar and the wandb mirror at `step`."""
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
+        if not self._bar.disable and not self._bar.fp.isatty():
+            self._bar.mininterval = 30.0
+        if self.cfg.wandb.mode is not WandbMode.disabled:
+            self._wandb = _open_wandb(self.folder, self.cfg)
+
+    def step(self, step: int, loss: Tensor) -> None:
+        """Count one step's loss, without a host sync."""
+        loss = loss.detach()
+        self.loss_sum += loss
+        self.losses += 1
+        bad = ~torch.isfinite(loss) & (self.diverged_at < 0)
+        self.diverged_at.copy_(torch.where(bad, step, self.diverged_at))
+        self._bar.update()
+
+    def is_time_to_look(self) -> bool:
+        """Every few seconds: may the host ask the device how the loss is doing?"""
+        if time.monotonic() - self._refreshed < _REFRESH_SECONDS:
+            return False
+        self._refreshed = time.monotonic()
+        return True
+
+    def show(self, **facts: Any) -> None:
+        """Tell the progress bar."""
+        self._bar.set_postfix(facts, refresh=False)
+
+    def mean_loss(self) -> float:
+        """Mean training loss since the epoch began."""
+        return float(self.loss_sum) / max(self.losses, 1)
+
+    def epoch(self, epoch: int, step: int, **metrics: Any) -> None:
+        """One line of metrics.jsonl; the next epoch's losses count from zero."""
+        line = {"epoch": epoch, "step": step, **metrics}
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=step)
+        told = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if not isinstance(v, dict)}
+        self.say(f"epoch {epoch + 1}/{self.cfg.epochs}  " + "  ".join(f"{k} {v}" for k, v in told.items()))
+        self.loss_sum.zero_()
+        self.losses = 0
+
+    def say(self, text: str) -> None:
+        """One line for the reader, in the terminal and in train.log."""
+        from tqdm import tqdm
+
+        tqdm.write(text)
+        with open(self.folder / "train.log", "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        write_json(self.folder / "summary.json", summary)
+        if self._wandb is not None:
+            self._wandb.summary.update(summary["metrics"])
+
+    def close(self) -> None:
+        """End the progress bar and the mirror and give the directory free."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+        self._lock.close()
+
+    # checkpoints
+
+    def seconds(self) -> float:
+        """Time spent on this run, over all its processes."""
+        return self.elapsed + time.monotonic() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running sums, and the length of metrics.jsonl that belongs to them."""
+        path = self.folder / "metrics.jsonl"
+        return {
+            "loss_sum": self.loss_sum,
+            "losses": self.losses,
+            "metrics_bytes": path.stat().st_size if path.exists() else 0,
+            "elapsed": self.seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint: lines of metrics.jsonl from after it are cut off."""
+        self.loss_sum.copy_(state["loss_sum"])
+        self.losses, self.elapsed = state["losses"], state["elapsed"]
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            os.truncate(path, state["metrics_bytes"])
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _locked(folder: Path) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the run ends
+    except OSError as error:
+        raise ConfigError(f"cannot write runs to {folder}: {error.strerror}; choose another runs_dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"another process is running in {folder}: wait for it or choose another seed") from None
+    return lock
+
+
+def _open_wandb(folder: Path, cfg: Config) -> Any:
+    import wandb
+
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=cfg.wandb.project,
+        name=f"{folder.parent.name}/seed{cfg.seed}",
+        id=identity,
+        resume="allow",
+        mode=str(cfg.wandb.mode),
+        dir=str(folder),
+        settings=wandb.Settings(silent=True),
+    )

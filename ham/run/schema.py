@@ -1,0 +1,198 @@
+"""The typed configuration of a run: what `configs/` fills in and the rest of `ham.run` reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ham.data import Data
+from ham.models import Model
+from pruning import Sparsifier
+
+
+class ConfigError(Exception):
+    """A configuration that cannot run; the message is one line and names the cure."""
+
+
+class Schedule(StrEnum):
+    """Learning-rate schedules of `ham.optim.schedules`."""
+
+    triangular = "triangular"
+    cosine = "cosine"
+
+
+class Device(StrEnum):
+    """Where a run computes; auto is the GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class WandbMode(StrEnum):
+    """As wandb's own setting."""
+
+    disabled = "disabled"
+    offline = "offline"
+    online = "online"
+
+
+class Rule(StrEnum):
+    """Parameter rules of `ham.optim.groups`."""
+
+    not_norm = "not_norm"
+    ndim2 = "ndim2"
+    everything = "everything"
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """`warmup` is the share of steps that the rate rises, `start` its first factor; -1 for the schedule's own."""
+
+    kind: Schedule = Schedule.triangular
+    warmup: float = -1.0
+    start: float = -1.0
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """What every optimizer has. `sam_rho` 0 means no SAM, `clip_norm` 0 no clipping of the gradient's global norm."""
+
+    lr: float
+    weight_decay: float = 0.0
+    decay: Rule = Rule.everything
+    sam_rho: float = 0.0
+    sam_adaptive: bool = False
+    sam_freeze_bn: bool = True
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    demo: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values no optimizer can run with."""
+        _require(self.lr > 0 and math.isfinite(self.lr), f"optimizer.lr must be positive, got {self.lr:g}")
+        for name in ("weight_decay", "sam_rho", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), f"optimizer.{name} must not be negative, got {value:g}")
+        _require(self.accumulate >= 1, f"optimizer.accumulate must be at least 1, got {self.accumulate}")
+
+
+@dataclass(kw_only=True)
+class SGDConfig(OptimizerConfig):
+    """torch.optim.SGD."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on a momentum outside [0, 1)."""
+        super().__post_init__()
+        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum:g}")
+        _require(self.momentum > 0 or not self.nesterov, "optimizer.nesterov needs a momentum above 0")
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """torch.optim.AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values torch refuses."""
+        super().__post_init__()
+        _require(all(0 <= b < 1 for b in self.betas), f"optimizer.betas must be in [0, 1), got {list(self.betas)}")
+        _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps:g}")
+
+
+@dataclass(kw_only=True)
+class HamConfig:
+    """Arguments of `ham.HAM`; alpha = beta = 0 is the base optimizer alone, `max_weight_norm` 0 no norm clip."""
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    clamp: float = 5.0
+    select: Rule = Rule.not_norm
+    mask_zero_grad: bool = False
+    max_weight_norm: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Does any hyperbolic step happen?"""
+        return self.alpha != 0 or self.beta != 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values HAM refuses."""
+        _require(math.isfinite(self.alpha), f"ham.alpha must be finite, got {self.alpha}")
+        _require(self.beta >= 0 and math.isfinite(self.beta), f"ham.beta must not be negative, got {self.beta:g}")
+        _require(self.clamp > 0, f"ham.clamp must be positive, got {self.clamp:g}; the paper uses 5")
+        _require(self.max_weight_norm >= 0, f"ham.max_weight_norm must not be negative, got {self.max_weight_norm:g}")
+
+
+@dataclass(kw_only=True)
+class ComputeConfig:
+    """How to compute. `threads` 0 takes torch's own number; a resumed run keeps the number it began with."""
+
+    device: Device = Device.auto
+    amp: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    threads: int = 0
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """A checkpoint is written after every epoch and, inside one, every `minutes`; 0 means after every step."""
+
+    minutes: float = 15.0
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Mirror of metrics.jsonl on wandb."""
+
+    mode: WandbMode = WandbMode.disabled
+    project: str = "ham"
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run. `name`, `overridden` and `demo` tell what it is; see `ham.run.config.load`."""
+
+    epochs: int
+    batch_size: int
+    model: Model
+    data: Data
+    optimizer: OptimizerConfig
+    ham: HamConfig
+    sparsifier: Sparsifier
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0
+    runs_dir: str = "runs"
+    resume: bool = True
+    name: str = "custom"
+    cell: str = ""
+    demo: str = ""
+    overridden: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on impossible combinations."""
+        _require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        accumulate = self.optimizer.accumulate
+        _require(
+            self.batch_size % accumulate == 0,
+            f"optimizer.accumulate={accumulate} must divide batch_size={self.batch_size}",
+        )
+        self.model.check(self.data.image_size)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

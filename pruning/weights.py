@@ -1,0 +1,38 @@
+"""What can be pruned: the weights of linear, convolution and attention layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+_LAYERS = {_ConvNd: "weight", nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}
+
+
+def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """Qualified name -> weight, in the order of `model.named_modules()`; biases and norm layers are never pruned.
+
+    Args:
+        model: any module; a weight shared by several layers appears once.
+        exclude: globs of names to keep dense, such as "conv1.weight" or "head.*".
+
+    Raises:
+        ValueError: a glob that matches nothing, or nothing left to prune.
+    """
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for kind, attribute in _LAYERS.items():
+            weight = getattr(module, attribute, None) if isinstance(module, kind) else None
+            if weight is not None and weight.requires_grad and id(weight) not in seen:
+                seen.add(id(weight))
+                found[f"{prefix}.{attribute}" if prefix else attribute] = weight
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"exclude={pattern!r} matches no prunable weight; see pruning.prunable_weights(model)")
+    kept = {n: w for n, w in found.items() if not any(fnmatchcase(n, pattern) for pattern in exclude)}
+    if not kept:
+        raise ValueError("nothing to prune: no linear or convolution weight is trainable and not excluded")
+    return kept

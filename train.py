@@ -1,0 +1,100 @@
+"""Train one experiment of the paper: python train.py +exp=acdc_ham_s90."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+USAGE = """\
+usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
+
+  +exp=NAME       an experiment of configs/exp; --list shows all with the paper's cell they reproduce
+  +demo=digits    the same experiment scaled down to scikit-learn's embedded digits: a minute on a CPU
+  seed=K          random seed, 0 if not given
+  runs_dir=DIR    where run directories go, runs if not given
+  resume=false    start anew; else a run goes on from its last checkpoint
+  key=value       any other value of the configuration, such as ham.alpha=100 or optimizer.lr=0.1;
+                  the run then gets a directory of its own and enters no paper table
+  group=choice    model, data, optimizer, ham or sparsifier from the folder of that name in configs
+
+  --list          all experiments
+  --help          this text
+  -m, --cfg job, --info ...   Hydra's own: several runs (seed=0,1,2 or '+exp=glob(acdc_*)'), the composed config
+
+exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
+             85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line and return the exit status."""
+    if not argv or {"--help", "-h"} & set(argv):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    from ham.run.config import experiments, load, order, scaled
+    from ham.run.schema import ConfigError
+
+    if argv == ["--list"]:
+        for name, cell in experiments().items():
+            print(f"{name:<24}{cell}")
+        return 0
+    if any(text.startswith("-") for text in argv):
+        return _hydra(order(argv))
+    try:
+        cfg = load(argv)
+        if cfg.demo:
+            print(f"demo={cfg.demo} scales {cfg.name}:")
+            for key, (before, after) in scaled(argv).items():
+                if key != "demo" and after is not None:
+                    print(f"  {key:<24}{before} -> {after}")
+    except ConfigError as error:
+        return _fail(error, 2)
+    return carry_out(cfg)
+
+
+def carry_out(cfg: object) -> int:
+    """Run a configuration; expected ends become one line and an exit status."""
+    from ham.data import DataError
+    from ham.run.checkpoint import CheckpointError
+    from ham.run.loop import Diverged, Stopped
+    from ham.run.main import main as run
+    from ham.run.schema import ConfigError
+
+    try:
+        run(cfg)
+    except (ConfigError, DataError) as error:
+        return _fail(error, 2)
+    except (Diverged, CheckpointError) as error:
+        return _fail(error, 1)
+    except Stopped as stop:
+        print(f"{stop}; start the same command again to go on", file=sys.stderr)
+        return 85
+    return 0
+
+
+def _hydra(argv: list[str]) -> int:
+    """Hydra's own flags: multirun, --cfg, --info. Each job goes the same way as a single run."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from ham.run.config import CONFIGS, load, register
+
+    register()
+    statuses = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+    def job(_: object) -> None:
+        statuses.append(carry_out(load(list(HydraConfig.get().overrides.task))))
+
+    sys.argv[1:] = [*argv, "hydra.output_subdir=null", "hydra.job.chdir=false"]
+    job()
+    return max(statuses, default=0)
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
