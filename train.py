@@ -19,7 +19,8 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
 
   --list          all experiments
   --help          this text
-  -m, --cfg job, --info ...   Hydra's own: several runs (seed=0,1,2 or '+exp=glob(acdc_*)'), the composed config
+  -m, --cfg job, --info ...   Hydra's own: several runs (seed=0,1,2 or '+exp=glob(acdc_*)'), the composed
+  config
 
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
              85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved

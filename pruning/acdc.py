@@ -37,11 +37,12 @@ class SecondMoment(StrEnum):
 
 
 def phases(total_epochs: int) -> list[str]:
-    """ "dense" or "sparse" for each epoch, by the rule of the authors' configs (IST-DASLab/ACDC).
+    """Either "dense" or "sparse" for each epoch, by the rule of the authors' configs (IST-DASLab/ACDC).
 
-    With units of 5 epochs: two units dense, then one sparse and one dense in turn; the last dense phase has two units, the
-    last sparse one three. 100 epochs give dense 0-9, sparse 10-14, dense 15-19, ..., dense 75-84, sparse 85-99. Runs under 40
-    epochs, too short for one such cycle, take units of one epoch. Every run ends sparse.
+    With units of 5 epochs: two units dense, then one sparse and one dense in turn; the last dense phase has
+    two units, the last sparse one three. 100 epochs give dense 0-9, sparse 10-14, dense 15-19, ..., dense
+    75-84, sparse 85-99. Runs under 40 epochs, too short for one such cycle, take units of one epoch. Every
+    run ends sparse.
 
     Raises:
         ValueError: total_epochs is not positive.
@@ -61,16 +62,17 @@ def phases(total_epochs: int) -> list[str]:
 
 @dataclass
 class ACDC(Masked):
-    """Alternate dense and sparse phases; compress to the largest magnitudes, decompress at zero (Peste et al., 2021).
+    """Dense and sparse phases in turn: compress by magnitude, decompress at zero (Peste et al., 2021).
 
     Args:
         sparsity: share pruned in the sparse phases.
         exclude: globs of weights to keep dense.
-        scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same share of each layer.
+        scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same share of
+            each layer.
         revive: "zero" as in the authors' code; "stale" brings back the values from before the compression.
         reset_momentum: zero the momentum of every parameter at each decompression.
-        revive_second_moment: what Adam's second moment of a revived weight becomes, the "mean" over its tensor's active
-            entries or "zero".
+        revive_second_moment: what Adam's second moment of a revived weight becomes, the "mean" over its
+            tensor's active entries or "zero".
     """
 
     scope: Scope = Scope["global"]

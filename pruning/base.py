@@ -16,17 +16,17 @@ from .weights import prunable_weights
 
 @dataclass
 class Sparsifier:
-    """Decides which weights are on. Its fields are its hyperparameters and nothing else; this base leaves all weights on.
+    """Decides which weights are on; this base leaves all on. Fields are hyperparameters, nothing else.
 
-    A loop calls `attach` before it makes the optimizer, `initialize` before the first step, `on_epoch_start` at each epoch
-    (not again after a resume inside one), `after_backward`, `add_decay` and `after_step` around each optimizer step, and
-    `on_end` after the last.
+    A loop calls `attach` before it makes the optimizer, `initialize` before the first step, `on_epoch_start`
+    at each epoch (not again after a resume inside one), `after_backward`, `add_decay` and `after_step` around
+    each optimizer step, and `on_end` after the last.
     """
 
     def attach(
         self, model: nn.Module, *, total_epochs: int, steps_per_epoch: int | None = None, seed: int = 0
     ) -> None:
-        """Choose the layers and parametrize them. Before the optimizer is made; raises ValueError on an unfit model."""
+        """Choose the layers, before the optimizer is made. Raises ValueError on an unfit model."""
         self.masks = MaskSet(prunable_weights(model))
 
     def initialize(self, batches: Iterable, loss_fn: Callable) -> None:
@@ -87,7 +87,8 @@ class Masked(Sparsifier):
 
     Args:
         sparsity: target share of pruned weights among the prunable ones, in [0, 1).
-        exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target either.
+        exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target
+            either.
     """
 
     sparsity: float

@@ -15,8 +15,8 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum"
 class MaskSet:
     """Which weights are off. While inactive every weight is on.
 
-    A pruned weight is +0.0 in place: it is written with `masked_fill_`, because multiplying by a mask leaves -0.0 and turns
-    inf into nan.
+    A pruned weight is +0.0 in place: it is written with `masked_fill_`, because multiplying by a mask leaves
+    -0.0 and turns inf into nan.
 
     Args:
         weights: qualified name -> weight, as from `prunable_weights`.
@@ -34,7 +34,9 @@ class MaskSet:
     def set(self, kept: Mapping[str, Tensor]) -> None:
         """Take new masks, True where a weight stays on, one per weight and of its shape."""
         if kept.keys() != self.weights.keys():
-            raise ValueError(f"masks and weights differ in names: {sorted(kept.keys() ^ self.weights.keys())[:3]}")
+            raise ValueError(
+                f"masks and weights differ in names: {sorted(kept.keys() ^ self.weights.keys())[:3]}"
+            )
         for name, mask in kept.items():
             if mask.shape != self.weights[name].shape:
                 raise ValueError(
@@ -77,11 +79,17 @@ class MaskSet:
         return dict(self.pruned)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave; raises ValueError where names or shapes differ from the weights'."""
+        """Take back what `state_dict` gave. Raises ValueError where names or shapes are others."""
         if not state:
             self.clear()
             return
-        self.set({name: ~pruned.to(self.weights[name].device) for name, pruned in state.items() if name in self.weights})
+        self.set(
+            {
+                name: ~pruned.to(self.weights[name].device)
+                for name, pruned in state.items()
+                if name in self.weights
+            }
+        )
 
 
 @torch.no_grad()
@@ -97,8 +105,8 @@ def reset_first_moments_(optimizer: Optimizer) -> None:
 def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
     """Give revived weights the mean second moment of their tensor's active entries.
 
-    Zero moments at a large step count make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1 - beta1) =
-    3.16 learning rates, 17 times a usual one.
+    Zero moments at a large step count make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1
+    - beta1) = 3.16 learning rates, 17 times a usual one.
     """
     for name, pruned in masks.pruned.items():
         for key, state in _elementwise_state(optimizer, masks.weights[name]).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def kept_count(total: int, sparsity: float) -> int:
-    """The largest number of kept weights that is at least `sparsity` sparse: total - ceil(sparsity * total), exactly.
+    """The most weights to keep at `sparsity` or more: total - ceil(sparsity * total), exactly.
 
     The product is taken in exact decimal arithmetic, so that 0.9 of 100 keeps 10 and not 9.
 
@@ -66,5 +66,5 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 
 
 def layerwise_topk(scores: Mapping[str, Tensor], kept: Mapping[str, int]) -> dict[str, Tensor]:
-    """Boolean masks, True at the `kept[name]` largest scores of each tensor on its own; ties go to the lower index."""
+    """Boolean masks, True at the `kept[name]` largest scores of each tensor; ties go to the lower index."""
     return {name: global_topk({name: score}, kept[name])[name] for name, score in scores.items()}

@@ -12,7 +12,7 @@ _LAYERS = {_ConvNd: "weight", nn.Linear: "weight", nn.MultiheadAttention: "in_pr
 
 
 def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
-    """Qualified name -> weight, in the order of `model.named_modules()`; biases and norm layers are never pruned.
+    """Qualified name -> weight, in the order of `model.named_modules()`; no biases, no norm layers.
 
     Args:
         model: any module; a weight shared by several layers appears once.
@@ -31,7 +31,9 @@ def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str,
                 found[f"{prefix}.{attribute}" if prefix else attribute] = weight
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"exclude={pattern!r} matches no prunable weight; see pruning.prunable_weights(model)")
+            raise ValueError(
+                f"exclude={pattern!r} matches no prunable weight; see pruning.prunable_weights(model)"
+            )
     kept = {n: w for n, w in found.items() if not any(fnmatchcase(n, pattern) for pattern in exclude)}
     if not kept:
         raise ValueError("nothing to prune: no linear or convolution weight is trainable and not excluded")

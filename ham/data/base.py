@@ -1,4 +1,4 @@
-"""What the loop asks of a data set: batches of images on the device, in an order that depends on seed and epoch alone."""
+"""What the loop asks of a data set: batches on the device, in an order that seed and epoch alone decide."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Loader(Protocol):
 
 @dataclass
 class Loaders:
-    """A data set, ready to train on: `train` shuffles and drops the ragged last batch, `test` holds every image once."""
+    """Ready to use: `train` shuffles and drops the ragged last batch, `test` holds every image once."""
 
     train: Loader
     test: Loader
@@ -53,7 +53,7 @@ class Data:
 
 
 def epoch_order(count: int, seed: int | None, epoch: int) -> Tensor:
-    """Image numbers in the order of `epoch`: a permutation drawn from (seed, epoch) alone; in order without a seed."""
+    """Image numbers in the order of `epoch`, drawn from (seed, epoch); 0, 1, 2, ... without a seed."""
     if seed is None:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed, epoch)))

@@ -42,7 +42,9 @@ def read_digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise DataError("the digits come with scikit-learn: pip install 'hyperbolic-aware-minimization[run]'") from None
+        raise DataError(
+            "the digits come with scikit-learn: pip install 'hyperbolic-aware-minimization[run]'"
+        ) from None
     digits = load_digits()
     return torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
 
@@ -57,8 +59,15 @@ class TensorLoader:
         shuffle_seed: of the epochs' orders, and the ragged last batch is dropped; None: in order, whole.
     """
 
-    def __init__(self, images: Tensor, classes: Tensor, batch_size: int, shuffle_seed: int | None = None) -> None:
-        self.images, self.classes, self.batch_size, self.shuffle_seed = images, classes, batch_size, shuffle_seed
+    def __init__(
+        self, images: Tensor, classes: Tensor, batch_size: int, shuffle_seed: int | None = None
+    ) -> None:
+        self.images, self.classes, self.batch_size, self.shuffle_seed = (
+            images,
+            classes,
+            batch_size,
+            shuffle_seed,
+        )
 
     def __len__(self) -> int:
         return batch_count(len(self.images), self.batch_size, drop_last=self.shuffle_seed is not None)

@@ -21,7 +21,8 @@ _CROP_RATIO = 224 / 256  # of the validation image's shorter side, as in the pap
 class ImageNetFolder(Data):
     """`root/train/<class>/*` and `root/val/<class>/*`.
 
-    Training images are cropped at random (RandomResizedCrop) and flipped; validation images are centre-cropped.
+    Training images are cropped at random (RandomResizedCrop) and flipped; validation images are
+    centre-cropped.
 
     Args:
         root: the folder; empty for `imagenet` under the environment variable HAM_DATA.
@@ -40,15 +41,18 @@ class ImageNetFolder(Data):
         for split in ("train", "val"):
             if not (root / split).is_dir():
                 raise DataError(
-                    f"ImageNet's {split} images are not at {root / split}: set data.root (or HAM_DATA) to a folder with "
-                    "train/<class>/ and val/<class>/, or try the embedded images with +demo=digits"
+                    f"ImageNet's {split} images are not at {root / split}: set data.root (or HAM_DATA) to "
+                    "a folder with train/<class>/ and val/<class>/, or try the embedded images with +demo=digits"
                 )
             datasets[split] = self._index(root / split, train=split == "train")
         if batch_size > len(datasets["train"]):
-            raise DataError(f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}")
+            raise DataError(
+                f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}"
+            )
         shared = dict(batch_size=batch_size, workers=self.workers, device=device)
         return Loaders(
-            FolderLoader(datasets["train"], shuffle_seed=seed, **shared), FolderLoader(datasets["val"], **shared)
+            FolderLoader(datasets["train"], shuffle_seed=seed, **shared),
+            FolderLoader(datasets["val"], **shared),
         )
 
     def _index(self, folder: Path, *, train: bool) -> Any:
@@ -71,7 +75,7 @@ class ImageNetFolder(Data):
 
 
 class _Seeded(torch.utils.data.Dataset):
-    """Draws the augmentation of image i in epoch e from (seed, e, i), so that a resumed epoch sees the same crops."""
+    """Augments image i of an epoch from (epoch seed, i) alone: a resumed epoch sees the same crops."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -97,7 +101,13 @@ class FolderLoader:
     """
 
     def __init__(
-        self, dataset: Any, *, batch_size: int, workers: int, device: torch.device, shuffle_seed: int | None = None
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        shuffle_seed: int | None = None,
     ) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
         self.device, self.shuffle_seed = device, shuffle_seed

@@ -1,4 +1,4 @@
-"""What the experiment layer asks of a model: a dataclass of its hyperparameters that builds a plain torch module."""
+"""What a run asks of a model: a dataclass of hyperparameters that builds a plain torch module."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Model:
     demo: dict[str, Any] = field(default_factory=dict)
 
     def check(self, image_size: int) -> None:
-        """Raise ValueError, naming the cure, where the model cannot take images of `image_size` pixels a side."""
+        """Raise ValueError, naming the cure, where images of `image_size` pixels a side do not fit."""
 
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """A freshly initialised network: float images [N, 3, image_size, image_size] -> logits [N, num_classes].
+        """A fresh network: float images [N, 3, image_size, image_size] -> logits [N, num_classes].
 
         Draws from torch's global generator.
         """
@@ -31,10 +31,8 @@ class Model:
 
 
 def build_model(model: Model, *, num_classes: int, image_size: int, generator: torch.Generator) -> nn.Module:
-    """`model.build` with initial weights that depend on `generator` alone; the global random stream is left untouched."""
+    """`model.build` with weights that `generator` alone decides; the global random stream stays put."""
     model.check(image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return model.build(num_classes=num_classes, image_size=image_size)
-
-

@@ -46,7 +46,7 @@ class DeiT(Model):
             )
 
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """timm's network for images of `image_size` pixels."""
+        """The network of timm for images of `image_size` pixels."""
         import timm
 
         return timm.create_model(

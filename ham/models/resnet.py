@@ -11,7 +11,7 @@ from .base import Model
 
 
 class Stem(StrEnum):
-    """The first layers: torchvision's 7x7 stride 2 with max-pooling, or 3x3 stride 1 without (small images)."""
+    """First layers: torchvision's 7x7 stride 2 with max-pooling, or 3x3 stride 1 without for small images."""
 
     imagenet = "imagenet"
     cifar = "cifar"
@@ -20,8 +20,8 @@ class Stem(StrEnum):
 class Init(StrEnum):
     """Initial convolution weights.
 
-    `pytorch` is nn.Conv2d's own default (kaiming_uniform, a = sqrt 5), which the paper's code base ends up with because it
-    replaces torchvision's layers; `torchvision` is kaiming_normal over fan_out.
+    `pytorch` is nn.Conv2d's own default (kaiming_uniform, a = sqrt 5), which the paper's code base ends up
+    with because it replaces torchvision's layers; `torchvision` is kaiming_normal over fan_out.
     """
 
     pytorch = "pytorch"
@@ -55,18 +55,21 @@ class ResNet(Model):
         if self.width < 1:
             raise ValueError(f"width must be positive, got {self.width}; the original has 64")
         if self.layers and (len(self.layers) != 4 or min(self.layers) < 1):
-            raise ValueError(f"layers must name the blocks of four stages, such as [3,4,6,3], got {self.layers}")
+            raise ValueError(
+                f"layers must name the blocks of four stages, such as [3,4,6,3], got {self.layers}"
+            )
         self.stem, self.init = Stem(self.stem), Init(self.init)
 
     def check(self, image_size: int) -> None:
         """The ImageNet stem shrinks images 32 times over the network: it needs 64 pixels at least."""
         if self.stem is Stem.imagenet and image_size < 64:
             raise ValueError(
-                f"images of {image_size} px are too small for the imagenet stem: use model.stem=cifar, or +demo=digits to scale"
+                f"images of {image_size} px are too small for the imagenet stem: "
+                "use model.stem=cifar, or +demo=digits to scale"
             )
 
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """torchvision's network, its stem and width exchanged where asked for."""
+        """The network of torchvision, its stem and width exchanged where asked for."""
         from torchvision.models import resnet
 
         block = resnet.BasicBlock if self.depth < 50 else resnet.Bottleneck
@@ -81,7 +84,9 @@ class ResNet(Model):
         return net
 
 
-def _set_width(net: nn.Module, block: type[nn.Module], layers: list[int], width: int, num_classes: int) -> None:
+def _set_width(
+    net: nn.Module, block: type[nn.Module], layers: list[int], width: int, num_classes: int
+) -> None:
     net.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
     net.bn1, net.inplanes = nn.BatchNorm2d(width), width
     for stage, blocks in enumerate(layers):

@@ -20,7 +20,7 @@ def not_norm(name: str, module: nn.Module, param: nn.Parameter) -> bool:
 
 
 def ndim2(name: str, module: nn.Module, param: nn.Parameter) -> bool:
-    """Tensors of two and more dimensions: the rule of the authors' wrapper (biases out, position embeddings in)."""
+    """Two and more dimensions: the rule of the authors' wrapper (biases out, position embeddings in)."""
     return param.ndim >= 2
 
 
@@ -43,7 +43,7 @@ def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Para
 
 
 def as_rule(select: str | Rule, model: nn.Module) -> Rule:
-    """A rule from its name (not_norm, ndim2, everything), a glob of parameter names ("*.weight") or a function.
+    """A rule from its name (not_norm, ndim2, everything), a glob of names ("*.weight") or a function.
 
     Raises:
         ValueError: the glob matches no trainable parameter of `model`.
@@ -53,7 +53,9 @@ def as_rule(select: str | Rule, model: nn.Module) -> Rule:
     if select in _RULES:
         return _RULES[select]
     if not any(fnmatchcase(name, select) for name, _, _ in owned_parameters(model)):
-        raise ValueError(f"{select!r} matches no parameter and is none of {', '.join(_RULES)}; see model.named_parameters()")
+        raise ValueError(
+            f"{select!r} matches no parameter and is no rule ({', '.join(_RULES)}): see named_parameters()"
+        )
     return lambda name, module, param: fnmatchcase(name, select)
 
 
@@ -69,12 +71,13 @@ def param_groups(
     Args:
         model: every trainable parameter of it lands in exactly one group.
         weight_decay: of the decayed groups; 0 in the others.
-        select: where HAM acts. `not_norm` (the paper), `ndim2` (the authors' wrapper), a glob of names or your own rule.
+        select: where HAM acts. `not_norm` (the paper), `ndim2` (the authors' wrapper), a glob of names or
+            your own rule.
         decay: where weight decay acts; default everywhere, as in the paper's code base.
 
     Returns:
-        Groups with the keys params, weight_decay, ham_alpha and ham_beta. The last two are None where `HAM` shall fill in
-        its own values and 0 where it shall not act.
+        Groups with the keys params, weight_decay, ham_alpha and ham_beta. The last two are None where `HAM`
+        shall fill in its own values and 0 where it shall not act.
 
     Raises:
         ValueError: a pattern that matches nothing, or a model without trainable parameters.

@@ -11,39 +11,44 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .groups import Rule, as_rule, not_norm, owned_parameters
-from .hyperbolic import clip_weight_norm_, hyperbolic_step_
+from .hyperbolic import DTYPES, LOW_PRECISION, clip_weight_norm_, hyperbolic_step_
 
 _UNSUITABLE = ("LBFGS", "SparseAdam")
 
 
 class HAM:
-    """Makes `optimizer` hyperbolic-aware: each `optimizer.step()` is followed by HYP* (section 3.1, Algorithm 1).
+    """Makes `optimizer` hyperbolic-aware: HYP* follows each `optimizer.step()` (section 3.1, Algorithm 1).
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.9)
         HAM(optimizer, model=model, alpha=200, beta=1e-3)
 
-    The optimizer stays the same object of the same type, so schedulers, GradScaler, DDP, closures and `torch.compile` keep
-    working, and HAM keeps no state per weight. Its two hyperparameters live in the parameter groups as `ham_alpha` and
-    `ham_beta`: they travel through `state_dict`, may differ per group and may be scheduled; a group with both 0 is skipped.
-    `deepcopy` and pickling of an optimizer drop its hooks: attach HAM to the copy again.
+    The optimizer stays the same object of the same type, so schedulers, GradScaler, DDP, closures and
+    `torch.compile` keep working, and HAM keeps no state per weight. Its two hyperparameters live in the
+    parameter groups as `ham_alpha` and `ham_beta`: they travel through `state_dict`, may differ per group and
+    may be scheduled; a group with both 0 is skipped. `deepcopy` and pickling of an optimizer drop its hooks:
+    attach HAM to the copy again.
 
-    Where HAM acts, in this order: groups that carry `ham_alpha` and `ham_beta` (from `param_groups`) are taken at their word;
-    with `model`, parameters are told apart by module type; with neither, one-dimensional parameters are left alone.
+    Where HAM acts, in this order: groups that carry `ham_alpha` and `ham_beta` (from `param_groups`) are
+    taken at their word; with `model`, parameters are told apart by module type; with neither, one-dimensional
+    parameters are left alone.
 
     Args:
-        optimizer: any first-order `torch.optim.Optimizer`; wrappers that hold one in `.optimizer` are looked through.
+        optimizer: any first-order `torch.optim.Optimizer`; wrappers that hold one in `.optimizer` are looked
+            through.
         model: the module that owns the parameters, to leave out its norm layers by type.
         alpha: hyperbolic awareness; 200 in the paper's vision runs. Negative is nHAM (Tables 17-19).
         beta: multiplicative decay; 1e-3 on ImageNet, 16e-3 on CIFAR-100.
         clamp: bound on the exponent (App. G.2).
         mask_zero_grad: leave weights whose gradient is exactly zero untouched (the paper's graph runs).
         select: the rule used with `model`; see `param_groups`.
-        max_weight_norm: rescale any parameter whose norm exceeds this after the step (the authors' wrapper: 1000); None: never.
+        max_weight_norm: rescale any parameter whose norm exceeds this after the step (the authors' wrapper:
+            1000); None: never.
         track_clamped: count the exponents at the bound on the device; read the share with `clamped_share()`.
         implementation: see `hyperbolic_step_`.
 
     Raises:
-        ValueError: an optimizer or a hyperparameter that HAM cannot work with, or a second HAM on the same optimizer.
+        ValueError: an optimizer or a hyperparameter that HAM cannot work with, or a second HAM on the same
+            optimizer.
         TypeError: `optimizer` is not a torch optimizer.
     """
 
@@ -94,9 +99,10 @@ class HAM:
             del self.optimizer._ham
 
     def clamped_share(self) -> Tensor:
-        """Share of the exponents at the bound since the last call, as a 0-dim tensor on the device (no host sync).
+        """Share of the exponents at the bound since the last call: a 0-dim tensor, no host sync.
 
-        A share that grows towards 1 is a diverging alpha: weights are multiplied by e^5 or e^-5 in a single step.
+        A share that grows towards 1 is a diverging alpha: weights are multiplied by e^5 or e^-5 in a single
+        step.
 
         Raises:
             RuntimeError: HAM was made without `track_clamped=True`.
@@ -104,7 +110,11 @@ class HAM:
         if not self.track_clamped:
             raise RuntimeError("nothing was counted: make HAM with track_clamped=True")
         counts = list(self._clamped.values())
-        total = sum((c.to(counts[0].device) for c in counts[1:]), counts[0].clone()) if counts else torch.zeros(())
+        total = (
+            sum((c.to(counts[0].device) for c in counts[1:]), counts[0].clone())
+            if counts
+            else torch.zeros(())
+        )
         share = total / max(self._seen, 1)
         for count in counts:
             count.zero_()
@@ -113,7 +123,10 @@ class HAM:
 
     def state_dict(self) -> dict[str, Any]:
         """The counts behind `clamped_share()`; HAM has no other state of its own."""
-        return {"seen": self._seen, "clamped": {str(device): count for device, count in self._clamped.items()}}
+        return {
+            "seen": self._seen,
+            "clamped": {str(device): count for device, count in self._clamped.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
@@ -129,14 +142,18 @@ class HAM:
         if model is None:
             if any(p.ndim < 2 for p in params):
                 warnings.warn(
-                    "HAM leaves one-dimensional parameters alone; pass model=... to leave out norm layers only",
+                    "HAM leaves one-dimensional parameters alone; pass model=... to leave out only norms",
                     stacklevel=3,
                 )
             return {}
         rule = as_rule(select, model)
-        chosen = {id(param): bool(rule(name, module, param)) for name, module, param in owned_parameters(model)}
+        chosen = {
+            id(param): bool(rule(name, module, param)) for name, module, param in owned_parameters(model)
+        }
         if not any(id(p) in chosen for p in params):
-            raise ValueError("the optimizer holds no parameter of this model: pass the model whose parameters it trains")
+            raise ValueError(
+                "the optimizer holds no parameter of this model: pass the model whose parameters it trains"
+            )
         return chosen
 
     def _acts_on(self, p: Tensor) -> bool:
@@ -148,10 +165,9 @@ class HAM:
     def _check_dtypes(self) -> None:
         for group in self.optimizer.param_groups:
             for p in group["params"] if self._active(group) else ():
-                if self._acts_on(p) and p.dtype not in (torch.float32, torch.float64):
+                if self._acts_on(p) and p.dtype not in DTYPES:
                     raise ValueError(
-                        f"HAM needs float32 or float64 weights, got {p.dtype}: its relative steps round away in fewer bits; "
-                        "keep float32 weights and compute in autocast, or set ham_alpha=ham_beta=0 in that group"
+                        f"{LOW_PRECISION.format(p.dtype)}, or set ham_alpha=ham_beta=0 in that group"
                     )
 
     @torch.no_grad()
@@ -229,10 +245,14 @@ def _check_optimizer(optimizer: Optimizer) -> None:
     if getattr(optimizer, "_ham", None) is not None:
         raise ValueError("HAM is attached to this optimizer already: call remove() on the first one")
     if type(optimizer).__name__ in _UNSUITABLE:
-        raise ValueError(f"HAM follows a first-order optimizer with dense gradients, not {type(optimizer).__name__}: use SGD or AdamW")
+        raise ValueError(
+            f"HAM follows first-order dense steps, not {type(optimizer).__name__}: use SGD or AdamW"
+        )
     for group in optimizer.param_groups:
         if "lr" not in group:
-            raise ValueError(f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']")
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']"
+            )
         _refuse_overwritten_gradients(group)
 
 

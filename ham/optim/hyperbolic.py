@@ -1,4 +1,4 @@
-"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and the fast paths that a test holds equal to it."""
+"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and the fast paths held equal to it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("reference", "foreach", "fused")
-_BLOCK = 1 << 16  # elements: one block of weight, gradient and exponent (768 KiB in float32) stays in a core's L2 cache
-_DTYPES = (torch.float32, torch.float64)
+_BLOCK = (
+    1 << 16
+)  # elements: one block of weight, gradient and exponent (768 KiB in float32) stays in a core's L2 cache
+DTYPES = (torch.float32, torch.float64)
+LOW_PRECISION = (
+    "HAM needs float32 or float64 weights, got {}: its relative steps round away in fewer bits; "
+    "keep float32 weights and compute in autocast"
+)
 
 
 @torch.no_grad()
@@ -26,10 +32,12 @@ def hyperbolic_step_(
     clamped: Tensor | None = None,
     implementation: str | None = None,
 ) -> None:
-    """theta <- theta * exp(clip(-lr * (alpha * sign(theta) * grad + beta), -clamp, clamp))  (HYP*, section 3.1, App. G.2).
+    """HYP* (section 3.1, App. G.2) on every weight, in place.
 
-    Zeros stay zero and no sign changes. `theta` is the weight after the base optimizer's step, `grad` the gradient which
-    that step saw, without weight decay and momentum.
+        theta <- theta * exp(clip(-lr * (alpha * sign(theta) * grad + beta), -clamp, clamp))
+
+    Zeros stay zero and no sign changes. `theta` is the weight after the base optimizer's step, `grad` the
+    gradient which that step saw, without weight decay and momentum.
 
     Args:
         params: weights, float32 or float64, any shapes and devices; changed in place.
@@ -40,15 +48,19 @@ def hyperbolic_step_(
         clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
         mask_zero_grad: leave weights whose gradient is exactly zero untouched (no beta on them).
         found_inf: 0-dim tensor; where it is not zero nothing changes (GradScaler's overflow flag).
-        clamped: 0-dim int64 tensor that the number of exponents at the bound is added to, without a host sync.
-        implementation: "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels), "fused" (one
-            pass over memory, CPU only) or None for the fastest available.
+        clamped: 0-dim int64 tensor that the number of exponents at the bound is added to, without a host
+            sync.
+        implementation: "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels),
+            "fused" (one pass over memory, CPU only) or None for the fastest available.
 
     Raises:
-        ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown implementation.
+        ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown
+            implementation.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
+        raise ValueError(
+            f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}"
+        )
     if len(params) != len(grads):
         raise ValueError(f"params and grads must pair up, got {len(params)} and {len(grads)}")
     for p, g in zip(params, grads, strict=True):
@@ -62,27 +74,26 @@ def hyperbolic_step_(
 
 
 def clip_weight_norm_(params: Sequence[Tensor], max_norm: float) -> None:
-    """theta <- theta * min(1, max_norm / |theta|) for each tensor, without a host sync (the authors' wrapper: 1000)."""
+    """Scale each tensor by min(1, max_norm / |theta|), without a host sync (the authors' wrapper: 1000)."""
     params = list(params)
     if not params:
         return
     with torch.no_grad():
         norms = torch._foreach_norm(params)
         scales = [(max_norm / n).clamp(max=1.0) for n in norms]
-        torch._foreach_mul_(params, [torch.where(n > 0, s, torch.ones_like(s)) for n, s in zip(norms, scales, strict=True)])
+        torch._foreach_mul_(
+            params, [torch.where(n > 0, s, torch.ones_like(s)) for n, s in zip(norms, scales, strict=True)]
+        )
 
 
 def _check_pair(p: Tensor, g: Tensor) -> None:
-    if p.dtype not in _DTYPES:
-        raise ValueError(
-            f"HAM needs float32 or float64 weights, got {p.dtype}: its relative steps round away in fewer bits; "
-            "keep float32 weights and compute in autocast"
-        )
+    if p.dtype not in DTYPES:
+        raise ValueError(LOW_PRECISION.format(p.dtype))
     if g.is_sparse:
         raise ValueError("HAM needs dense gradients: set sparse=False in the embedding")
     if p.shape != g.shape or p.dtype != g.dtype:
         raise ValueError(
-            f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must agree in shape and dtype"
+            f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must match"
         )
 
 
@@ -132,9 +143,11 @@ def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
 
 
 def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    """Weight and gradient travel through memory once: every operation runs on a cache-sized block before the next block."""
+    """One pass over memory: all operations on one cache-sized block, then the next."""
     if ps[0].device.type != "cpu" or isinstance(a, Tensor):
-        raise ValueError("implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None")
+        raise ValueError(
+            "implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None"
+        )
     buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
     for p, g in zip(ps, gs, strict=True):
         flat = _flat_views(p, g)

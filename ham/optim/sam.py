@@ -13,18 +13,19 @@ from torch import Tensor, nn
 def perturbed(
     params: Iterable[Tensor], *, rho: float, adaptive: bool = False, freeze_bn: nn.Module | None = None
 ) -> Iterator[None]:
-    """theta + rho * g / |g| inside the block, theta restored bit for bit after it (Foret et al., 2021, Eq. 2).
+    """Weights at theta + rho * g / |g| inside the block, restored bit for bit after it (Foret et al., Eq. 2).
 
-    Inside, the gradients are cleared: a second backward pass leaves SAM's gradient in `p.grad` for the base step and for HAM.
-    The ascent follows whatever is in `p.grad` on entry. Under DistributedDataParallel that is the gradient averaged over the
-    ranks; run the first backward pass inside `ddp.no_sync()` for an ascent per rank (m-sharpness, the original).
+    Inside, the gradients are cleared: a second backward pass leaves SAM's gradient in `p.grad` for the base
+    step and for HAM. The ascent follows whatever is in `p.grad` on entry. Under DistributedDataParallel that
+    is the gradient averaged over the ranks; run the first backward pass inside `ddp.no_sync()` for an ascent
+    per rank (m-sharpness, the original).
 
     Args:
         params: the weights to perturb; those without a gradient stay put.
         rho: radius of the ascent in the norm over all `params`, 0.05 in the original.
         adaptive: scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
-        freeze_bn: a module whose BatchNorm layers keep their running statistics inside the block; batch statistics
-            normalise all the same.
+        freeze_bn: a module whose BatchNorm layers keep their running statistics inside the block; batch
+            statistics normalise all the same.
 
     Raises:
         ValueError: rho is negative, or no parameter has a gradient.
@@ -61,8 +62,10 @@ def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
 
 @contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers of `model` normalise by the batch but leave their running statistics and counters untouched."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    """BatchNorm normalises by the batch but leaves its running statistics and counters untouched."""
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
+    ]
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -1,4 +1,4 @@
-"""Learning-rate factors per optimizer step, for `torch.optim.lr_scheduler.LambdaLR` stepped every iteration."""
+"""Learning-rate factors per step, for `torch.optim.lr_scheduler.LambdaLR` stepped every iteration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def triangular(total_steps: int, *, peak: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
-    """Factor `start` at step 0, 1 at step int(peak * total_steps), 0 at the end, straight in between (TurboPrune, Table 5).
+    """`start` at step 0, 1 at step int(peak * total_steps), 0 at the end, straight in between (Table 5).
 
     Raises:
         ValueError: total_steps is not positive, or peak or start lies outside [0, 1].
@@ -24,7 +24,7 @@ def triangular(total_steps: int, *, peak: float = 0.2, start: float = 0.2) -> Ca
 
 
 def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Callable[[int], float]:
-    """Linear from `start` to 1 over the first int(warmup * total_steps) steps, then half a cosine to 0 at the end.
+    """Linear from `start` to 1 over int(warmup * total_steps) steps, then half a cosine to 0 at the end.
 
     Raises:
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].

@@ -21,9 +21,10 @@ from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfi
 
 @dataclass
 class Run:
-    """One training run and where it stands: `step` optimizer iterations are done, `batch` of them in `epoch`."""
+    """One training run and where it stands: `step` iterations are done, `batch` of them in `epoch`."""
 
     cfg: Config
+    identity: str
     device: torch.device
     model: nn.Module
     network: nn.Module
@@ -53,6 +54,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on."""
         return {
+            "config_hash": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -87,36 +89,34 @@ class Run:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
 
 
-def build(cfg: Config, record: Record, device: torch.device) -> Run:
-    """Data, model, sparsifier, optimizer, HAM, schedule: in this order.
+def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: torch.device) -> Run:
+    """Model, sparsifier, optimizer, HAM, schedule: in this order.
 
     Raises:
-        DataError: the data set is missing or wrong.
         ConfigError: a value that only shows itself against the model, such as a pattern that matches nothing.
     """
-    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=stream(cfg.seed, "data"), device=device)
     steps = len(loaders.train)
     generator = torch.Generator().manual_seed(stream(cfg.seed, "model"))
     torch.manual_seed(stream(cfg.seed, "training"))
+    layout = torch.channels_last if cfg.compute.channels_last else torch.preserve_format
+    sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
+    lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=steps)
     try:
-        model = build_model(
-            cfg.model, num_classes=cfg.data.num_classes, image_size=cfg.data.image_size, generator=generator
-        )
-        model = model.to(device, memory_format=torch.channels_last if cfg.compute.channels_last else torch.preserve_format)
-        cfg.sparsifier.attach(
-            model, total_epochs=cfg.epochs, steps_per_epoch=steps, seed=stream(cfg.seed, "sparsifier")
-        )
+        model = build_model(cfg.model, **sizes, generator=generator).to(device, memory_format=layout)
+        cfg.sparsifier.attach(model, **lengths, seed=stream(cfg.seed, "sparsifier"))
         optimizer = build_optimizer(cfg, model)
         ham = build_ham(cfg, optimizer)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scheduler = LambdaLR(optimizer, build_schedule(cfg, cfg.epochs * steps))
     network = torch.compile(model) if cfg.compute.compile else model
-    return Run(cfg, device, model, network, loaders, cfg.sparsifier, optimizer, ham, scheduler, record)
+    return Run(
+        cfg, identity, device, model, network, loaders, cfg.sparsifier, optimizer, ham, scheduler, record
+    )
 
 
 def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's own, fused, on groups that tell where HAM and weight decay act."""
+    """An optimizer of torch, fused, on groups that tell where HAM and weight decay act."""
     o = cfg.optimizer
     groups = param_groups(model, weight_decay=o.weight_decay, select=str(cfg.ham.select), decay=str(o.decay))
     if isinstance(o, SGDConfig):

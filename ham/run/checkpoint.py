@@ -22,8 +22,8 @@ class CheckpointError(Exception):
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` as last.pt; the one before it becomes previous.pt.
 
-    The file is torch's own format with its SHA-256 behind it. It is written under a temporary name, synced and renamed, so at
-    any moment a whole checkpoint stands under one of the two names.
+    The file is torch's own format with its SHA-256 behind it. It is written under a temporary name, synced
+    and renamed, so at any moment a whole checkpoint stands under one of the two names.
 
     Raises:
         CheckpointError: it could not be written (a full disk, say); the last good one is untouched.
@@ -42,7 +42,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         sync_folder(folder)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; the last good one is kept") from error
+        raise CheckpointError(
+            f"cannot write a checkpoint in {folder}: {_reason(error)}; the last good one is kept"
+        ) from error
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

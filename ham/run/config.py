@@ -32,10 +32,11 @@ _SCHEMAS = {
     "ham": {"ham": HamConfig},
     "sparsifier": {"dense": Dense, "acdc": ACDC},
 }
-# how and where a run is carried out, not what it computes: outside the hash, and no override of the experiment
+# how and where a run is carried out, not what it computes: outside the hash, no override of the experiment
 _CIRCUMSTANCES = (
-    "runs_dir", "resume", "wandb", "checkpoint", "compute.device", "compute.threads", "data.root", "data.workers",
-)  # fmt: skip
+    *("runs_dir", "resume", "wandb", "checkpoint"),
+    *("compute.device", "compute.threads", "data.root", "data.workers"),
+)
 _SELECTORS = ("exp", "demo", "seed")
 
 
@@ -74,12 +75,19 @@ def scaled(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """What `+demo=` changes: dotted key -> (without, with)."""
     plain = [text for text in overrides if not text.lstrip("+").startswith("demo=")]
     before, after = (dict(flatten(to_plain(load(texts)))) for texts in (plain, overrides))
-    return {key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)}
+    return {
+        key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)
+    }
 
 
 def to_plain(cfg: Config) -> dict[str, Any]:
     """Nested dicts, lists and scalars, enums by name."""
     return OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True, resolve=True)
+
+
+def to_yaml(cfg: Config) -> str:
+    """The run's config.yaml."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg)))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,6 +119,7 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def register() -> None:
+    """Tell Hydra the schemas; composing does it on its own."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for group, schemas in _SCHEMAS.items():
@@ -119,7 +128,7 @@ def register() -> None:
 
 
 def _scale(node: DictConfig, parsed: list[Override]) -> None:
-    """A demo run takes the `demo` fields of its model and optimizer, except where the command line says otherwise."""
+    """A demo run takes its model's and optimizer's `demo` values; the command line beats them."""
     if not node.demo:
         return
     explicit = {o.key_or_group for o in parsed}
@@ -136,7 +145,9 @@ def _parse(overrides: list[str]) -> list[Override]:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            raise ConfigError(f"{text!r} is no override: write key=value, or see python train.py --help") from None
+            raise ConfigError(
+                f"{text!r} is no override: write key=value, or see python train.py --help"
+            ) from None
         if override.is_sweep_override():
             raise ConfigError(f"{text!r} names several runs: start them with python train.py -m")
         parsed.append(override)
@@ -168,7 +179,9 @@ def _explain(error: Exception, parsed: list[Override]) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines()
     if "raised while composing config" in lines[0]:
-        return _explain_unknown(next(x.split()[-1] for x in lines if x.strip().startswith("full_key")), parsed)
+        return _explain_unknown(
+            next(x.split()[-1] for x in lines if x.strip().startswith("full_key")), parsed
+        )
     message = lines[0].rstrip(".")
     if isinstance(error, OmegaConfBaseException):
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
@@ -201,7 +214,9 @@ def _explain_unknown(key: str, parsed: list[Override]) -> str:
 
 def _known_keys() -> list[str]:
     told = ("name", "cell", "demo", "overridden", *_SCHEMAS)
-    known = [key for key, _ in flatten(OmegaConf.to_container(OmegaConf.structured(Config))) if key not in told]
+    known = [
+        key for key, _ in flatten(OmegaConf.to_container(OmegaConf.structured(Config))) if key not in told
+    ]
     for group, schemas in _SCHEMAS.items():
         for schema in schemas.values():
             keys = flatten(OmegaConf.to_container(OmegaConf.structured(schema)), f"{group}.")

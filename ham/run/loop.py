@@ -1,4 +1,4 @@
-"""The training loop. The order of effects within a step is the science of this repository: it stands here and nowhere else."""
+"""The training loop. The order of effects within a step is the science here: it stands in `train_step`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def _signals() -> Iterator[list[str]]:
     """The names of stop signals received so far, in a list that stays empty until one arrives."""
     received: list[str] = []
     wanted = (signal.SIGTERM, signal.SIGUSR1)
-    before = {s: signal.signal(s, lambda number, _: received.append(signal.Signals(number).name)) for s in wanted}
+    before = {
+        s: signal.signal(s, lambda number, _: received.append(signal.Signals(number).name)) for s in wanted
+    }
     try:
         yield received
     finally:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.nn import functional as F
 
 from . import checkpoint
-from .build import Run, build, choose_device
-from .config import config_hash, to_plain
+from .build import Run, build, choose_device, stream
+from .config import config_hash, to_yaml
 from .loop import train
 from .provenance import provenance
 from .record import Record
@@ -25,6 +25,7 @@ def main(cfg: Config) -> dict[str, Any]:
     """
     identity = config_hash(cfg)
     device = choose_device(cfg)
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=stream(cfg.seed, "data"), device=device)
     record = Record(run_directory(cfg, identity), cfg)
     try:
         if not cfg.resume:
@@ -33,31 +34,31 @@ def main(cfg: Config) -> dict[str, Any]:
             _check_identity(record, done["config_hash"], identity)
             record.say("done before; start anew with resume=false")
             return _tell(record, done)
-        return _carry_out(cfg, identity, device, record)
+        return _carry_out(build(cfg, identity, loaders, record, device))
     finally:
         record.close()
 
 
 def run_directory(cfg: Config, identity: str) -> Path:
-    """runs_dir/<exp>[-<demo>][-<hash>]/seed<k>: the hash tells runs apart that were altered on the command line."""
+    """runs_dir/<exp>[-<demo>][-<hash>]/seed<k>, the hash where values were altered on the command line."""
     name = "-".join(filter(None, [cfg.name, cfg.demo, identity[:8] if cfg.overridden else ""]))
     return Path(cfg.runs_dir) / name / f"seed{cfg.seed}"
 
 
-def _carry_out(cfg: Config, identity: str, device: torch.device, record: Record) -> dict[str, Any]:
-    state = checkpoint.load(record.folder, record.say)
-    run = build(cfg, record, device)
-    facts = provenance(identity)
-    record.begin(facts, to_plain(cfg), device)
+def _carry_out(run: Run) -> dict[str, Any]:
+    record, state = run.record, checkpoint.load(run.record.folder, run.record.say)
+    if state is not None:
+        _check_identity(record, state["config_hash"], run.identity)
+    facts = provenance(run.identity)
+    record.begin(facts, to_yaml(run.cfg), run.device)
     if state is None:
-        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), torch.nn.functional.cross_entropy)
+        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
     else:
-        _check_identity(record, state["config_hash"], identity)
         run.load_state_dict(state)
         record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
-    record.open(cfg.epochs * len(run.loaders.train), run.step)
+    record.open(run.cfg.epochs * len(run.loaders.train), run.step)
     train(run)
-    summary = summarize(run, identity, facts)
+    summary = summarize(run, facts)
     record.finish(summary)
     return _tell(record, summary)
 
@@ -70,10 +71,14 @@ def _check_identity(record: Record, was: str, identity: str) -> None:
         )
 
 
-def summarize(run: Run, identity: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """summary.json: the last epoch's metrics, the best ones beside them, sparsity, timing, provenance."""
+def summarize(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """summary.json: metrics, sparsity, timing, provenance.
+
+    `top1_last` is what tables report; `top1_best` is over the epochs at least as sparse as the last.
+    """
     lines = run.record.metrics()
     last = lines[-1]
+    as_sparse = [line["top1"] for line in lines if line["sparsity"] >= last["sparsity"]]
     layers = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
     seconds = run.record.seconds()
     return {
@@ -82,14 +87,14 @@ def summarize(run: Run, identity: str, facts: dict[str, Any]) -> dict[str, Any]:
         "demo": run.cfg.demo or None,
         "overridden": run.cfg.overridden,
         "seed": run.cfg.seed,
-        "config_hash": identity,
+        "config_hash": run.identity,
         "status": "done",
         "epochs": run.cfg.epochs,
         "metrics": {
             "train_loss": last["train_loss"],
             "test_loss": last["test_loss"],
             "top1_last": last["top1"],
-            "top1_best": max(line["top1"] for line in lines),
+            "top1_best": max(as_sparse),
             "top5_last": last["top5"],
         },
         "sparsity": {
@@ -99,7 +104,11 @@ def summarize(run: Run, identity: str, facts: dict[str, Any]) -> dict[str, Any]:
             "total": sum(total for _, _, total in run.sparsifier.counts()),
             "layers": layers,
         },
-        "timing": {"seconds": round(seconds, 1), "steps": run.step, "steps_per_second": round(run.step / seconds, 2)},
+        "timing": {
+            "seconds": round(seconds, 1),
+            "steps": run.step,
+            "steps_per_second": round(run.step / seconds, 2),
+        },
         "provenance": facts,
     }
 

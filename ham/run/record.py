@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _REFRESH_SECONDS = 5.0
 
 
 class Record:
-    """Writes what a run tells. metrics.jsonl holds nothing that depends on the clock: resumed runs repeat it exactly.
+    """Writes what a run tells. metrics.jsonl knows no clock: a resumed run repeats it exactly.
 
     Args:
         folder: the run directory; made if need be, locked for this process.
@@ -58,11 +59,9 @@ class Record:
 
     # the life of a run
 
-    def begin(self, facts: dict[str, Any], config: dict[str, Any], device: torch.device) -> None:
+    def begin(self, facts: dict[str, Any], config_yaml: str, device: torch.device) -> None:
         """Write config.yaml and provenance.json, and start counting losses."""
-        from omegaconf import OmegaConf
-
-        OmegaConf.save(OmegaConf.create(config), self.folder / "config.yaml")
+        (self.folder / "config.yaml").write_text(config_yaml)
         write_json(self.folder / "provenance.json", facts)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.losses = 0
@@ -72,9 +71,8 @@ class Record:
         """Start the progress bar and the wandb mirror at `step`."""
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        if not self._bar.disable and not self._bar.fp.isatty():
-            self._bar.mininterval = 30.0
+        every = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", mininterval=every, smoothing=0.05)
         if self.cfg.wandb.mode is not WandbMode.disabled:
             self._wandb = _open_wandb(self.folder, self.cfg)
 
@@ -111,7 +109,11 @@ class Record:
             os.fsync(file.fileno())
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in line.items() if isinstance(v, (int, float))}, step=step)
-        told = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if not isinstance(v, dict)}
+        told = {
+            k: round(v, 4) if isinstance(v, float) else v
+            for k, v in metrics.items()
+            if not isinstance(v, dict)
+        }
         self.say(f"epoch {epoch + 1}/{self.cfg.epochs}  " + "  ".join(f"{k} {v}" for k, v in told.items()))
         self.loss_sum.zero_()
         self.losses = 0
@@ -127,6 +129,7 @@ class Record:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.folder / "summary.json", summary)
+        self._bar.close()
         if self._wandb is not None:
             self._wandb.summary.update(summary["metrics"])
 
@@ -180,12 +183,16 @@ def _locked(folder: Path) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the run ends
     except OSError as error:
-        raise ConfigError(f"cannot write runs to {folder}: {error.strerror}; choose another runs_dir") from error
+        raise ConfigError(
+            f"cannot write runs to {folder}: {error.strerror}; choose another runs_dir"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ConfigError(f"another process is running in {folder}: wait for it or choose another seed") from None
+        raise ConfigError(
+            f"another process is running in {folder}: wait for it or choose another seed"
+        ) from None
     return lock
 
 

@@ -49,7 +49,7 @@ class Rule(StrEnum):
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """`warmup` is the share of steps that the rate rises, `start` its first factor; -1 for the schedule's own."""
+    """`warmup`: share of the steps that the rate rises; `start`: its first factor; -1: the schedule's own."""
 
     kind: Schedule = Schedule.triangular
     warmup: float = -1.0
@@ -58,7 +58,7 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """What every optimizer has. `sam_rho` 0 means no SAM, `clip_norm` 0 no clipping of the gradient's global norm."""
+    """What every optimizer has. `sam_rho` 0: no SAM; `clip_norm` 0: the gradient's norm is not clipped."""
 
     lr: float
     weight_decay: float = 0.0
@@ -76,7 +76,9 @@ class OptimizerConfig:
         _require(self.lr > 0 and math.isfinite(self.lr), f"optimizer.lr must be positive, got {self.lr:g}")
         for name in ("weight_decay", "sam_rho", "clip_norm"):
             value = getattr(self, name)
-            _require(value >= 0 and math.isfinite(value), f"optimizer.{name} must not be negative, got {value:g}")
+            _require(
+                value >= 0 and math.isfinite(value), f"optimizer.{name} must not be negative, got {value:g}"
+            )
         _require(self.accumulate >= 1, f"optimizer.accumulate must be at least 1, got {self.accumulate}")
 
 
@@ -104,13 +106,15 @@ class AdamWConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         """Raise ValueError on values torch refuses."""
         super().__post_init__()
-        _require(all(0 <= b < 1 for b in self.betas), f"optimizer.betas must be in [0, 1), got {list(self.betas)}")
+        _require(
+            all(0 <= b < 1 for b in self.betas), f"optimizer.betas must be in [0, 1), got {list(self.betas)}"
+        )
         _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps:g}")
 
 
 @dataclass(kw_only=True)
 class HamConfig:
-    """Arguments of `ham.HAM`; alpha = beta = 0 is the base optimizer alone, `max_weight_norm` 0 no norm clip."""
+    """Arguments of `ham.HAM`; alpha = beta = 0: the base optimizer alone, `max_weight_norm` 0: no clip."""
 
     alpha: float = 0.0
     beta: float = 0.0
@@ -127,9 +131,14 @@ class HamConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values HAM refuses."""
         _require(math.isfinite(self.alpha), f"ham.alpha must be finite, got {self.alpha}")
-        _require(self.beta >= 0 and math.isfinite(self.beta), f"ham.beta must not be negative, got {self.beta:g}")
+        _require(
+            self.beta >= 0 and math.isfinite(self.beta), f"ham.beta must not be negative, got {self.beta:g}"
+        )
         _require(self.clamp > 0, f"ham.clamp must be positive, got {self.clamp:g}; the paper uses 5")
-        _require(self.max_weight_norm >= 0, f"ham.max_weight_norm must not be negative, got {self.max_weight_norm:g}")
+        _require(
+            self.max_weight_norm >= 0,
+            f"ham.max_weight_norm must not be negative, got {self.max_weight_norm:g}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -145,7 +154,7 @@ class ComputeConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """A checkpoint is written after every epoch and, inside one, every `minutes`; 0 means after every step."""
+    """A checkpoint is written after every epoch and inside one every `minutes`; 0: after every step."""
 
     minutes: float = 15.0
 
