@@ -19,8 +19,7 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
 
   --list          all experiments
   --help          this text
-  -m, --cfg job, --info ...   Hydra's own: several runs (seed=0,1,2 or '+exp=glob(acdc_*)'), the composed
-  config
+  -m ...          several runs: seed=0,1,2 or '+exp=glob(acdc_*)'; Hydra's --cfg and --info work too
 
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
              85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved
@@ -32,8 +31,7 @@ def main(argv: list[str]) -> int:
     if not argv or {"--help", "-h"} & set(argv):
         print(USAGE, end="")
         return 0 if argv else 2
-    from ham.run.config import experiments, load, order, scaled
-    from ham.run.schema import ConfigError
+    from ham.run.config import experiments, order
 
     if argv == ["--list"]:
         for name, cell in experiments().items():
@@ -41,27 +39,24 @@ def main(argv: list[str]) -> int:
         return 0
     if any(text.startswith("-") for text in argv):
         return _hydra(order(argv))
-    try:
-        cfg = load(argv)
-        if cfg.demo:
-            print(f"demo={cfg.demo} scales {cfg.name}:")
-            for key, (before, after) in scaled(argv).items():
-                if key != "demo" and after is not None:
-                    print(f"  {key:<24}{before} -> {after}")
-    except ConfigError as error:
-        return _fail(error, 2)
-    return carry_out(cfg)
+    return carry_out(argv)
 
 
-def carry_out(cfg: object) -> int:
-    """Run a configuration; expected ends become one line and an exit status."""
+def carry_out(overrides: list[str]) -> int:
+    """One run; expected ends become one line and an exit status."""
     from ham.data import DataError
     from ham.run.checkpoint import CheckpointError
+    from ham.run.config import load, scaled
     from ham.run.loop import Diverged, Stopped
     from ham.run.main import main as run
     from ham.run.schema import ConfigError
 
     try:
+        cfg = load(overrides)
+        if cfg.demo:
+            print(f"demo={cfg.demo} scales {cfg.name}:")
+            for key, (before, after) in scaled(overrides).items():
+                print(f"  {key:<24}{before} -> {after}")
         run(cfg)
     except (ConfigError, DataError) as error:
         return _fail(error, 2)
@@ -78,16 +73,16 @@ def _hydra(argv: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from ham.run.config import CONFIGS, load, register
+    from ham.run.config import CONFIGS, register
 
     register()
     statuses = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
     def job(_: object) -> None:
-        statuses.append(carry_out(load(list(HydraConfig.get().overrides.task))))
+        statuses.append(carry_out(list(HydraConfig.get().overrides.task)))
 
-    sys.argv[1:] = [*argv, "hydra.output_subdir=null", "hydra.job.chdir=false"]
+    sys.argv[1:] = argv
     job()
     return max(statuses, default=0)
 

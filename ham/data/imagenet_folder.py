@@ -41,8 +41,8 @@ class ImageNetFolder(Data):
         for split in ("train", "val"):
             if not (root / split).is_dir():
                 raise DataError(
-                    f"ImageNet's {split} images are not at {root / split}: set data.root (or HAM_DATA) to "
-                    "a folder with train/<class>/ and val/<class>/, or try the embedded images with +demo=digits"
+                    f"ImageNet's {split} images are not at {root / split}: set data.root to a folder with "
+                    "train/<class>/ and val/<class>/ (else $HAM_DATA/imagenet), or try +demo=digits"
                 )
             datasets[split] = self._index(root / split, train=split == "train")
         if batch_size > len(datasets["train"]):

@@ -75,9 +75,8 @@ def scaled(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """What `+demo=` changes: dotted key -> (without, with)."""
     plain = [text for text in overrides if not text.lstrip("+").startswith("demo=")]
     before, after = (dict(flatten(to_plain(load(texts)))) for texts in (plain, overrides))
-    return {
-        key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)
-    }
+    # a demo's own name, and what only the unscaled data set has, are no change of scale
+    return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k != "demo"}
 
 
 def to_plain(cfg: Config) -> dict[str, Any]:
