@@ -65,6 +65,8 @@ def carry_out(overrides: list[str]) -> int:
     except Stopped as stop:
         print(f"{stop}; start the same command again to go on", file=sys.stderr)
         return 85
+    except KeyboardInterrupt:
+        return _fail("interrupted; start the same command again to go on from the last checkpoint", 1)
     return 0
 
 
@@ -87,7 +89,7 @@ def _hydra(argv: list[str]) -> int:
     return max(statuses, default=0)
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: object, status: int) -> int:
     print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     return status
 

@@ -42,7 +42,8 @@ class MaskSet:
                 raise ValueError(
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(self.weights[name].shape)}"
                 )
-        self.pruned = {name: ~mask for name, mask in kept.items()}
+        layouts = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
+        self.pruned = {name: torch.logical_not(mask, out=layouts[name]) for name, mask in kept.items()}
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
@@ -83,13 +84,8 @@ class MaskSet:
         if not state:
             self.clear()
             return
-        self.set(
-            {
-                name: ~pruned.to(self.weights[name].device)
-                for name, pruned in state.items()
-                if name in self.weights
-            }
-        )
+        device = next(iter(self.weights.values())).device
+        self.set({name: ~pruned.to(device) for name, pruned in state.items()})
 
 
 @torch.no_grad()

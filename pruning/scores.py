@@ -47,22 +47,18 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
     total = sum(s.numel() for s in scores.values())
     if not 0 <= kept <= total:
         raise ValueError(f"kept must be in [0, {total}], got {kept}")
-    for name, score in scores.items():
-        if score.isnan().any():
-            raise ValueError(f"the scores of {name} hold nan: did training diverge?")
-    if kept == 0:
-        return {name: torch.zeros_like(s, dtype=torch.bool) for name, s in scores.items()}
     flat = torch.cat([s.flatten() for s in scores.values()])
-    threshold = torch.kthvalue(flat, total - kept + 1).values
-    above = {name: s > threshold for name, s in scores.items()}
-    missing = kept - int(sum(mask.sum() for mask in above.values()))
-    for name, score in scores.items():
-        if missing == 0:
-            break
-        ties = (score == threshold).flatten().nonzero().flatten()[:missing]
-        above[name].view(-1)[ties] = True
-        missing -= ties.numel()
-    return above
+    if total and flat.max().isnan():
+        name = next(name for name, s in scores.items() if s.isnan().any())
+        raise ValueError(f"the scores of {name} hold nan: did training diverge?")
+    keep = torch.zeros_like(flat, dtype=torch.bool)
+    if kept > 0:
+        threshold = torch.kthvalue(flat, total - kept + 1).values
+        torch.gt(flat, threshold, out=keep)
+        missing = kept - int(torch.count_nonzero(keep))
+        keep[(flat == threshold).nonzero().flatten()[:missing]] = True
+    parts = keep.split([s.numel() for s in scores.values()])
+    return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
 
 def layerwise_topk(scores: Mapping[str, Tensor], kept: Mapping[str, int]) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-_LAYERS = {_ConvNd: "weight", nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_LAYERS = {_ConvNd: ("weight",), nn.Linear: ("weight",), nn.MultiheadAttention: _PROJECTIONS}
 
 
 def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Parameter]:
@@ -24,8 +25,9 @@ def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str,
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for kind, attribute in _LAYERS.items():
-            weight = getattr(module, attribute, None) if isinstance(module, kind) else None
+        attributes = (a for kind, names in _LAYERS.items() if isinstance(module, kind) for a in names)
+        for attribute in attributes:
+            weight = getattr(module, attribute, None)
             if weight is not None and weight.requires_grad and id(weight) not in seen:
                 seen.add(id(weight))
                 found[f"{prefix}.{attribute}" if prefix else attribute] = weight

@@ -72,8 +72,7 @@ class HAM:
         self.optimizer = optimizer
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped = max_weight_norm, track_clamped
-        self._clamped: dict[torch.device, Tensor] = {}
-        self._seen = 0
+        self._counts: dict[torch.device, tuple[Tensor, Tensor]] = {}  # (at the bound, all) exponents
         self._chosen = self._choose(model, select)
         for group in optimizer.param_groups:
             _fill(group, alpha, beta)
@@ -109,30 +108,26 @@ class HAM:
         """
         if not self.track_clamped:
             raise RuntimeError("nothing was counted: make HAM with track_clamped=True")
-        counts = list(self._clamped.values())
-        total = (
-            sum((c.to(counts[0].device) for c in counts[1:]), counts[0].clone())
-            if counts
-            else torch.zeros(())
+        counts = list(self._counts.values())
+        if not counts:
+            return torch.zeros(())
+        device = counts[0][0].device
+        clamped, seen = (
+            torch.stack([c.to(device) for c in column]).sum() for column in zip(*counts, strict=True)
         )
-        share = total / max(self._seen, 1)
-        for count in counts:
+        for count in (c for pair in counts for c in pair):
             count.zero_()
-        self._seen = 0
-        return share
+        return clamped / seen.clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts behind `clamped_share()`; HAM has no other state of its own."""
-        return {
-            "seen": self._seen,
-            "clamped": {str(device): count for device, count in self._clamped.items()},
-        }
+        return {"counts": {str(device): list(pair) for device, pair in self._counts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._seen = state["seen"]
-        for device, count in state["clamped"].items():
-            self._counter(torch.device(device)).copy_(count)
+        for device, pair in state["counts"].items():
+            for mine, theirs in zip(self._counters(torch.device(device)), pair, strict=True):
+                mine.copy_(theirs)
 
     def _choose(self, model: nn.Module | None, select: str | Rule) -> dict[int, bool] | None:
         """Parameter id -> does HAM act; None where the groups carry the answer."""
@@ -187,6 +182,7 @@ class HAM:
         for p in params:
             by_device.setdefault(p.device, []).append(p)
         for device, ps in by_device.items():
+            clamped, seen = self._counters(device) if self.track_clamped else (None, None)
             hyperbolic_step_(
                 ps,
                 [p.grad for p in ps],
@@ -196,15 +192,16 @@ class HAM:
                 clamp=self.clamp,
                 mask_zero_grad=self.mask_zero_grad,
                 found_inf=found_inf,
-                clamped=self._counter(device) if self.track_clamped else None,
+                clamped=clamped,
                 implementation=self.implementation,
             )
-        self._seen += sum(p.numel() for p in params) if self.track_clamped else 0
+            if seen is not None:
+                seen.add_(sum(p.numel() for p in ps))
 
-    def _counter(self, device: torch.device) -> Tensor:
-        if device not in self._clamped:
-            self._clamped[device] = torch.zeros((), dtype=torch.int64, device=device)
-        return self._clamped[device]
+    def _counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._counts:
+            self._counts[device] = tuple(torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
+        return self._counts[device]
 
     def _remember(self, optimizer: Optimizer, state_dict: dict) -> None:
         self._before_load = [(group["ham_alpha"], group["ham_beta"]) for group in optimizer.param_groups]

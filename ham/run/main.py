@@ -47,10 +47,11 @@ def run_directory(cfg: Config, identity: str) -> Path:
 
 def _carry_out(run: Run) -> dict[str, Any]:
     record, state = run.record, checkpoint.load(run.record.folder, run.record.say)
-    if state is not None:
+    if state is None:
+        record.clear()  # killed before its first checkpoint: nothing to go on from
+    else:
         _check_identity(record, state["config_hash"], run.identity)
-    facts = provenance(run.identity)
-    record.begin(facts, to_yaml(run.cfg), run.device)
+    record.begin(provenance(run.identity), to_yaml(run.cfg), run.device)
     if state is None:
         run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
     else:
@@ -58,7 +59,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
         record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     record.open(run.cfg.epochs * len(run.loaders.train), run.step)
     train(run)
-    summary = summarize(run, facts)
+    summary = summarize(run)
     record.finish(summary)
     return _tell(record, summary)
 
@@ -71,7 +72,7 @@ def _check_identity(record: Record, was: str, identity: str) -> None:
         )
 
 
-def summarize(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def summarize(run: Run) -> dict[str, Any]:
     """summary.json: metrics, sparsity, timing, provenance.
 
     `top1_last` is what tables report; `top1_best` is over the epochs at least as sparse as the last.
@@ -109,7 +110,7 @@ def summarize(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
             "steps": run.step,
             "steps_per_second": round(run.step / seconds, 2),
         },
-        "provenance": facts,
+        "provenance": run.record.provenance(),
     }
 
 

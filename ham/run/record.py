@@ -62,10 +62,22 @@ class Record:
     def begin(self, facts: dict[str, Any], config_yaml: str, device: torch.device) -> None:
         """Write config.yaml and provenance.json, and start counting losses."""
         (self.folder / "config.yaml").write_text(config_yaml)
-        write_json(self.folder / "provenance.json", facts)
+        write_json(self.folder / "provenance.json", facts | {"resumed_from": self._earlier()})
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.losses = 0
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Commit and hardware of each process that worked on this run before, oldest first."""
+        path = self.folder / "provenance.json"
+        if not path.exists():
+            return []
+        before = json.loads(path.read_text())
+        return [*before["resumed_from"], {key: before[key] for key in ("commit", "dirty", "hardware")}]
+
+    def provenance(self) -> dict[str, Any]:
+        """What produced this run."""
+        return json.loads((self.folder / "provenance.json").read_text())
 
     def open(self, total_steps: int, step: int) -> None:
         """Start the progress bar and the wandb mirror at `step`."""

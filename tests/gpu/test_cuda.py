@@ -1,0 +1,93 @@
+"""What only a GPU can show: equal implementations on the device and no host sync in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ham import HAM, hyperbolic_step_
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def no_sync() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def tensors(count: int, scale: float) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [(torch.randn(3 + 17 * i, 5, generator=generator) * scale).cuda() for i in range(count)]
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_foreach_equals_the_reference_on_the_cpu(lr: float | torch.Tensor):
+    weights, grads = tensors(9, 1.0), tensors(9, 0.3)
+    expected = [w.double().cpu() for w in weights]
+    hyperbolic_step_(expected, [g.double().cpu() for g in grads], lr=0.1, alpha=200, beta=1e-3)
+    rate = lr.cuda() if isinstance(lr, torch.Tensor) else lr
+    hyperbolic_step_(weights, grads, lr=rate, alpha=200, beta=1e-3, implementation="foreach")
+    for w, e in zip(weights, expected, strict=True):
+        torch.testing.assert_close(w.cpu().double(), e, rtol=64 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_step_does_not_wait_for_the_device(make: type[torch.optim.Optimizer], no_sync: None):
+    params = [torch.nn.Parameter(w) for w in tensors(5, 1.0)]
+    optimizer = make(params, lr=0.01, fused=True)
+    ham = HAM(optimizer, alpha=20, track_clamped=True)
+    for _ in range(3):
+        for p, g in zip(params, tensors_like(params), strict=True):
+            p.grad = g
+        optimizer.step()
+    assert ham.clamped_share().is_cuda
+
+
+def tensors_like(params: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [torch.full_like(p, 0.01) for p in params]
+
+
+def test_overflow_of_a_fused_step_changes_nothing():
+    params = [torch.nn.Parameter(w) for w in tensors(4, 1.0)]
+    optimizer = torch.optim.AdamW(params, lr=0.01, fused=True)
+    HAM(optimizer)
+    scaler = torch.amp.GradScaler("cuda")
+    before = [p.detach().clone() for p in params]
+    scaler.scale(sum(p.sum() for p in params) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+def test_a_training_step_does_not_wait_for_the_device(tmp_path: Path):
+    from ham.run.build import build
+    from ham.run.config import config_hash, load, to_yaml
+    from ham.run.loop import train_step
+    from ham.run.record import Record
+
+    cfg = load(["+exp=acdc_ham_s90", "+demo=digits", "optimizer.sam_rho=0.05", f"runs_dir={tmp_path}"])
+    device = torch.device("cuda")
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=device)
+    record = Record(tmp_path, cfg)
+    run = build(cfg, config_hash(cfg), loaders, record, device)
+    record.begin({}, to_yaml(cfg), device)
+    record.open(total_steps=4, step=0)
+    batches = iter(loaders.train.batches(epoch=0))
+    run.sparsifier._phases[0] = "sparse"
+    run.sparsifier.on_epoch_start(0, run.optimizer)
+    train_step(run, next(batches))  # the first step allocates and tunes
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3):
+            record.step(step, train_step(run, next(batches)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    record.close()
