@@ -39,10 +39,10 @@ class SecondMoment(StrEnum):
 def phases(total_epochs: int) -> list[str]:
     """Either "dense" or "sparse" for each epoch, by the rule of the authors' configs (IST-DASLab/ACDC).
 
-    With units of 5 epochs: two units dense, then one sparse and one dense in turn; the last dense phase has
-    two units, the last sparse one three. 100 epochs give dense 0-9, sparse 10-14, dense 15-19, ..., dense
-    75-84, sparse 85-99. Runs under 40 epochs, too short for one such cycle, take units of one epoch. Every
-    run ends sparse.
+    With units of 5 epochs: two units dense, then one sparse and one dense in turn; the last sparse phase has
+    three units, the dense one before it two and what is left over. 100 epochs give dense 0-9, sparse 10-14,
+    dense 15-19, ..., dense 75-84, sparse 85-99. Runs under 40 epochs, too short for one such cycle, take
+    units of one epoch. Every run ends sparse.
 
     Raises:
         ValueError: total_epochs is not positive.

@@ -43,7 +43,7 @@ class MaskSet:
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(self.weights[name].shape)}"
                 )
         layouts = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
-        self.pruned = {name: torch.logical_not(mask, out=layouts[name]) for name, mask in kept.items()}
+        self.pruned = {name: layouts[name].copy_(mask).logical_not_() for name, mask in kept.items()}
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
@@ -84,8 +84,7 @@ class MaskSet:
         if not state:
             self.clear()
             return
-        device = next(iter(self.weights.values())).device
-        self.set({name: ~pruned.to(device) for name, pruned in state.items()})
+        self.set({name: ~pruned for name, pruned in state.items()})
 
 
 @torch.no_grad()

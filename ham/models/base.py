@@ -34,5 +34,5 @@ def build_model(model: Model, *, num_classes: int, image_size: int, generator: t
     """`model.build` with weights that `generator` alone decides; the global random stream stays put."""
     model.check(image_size)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return model.build(num_classes=num_classes, image_size=image_size)

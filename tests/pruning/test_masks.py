@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning import MaskSet
+from pruning.masks import fill_second_moments_, reset_first_moments_
+
+INF, NAN = float("inf"), float("nan")
+
+# optimizer, options, and its state per weight: first moments, second moments, others
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}, ["momentum_buffer"], [], []),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, ["momentum_buffer"], [], []),
+    "adam": (torch.optim.Adam, {}, ["exp_avg"], ["exp_avg_sq"], []),
+    "adamw": (torch.optim.AdamW, {"amsgrad": True}, ["exp_avg"], ["exp_avg_sq", "max_exp_avg_sq"], []),
+    "adamw fused": (torch.optim.AdamW, {"fused": True}, ["exp_avg"], ["exp_avg_sq"], []),
+    "nadam": (torch.optim.NAdam, {}, ["exp_avg"], ["exp_avg_sq"], []),
+    "adamax": (torch.optim.Adamax, {}, ["exp_avg"], ["exp_inf"], []),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.9}, ["momentum_buffer"], ["square_avg"], []),
+    "rmsprop centered": (torch.optim.RMSprop, {"centered": True}, ["grad_avg"], ["square_avg"], []),
+    "adagrad": (torch.optim.Adagrad, {}, [], ["sum"], []),
+    "adadelta": (torch.optim.Adadelta, {}, [], ["square_avg"], ["acc_delta"]),
+}
+
+
+def bits(tensor: Tensor) -> list[int]:
+    """The floats as integers, so that +0.0, -0.0 and every nan differ; +0.0 is 0."""
+    return tensor.detach().contiguous().view(torch.int32).flatten().tolist()
+
+
+def two_layers(a: list[float] | None = None, b: list[float] | None = None) -> dict[str, nn.Parameter]:
+    return {
+        "a": nn.Parameter(torch.tensor(a or [1.0, -2.0, 3.0, -4.0])),
+        "b": nn.Parameter(torch.tensor(b or [-5.0, 6.0, -7.0, 8.0]).view(2, 2)),
+    }
+
+
+KEPT = {"a": torch.tensor([True, False, False, True]), "b": torch.tensor([[False, True], [True, False]])}
+PRUNED = {"a": [1, 2], "b": [0, 3]}
+
+
+def masked(weights: dict[str, nn.Parameter]) -> MaskSet:
+    masks = MaskSet(weights)
+    masks.set(KEPT)
+    return masks
+
+
+@pytest.mark.parametrize("value", [1.5, -2.5, 0.0, -0.0, INF, -INF, NAN, 1e-45])
+def test_pruned_weights_become_positive_zero_and_kept_ones_stay(value):
+    weights = two_layers([value] * 4, [value] * 4)
+    before = bits(weights["a"])[0]
+    masked(weights).apply_to_weights_()
+    assert bits(weights["a"]) == [before, 0, 0, before]
+    assert bits(weights["b"]) == [0, before, before, 0]
+
+
+@pytest.mark.parametrize("value", [1.5, -0.0, INF, NAN])
+def test_pruned_gradients_become_positive_zero_and_kept_ones_stay(value):
+    weights = two_layers()
+    weights["a"].grad = torch.full((4,), value)
+    before = bits(weights["a"].grad)[0]
+    masked(weights).apply_to_gradients_()
+    assert bits(weights["a"].grad) == [before, 0, 0, before]
+    assert weights["b"].grad is None
+    assert weights["a"].tolist() == [1.0, -2.0, 3.0, -4.0]
+
+
+def test_while_inactive_nothing_is_masked():
+    weights = two_layers()
+    optimizer = torch.optim.SGD(weights.values(), lr=0.0, momentum=0.9)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    masks = MaskSet(weights)
+    masks.apply_to_weights_()
+    masks.apply_to_gradients_()
+    masks.apply_to_optimizer_(optimizer)
+    assert not masks.active
+    assert weights["a"].tolist() == [1.0, -2.0, 3.0, -4.0]
+    assert all(
+        (w.grad == 1).all() and (optimizer.state[w]["momentum_buffer"] == 1).all() for w in weights.values()
+    )
+    assert list(masks.counts()) == [("a", 4, 4), ("b", 4, 4)]
+
+
+def trained(kind: str) -> tuple[dict[str, nn.Parameter], nn.Parameter, torch.optim.Optimizer]:
+    """Two layers, a bias that is never pruned, and an optimizer two steps old, moments nowhere zero."""
+    make, options, *_ = OPTIMIZERS[kind]
+    weights, bias = two_layers(), nn.Parameter(torch.ones(4))
+    optimizer = make([*weights.values(), bias], lr=0.01, **options)
+    for step in (1.0, 2.0):
+        for p in (*weights.values(), bias):
+            p.grad = torch.arange(1.0, 5.0).view_as(p) * step
+        optimizer.step()
+    return weights, bias, optimizer
+
+
+def states(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, dict[str, Tensor]]:
+    return {
+        p: {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
+        for p, state in optimizer.state.items()
+    }
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizer_state_is_zeroed_at_pruned_places_only(kind):
+    _, _, first, second, others = OPTIMIZERS[kind]
+    weights, bias, optimizer = trained(kind)
+    before = states(optimizer)
+    masked(weights).apply_to_optimizer_(optimizer)
+    for name, weight in weights.items():
+        for key in (*first, *second, *others):
+            old = bits(before[weight].pop(key))
+            assert 0 not in old
+            expected = [0 if i in PRUNED[name] else value for i, value in enumerate(old)]
+            assert bits(optimizer.state[weight].pop(key)) == expected
+    assert before[bias].keys() == {*first, *second, *others} | before[weights["a"]].keys()
+    for p, state in before.items():  # the bias and the step counters
+        assert all(torch.equal(optimizer.state[p][key], old) for key, old in state.items())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_reset_zeroes_the_first_moments_of_every_parameter(kind):
+    _, _, first, second, others = OPTIMIZERS[kind]
+    _, _, optimizer = trained(kind)
+    before = states(optimizer)
+    reset_first_moments_(optimizer)
+    for p, state in before.items():
+        assert {*first, *second, *others} <= state.keys()
+        for key, old in state.items():
+            assert (old != 0).all()
+            assert torch.equal(optimizer.state[p][key], torch.zeros(p.shape) if key in first else old), key
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_fill_gives_revived_weights_the_mean_second_moment_of_active_ones(kind):
+    _, _, _, second, _ = OPTIMIZERS[kind]
+    weights, bias, optimizer = trained(kind)
+    masks = masked(weights)
+    masks.apply_to_optimizer_(optimizer)
+    for weight in weights.values():
+        for key in second:  # a: pruned 1, 2; b: pruned 0, 3
+            optimizer.state[weight][key].copy_(torch.tensor([1.0, 7.0, 9.0, 4.0]).view_as(weight))
+    before = states(optimizer)
+    fill_second_moments_(optimizer, masks)
+    for weight, expected in ((weights["a"], [1.0, 2.5, 2.5, 4.0]), (weights["b"], [8.0, 7.0, 9.0, 8.0])):
+        for key, old in before[weight].items():
+            new = optimizer.state[weight][key]
+            assert new.flatten().tolist() == expected if key in second else torch.equal(new, old), key
+    assert all(torch.equal(optimizer.state[bias][key], old) for key, old in before[bias].items())
+
+
+def test_a_layer_pruned_whole_is_revived_with_second_moment_zero():
+    weights, _, optimizer = trained("adam")
+    masks = MaskSet(weights)
+    masks.set({"a": torch.zeros(4, dtype=torch.bool), "b": KEPT["b"]})
+    masks.apply_to_optimizer_(optimizer)
+    fill_second_moments_(optimizer, masks)
+    assert bits(optimizer.state[weights["a"]]["exp_avg_sq"]) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_with_clean_state_no_step_moves_a_pruned_weight(kind):
+    make, options, *_ = OPTIMIZERS[kind]
+    weights = two_layers()
+    optimizer = make(weights.values(), lr=0.01, weight_decay=0.1, **options)
+    masks = masked(weights)
+
+    def step(number: int) -> None:
+        for weight in weights.values():
+            weight.grad = torch.tensor([1.0, -2.0, 3.0, -4.0]).view_as(weight) * (-1) ** number
+        masks.apply_to_gradients_()
+        optimizer.step()
+
+    masks.clear()
+    for number in range(3):
+        step(number)
+    masks.set(KEPT)
+    masks.apply_to_weights_()
+    masks.apply_to_optimizer_(optimizer)
+    start = {name: weight.detach().clone() for name, weight in weights.items()}
+    for number in range(5):
+        step(number)
+    for name, weight in weights.items():
+        assert [bits(weight)[i] for i in PRUNED[name]] == [0, 0]
+        assert torch.equal(weight != start[name], KEPT[name])
+
+
+def test_an_optimizer_without_state_is_left_without():
+    weights = two_layers()
+    optimizer = torch.optim.SGD(weights.values(), lr=0.1, momentum=0.9)
+    masked(weights).apply_to_optimizer_(optimizer)
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"a": KEPT["a"]}, "differ in names.*'b'"),
+        ({**KEPT, "c": KEPT["a"]}, "differ in names.*'c'"),
+        ({"a": KEPT["a"], "B": KEPT["b"]}, "differ in names.*'B', 'b'"),
+        ({"a": KEPT["a"], "b": KEPT["b"].flatten()}, r"mask of b is \(4,\), its weight \(2, 2\)"),
+        ({"a": torch.tensor(True), "b": KEPT["b"]}, r"mask of a is \(\), its weight \(4,\)"),
+    ],
+    ids=["missing", "extra", "misnamed", "flat", "scalar"],
+)
+def test_masks_that_do_not_fit_raise(kept, message):
+    masks = MaskSet(two_layers())
+    with pytest.raises(ValueError, match=message):
+        masks.set(kept)
+    assert not masks.active
+    with pytest.raises(ValueError, match=message):
+        masks.load_state_dict({name: ~mask for name, mask in kept.items()})
+    assert not masks.active
+
+
+def test_counts():
+    assert list(masked(two_layers()).counts()) == [("a", 2, 4), ("b", 2, 4)]
+    masks = MaskSet(two_layers())
+    masks.set({"a": torch.tensor([True, True, True, False]), "b": torch.zeros(2, 2, dtype=torch.bool)})
+    assert list(masks.counts()) == [("a", 3, 4), ("b", 0, 4)]
+
+
+def test_clear_turns_all_on_and_leaves_the_values():
+    weights = two_layers()
+    masks = masked(weights)
+    masks.apply_to_weights_()
+    masks.clear()
+    assert not masks.active
+    assert weights["a"].tolist() == [1.0, 0.0, 0.0, -4.0]
+    assert list(masks.counts()) == [("a", 4, 4), ("b", 4, 4)]
+    with torch.no_grad():
+        weights["a"].fill_(9.0)
+    masks.apply_to_weights_()
+    assert weights["a"].tolist() == [9.0] * 4
+
+
+def test_set_replaces_the_masks_before():
+    weights = two_layers()
+    masks = masked(weights)
+    masks.set({name: ~mask for name, mask in KEPT.items()})
+    masks.apply_to_weights_()
+    assert weights["a"].tolist() == [0.0, -2.0, 3.0, 0.0]
+    assert weights["b"].flatten().tolist() == [-5.0, 0.0, 0.0, 8.0]
+
+
+def test_state_dict_round_trip_through_a_file():
+    file = io.BytesIO()
+    torch.save(masked(two_layers()).state_dict(), file)
+    file.seek(0)
+    weights = two_layers()
+    masks = MaskSet(weights)
+    masks.load_state_dict(torch.load(file, weights_only=True))
+    masks.apply_to_weights_()
+    assert masks.active
+    assert weights["a"].tolist() == [1.0, 0.0, 0.0, -4.0]
+    assert weights["b"].flatten().tolist() == [0.0, 6.0, -7.0, 0.0]
+
+
+def test_the_state_dict_of_inactive_masks_turns_all_on():
+    masks = masked(two_layers())
+    masks.load_state_dict(MaskSet(two_layers()).state_dict())
+    assert not masks.active
+
+
+def test_a_state_dict_is_no_view_of_later_masks():
+    masks = masked(two_layers())
+    state = masks.state_dict()
+    masks.clear()
+    masks.load_state_dict(state)
+    assert list(masks.counts()) == [("a", 2, 4), ("b", 2, 4)]
+
+
+@pytest.mark.parametrize("mask_format", [torch.contiguous_format, torch.channels_last])
+def test_channels_last_weights_are_pruned_at_the_right_places(mask_format):
+    values = torch.arange(1.0, 25.0).view(2, 3, 2, 2)
+    weight = nn.Parameter(values.to(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD([weight], lr=0.0, momentum=0.9)
+    weight.grad = values.to(memory_format=torch.channels_last)
+    optimizer.step()
+    masks = MaskSet({"w": weight})
+    masks.set({"w": (values % 3 != 0).to(memory_format=mask_format)})
+    masks.apply_to_weights_()
+    masks.apply_to_gradients_()
+    masks.apply_to_optimizer_(optimizer)
+    expected = [0.0 if i % 3 == 0 else float(i) for i in range(1, 25)]
+    for tensor in (weight, weight.grad, optimizer.state[weight]["momentum_buffer"]):
+        assert tensor.flatten().tolist() == expected
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert list(masks.counts()) == [("w", 16, 24)]
+    assert masks.pruned["w"].stride() == weight.stride()  # masked in one sweep through memory
