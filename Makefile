@@ -17,7 +17,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/optimizer.py
+	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
 
 clean:
 	rm -rf $(VENV)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-_NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm")
+_NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm", re.IGNORECASE)
 
 Rule = Callable[[str, nn.Module, nn.Parameter], bool]
 """A rule answers for (qualified name, owning module, parameter)."""

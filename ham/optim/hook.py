@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch.optim import Optimizer
 from .groups import Rule, as_rule, not_norm, owned_parameters
 from .hyperbolic import DTYPES, LOW_PRECISION, clip_weight_norm_, hyperbolic_step_
 
-_UNSUITABLE = ("LBFGS", "SparseAdam")
+_UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
+_KEYS = ("ham_alpha", "ham_beta", "ham_chosen")
 
 
 class HAM:
@@ -28,9 +31,9 @@ class HAM:
     may be scheduled; a group with both 0 is skipped. `deepcopy` and pickling of an optimizer drop its hooks:
     attach HAM to the copy again.
 
-    Where HAM acts, in this order: groups that carry `ham_alpha` and `ham_beta` (from `param_groups`) are
-    taken at their word; with `model`, parameters are told apart by module type; with neither, one-dimensional
-    parameters are left alone.
+    Where HAM acts, in this order: a group that carries `ham_alpha` and `ham_beta` (from `param_groups`) is
+    taken at its word; with `model`, parameters are told apart by module type; with neither, one-dimensional
+    parameters are left alone. A third key, `ham_chosen`, remembers which groups spoke for themselves.
 
     Args:
         optimizer: any first-order `torch.optim.Optimizer`; wrappers that hold one in `.optimizer` are looked
@@ -73,12 +76,15 @@ class HAM:
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped = max_weight_norm, track_clamped
         self._counts: dict[torch.device, tuple[Tensor, Tensor]] = {}  # (at the bound, all) exponents
-        self._chosen = self._choose(model, select)
+        self._rule = self._by_rule(model, select)
+        self._check_dtypes(alpha, beta)
+        self._before = [_keys_of(group) for group in optimizer.param_groups]
+        optimizer.defaults.update(
+            ham_alpha=alpha, ham_beta=beta, ham_chosen=all(map(_speaks, optimizer.param_groups))
+        )
         for group in optimizer.param_groups:
-            _fill(group, alpha, beta)
-        optimizer.defaults.update(ham_alpha=alpha, ham_beta=beta)
-        self._check_dtypes()
-        self._before_load: list[tuple[float, float]] = []
+            _fill(group, (alpha, beta, _speaks(group)))
+        self._before_load: list[dict] = []
         self._handles = [
             optimizer.register_step_post_hook(self._step),
             optimizer.register_load_state_dict_pre_hook(self._remember),
@@ -87,13 +93,14 @@ class HAM:
         optimizer._ham = self
 
     def remove(self) -> None:
-        """Detach: the optimizer is what it was before, its groups lose `ham_alpha` and `ham_beta`."""
+        """Detach: the optimizer and its groups are what they were before."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for place in (*self.optimizer.param_groups, self.optimizer.defaults):
-            place.pop("ham_alpha", None)
-            place.pop("ham_beta", None)
+        for group, before in zip_longest(self.optimizer.param_groups, self._before, fillvalue={}):
+            _drop_keys(group)
+            group.update(before)
+        _drop_keys(self.optimizer.defaults)
         if getattr(self.optimizer, "_ham", None) is self:
             del self.optimizer._ham
 
@@ -129,11 +136,12 @@ class HAM:
             for mine, theirs in zip(self._counters(torch.device(device)), pair, strict=True):
                 mine.copy_(theirs)
 
-    def _choose(self, model: nn.Module | None, select: str | Rule) -> dict[int, bool] | None:
-        """Parameter id -> does HAM act; None where the groups carry the answer."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if all("ham_alpha" in group and "ham_beta" in group for group in self.optimizer.param_groups):
-            return None
+    def _by_rule(self, model: nn.Module | None, select: str | Rule) -> dict[int, bool]:
+        """Parameter id -> does HAM act, for the parameters of `model`; the shape decides on others."""
+        groups = [group for group in self.optimizer.param_groups if not _speaks(group)]
+        params = [p for group in groups for p in group["params"]]
+        if not groups:
+            return {}
         if model is None:
             if any(p.ndim < 2 for p in params):
                 warnings.warn(
@@ -142,25 +150,27 @@ class HAM:
                 )
             return {}
         rule = as_rule(select, model)
-        chosen = {
-            id(param): bool(rule(name, module, param)) for name, module, param in owned_parameters(model)
-        }
+        chosen = {id(p): bool(rule(name, module, p)) for name, module, p in owned_parameters(model)}
         if not any(id(p) in chosen for p in params):
             raise ValueError(
                 "the optimizer holds no parameter of this model: pass the model whose parameters it trains"
             )
         return chosen
 
-    def _acts_on(self, p: Tensor) -> bool:
-        return True if self._chosen is None else self._chosen.get(id(p), p.ndim >= 2)
+    def _chosen(self, group: dict) -> list[Tensor]:
+        """The parameters of `group` that HAM acts on."""
+        if _speaks(group):
+            return group["params"]
+        return [p for p in group["params"] if self._rule.get(id(p), p.ndim >= 2)]
 
-    def _active(self, group: dict) -> bool:
-        return group["ham_alpha"] != 0 or group["ham_beta"] != 0
-
-    def _check_dtypes(self) -> None:
+    def _check_dtypes(self, alpha: float, beta: float) -> None:
         for group in self.optimizer.param_groups:
-            for p in group["params"] if self._active(group) else ():
-                if self._acts_on(p) and p.dtype not in DTYPES:
+            values = _keys_of(group)
+            _fill(values, (alpha, beta, False))
+            if values["ham_alpha"] == values["ham_beta"] == 0:
+                continue
+            for p in self._chosen(group):
+                if p.dtype not in DTYPES:
                     raise ValueError(
                         f"{LOW_PRECISION.format(p.dtype)}, or set ham_alpha=ham_beta=0 in that group"
                     )
@@ -170,11 +180,13 @@ class HAM:
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
         for group in optimizer.param_groups:
             _refuse_overwritten_gradients(group)
-            params = [p for p in group["params"] if p.grad is not None]
-            if self._active(group):
-                self._hyperbolic_step(group, [p for p in params if self._acts_on(p)], found_inf)
+            if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
+                self._hyperbolic_step(
+                    group, [p for p in self._chosen(group) if p.grad is not None], found_inf
+                )
             if self.max_weight_norm is not None:
-                clip_weight_norm_(params, self.max_weight_norm)
+                params = [p for p in group["params"] if p.grad is not None]
+                clip_weight_norm_(params, self.max_weight_norm, found_inf=found_inf)
 
     def _hyperbolic_step(self, group: dict, params: list[Tensor], found_inf: Tensor | None) -> None:
         alpha = -group["ham_alpha"] if group.get("maximize") else group["ham_alpha"]
@@ -204,12 +216,12 @@ class HAM:
         return self._counts[device]
 
     def _remember(self, optimizer: Optimizer, state_dict: dict) -> None:
-        self._before_load = [(group["ham_alpha"], group["ham_beta"]) for group in optimizer.param_groups]
+        self._before_load = [_keys_of(group) for group in optimizer.param_groups]
 
     def _refill(self, optimizer: Optimizer) -> None:
         """A state_dict saved before HAM was attached lacks its keys: keep the values from before the load."""
-        for group, (alpha, beta) in zip(optimizer.param_groups, self._before_load, strict=True):
-            _fill(group, alpha, beta)
+        for group, before in zip(optimizer.param_groups, self._before_load, strict=True):
+            _fill(group, [before[key] for key in _KEYS])
             _refuse_overwritten_gradients(group)
 
 
@@ -221,8 +233,22 @@ def _unwrap(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _fill(group: dict, alpha: float, beta: float) -> None:
-    for key, value in (("ham_alpha", alpha), ("ham_beta", beta)):
+def _speaks(group: dict) -> bool:
+    """Does the group itself say where HAM acts, and not HAM?"""
+    return group.get("ham_chosen", "ham_alpha" in group and "ham_beta" in group)
+
+
+def _keys_of(group: dict) -> dict:
+    return {key: group[key] for key in _KEYS if key in group}
+
+
+def _drop_keys(place: dict) -> None:
+    for key in _KEYS:
+        place.pop(key, None)
+
+
+def _fill(group: dict, values: Sequence[float | bool]) -> None:
+    for key, value in zip(_KEYS, values, strict=True):
         if group.get(key) is None:
             group[key] = value
 
@@ -241,7 +267,7 @@ def _check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_n
 def _check_optimizer(optimizer: Optimizer) -> None:
     if getattr(optimizer, "_ham", None) is not None:
         raise ValueError("HAM is attached to this optimizer already: call remove() on the first one")
-    if type(optimizer).__name__ in _UNSUITABLE:
+    if isinstance(optimizer, _UNSUITABLE):
         raise ValueError(
             f"HAM follows first-order dense steps, not {type(optimizer).__name__}: use SGD or AdamW"
         )

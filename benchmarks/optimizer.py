@@ -1,0 +1,202 @@
+"""Time and memory of HAM on ResNet50's parameters, beside torch's fused SGD and the authors' update.
+
+    python benchmarks/optimizer.py [--json results.json]
+
+The variants take turns, so that whatever else the machine does falls on all of them; medians are printed.
+The authors' update is written anew from a description of their wrapper: the same operations in their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import inspect
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from ham import HAM, hyperbolic_step_
+from ham.optim.hyperbolic import IMPLEMENTATIONS
+from ham.run.provenance import hardware
+
+LR, ALPHA, BETA = 1e-4, 200.0, 1e-3  # a small rate keeps the weights in range over hundreds of steps
+PLAIN, OURS, AUTHORS = "SGD fused", "SGD fused + HAM", "SGD fused + authors' update"
+
+
+def resnet50_with_gradients() -> nn.Module:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50()
+    for p in model.parameters():
+        p.grad = torch.randn_like(p).mul_(1e-3)
+    return model
+
+
+def sgd(model: nn.Module) -> Optimizer:
+    return SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-5, fused=True)
+
+
+@torch.no_grad()
+def authors_update_(params: list[nn.Parameter], lr: float) -> None:
+    for p in params:
+        if p.isnan().any() or p.grad.isnan().any():
+            continue
+        if p.ndim >= 2:
+            backup, nonzero = p.clone(), p != 0
+            w = p[nonzero]
+            exponent = torch.clamp(lr * (-ALPHA * torch.sign(w) * p.grad[nonzero] - BETA), -5, 5)
+            p[nonzero] = w * torch.exp(exponent)
+            if p.isnan().any():
+                p.copy_(backup)
+        norm = p.norm()
+        if norm > 1000:
+            p.mul_(1000 / norm)
+    nn.utils.clip_grad_norm_(params, 20)
+
+
+def plain_step() -> tuple[Callable[[], object], list[object]]:
+    optimizer = sgd(resnet50_with_gradients())
+    return optimizer.step, [optimizer]
+
+
+def ham_step(implementation: str | None = None) -> tuple[Callable[[], object], list[object]]:
+    model = resnet50_with_gradients()
+    optimizer = sgd(model)
+    return optimizer.step, [
+        optimizer,
+        HAM(optimizer, model=model, alpha=ALPHA, beta=BETA, implementation=implementation),
+    ]
+
+
+def authors_step() -> tuple[Callable[[], object], list[object]]:
+    model = resnet50_with_gradients()
+    params, optimizer = list(model.parameters()), sgd(model)
+
+    def step() -> None:
+        optimizer.step()
+        authors_update_(params, LR)
+
+    return step, [optimizer]
+
+
+def hyp_step(implementation: str) -> tuple[Callable[[], object], list[object]]:
+    """HYP* alone, on the convolutions and the last layer's weight."""
+    params = [p for p in resnet50_with_gradients().parameters() if p.ndim >= 2]
+    settings = {"lr": LR, "alpha": ALPHA, "beta": BETA, "implementation": implementation}
+    return partial(hyperbolic_step_, params, [p.grad for p in params], **settings), []
+
+
+VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
+    PLAIN: plain_step,
+    OURS: ham_step,
+    **{f"HYP* alone, {name}": partial(hyp_step, name) for name in IMPLEMENTATIONS},
+    AUTHORS: authors_step,
+}
+
+
+def median_ms(rounds: int, warmup: int = 3) -> dict[str, float]:
+    steps = {name: build()[0] for name, build in VARIANTS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for k in range(warmup + rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if k >= warmup:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def reachable_bytes(roots: list[object]) -> int:
+    """Bytes of the tensors that the garbage collector reaches: weights, gradients, state, all of HAM."""
+    seen, queue, storages = set(), list(roots), {}
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen or inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+            queue.append(thing.grad)
+        else:
+            queue.extend(gc.get_referents(thing))
+    return sum(storages.values())
+
+
+def kept_bytes(name: str) -> int:
+    """Held after two steps, beyond the weights and gradients that were there before."""
+    step, roots = VARIANTS[name]()
+    before = reachable_bytes(roots)
+    step()
+    step()
+    return reachable_bytes(roots) - before
+
+
+def peak_resident_mib(name: str) -> float:
+    """Peak resident memory of this process after three steps; run it in a process of its own."""
+    step, _ = VARIANTS[name]()
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's size
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def peak_in_a_new_process(name: str) -> float | None:
+    if not Path("/proc/self/status").exists():
+        return None
+    command = [sys.executable, __file__, "--peak-of", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps per variant")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(peak_resident_mib(args.peak_of))
+        return
+
+    ms = median_ms(args.rounds)
+    kept = {name: kept_bytes(name) for name in (PLAIN, OURS, AUTHORS)}
+    peaks = {name: peak_in_a_new_process(name) for name in (PLAIN, OURS, AUTHORS)}
+    base_peak = peaks[PLAIN]
+    print(
+        f"{'ResNet50, 25.6 M parameters':32} {'median ms':>10} {'/ SGD':>7} {'kept MiB':>9} {'peak MiB':>9}"
+    )
+    for name, value in ms.items():
+        row = f"{name:32} {value:10.2f} {value / ms[PLAIN]:7.2f}"
+        row += f" {kept[name] / 2**20:9.2f}" if name in kept else f" {'':9}"
+        print(row + (f" {peaks[name]:9.0f}" if peaks.get(name) else ""))
+    results = {
+        "hardware": hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__},
+        "rounds": args.rounds,
+        "median_ms": ms,
+        "ham_over_sgd": ms[OURS] / ms[PLAIN],
+        "authors_over_ours": ms[AUTHORS] / ms[OURS],
+        "authors_added_over_ours_added": (ms[AUTHORS] - ms[PLAIN]) / (ms[OURS] - ms[PLAIN]),
+        "bytes_kept_by_ham": kept[OURS] - kept[PLAIN],
+        "peak_mib_added": {name: peak - base_peak for name, peak in peaks.items() if peak and name != PLAIN},
+    }
+    print(f"HAM + SGD / SGD: {results['ham_over_sgd']:.2f}")
+    print(f"authors' / ours: {results['authors_over_ours']:.1f}")
+    print(f"kept by HAM: {results['bytes_kept_by_ham']} bytes")
+    for name, peak in results["peak_mib_added"].items():
+        print(f"added to the peak by {name}: {peak:.0f} MiB")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

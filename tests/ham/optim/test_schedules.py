@@ -1,0 +1,106 @@
+"""Learning-rate factors against hand-worked values and numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ham.optim import cosine, triangular
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [(0, 0.05), (12510, 0.15), (25020, 0.25), (75060, 0.125), (125099, 2.4978e-6), (125100, 0.0)],
+)
+def test_triangular_on_imagenet(step, lr):
+    """100 epochs of 1251 steps, peak .25 (Table 5)."""
+    assert 0.25 * triangular(125_100)(step) == pytest.approx(lr, rel=1e-4)
+
+
+def test_triangular_through_a_scheduler():
+    total, optimizer = 50, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.25)
+    scheduler = LambdaLR(optimizer, triangular(total))
+    seen = []
+    for _ in range(total):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = 0.25 * np.interp(range(total), [0, 10, total], [0.2, 1, 0])
+    np.testing.assert_allclose(seen, expected, rtol=1e-12)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("total", [5, 7, 100, 14_550])
+@pytest.mark.parametrize(("peak", "start"), [(0.2, 0.2), (0.5, 0.0), (0.31, 1.0)])
+def test_triangular_is_linear_interpolation(total, peak, start):
+    factor = triangular(total, peak=peak, start=start)
+    expected = np.interp(range(total + 1), [0, int(peak * total), total], [start, 1, 0])
+    np.testing.assert_allclose([factor(k) for k in range(total + 1)], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_triangular_peak_on_cifar():
+    """150 epochs of 97 steps."""
+    factor = triangular(14_550)
+    assert max(range(14_551), key=factor) == 2910
+    assert factor(2910) == 1
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(1, [1, 0, 0]), (2, [1, 0.5, 0, 0]), (3, [1, 2 / 3, 1 / 3, 0, 0])]
+)
+def test_triangular_with_few_steps_starts_at_the_peak(total, expected):
+    assert [triangular(total)(k) for k in range(total + 2)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.1),
+        (5, 0.55),
+        (10, 1.0),
+        (32.5, 0.5 * (1 + math.sqrt(0.5))),  # a quarter of the way down
+        (55, 0.5),
+        (77.5, 0.5 * (1 - math.sqrt(0.5))),
+        (100, 0.0),
+        (101, 0.0),
+    ],
+)
+def test_cosine_with_warmup(step, expected):
+    assert cosine(100, warmup=0.1, start=0.1)(step) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cosine_without_warmup_equals_torch():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    factor = cosine(20)
+    for k in range(21):
+        assert factor(k) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("schedule", [cosine, triangular])
+def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
+    factors = [schedule(total)(k) for k in range(total + 1)]
+    assert factors[0] == 1
+    assert factors[-1] == pytest.approx(0, abs=1e-12)
+    assert all(0 <= f <= 1 for f in factors)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "total", "keywords", "message"),
+    [
+        (triangular, 0, {}, "total_steps must be positive, got 0"),
+        (cosine, -3, {}, "total_steps must be positive, got -3"),
+        (triangular, 10, {"peak": 1.5}, r"peak must be in \[0, 1\], got 1.5"),
+        (triangular, 10, {"start": -0.1}, r"start must be in \[0, 1\]"),
+        (cosine, 10, {"warmup": math.nan}, r"warmup must be in \[0, 1\]"),
+        (cosine, 10, {"start": 2.0}, r"start must be in \[0, 1\]"),
+    ],
+)
+def test_bad_input_is_refused(schedule, total, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(total, **keywords)

@@ -1,0 +1,83 @@
+"""What importing the libraries loads, and which way imports point."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torchvision", "timm", "hydra", "omegaconf", "wandb", "sklearn", "tqdm", "ffcv")
+
+
+def test_importing_the_libraries_loads_torch_alone():
+    """Beyond what torch loads by itself, which is tqdm where it is installed."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import ham, pruning; "
+        f"print([name for name in {HEAVY} if name in sys.modules and name not in before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def modules(*places: str) -> list[Path]:
+    found = [path for place in places for path in sorted((ROOT / place).rglob("*.py"))]
+    assert found, places
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute names of everything that the file imports, at its top or inside functions."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            origin = ".".join((*base, *filter(None, [node.module])))
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_imported_resolves_relative_names():
+    names = set(imported(ROOT / "ham" / "optim" / "hook.py"))
+    assert {"ham.optim.groups.as_rule", "torch.Tensor", "math"} <= names
+
+
+@pytest.mark.parametrize(
+    "path", modules("ham/optim", "pruning"), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_core_libraries_import_the_standard_library_torch_and_themselves(path):
+    own = "ham.optim" if within(".".join(path.relative_to(ROOT).parts), "ham") else "pruning"
+    foreign = [
+        name
+        for name in imported(path)
+        if name.split(".")[0] not in sys.stdlib_module_names and not within(name, "torch", own)
+    ]
+    assert not foreign
+
+
+def test_nothing_below_the_run_layer_imports_it():
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in modules("ham", "pruning")
+        if path.relative_to(ROOT).parts[:2] != ("ham", "run")
+        for name in imported(path)
+        if within(name, "ham.run", "train")
+    ]
+    assert not offenders
+
+
+def test_hydra_is_known_to_the_edge_alone():
+    users = {
+        str(path.relative_to(ROOT))
+        for path in [*modules("ham", "pruning"), ROOT / "train.py"]
+        if any(within(name, "hydra", "omegaconf") for name in imported(path))
+    }
+    assert users
+    assert users <= {"train.py", "ham/run/config.py"}
