@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -22,15 +23,15 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
   -m ...          several runs: seed=0,1,2 or '+exp=glob(acdc_*)'; Hydra's --cfg and --info work too
 
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
-             85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved
+             85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C
 """
 
 
 def main(argv: list[str]) -> int:
     """Run the command line and return the exit status."""
-    if not argv or {"--help", "-h"} & set(argv):
+    if {"--help", "-h"} & set(argv):
         print(USAGE, end="")
-        return 0 if argv else 2
+        return 0
     from ham.run.config import experiments, order
 
     if argv == ["--list"]:
@@ -62,11 +63,15 @@ def carry_out(overrides: list[str]) -> int:
         return _fail(error, 2)
     except (Diverged, CheckpointError) as error:
         return _fail(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        return _fail(f"{error}; mend that and start the same command again to go on", 1)
     except Stopped as stop:
         print(f"{stop}; start the same command again to go on", file=sys.stderr)
         return 85
     except KeyboardInterrupt:
-        return _fail("interrupted; start the same command again to go on from the last checkpoint", 1)
+        return _fail("interrupted; start the same command again to go on from the last checkpoint", 130)
     return 0
 
 
@@ -83,6 +88,8 @@ def _hydra(argv: list[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
     def job(_: object) -> None:
         statuses.append(carry_out(list(HydraConfig.get().overrides.task)))
+        if statuses[-1] in (85, 130):
+            raise SystemExit(statuses[-1])
 
     sys.argv[1:] = argv
     job()

@@ -97,6 +97,10 @@ class ACDC(Masked):
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Compress or decompress where the phase changes."""
+        if not 0 <= epoch < len(self._phases):
+            raise ValueError(
+                f"epoch {epoch} is outside the schedule: attach with total_epochs={epoch + 1} or more"
+            )
         sparse = self._phases[epoch] == "sparse"
         if sparse and not self.masks.active:
             self._compress(optimizer)

@@ -98,17 +98,23 @@ def reset_first_moments_(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
-    """Give revived weights the mean second moment of their tensor's active entries.
+    """Give revived weights the mean second moment of their tensor's active entries (of all, if it has none).
 
     Zero moments at a large step count make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1
     - beta1) = 3.16 learning rates, 17 times a usual one.
     """
+    sums: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
     for name, pruned in masks.pruned.items():
         for key, state in _elementwise_state(optimizer, masks.weights[name]).items():
             if key in SECOND_MOMENTS:
-                active = (~pruned).sum()
-                mean = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64) / active.clamp(min=1)
-                state.copy_(torch.where(pruned, mean.to(state.dtype), state))
+                total = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64)
+                sums.setdefault(key, []).append((state, pruned, total, (~pruned).sum()))
+    for entries in sums.values():
+        device = entries[0][0].device
+        overall = sum(e[2].to(device) for e in entries) / sum(e[3].to(device) for e in entries).clamp(min=1)
+        for state, pruned, total, active in entries:
+            mean = torch.where(active > 0, total / active.clamp(min=1), overall.to(state.device))
+            state.copy_(torch.where(pruned, mean.to(state.dtype), state))
 
 
 def _elementwise_state(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:

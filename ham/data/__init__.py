@@ -1,7 +1,7 @@
 """Data sets of the paper and of the demo."""
 
-from .base import Batch, Data, DataError, Loader, Loaders
+from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
 from .digits import Digits
 from .imagenet_folder import ImageNetFolder
 
-__all__ = ["Batch", "Data", "DataError", "Digits", "ImageNetFolder", "Loader", "Loaders"]
+__all__ = ["Batch", "Data", "DataError", "Digits", "ImageNetFolder", "Loader", "Loaders", "derived_seed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,12 +57,15 @@ def epoch_order(count: int, seed: int | None, epoch: int) -> Tensor:
     """Image numbers in the order of `epoch`, drawn from (seed, epoch); 0, 1, 2, ... without a seed."""
     if seed is None:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed, epoch)))
+    return torch.randperm(
+        count, generator=torch.Generator().manual_seed(derived_seed(seed, f"order {epoch}"))
+    )
 
 
-def mix_seed(seed: int, number: int) -> int:
-    """A seed for stream `number` of `seed`, far from those of its neighbours."""
-    return (seed + (number + 1) * 0x9E3779B97F4A7C15) % 2**63
+def derived_seed(seed: int, name: str | int) -> int:
+    """The seed of the random stream `name` under `seed`: streams of streams do not meet either."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % 2**63
 
 
 def batch_count(images: int, batch_size: int, *, drop_last: bool) -> int:

@@ -21,6 +21,13 @@ class Digits(Data):
     num_classes: int = 10
     image_size: int = 8
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where a fact of the data set is altered."""
+        if (self.num_classes, self.image_size) != (10, 8):
+            raise ValueError(
+                "digits has 10 classes and 8 px: leave data.num_classes and data.image_size alone"
+            )
+
     def load(self, *, batch_size: int, seed: int, device: torch.device) -> Loaders:
         """All images on the device, grey repeated over three channels."""
         images, classes = read_digits()

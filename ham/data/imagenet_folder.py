@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Batch, Data, DataError, Loaders, batch_count, epoch_order, mix_seed
+from .base import Batch, Data, DataError, Loaders, batch_count, derived_seed, epoch_order
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_RATIO = 224 / 256  # of the validation image's shorter side, as in the paper's code base
@@ -45,6 +46,10 @@ class ImageNetFolder(Data):
                     "train/<class>/ and val/<class>/ (else $HAM_DATA/imagenet), or try +demo=digits"
                 )
             datasets[split] = self._index(root / split, train=split == "train")
+        if datasets["train"].classes != datasets["val"].classes:
+            raise DataError(
+                f"{root}/train and {root}/val have class folders of different names: make them agree"
+            )
         if batch_size > len(datasets["train"]):
             raise DataError(
                 f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}"
@@ -85,8 +90,14 @@ class _Seeded(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed, index))
+            torch.default_generator.manual_seed(derived_seed(self.seed, index))
             return self.dataset[index]
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A signal to the whole process group must not kill a worker before the run has saved its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class FolderLoader:
@@ -121,11 +132,12 @@ class FolderLoader:
         """The batches of `epoch` from number `start` on; those before it are not decoded."""
         order = epoch_order(len(self.dataset), self.shuffle_seed, epoch)
         loader = torch.utils.data.DataLoader(
-            _Seeded(self.dataset, mix_seed(self.shuffle_seed or 0, epoch)),
+            _Seeded(self.dataset, derived_seed(self.shuffle_seed or 0, f"crops {epoch}")),
             batch_size=self.batch_size,
             sampler=order[start * self.batch_size : len(self) * self.batch_size].tolist(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # the loader's own draw must not move the global stream
         )
         for images, classes in loader:

@@ -32,12 +32,14 @@ def everything(name: str, module: nn.Module, param: nn.Parameter) -> bool:
 _RULES: dict[str, Rule] = {"not_norm": not_norm, "ndim2": ndim2, "everything": everything}
 
 
-def owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Each trainable parameter once, with its qualified name and the module that owns it."""
+def owned_parameters(
+    model: nn.Module, *, frozen: bool = False
+) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Each parameter once, with its qualified name and owning module; frozen ones only if asked for."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, param in module.named_parameters(recurse=False):
-            if param.requires_grad and id(param) not in seen:
+            if (frozen or param.requires_grad) and id(param) not in seen:
                 seen.add(id(param))
                 yield (f"{prefix}.{name}" if prefix else name), module, param
 
@@ -76,8 +78,9 @@ def param_groups(
         decay: where weight decay acts; default everywhere, as in the paper's code base.
 
     Returns:
-        Groups with the keys params, weight_decay, ham_alpha and ham_beta. The last two are None where `HAM`
-        shall fill in its own values and 0 where it shall not act.
+        Groups with the keys params, weight_decay, ham_alpha, ham_beta and ham_chosen. `ham_alpha` and
+        `ham_beta` are None where `HAM` shall fill in its own values and 0 where it shall not act;
+        `ham_chosen` says that the group speaks for all its parameters.
 
     Raises:
         ValueError: a pattern that matches nothing, or a model without trainable parameters.
@@ -94,6 +97,7 @@ def param_groups(
             "weight_decay": weight_decay if decayed else 0.0,
             "ham_alpha": None if selected else 0.0,
             "ham_beta": None if selected else 0.0,
+            "ham_chosen": True,
         }
         for (selected, decayed), params in sorted(groups.items(), reverse=True)
     ]

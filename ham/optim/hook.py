@@ -79,9 +79,7 @@ class HAM:
         self._rule = self._by_rule(model, select)
         self._check_dtypes(alpha, beta)
         self._before = [_keys_of(group) for group in optimizer.param_groups]
-        optimizer.defaults.update(
-            ham_alpha=alpha, ham_beta=beta, ham_chosen=all(map(_speaks, optimizer.param_groups))
-        )
+        optimizer.defaults.update(ham_alpha=alpha, ham_beta=beta, ham_chosen=False)
         for group in optimizer.param_groups:
             _fill(group, (alpha, beta, _speaks(group)))
         self._before_load: list[dict] = []
@@ -128,13 +126,17 @@ class HAM:
 
     def state_dict(self) -> dict[str, Any]:
         """The counts behind `clamped_share()`; HAM has no other state of its own."""
-        return {"counts": {str(device): list(pair) for device, pair in self._counts.items()}}
+        pairs = list(self._counts.values())
+        clamped, seen = (
+            (sum(int(count) for count in column) for column in zip(*pairs, strict=True)) if pairs else (0, 0)
+        )
+        return {"clamped": clamped, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        for device, pair in state["counts"].items():
-            for mine, theirs in zip(self._counters(torch.device(device)), pair, strict=True):
-                mine.copy_(theirs)
+        """Take back what `state_dict` gave, on whatever device the weights are now."""
+        device = self.optimizer.param_groups[0]["params"][0].device
+        for count, value in zip(self._counters(device), (state["clamped"], state["seen"]), strict=True):
+            count.fill_(value)
 
     def _by_rule(self, model: nn.Module | None, select: str | Rule) -> dict[int, bool]:
         """Parameter id -> does HAM act, for the parameters of `model`; the shape decides on others."""
@@ -150,7 +152,9 @@ class HAM:
                 )
             return {}
         rule = as_rule(select, model)
-        chosen = {id(p): bool(rule(name, module, p)) for name, module, p in owned_parameters(model)}
+        chosen = {
+            id(p): bool(rule(name, module, p)) for name, module, p in owned_parameters(model, frozen=True)
+        }
         if not any(id(p) in chosen for p in params):
             raise ValueError(
                 "the optimizer holds no parameter of this model: pass the model whose parameters it trains"
@@ -180,6 +184,7 @@ class HAM:
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
         for group in optimizer.param_groups:
             _refuse_overwritten_gradients(group)
+            _fill(group, [optimizer.defaults[key] for key in _KEYS])  # one that was added since
             if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
                 self._hyperbolic_step(
                     group, [p for p in self._chosen(group) if p.grad is not None], found_inf

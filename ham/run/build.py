@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ham.data import Loaders
+from ham.data import Loaders, derived_seed
 from ham.models import build_model
 from ham.optim import HAM, cosine, param_groups, triangular
 from pruning import Sparsifier
@@ -96,14 +95,14 @@ def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: 
         ConfigError: a value that only shows itself against the model, such as a pattern that matches nothing.
     """
     steps = len(loaders.train)
-    generator = torch.Generator().manual_seed(stream(cfg.seed, "model"))
-    torch.manual_seed(stream(cfg.seed, "training"))
+    generator = torch.Generator().manual_seed(derived_seed(cfg.seed, "model"))
+    torch.manual_seed(derived_seed(cfg.seed, "training"))
     layout = torch.channels_last if cfg.compute.channels_last else torch.preserve_format
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=steps)
     try:
         model = build_model(cfg.model, **sizes, generator=generator).to(device, memory_format=layout)
-        cfg.sparsifier.attach(model, **lengths, seed=stream(cfg.seed, "sparsifier"))
+        cfg.sparsifier.attach(model, **lengths, seed=derived_seed(cfg.seed, "sparsifier"))
         optimizer = build_optimizer(cfg, model)
         ham = build_ham(cfg, optimizer)
     except ValueError as error:
@@ -142,13 +141,13 @@ def build_ham(cfg: Config, optimizer: torch.optim.Optimizer) -> HAM | None:
 
 
 def build_schedule(cfg: Config, total_steps: int) -> Any:
-    """Factor per step, by `optimizer.schedule`; -1 stands for the schedule's own default."""
+    """Factor per step, by `optimizer.schedule`; null stands for the schedule's own default."""
     s = cfg.optimizer.schedule
-    start = {} if s.start < 0 else {"start": s.start}
+    start = {} if s.start is None else {"start": s.start}
     try:
         if s.kind is Schedule.triangular:
-            return triangular(total_steps, **({} if s.warmup < 0 else {"peak": s.warmup}), **start)
-        return cosine(total_steps, **({} if s.warmup < 0 else {"warmup": s.warmup}), **start)
+            return triangular(total_steps, **({} if s.warmup is None else {"peak": s.warmup}), **start)
+        return cosine(total_steps, **({} if s.warmup is None else {"warmup": s.warmup}), **start)
     except ValueError as error:
         raise ConfigError(f"optimizer.schedule: {error}") from error
 
@@ -165,8 +164,3 @@ def choose_device(cfg: Config) -> torch.device:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     return torch.device("cuda")
-
-
-def stream(seed: int, name: str) -> int:
-    """The seed of a named random stream of a run."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) % 2**63

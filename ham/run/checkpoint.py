@@ -58,11 +58,17 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
         CheckpointError: there are checkpoints, but none is whole.
     """
     found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    damaged = []
     for path in found:
         try:
-            return _read(path)
+            state = _read(path)
         except (CheckpointError, OSError) as error:
             warn(f"{error}; trying the one before it")
+            damaged.append(path)
+            continue
+        for bad in damaged:  # the next save would put it in the good one's place
+            os.replace(bad, bad.with_suffix(".damaged"))
+        return state
     if found:
         raise CheckpointError(f"no checkpoint in {folder} is whole: start anew with resume=false")
     return None

@@ -51,7 +51,6 @@ def load(overrides: Sequence[str]) -> Config:
     _check_choices(parsed)
     try:
         node = _compose(overrides)
-        _scale(node, parsed)
         with open_dict(node):
             node.name = _value(parsed, "exp") or "custom"
             node.overridden = any(_is_override(o.key_or_group) for o in parsed)
@@ -74,7 +73,10 @@ def experiments() -> dict[str, str]:
 def scaled(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """What `+demo=` changes: dotted key -> (without, with)."""
     plain = [text for text in overrides if not text.lstrip("+").startswith("demo=")]
-    before, after = (dict(flatten(to_plain(load(texts)))) for texts in (plain, overrides))
+    before, after = (
+        dict(flatten(OmegaConf.to_container(_compose(order(texts)), enum_to_str=True)))
+        for texts in (plain, overrides)
+    )
     # a demo's own name, and what only the unscaled data set has, are no change of scale
     return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k != "demo"}
 
@@ -100,11 +102,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def config_hash(cfg: Config) -> str:
     """SHA-256 over what a run computes, seed apart: equal for every seed and wherever it is carried out."""
-    told = ("name", "cell", "overridden", "seed")
+    told = ("name", "cell", "overridden", "seed", "model.demo", "optimizer.demo")
     science = {
-        key: value
-        for key, value in flatten(to_plain(cfg))
-        if key not in told and not _is_within(key, _CIRCUMSTANCES)
+        key: value for key, value in flatten(to_plain(cfg)) if not _is_within(key, (*told, *_CIRCUMSTANCES))
     }
     kinds = {name: type(getattr(cfg, name)).__name__ for name in _SCHEMAS}
     return hashlib.sha256(json.dumps([kinds, science], sort_keys=True).encode()).hexdigest()
@@ -114,7 +114,9 @@ def _compose(overrides: list[str]) -> DictConfig:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides)
+        node = compose("train", overrides)
+    _scale(node, _parse(overrides))
+    return node
 
 
 def register() -> None:
@@ -206,6 +208,13 @@ def _explain_unknown(key: str, parsed: list[Override]) -> str:
             f"take an experiment made for it (python train.py --list), or {group}= of the same kind"
         )
     known = _known_keys()
+    if key in known and group in _SCHEMAS:
+        owners = [
+            name
+            for name, schema in _SCHEMAS[group].items()
+            if key.split(".")[1] in schema.__dataclass_fields__
+        ]
+        return f"{key} belongs to {group}={' or '.join(owners)} alone: choose that, or leave it out"
     by_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     nearest = by_leaf or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
     return f"unknown key {key}; nearest: {', '.join(dict.fromkeys(nearest))}"

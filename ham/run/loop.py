@@ -46,7 +46,8 @@ def train(run: Run) -> None:
                 run.step, run.batch = run.step + 1, run.batch + 1
                 _look(run)
                 inside = run.batch < len(run.loaders.train)
-                if inside and (received or time.monotonic() - saved_at >= 60 * run.cfg.checkpoint.minutes):
+                due = time.monotonic() - saved_at >= 60 * run.cfg.checkpoint.minutes
+                if received or (inside and due):
                     save(run)
                     saved_at = time.monotonic()
                     if received:
@@ -93,7 +94,7 @@ def finish_epoch(run: Run) -> None:
     """Test, record, and save with the next epoch as the place to go on from."""
     _refuse_divergence(run)
     facts = {"train_loss": run.record.mean_loss(), **evaluate(run), **run.sparsifier.stats()}
-    facts["lr"] = run.scheduler.get_last_lr()[0]
+    facts["lr"] = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - 1)
     if run.ham:
         facts["clamped_share"] = float(run.ham.clamped_share())
     run.record.epoch(run.epoch, run.step, **facts)
@@ -104,9 +105,10 @@ def finish_epoch(run: Run) -> None:
 def save(run: Run) -> None:
     """Write a checkpoint, unless the run has diverged: the last good one stays."""
     _refuse_divergence(run)
-    norms = torch.stack(torch._foreach_norm([p.detach() for p in run.params]))
-    if not bool(torch.isfinite(norms).all()):
-        raise Diverged(_divergence(run, run.step, "a weight is not finite"))
+    tensors = [tensor for tensor in run.model.state_dict().values() if tensor.is_floating_point()]
+    largest = torch.stack(torch._foreach_norm(tensors, float("inf")))
+    if not bool(torch.isfinite(largest).all()):
+        raise Diverged(_divergence(run, run.step, "a weight or a running statistic is not finite"))
     checkpoint.save(run.record.folder, run.state_dict())
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch.nn import functional as F
 
+from ham.data import derived_seed
+
 from . import checkpoint
-from .build import Run, build, choose_device, stream
+from .build import Run, build, choose_device
 from .config import config_hash, to_yaml
 from .loop import train
 from .provenance import provenance
@@ -25,7 +27,7 @@ def main(cfg: Config) -> dict[str, Any]:
     """
     identity = config_hash(cfg)
     device = choose_device(cfg)
-    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=stream(cfg.seed, "data"), device=device)
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(cfg.seed, "data"), device=device)
     record = Record(run_directory(cfg, identity), cfg)
     try:
         if not cfg.resume:

@@ -30,7 +30,7 @@ def provenance(config_hash: str) -> dict[str, Any]:
     """Commit and dirty flag, versions, hardware, SLURM id, command line and config hash; no host name."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "hardware": hardware(),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import sync_folder
+from .checkpoint import CheckpointError, sync_folder
 from .schema import Config, ConfigError, WandbMode
 
 _REFRESH_SECONDS = 5.0
@@ -43,6 +43,9 @@ class Record:
 
     def clear(self) -> None:
         """Forget an earlier run in this directory."""
+        for name in ("summary.json", "previous.pt", "last.pt"):  # so that no half of it passes for a run
+            (self.folder / name).unlink(missing_ok=True)
+        sync_folder(self.folder)
         for path in self.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -150,7 +153,7 @@ class Record:
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         self._lock.close()
 
     # checkpoints
@@ -174,6 +177,10 @@ class Record:
         self.loss_sum.copy_(state["loss_sum"])
         self.losses, self.elapsed = state["losses"], state["elapsed"]
         path = self.folder / "metrics.jsonl"
+        if (path.stat().st_size if path.exists() else 0) < state["metrics_bytes"]:
+            raise CheckpointError(
+                f"{path} lacks lines that its checkpoint knows: start anew with resume=false"
+            )
         if path.exists():
             os.truncate(path, state["metrics_bytes"])
 
@@ -212,12 +219,16 @@ def _open_wandb(folder: Path, cfg: Config) -> Any:
     import wandb
 
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(
-        project=cfg.wandb.project,
-        name=f"{folder.parent.name}/seed{cfg.seed}",
-        id=identity,
-        resume="allow",
-        mode=str(cfg.wandb.mode),
-        dir=str(folder),
-        settings=wandb.Settings(silent=True),
-    )
+    try:
+        return wandb.init(
+            project=cfg.wandb.project,
+            name=f"{folder.parent.name}/seed{cfg.seed}",
+            id=identity,
+            resume="allow",
+            mode=str(cfg.wandb.mode),
+            dir=str(folder),
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"wandb: {reason}; run wandb login, or use wandb.mode=offline") from error

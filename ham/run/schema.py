@@ -49,11 +49,11 @@ class Rule(StrEnum):
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """`warmup`: share of the steps that the rate rises; `start`: its first factor; -1: the schedule's own."""
+    """`warmup`: share of the steps that the rate rises, `start`: its first factor; null: the default."""
 
     kind: Schedule = Schedule.triangular
-    warmup: float = -1.0
-    start: float = -1.0
+    warmup: float | None = None
+    start: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -106,9 +106,8 @@ class AdamWConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         """Raise ValueError on values torch refuses."""
         super().__post_init__()
-        _require(
-            all(0 <= b < 1 for b in self.betas), f"optimizer.betas must be in [0, 1), got {list(self.betas)}"
-        )
+        valid = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _require(valid, f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
         _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps:g}")
 
 
@@ -135,6 +134,10 @@ class HamConfig:
             self.beta >= 0 and math.isfinite(self.beta), f"ham.beta must not be negative, got {self.beta:g}"
         )
         _require(self.clamp > 0, f"ham.clamp must be positive, got {self.clamp:g}; the paper uses 5")
+        unused = self.max_weight_norm > 0 and not self.active
+        _require(
+            not unused, "ham.max_weight_norm is part of HAM's step: set ham.alpha or ham.beta, or drop it"
+        )
         _require(
             self.max_weight_norm >= 0,
             f"ham.max_weight_norm must not be negative, got {self.max_weight_norm:g}",
@@ -151,12 +154,20 @@ class ComputeConfig:
     compile: bool = False
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise ValueError on a negative number of threads."""
+        _require(self.threads >= 0, f"compute.threads must not be negative, got {self.threads}")
+
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
     """A checkpoint is written after every epoch and inside one every `minutes`; 0: after every step."""
 
     minutes: float = 15.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on a negative time."""
+        _require(self.minutes >= 0, f"checkpoint.minutes must not be negative, got {self.minutes:g}")
 
 
 @dataclass(kw_only=True)

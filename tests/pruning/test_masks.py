@@ -154,13 +154,15 @@ def test_fill_gives_revived_weights_the_mean_second_moment_of_active_ones(kind):
     assert all(torch.equal(optimizer.state[bias][key], old) for key, old in before[bias].items())
 
 
-def test_a_layer_pruned_whole_is_revived_with_second_moment_zero():
+def test_a_layer_pruned_whole_is_revived_with_the_mean_over_all_layers():
     weights, _, optimizer = trained("adam")
     masks = MaskSet(weights)
     masks.set({"a": torch.zeros(4, dtype=torch.bool), "b": KEPT["b"]})
     masks.apply_to_optimizer_(optimizer)
+    second = {name: optimizer.state[weight]["exp_avg_sq"] for name, weight in weights.items()}
+    second["b"].copy_(torch.tensor([0.0, 7.0, 9.0, 0.0]).view_as(second["b"]))  # b: pruned 0, 3
     fill_second_moments_(optimizer, masks)
-    assert bits(optimizer.state[weights["a"]]["exp_avg_sq"]) == [0, 0, 0, 0]
+    assert second["a"].flatten().tolist() == [8.0] * 4
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -1,0 +1,223 @@
+"""What a command line composes to: the paper's settings, scaled-down copies, hashes, run directories."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ham.run.config import config_hash, experiments, load, to_yaml
+from ham.run.main import run_directory
+from ham.run.schema import Config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml"))
+LEAF = "+exp=acdc_ham_s90"
+
+# Table 5, section 5 for HAM; the clamp of App. G.2
+RESNET50 = {
+    "model.depth": 50,
+    "model.width": 64,
+    "optimizer.lr": 0.25,
+    "optimizer.weight_decay": 5e-5,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "epochs": 100,
+}
+DEIT_SMALL = {
+    "model.embed_dim": 384,
+    "model.depth": 12,
+    "model.num_heads": 6,
+    "model.patch_size": 16,
+    "optimizer.lr": 0.005,
+    "optimizer.weight_decay": 0.1,
+    "epochs": 300,
+}
+BOTH = {
+    "batch_size": 1024,
+    "optimizer.schedule.kind": "triangular",
+    "optimizer.clip_norm": 0,
+    "ham.clamp": 5,
+    "ham.select": "not_norm",
+    "data.num_classes": 1000,
+    "data.image_size": 224,
+}
+METHODS = {"acdc": "ACDC"}
+
+# what a demo may change, besides the `demo` entries of model and optimizer
+SCALED = r"epochs|batch_size|demo|data\..*|compute\..*"
+
+
+def flat(cfg: Config) -> dict[str, Any]:
+    """Dotted key -> value, enums by name, and the type of every section."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value.name if isinstance(value, Enum) else value
+
+    kinds = {f"type({key})": type(value).__name__ for key, value in vars(cfg).items()}
+    return {**dict(walk("", asdict(cfg))), **kinds}
+
+
+def identity(*overrides: str) -> str:
+    return config_hash(load([LEAF, *overrides]))
+
+
+def test_every_leaf_is_listed_with_its_cell() -> None:
+    assert sorted(experiments()) == EXPERIMENTS
+    for name, cell in experiments().items():
+        words = name.split("_")
+        assert re.match(r"Table \d+, ", cell), name
+        assert ("HAM" in cell) == ("ham" in words), name
+        assert ("SAM" in cell) == ("sam" in words), name
+        sparsity = re.search(r"s = ([\d.]+)", cell)
+        assert (float(sparsity[1]) if sparsity else None) == named_sparsity(name), name
+
+
+def named_sparsity(name: str) -> float | None:
+    percent = re.search(r"_s(\d+)$", name)
+    return int(percent[1]) / 100 if percent else None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_leaves_have_the_papers_values(name: str) -> None:
+    words = name.split("_")
+    method = next((METHODS[word] for word in words if word in METHODS), "Dense")
+    expected = {
+        **BOTH,
+        **(DEIT_SMALL if "deit" in words else RESNET50),
+        "type(model)": "DeiT" if "deit" in words else "ResNet",
+        "type(optimizer)": "AdamWConfig" if "deit" in words else "SGDConfig",
+        "ham.alpha": 200 if "ham" in words else 0,
+        "ham.beta": 1e-3 if "ham" in words else 0,
+        "optimizer.sam_rho": 0.05 if "sam" in words else 0,
+        "type(sparsifier)": method,
+        "name": name,
+        "cell": experiments()[name],
+        "seed": 0,
+        "demo": "",
+        "overridden": False,
+    }
+    if "200" in words:
+        expected["epochs"] = 200
+    found = flat(load([f"+exp={name}"]))
+    assert {key: found[key] for key in expected} == expected
+    assert found.get("sparsifier.sparsity") == named_sparsity(name)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_demo_scales_and_changes_nothing_else(name: str) -> None:
+    paper = load([f"+exp={name}"])
+    before, after = flat(paper), flat(load([f"+exp={name}", "+demo=digits"]))
+    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    sizes = {f"model.{key}" for key in paper.model.demo}
+    assert sizes <= set(before), "the demo entries are fields of the model"
+    assert "model.depth" not in sizes or "deit" in name, "a ResNet keeps its blocks"
+    free = re.compile(SCALED + r"|type\(data\)")
+    assert {key for key in changed if not free.fullmatch(key)} <= sizes | {"optimizer.lr"}
+    assert {"epochs", "batch_size", "type(data)"} <= changed
+    assert after["type(data)"] == "Digits"
+    for key in sizes:
+        assert after[key] == before[key.replace("model.", "model.demo.", 1)]
+    assert after["optimizer.lr"] == paper.optimizer.demo["lr"]
+
+
+def test_the_demo_wins_wherever_it_stands_and_explicit_values_beat_it() -> None:
+    demo = flat(load([LEAF, "+demo=digits"]))
+    assert flat(load(["+demo=digits", LEAF])) == demo
+    explicit = {
+        "epochs": demo["epochs"] + 1,
+        "batch_size": demo["batch_size"] + 1,
+        "model.width": demo["model.width"] + 1,
+        "optimizer.lr": demo["optimizer.lr"] * 2,
+        "compute.amp": not demo["compute.amp"],
+    }
+    texts = [f"{key}={value}" for key, value in explicit.items()]
+    for order in ([*texts, "+demo=digits", LEAF], [LEAF, "+demo=digits", *texts]):
+        found = flat(load(order))
+        changed = {key: value for key, value in found.items() if demo.get(key) != value}
+        assert changed == {**explicit, "overridden": True}
+
+
+@pytest.mark.parametrize(
+    "circumstance",
+    [
+        ["seed=7"],
+        ["runs_dir=/elsewhere"],
+        ["resume=false"],
+        ["wandb.mode=offline", "wandb.project=mine"],
+        ["checkpoint.minutes=1"],
+        ["data.root=/elsewhere", "data.workers=3"],
+        ["compute.threads=3"],
+        ["compute.device=cpu"],
+        ["ham.alpha=2e2"],
+    ],
+    ids=" ".join,
+)
+def test_the_hash_leaves_out_how_and_where(circumstance: list[str]) -> None:
+    assert identity(*circumstance) == identity()
+
+
+def test_every_other_value_has_a_hash_of_its_own() -> None:
+    variants = [
+        [],
+        ["ham.alpha=100"],
+        ["ham.beta=0"],
+        ["ham.mask_zero_grad=true"],
+        ["sparsifier.sparsity=0.8"],
+        ["sparsifier.revive=stale"],
+        ["optimizer.lr=0.1"],
+        ["optimizer.schedule.warmup=0.1"],
+        ["optimizer.sam_rho=0.05"],
+        ["model.init=torchvision"],
+        ["model=resnet18"],
+        ["epochs=99"],
+        ["batch_size=512"],
+        ["compute.amp=false"],
+        ["compute.channels_last=false"],
+        ["data.image_size=160"],
+        ["+demo=digits"],
+    ]
+    hashes = [identity(*variant) for variant in variants] + [config_hash(load(["+exp=acdc_s90"]))]
+    assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        ([], "acdc_ham_s90/seed0"),
+        (["seed=3"], "acdc_ham_s90/seed3"),
+        (["+demo=digits"], "acdc_ham_s90-digits/seed0"),
+        (["resume=false", "wandb.mode=offline", "checkpoint.minutes=1"], "acdc_ham_s90/seed0"),
+        (["compute.threads=2", "compute.device=cpu", "data.root=/a"], "acdc_ham_s90/seed0"),
+        (["ham.alpha=100"], "acdc_ham_s90-HASH/seed0"),
+        (["ham.alpha=100", "seed=2"], "acdc_ham_s90-HASH/seed2"),
+        (["+demo=digits", "epochs=3"], "acdc_ham_s90-digits-HASH/seed0"),
+        (["ham=none"], "acdc_ham_s90-HASH/seed0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_run_directories(overrides: list[str], folder: str) -> None:
+    for runs_dir, given in (("runs", []), ("/some/where", ["runs_dir=/some/where"])):
+        cfg = load([LEAF, *overrides, *given])
+        expected = folder.replace("HASH", config_hash(cfg)[:8])
+        assert str(run_directory(cfg, config_hash(cfg))) == f"{runs_dir}/{expected}"
+
+
+def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
+    cfg = load(["+exp=deit_acdc_ham_s50", "+demo=digits", "seed=3", "optimizer.eps=1e-7"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    found = OmegaConf.load(tmp_path / "config.yaml")
+    for key, value in flat(cfg).items():
+        if not key.startswith("type("):
+            read = OmegaConf.select(found, key)
+            assert (tuple(read) if isinstance(value, tuple) else read) == value, key

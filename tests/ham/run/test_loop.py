@@ -1,0 +1,272 @@
+"""The training loop: order within a step, gradients, exact evaluation, and the end of runs that diverge."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ham import hyperbolic_step_, perturbed
+from ham.data import derived_seed
+from ham.run.build import Run, build, choose_device
+from ham.run.config import config_hash, load
+from ham.run.evaluate import evaluate
+from ham.run.loop import forward_backward, train_step
+from ham.run.record import Record
+from pruning.acdc import phases
+
+EPOCHS = 10
+RESNET = ["+exp=acdc_ham_s90", "+demo=digits", "model.width=4", "batch_size=64", f"epochs={EPOCHS}"]
+DEIT = [
+    "+exp=deit_acdc_ham_s50",
+    "+demo=digits",
+    "model.depth=2",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "batch_size=64",
+    f"epochs={EPOCHS}",
+]
+SPARSE = phases(EPOCHS).index("sparse")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """`make(overrides)`: a run as it stands before its first step."""
+    records: list[Record] = []
+
+    def run(*overrides: str) -> Run:
+        cfg = load(overrides)
+        device = choose_device(cfg)
+        loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(cfg.seed, "data"), device=device)
+        records.append(Record(tmp_path / str(len(records)), cfg))
+        return build(cfg, config_hash(cfg), loaders, records[-1], device)
+
+    yield run
+    for record in records:
+        record.close()
+
+
+def batches(run: Run, count: int, epoch: int = 0) -> list[tuple[Tensor, Tensor]]:
+    return [batch for batch, _ in zip(run.loaders.train.batches(epoch), range(count), strict=False)]
+
+
+def in_a_sparse_phase(run: Run) -> Run:
+    """A few steps dense, for momentum, then compressed and a few steps sparse."""
+    for batch in batches(run, 2):
+        train_step(run, batch)
+    run.sparsifier.on_epoch_start(SPARSE, run.optimizer)
+    for batch in batches(run, 2, epoch=1):
+        train_step(run, batch)
+    return run
+
+
+def gradient(run: Run) -> Tensor:
+    return torch.cat([p.grad.double().flatten() for p in run.params])
+
+
+def step_by_hand(run: Run, batch: tuple[Tensor, Tensor]) -> None:
+    """SAM, the base step, HYP* and the masks, in the order of the paper's algorithm and of AC/DC's code.
+
+    The model must be in a sparse phase; HAM is detached and its formula applied to the groups that carry it.
+    """
+    cfg, images, classes = run.cfg, *batch
+    chosen = [group["ham_alpha"] != 0 for group in run.optimizer.param_groups]
+    run.ham.remove()
+    pruned = {
+        weight: run.sparsifier.masks.pruned[name] for name, weight in run.sparsifier.masks.weights.items()
+    }
+
+    def masked_gradient() -> None:
+        cross_entropy(run.model(images), classes).backward()
+        for weight, off in pruned.items():
+            weight.grad[off] = 0.0
+
+    masked_gradient()
+    with perturbed(run.params, rho=cfg.optimizer.sam_rho, freeze_bn=run.model):
+        masked_gradient()
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    run.optimizer.step()
+    for group, rate, active in zip(run.optimizer.param_groups, rates, chosen, strict=True):
+        if active:
+            gradients = [p.grad for p in group["params"]]
+            hyperbolic_step_(group["params"], gradients, lr=rate, alpha=cfg.ham.alpha, beta=cfg.ham.beta)
+    with torch.no_grad():
+        for weight, off in pruned.items():
+            weight[off] = 0.0
+
+
+@pytest.mark.parametrize("leaf", [RESNET, DEIT], ids=["sgd", "adamw"])
+def test_a_step_is_gradient_mask_sam_mask_base_step_ham_mask(leaf: list[str], make: Callable) -> None:
+    one, other = (in_a_sparse_phase(make(*leaf, "optimizer.sam_rho=0.05")) for _ in range(2))
+    (batch,) = batches(one, 1, epoch=2)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    rate = one.scheduler.get_last_lr()[0]
+    train_step(one, batch)
+    step_by_hand(other, batch)
+    moved = 0
+    for (name, found), expected in zip(
+        one.model.state_dict().items(), other.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), name
+        moved += not torch.equal(found, before[name])
+    assert moved > 10
+    states = (run.optimizer.state_dict()["state"] for run in (one, other))
+    for found, expected in zip(*(state.values() for state in states), strict=True):
+        assert all(torch.equal(found[key], expected[key]) for key in expected if expected[key] is not None)
+    assert all(p.grad is None for p in one.params)
+    assert one.scheduler.get_last_lr()[0] != rate
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(make: Callable) -> None:
+    whole, parts = make(*DEIT), make(*DEIT, "optimizer.accumulate=4")
+    (batch,) = batches(whole, 1)
+    losses = [float(forward_backward(run, batch)) for run in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    expected = gradient(whole)
+    assert torch.linalg.vector_norm(gradient(parts) - expected) < 1e-5 * torch.linalg.vector_norm(expected)
+
+
+def test_ham_sees_the_clipped_gradient(make: Callable) -> None:
+    run = make(*RESNET)
+    (batch,) = batches(run, 1)
+    forward_backward(run, batch)
+    norm = float(torch.linalg.vector_norm(gradient(run)))
+    run.optimizer.zero_grad()
+
+    clipped = make(*RESNET, "optimizer.sam_rho=0.05", f"optimizer.clip_norm={norm / 2}")
+    seen: list[Tensor] = []
+    clipped.optimizer.register_step_post_hook(lambda *_: seen.append(gradient(clipped)))  # as HAM's own
+    train_step(clipped, batch)
+    assert float(torch.linalg.vector_norm(seen[0])) == pytest.approx(norm / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("leaf", [RESNET, DEIT], ids=["resnet", "deit"])
+def test_evaluation_is_exact_over_every_test_image(leaf: list[str], make: Callable) -> None:
+    run = make(*leaf)
+    for batch in batches(run, 15):
+        train_step(run, batch)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    found = evaluate(run)
+    assert run.model.training and all(module.training for module in run.model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+    images, classes = (torch.cat(column) for column in zip(*run.loaders.test.batches(0), strict=True))
+    assert len(images) == 360 and 360 % run.cfg.batch_size, "the last batch is a ragged one"
+    model = copy.deepcopy(run.model).double().eval()
+    loss, right, among_five = 0.0, 0, 0
+    with torch.no_grad():
+        for image, label in zip(images.double(), classes.tolist(), strict=True):
+            (logits,) = model(image[None]).tolist()
+            loss += float(torch.tensor(logits, dtype=torch.float64).logsumexp(0)) - logits[label]
+            better = sum(logit > logits[label] for logit in logits)
+            right += better == 0
+            among_five += better < 5
+    assert found["test_loss"] == pytest.approx(loss / 360, rel=1e-5)
+    assert found["top1"] == pytest.approx(100 * right / 360) and found["top5"] == pytest.approx(
+        100 * among_five / 360
+    )
+    assert 0 < right < among_five
+
+
+def finite_step(run: Run) -> None:
+    """A step that moves the weights and leaves them float32 and finite."""
+    (batch,) = batches(run, 1)
+    before = [p.detach().clone() for p in run.params]
+    assert torch.isfinite(train_step(run, batch))
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in run.params)
+    assert any(not torch.equal(old, new) for old, new in zip(before, run.params, strict=True))
+
+
+@pytest.mark.parametrize("leaf", [RESNET, DEIT], ids=["resnet", "deit"])
+def test_amp_computes_in_bfloat16_and_keeps_float32(leaf: list[str], make: Callable) -> None:
+    run, exact = make(*leaf, "compute.amp=true"), make(*leaf)
+    seen: set[torch.dtype] = set()
+    layer = next(m for m in run.model.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    images, _ = batches(run, 1)[0]
+    with torch.no_grad():
+        logits, expected = run.forward(images), exact.forward(images)
+    assert logits.dtype == torch.float32
+    error = float((logits - expected).norm() / expected.norm())
+    assert 1e-5 < error < 0.1  # bfloat16 has 8 bits
+    finite_step(run)
+    assert seen == {torch.bfloat16}
+
+
+def test_channels_last_reaches_weights_and_activations(make: Callable) -> None:
+    run = make(*RESNET, "compute.channels_last=true")
+    seen: list[bool] = []
+
+    def look(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in run.model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+            module.register_forward_hook(look)
+    in_a_sparse_phase(run)
+    finite_step(run)
+    assert seen and all(seen)
+
+
+@pytest.mark.slow
+def test_compile_trains_the_same_network(make: Callable) -> None:
+    leaf = [*DEIT, "model.depth=1"]
+    compiled, plain = make(*leaf, "compute.compile=true"), make(*leaf)
+    assert compiled.network is not compiled.model
+    for batch in batches(plain, 2):
+        losses = [float(train_step(run, batch)) for run in (compiled, plain)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert evaluate(compiled)["test_loss"] == pytest.approx(evaluate(plain)["test_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cause", "checkpoints", "words"),
+    [
+        ("optimizer.lr=1e6", "checkpoint.minutes=0", ["the loss is not finite", "last.pt"]),
+        ("ham.alpha=1e6", "checkpoint.minutes=0", ["ham.alpha", "last.pt"]),
+        ("optimizer.lr=1e6", "checkpoint.minutes=1000", ["the loss is not finite", "no checkpoint"]),
+        ("optimizer.lr=1e20", "checkpoint.minutes=0", ["a weight is not finite", "no checkpoint"]),
+    ],
+)
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
+    cause: str,
+    checkpoints: str,
+    words: list[str],
+    command: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses: list[float] = []
+    step = Record.step
+
+    def listen(record: Record, number: int, loss: Tensor) -> None:
+        losses.append(float(loss))
+        step(record, number, loss)
+
+    monkeypatch.setattr(Record, "step", listen)
+    outcome = command(*RESNET, f"runs_dir={tmp_path}", cause, checkpoints)
+    assert outcome.status == 1
+    assert len(outcome.complaints) == 1 and "diverged" in outcome.complaints[0], outcome.err
+    assert all(word in outcome.complaints[0] for word in words)
+    named = int(re.search(r"at step (\d+)", outcome.complaints[0])[1])
+    finite = [bool(torch.isfinite(torch.tensor(loss))) for loss in losses]
+    if "the loss is not finite" in outcome.complaints[0]:
+        assert finite.index(False) == named
+    else:
+        assert all(finite) and named == len(losses)
+    (folder,) = tmp_path.glob("*/seed0")
+    assert not (folder / "summary.json").exists()
+    if "last.pt" in words:
+        state = torch.load(folder / "last.pt", weights_only=True)
+        assert 0 < state["progress"]["step"] <= named
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
+    else:
+        assert not (folder / "last.pt").exists()
