@@ -47,8 +47,9 @@ class ImageNetFolder(Data):
                 )
             datasets[split] = self._index(root / split, train=split == "train")
         if datasets["train"].classes != datasets["val"].classes:
+            alone = sorted(set(datasets["train"].classes) ^ set(datasets["val"].classes))
             raise DataError(
-                f"{root}/train and {root}/val have class folders of different names: make them agree"
+                f"{root}/train and {root}/val differ in class folders: {', '.join(alone[:3])}; mend them"
             )
         if batch_size > len(datasets["train"]):
             raise DataError(

@@ -70,7 +70,6 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint."""
-        torch.set_num_threads(state["threads"])
         self.model.load_state_dict(state["model"])
         fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

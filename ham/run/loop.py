@@ -105,10 +105,11 @@ def finish_epoch(run: Run) -> None:
 def save(run: Run) -> None:
     """Write a checkpoint, unless the run has diverged: the last good one stays."""
     _refuse_divergence(run)
-    tensors = [tensor for tensor in run.model.state_dict().values() if tensor.is_floating_point()]
-    largest = torch.stack(torch._foreach_norm(tensors, float("inf")))
-    if not bool(torch.isfinite(largest).all()):
-        raise Diverged(_divergence(run, run.step, "a weight or a running statistic is not finite"))
+    tensors = {name: t for name, t in run.model.state_dict().items() if t.is_floating_point()}
+    finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()))))
+    if not bool(finite.all()):
+        name = list(tensors)[int(finite.logical_not().nonzero()[0])]
+        raise Diverged(_divergence(run, run.step, f"the norm of {name} is not finite"))
     checkpoint.save(run.record.folder, run.state_dict())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import functional as F
 
 from ham.data import derived_seed
@@ -53,6 +54,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
         record.clear()  # killed before its first checkpoint: nothing to go on from
     else:
         _check_identity(record, state["config_hash"], run.identity)
+        torch.set_num_threads(state["threads"])  # sums round as they did before
     record.begin(provenance(run.identity), to_yaml(run.cfg), run.device)
     if state is None:
         run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)

@@ -278,7 +278,7 @@ def test_random_streams_and_adamws_state_go_on(start: Start, untouched: Callable
         (signal.SIGUSR1, 7, 85),
         (signal.SIGTERM, 7, 85),
         (signal.SIGTERM, 2 * STEPS - 1, 85),  # the last step of an epoch
-        (signal.SIGTERM, EPOCHS * STEPS - 1, 0),  # the very last
+        (signal.SIGTERM, EPOCHS * STEPS - 1, 85),  # the very last
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
