@@ -106,10 +106,10 @@ def save(run: Run) -> None:
     """Write a checkpoint, unless the run has diverged: the last good one stays."""
     _refuse_divergence(run)
     tensors = {name: t for name, t in run.model.state_dict().items() if t.is_floating_point()}
-    finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()))))
+    finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))))
     if not bool(finite.all()):
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
-        raise Diverged(_divergence(run, run.step, f"the norm of {name} is not finite"))
+        raise Diverged(_divergence(run, run.step, f"{name} is not finite"))
     checkpoint.save(run.record.folder, run.state_dict())
 
 
