@@ -233,7 +233,7 @@ def test_compile_trains_the_same_network(make: Callable) -> None:
         ("optimizer.lr=1e6", "checkpoint.minutes=0", ["the loss is not finite", "last.pt"]),
         ("ham.alpha=1e6", "checkpoint.minutes=0", ["ham.alpha", "last.pt"]),
         ("optimizer.lr=1e6", "checkpoint.minutes=1000", ["the loss is not finite", "no checkpoint"]),
-        ("optimizer.lr=1e39", "checkpoint.minutes=0", ["is not finite", "no checkpoint"]),
+        ("ham.alpha=1e9 ham.clamp=1e4", "checkpoint.minutes=0", ["is not finite", "no checkpoint"]),
     ],
 )
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
@@ -252,7 +252,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         step(record, number, loss)
 
     monkeypatch.setattr(Record, "step", listen)
-    outcome = command(*RESNET, f"runs_dir={tmp_path}", cause, checkpoints)
+    outcome = command(*RESNET, f"runs_dir={tmp_path}", *cause.split(), checkpoints)
     assert outcome.status == 1
     assert len(outcome.complaints) == 1 and "diverged" in outcome.complaints[0], outcome.err
     assert all(word in outcome.complaints[0] for word in words)
