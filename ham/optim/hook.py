@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .checks import check_hyperparameters, check_optimizer, refuse_overwritten_gradients, unwrapped
 from .groups import Rule, as_rule, not_norm, owned_parameters
 from .hyperbolic import DTYPES, LOW_PRECISION, clip_weight_norm_, hyperbolic_step_
 
-_UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
 _KEYS = ("ham_alpha", "ham_beta", "ham_chosen")
 
 
@@ -69,9 +68,9 @@ class HAM:
         track_clamped: bool = False,
         implementation: str | None = None,
     ) -> None:
-        optimizer = _unwrap(optimizer)
-        _check_hyperparameters(alpha, beta, clamp, max_weight_norm)
-        _check_optimizer(optimizer)
+        optimizer = unwrapped(optimizer)
+        check_hyperparameters(alpha, beta, clamp, max_weight_norm)
+        check_optimizer(optimizer)
         self.optimizer = optimizer
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped = max_weight_norm, track_clamped
@@ -183,7 +182,7 @@ class HAM:
     def _step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
         for group in optimizer.param_groups:
-            _refuse_overwritten_gradients(group)
+            refuse_overwritten_gradients(group)
             _fill(group, [optimizer.defaults[key] for key in _KEYS])  # one that was added since
             if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
                 self._hyperbolic_step(
@@ -227,15 +226,7 @@ class HAM:
         """A state_dict saved before HAM was attached lacks its keys: keep the values from before the load."""
         for group, before in zip(optimizer.param_groups, self._before_load, strict=True):
             _fill(group, [before[key] for key in _KEYS])
-            _refuse_overwritten_gradients(group)
-
-
-def _unwrap(optimizer: Optimizer) -> Optimizer:
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
+            refuse_overwritten_gradients(group)
 
 
 def _speaks(group: dict) -> bool:
@@ -256,42 +247,3 @@ def _fill(group: dict, values: Sequence[float | bool]) -> None:
     for key, value in zip(_KEYS, values, strict=True):
         if group.get(key) is None:
             group[key] = value
-
-
-def _check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_norm: float | None) -> None:
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, got {alpha}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta must be finite and not negative, got {beta}")
-    if not clamp > 0:
-        raise ValueError(f"clamp must be positive, got {clamp}; the paper uses 5")
-    if max_weight_norm is not None and not max_weight_norm > 0:
-        raise ValueError(f"max_weight_norm must be positive or None, got {max_weight_norm}")
-
-
-def _check_optimizer(optimizer: Optimizer) -> None:
-    if getattr(optimizer, "_ham", None) is not None:
-        raise ValueError("HAM is attached to this optimizer already: call remove() on the first one")
-    if isinstance(optimizer, _UNSUITABLE):
-        raise ValueError(
-            f"HAM follows first-order dense steps, not {type(optimizer).__name__}: use SGD or AdamW"
-        )
-    for group in optimizer.param_groups:
-        if "lr" not in group:
-            raise ValueError(
-                f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']"
-            )
-        _refuse_overwritten_gradients(group)
-
-
-def _refuse_overwritten_gradients(group: dict) -> None:
-    """SGD's multi-tensor Nesterov step writes into p.grad when it has no weight decay to add out of place."""
-    if not group.get("nesterov") or group.get("weight_decay") != 0 or "momentum" not in group:
-        return
-    if group.get("foreach") is False or group.get("fused"):
-        return
-    if group.get("foreach") or any(p.is_cuda for p in group["params"]):
-        raise ValueError(
-            "SGD(nesterov=True, weight_decay=0, foreach=True) overwrites the gradient that HAM reads: "
-            "set foreach=False or fused=True"
-        )
