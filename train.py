@@ -25,6 +25,18 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
              85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C
 """
+HYDRA_FLAGS = (
+    "-m",
+    "--multirun",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-p",
+    "--package",
+    "--resolve",
+    "--hydra-help",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +50,10 @@ def main(argv: list[str]) -> int:
         for name, cell in experiments().items():
             print(f"{name:<24}{cell}")
         return 0
-    if any(text.startswith("-") for text in argv):
+    flags = [text.partition("=")[0] for text in argv if text.startswith("-")]
+    if unknown := [flag for flag in flags if flag not in HYDRA_FLAGS]:
+        return _fail(f"unknown flag {unknown[0]}; see python train.py --help", 2)
+    if flags:
         return _hydra(order(argv))
     return carry_out(argv)
 

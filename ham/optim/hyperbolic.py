@@ -68,7 +68,8 @@ def hyperbolic_step_(
     for device, ps, gs in _by_device_and_dtype(params, grads):
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
         step = _STEPS[implementation or _fastest(device, rate)]
-        step(ps, gs, -rate * alpha, -rate * beta, clamp, mask_zero_grad, found_inf, clamped)
+        a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
+        step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
 
 
 @torch.no_grad()
@@ -107,6 +108,12 @@ def _by_device_and_dtype(
         gs.append(g)
     for (device, _), (ps, gs) in groups.items():
         yield device, ps, gs
+
+
+def _representable(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A number beyond the dtype's range, where any exponent is clamped anyway, as its largest number."""
+    limit = torch.finfo(dtype).max
+    return value if isinstance(value, Tensor) else max(-limit, min(limit, value))
 
 
 def _fastest(device: torch.device, rate: float | Tensor) -> str:

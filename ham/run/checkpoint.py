@@ -42,9 +42,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         sync_folder(folder)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write a checkpoint in {folder}: {_reason(error)}; the last good one is kept"
-        ) from error
+        kept = "the last good one is kept" if (folder / LAST).exists() else "there is none yet"
+        raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; {kept}") from error
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

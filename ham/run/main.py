@@ -28,15 +28,19 @@ def main(cfg: Config) -> dict[str, Any]:
     """
     identity = config_hash(cfg)
     device = choose_device(cfg)
-    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(cfg.seed, "data"), device=device)
-    record = Record(run_directory(cfg, identity), cfg)
+    folder = run_directory(cfg, identity)
+    done = cfg.resume and (folder / "summary.json").exists()  # then no data is needed
+    seed = derived_seed(cfg.seed, "data")
+    loaders = None if done else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device)
+    record = Record(folder, cfg)
     try:
         if not cfg.resume:
             record.clear()
-        if (done := record.summary()) is not None:
-            _check_identity(record, done["config_hash"], identity)
+        if done:
+            summary = record.summary()
+            _check_identity(record, summary["config_hash"], identity)
             record.say("done before; start anew with resume=false")
-            return _tell(record, done)
+            return _tell(record, summary)
         return _carry_out(build(cfg, identity, loaders, record, device))
     finally:
         record.close()

@@ -50,10 +50,9 @@ class Record:
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> dict[str, Any]:
         """The summary of a run that is done."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads((self.folder / "summary.json").read_text())
 
     def metrics(self) -> list[dict[str, Any]]:
         """One line per epoch so far."""

@@ -240,6 +240,17 @@ def test_a_disk_too_full_for_a_line_of_the_record_ends_in_one_line_too(
     assert command(*argv).status == 0
 
 
+def test_a_run_that_lost_lines_of_its_record_does_not_make_them_up(
+    command: Callable, stopped: tuple[list[str], Path]
+) -> None:
+    argv, folder = stopped
+    (folder / "metrics.jsonl").write_text("")
+    outcome = command(*argv)
+    assert outcome.status == 1
+    assert len(outcome.complaints) == 1
+    assert "metrics.jsonl" in outcome.complaints[0] and "resume=false" in outcome.complaints[0]
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_can_start_anew(
     command: Callable, stopped: tuple[list[str], Path]
 ) -> None:

@@ -57,6 +57,8 @@ WRONG = [
     ([*DEMO, "checkpoint.minutes=-1"], ["checkpoint.minutes", "-1"]),
     ([*DEMO, "runs_dir=FILE/runs"], ["FILE/runs", "runs_dir"]),
     ([LEAF, "data=digits"], ["8 px", "model.stem=cifar", "+demo=digits"]),
+    (["--no-such-flag"], ["--no-such-flag", "--help"]),
+    ([*DEMO, "data.image_size=16"], ["digits", "8 px", "data.image_size"]),
     ([*DEIT, "model.patch_size=3"], ["patch", "3", "model.patch_size"]),
     ([LEAF, "data.root=/nonexistent"], ["/nonexistent/train", "data.root", "+demo=digits"]),
 ]
@@ -164,3 +166,20 @@ def test_a_wrong_job_of_a_multirun_shows_in_the_status_and_the_others_run(
     assert "Traceback" not in outcome.err
     assert len(outcome.complaints) == 1 and "ham.beta" in outcome.complaints[0]
     assert len(list(runs.glob("acdc_ham_s90-digits-*/seed0/summary.json"))) == 1
+
+
+def test_a_signal_stops_a_multirun_whole(tmp_path: Path) -> None:
+    argv = [*DEMO, "model.width=4", "epochs=40", "checkpoint.minutes=0", f"runs_dir={tmp_path / 'runs'}"]
+    command = [sys.executable, str(TRAIN), "-m", *argv, "seed=0,1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not list(tmp_path.glob("runs/*/seed0/last.pt")) and process.poll() is None:
+            time.sleep(0.02)
+        process.terminate()
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 85 and "Traceback" not in error, error
+    assert [path.name for path in tmp_path.glob("runs/*/seed*")] == ["seed0"]
