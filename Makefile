@@ -20,7 +20,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }

@@ -106,7 +106,7 @@ def _hydra(argv: list[str]) -> int:
         if statuses[-1] in (85, 130):
             raise SystemExit(statuses[-1])
 
-    sys.argv[1:] = argv
+    sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra wants them first
     job()
     return max(statuses, default=0)
 

@@ -33,9 +33,7 @@ def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str,
                 found[f"{prefix}.{attribute}" if prefix else attribute] = weight
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(
-                f"exclude={pattern!r} matches no prunable weight; see pruning.prunable_weights(model)"
-            )
+            raise ValueError(f"exclude={pattern!r} matches no prunable weight; names are like conv1.weight")
     kept = {n: w for n, w in found.items() if not any(fnmatchcase(n, pattern) for pattern in exclude)}
     if not kept:
         raise ValueError("nothing to prune: no linear or convolution weight is trainable and not excluded")

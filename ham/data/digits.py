@@ -48,7 +48,9 @@ def read_digits() -> tuple[Tensor, Tensor]:
     """Images [1797, 8, 8] in [0, 1], float32, and classes [1797]."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "sklearn":
+            raise
         raise DataError(
             "the digits come with scikit-learn: pip install 'hyperbolic-aware-minimization[run]'"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class ImageNetFolder(Data):
             if not (root / split).is_dir():
                 raise DataError(
                     f"ImageNet's {split} images are not at {root / split}: set data.root to a folder with "
-                    "train/<class>/ and val/<class>/ (else $HAM_DATA/imagenet), or try +demo=digits"
+                    "train/<class>/ and val/<class>/ (else $HAM_DATA/imagenet is used), or try +demo=digits"
                 )
             datasets[split] = self._index(root / split, train=split == "train")
         if datasets["train"].classes != datasets["val"].classes:
@@ -92,7 +93,11 @@ class _Seeded(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, index))
-            return self.dataset[index]
+            try:
+                return self.dataset[index]
+            except OSError as error:
+                path = self.dataset.samples[index][0]
+                raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from None
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -141,6 +146,22 @@ class FolderLoader:
             worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # the loader's own draw must not move the global stream
         )
-        for images, classes in loader:
+        for images, classes in _until_closed(loader):
             images = images.to(self.device, non_blocking=True).float()
             yield (images - self._mean) / self._std, classes.to(self.device, non_blocking=True)
+
+
+def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    """The loader's batches; its workers end with the iteration, or with the process at the latest."""
+    batches = iter(loader)
+    end_workers = getattr(batches, "_shutdown_workers", lambda: None)
+    atexit.register(end_workers)  # Python would end them by SIGTERM, which they ignore
+    try:
+        yield from batches
+    except DataError as error:  # from a worker it comes with the worker's traceback as its text
+        raise DataError(
+            str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)
+        ) from None
+    finally:
+        end_workers()
+        atexit.unregister(end_workers)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 
 
-def triangular(total_steps: int, *, peak: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
-    """`start` at step 0, 1 at step int(peak * total_steps), 0 at the end, straight in between (Table 5).
+def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
+    """`start` at step 0, 1 at step int(warmup * total_steps), 0 at the end, straight in between (Table 5).
 
     Raises:
-        ValueError: total_steps is not positive, or peak or start lies outside [0, 1].
+        ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].
     """
-    _check(total_steps, peak=peak, start=start)
-    top = int(peak * total_steps)
+    _check(total_steps, warmup=warmup, start=start)
+    top = int(warmup * total_steps)
 
     def factor(step: int) -> float:
         if step < top:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +146,7 @@ def build_schedule(cfg: Config, total_steps: int) -> Any:
     start = {} if s.start is None else {"start": s.start}
     try:
         if s.kind is Schedule.triangular:
-            return triangular(total_steps, **({} if s.warmup is None else {"peak": s.warmup}), **start)
+            return triangular(total_steps, **({} if s.warmup is None else {"warmup": s.warmup}), **start)
         return cosine(total_steps, **({} if s.warmup is None else {"warmup": s.warmup}), **start)
     except ValueError as error:
         raise ConfigError(f"optimizer.schedule: {error}") from error
@@ -153,6 +154,9 @@ def build_schedule(cfg: Config, total_steps: int) -> Any:
 
 def choose_device(cfg: Config) -> torch.device:
     """The device of the run, its numerics set in this one place."""
+    cores = os.cpu_count() or 1
+    if cfg.compute.threads > cores:
+        raise ConfigError(f"compute.threads={cfg.compute.threads} exceeds the {cores} cores of this machine")
     if cfg.compute.threads:
         torch.set_num_threads(cfg.compute.threads)
     available = torch.cuda.is_available()

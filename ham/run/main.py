@@ -129,5 +129,7 @@ def _tell(record: Record, summary: dict[str, Any]) -> dict[str, Any]:
         f"sparsity     {100 * sparsity['overall']:.2f} %   "
         f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; target {100 * sparsity['target']:g} %)"
     )
+    if whole := [name for name, share in sparsity["layers"].items() if share == 1]:
+        record.say(f"pruned whole {', '.join(whole)}: lower the sparsity, exclude them, or prune layerwise")
     record.say(f"run          {record.folder}")
     return summary

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from ham.data import Data
-from ham.models import Model
+from ham.models import Model, ResNet
 from pruning import Sparsifier
 
 
@@ -131,7 +131,8 @@ class HamConfig:
         """Raise ValueError on values HAM refuses."""
         _require(math.isfinite(self.alpha), f"ham.alpha must be finite, got {self.alpha}")
         _require(
-            self.beta >= 0 and math.isfinite(self.beta), f"ham.beta must not be negative, got {self.beta:g}"
+            self.beta >= 0 and math.isfinite(self.beta),
+            f"ham.beta must be finite and not negative, got {self.beta:g}",
         )
         _require(self.clamp > 0, f"ham.clamp must be positive, got {self.clamp:g}; the paper uses 5")
         unused = self.max_weight_norm > 0 and not self.active
@@ -210,6 +211,12 @@ class Config:
             self.batch_size % accumulate == 0,
             f"optimizer.accumulate={accumulate} must divide batch_size={self.batch_size}",
         )
+        part = self.batch_size // accumulate
+        _require(
+            part > 1 or not isinstance(self.model, ResNet),
+            f"BatchNorm needs 2 images at once, got {part}: raise batch_size or lower optimizer.accumulate",
+        )
+        _require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")
         self.model.check(self.data.image_size)
 
 

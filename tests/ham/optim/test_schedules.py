@@ -33,10 +33,10 @@ def test_triangular_through_a_scheduler():
 
 
 @pytest.mark.parametrize("total", [5, 7, 100, 14_550])
-@pytest.mark.parametrize(("peak", "start"), [(0.2, 0.2), (0.5, 0.0), (0.31, 1.0)])
-def test_triangular_is_linear_interpolation(total, peak, start):
-    factor = triangular(total, peak=peak, start=start)
-    expected = np.interp(range(total + 1), [0, int(peak * total), total], [start, 1, 0])
+@pytest.mark.parametrize(("warmup", "start"), [(0.2, 0.2), (0.5, 0.0), (0.31, 1.0)])
+def test_triangular_is_linear_interpolation(total, warmup, start):
+    factor = triangular(total, warmup=warmup, start=start)
+    expected = np.interp(range(total + 1), [0, int(warmup * total), total], [start, 1, 0])
     np.testing.assert_allclose([factor(k) for k in range(total + 1)], expected, rtol=1e-12, atol=1e-15)
 
 
@@ -95,7 +95,7 @@ def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
     [
         (triangular, 0, {}, "total_steps must be positive, got 0"),
         (cosine, -3, {}, "total_steps must be positive, got -3"),
-        (triangular, 10, {"peak": 1.5}, r"peak must be in \[0, 1\], got 1.5"),
+        (triangular, 10, {"warmup": 1.5}, r"warmup must be in \[0, 1\], got 1.5"),
         (triangular, 10, {"start": -0.1}, r"start must be in \[0, 1\]"),
         (cosine, 10, {"warmup": math.nan}, r"warmup must be in \[0, 1\]"),
         (cosine, 10, {"start": 2.0}, r"start must be in \[0, 1\]"),
