@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -240,6 +241,17 @@ def test_a_wrong_tree_is_one_line_with_the_cure(change: str, words: list[str], t
 def test_a_batch_larger_than_the_folder_is_refused(tree: Path) -> None:
     with pytest.raises(DataError, match=r"batch_size=22 .*21"):
         folder(tree, batch_size=22)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_on_one_line(workers: int, tree: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    damaged = root / "train" / "wood" / "4.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError) as caught:
+        list(folder(root, workers).train.batches(epoch=0))
+    message = str(caught.value)
+    assert str(damaged) in message and "replace or remove" in message and len(message.splitlines()) == 1
 
 
 def test_the_root_is_found_through_the_environment(
