@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import Masked
@@ -87,12 +87,8 @@ class ACDC(Masked):
         self.revive = Revive(self.revive)
         self.revive_second_moment = SecondMoment(self.revive_second_moment)
 
-    def attach(
-        self, model: nn.Module, *, total_epochs: int, steps_per_epoch: int | None = None, seed: int = 0
-    ) -> None:
-        """Choose the prunable weights and lay out the phases."""
-        super().attach(model, total_epochs=total_epochs, steps_per_epoch=steps_per_epoch, seed=seed)
-        self._phases = phases(total_epochs)
+    def _prepare(self) -> None:
+        self._phases = phases(self.total_epochs)
         self._stale: dict[str, Tensor] = {}
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
@@ -106,9 +102,10 @@ class ACDC(Masked):
             self._compress(optimizer)
         elif not sparse and self.masks.active:
             self._decompress(optimizer)
+        super().on_epoch_start(epoch, optimizer)
 
     def _compress(self, optimizer: Optimizer) -> None:
-        weights = self.masks.weights
+        weights = self.masks.values()
         if self.scope == "global":
             total = sum(w.numel() for w in weights.values())
             kept = global_topk(magnitude(weights), kept_count(total, self.sparsity))
@@ -116,16 +113,14 @@ class ACDC(Masked):
             counts = {name: kept_count(w.numel(), self.sparsity) for name, w in weights.items()}
             kept = layerwise_topk(magnitude(weights), counts)
         if self.revive is Revive.stale:
-            self._stale = {name: w.detach().clone() for name, w in weights.items()}
-        self.masks.set(kept)
-        self.masks.apply_to_weights_()
-        self.masks.apply_to_optimizer_(optimizer)
+            self._stale = {name: w.clone() for name, w in weights.items()}
+        self._prune(kept, optimizer)
 
     @torch.no_grad()
     def _decompress(self, optimizer: Optimizer) -> None:
         for name, stale in self._stale.items():
             weight = self.masks.weights[name]
-            weight.copy_(torch.where(self.masks.pruned[name], stale, weight))
+            weight.write_(torch.where(self.masks.pruned[name], stale, weight.value))
         self._stale = {}
         if self.reset_momentum:
             reset_first_moments_(optimizer)
@@ -144,4 +139,6 @@ class ACDC(Masked):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back masks and stale values."""
         super().load_state_dict(state)
-        self._stale = {name: v.to(self.masks.weights[name].device) for name, v in state["stale"].items()}
+        self._stale = {
+            name: v.to(self.masks.weights[name].parameters[0].device) for name, v in state["stale"].items()
+        }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .masks import MaskSet
+from .parameterization import Plain
 from .scores import check_sparsity
 from .weights import prunable_weights
 
@@ -20,20 +21,86 @@ class Sparsifier:
 
     A loop calls `attach` before it makes the optimizer, `initialize` before the first step, `on_epoch_start`
     at each epoch (not again after a resume inside one), `after_backward`, `add_decay` and `after_step` around
-    each optimizer step, and `on_end` after the last.
+    each optimizer step, `on_epoch_end` after each epoch and `on_end` after the last.
     """
 
-    def attach(
-        self, model: nn.Module, *, total_epochs: int, steps_per_epoch: int | None = None, seed: int = 0
-    ) -> None:
-        """Choose the layers, before the optimizer is made. Raises ValueError on an unfit model."""
-        self.masks = MaskSet(prunable_weights(model))
+    reparametrizes: ClassVar[bool] = False
+    """Does the method itself decide how weights are parameterized?"""
 
-    def initialize(self, batches: Iterable, loss_fn: Callable) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        total_epochs: int,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+        parameterization: Plain | None = None,
+    ) -> None:
+        """Parametrize the model and choose the layers, before the optimizer is made.
+
+        Args:
+            model: trained in place; the masks of pruning at random are set here already.
+            total_epochs: of the whole training.
+            steps_per_epoch: calls of `after_backward` in an epoch; RigL and STR's ramp need it.
+            seed: of the masks drawn at random; the same on every rank.
+            parameterization: `Product` for m * w and Sign-In; None for plain weights.
+
+        Raises:
+            ValueError: an unfit model, or a parameterization beside a method that has its own.
+        """
+        self.model, self.seed = model, seed
+        self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
+        self.parameterization = self._parameterize(parameterization or Plain())
+        self.parameterization.attach(model, total_epochs=total_epochs)
+        self.masks = MaskSet(prunable_weights(model, getattr(self, "exclude", ())))
+        self._prepare()
+
+    def _parameterize(self, wanted: Plain) -> Plain:
+        if self.reparametrizes and type(wanted) is not Plain:
+            raise ValueError(f"{type(self).__name__} parametrizes weights itself: use parameterization=plain")
+        return wanted
+
+    def _prepare(self) -> None:
+        """Get ready once the weights are known."""
+
+    @property
+    def total_steps(self) -> int:
+        """Calls of `after_backward` over the whole training. Raises ValueError where nobody said."""
+        if self.steps_per_epoch is None:
+            raise ValueError(f"{type(self).__name__} plans by steps: attach with steps_per_epoch=len(loader)")
+        return self.total_epochs * self.steps_per_epoch
+
+    def param_groups(self, params: Iterable) -> list[dict[str, Any]]:
+        """Optimizer groups in which the method's own parameters have the weight decay that it wants.
+
+        Args:
+            params: what an optimizer takes, parameters or groups; every other key of a group is kept.
+        """
+        params = list(params)
+        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+        wanted = {id(p): decay for p, decay in self.weight_decays().items()}
+        found = []
+        for group in groups:
+            parts: dict[float | None, list] = {None: []}
+            for p in group["params"]:
+                parts.setdefault(wanted.get(id(p)), []).append(p)
+            for decay, own in parts.items():
+                if own:
+                    found.append(
+                        {**group, "params": own, **({} if decay is None else {"weight_decay": decay})}
+                    )
+        return found
+
+    def weight_decays(self) -> dict[Tensor, float]:
+        """Parameters whose weight decay the optimizer must not choose -> what it is."""
+        return self.parameterization.weight_decays()
+
+    def initialize(self, batches: Iterable = (), loss_fn: Callable | None = None) -> None:
         """Prune at initialisation, from batches of (inputs, targets). After DDP, before step 0."""
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Change phases at epoch `epoch`, counted from 0."""
+        self.parameterization.on_epoch_start(epoch, optimizer)
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Use the dense gradients, then mask them. False: no optimizer step follows in this iteration."""
@@ -46,13 +113,26 @@ class Sparsifier:
 
     def add_decay(self) -> None:
         """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
+        self.parameterization.add_decay()
+        self.mask_gradients()
 
     def after_step(self) -> None:
         """Project the weights onto the mask."""
         self.masks.apply_to_weights_()
 
+    def on_epoch_end(self, *, train_accuracy: float) -> None:
+        """Hear how the epoch went: the share of training images classified right, in [0, 1]."""
+
     def on_end(self) -> None:
         """Finish after the last step."""
+
+    def kept(self) -> dict[str, Tensor]:
+        """Name -> bool, True where a weight is on."""
+        return self.masks.kept()
+
+    def margins(self) -> dict[str, Tensor]:
+        """Name -> how far each weight is above its threshold, of methods that prune by one; else nothing."""
+        return {}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, kept, total) of each prunable weight."""
@@ -65,7 +145,9 @@ class Sparsifier:
 
     def stats(self) -> dict[str, Any]:
         """Numbers for the epoch's record: here the overall sparsity and the kept count."""
-        return {"sparsity": self.achieved_sparsity(), "kept": sum(kept for _, kept, _ in self.counts())}
+        counts = list(self.counts())
+        kept, total = (sum(column) for column in list(zip(*counts, strict=True))[1:])
+        return {"sparsity": 1 - kept / total, "kept": kept}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values."""
@@ -83,7 +165,7 @@ class Dense(Sparsifier):
 
 @dataclass
 class Masked(Sparsifier):
-    """Base of the methods that prune to a target with hard masks.
+    """Base of the methods that prune to a target.
 
     Args:
         sparsity: target share of pruned weights among the prunable ones, in [0, 1).
@@ -98,8 +180,12 @@ class Masked(Sparsifier):
         """Raise ValueError on a target outside [0, 1)."""
         check_sparsity(self.sparsity)
 
-    def attach(
-        self, model: nn.Module, *, total_epochs: int, steps_per_epoch: int | None = None, seed: int = 0
-    ) -> None:
-        """Choose the prunable weights outside `exclude`."""
-        self.masks = MaskSet(prunable_weights(model, self.exclude))
+    def _prune(self, kept: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
+        """Take new masks and put weights and their optimizer state to rest accordingly."""
+        self.masks.set(kept)
+        self.masks.apply_to_weights_()
+        if optimizer is not None:
+            self.masks.apply_to_optimizer_(optimizer)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .ranks import require_equal
+from .weights import Weight
+
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 
@@ -15,15 +18,14 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum"
 class MaskSet:
     """Which weights are off. While inactive every weight is on.
 
-    A pruned weight is +0.0 in place: it is written with `masked_fill_`, because multiplying by a mask leaves
-    -0.0 and turns inf into nan.
+    A pruned weight is +0.0 in place, or (1, 0) where it is a product of two factors.
 
     Args:
-        weights: qualified name -> weight, as from `prunable_weights`.
+        weights: qualified name -> weight, as from `prunable_weights`, or a plain tensor.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, Weight | Tensor]) -> None:
+        self.weights = {n: Weight(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
         self.pruned: dict[str, Tensor] = {}
 
     @property
@@ -32,7 +34,12 @@ class MaskSet:
         return bool(self.pruned)
 
     def set(self, kept: Mapping[str, Tensor]) -> None:
-        """Take new masks, True where a weight stays on, one per weight and of its shape."""
+        """Take new masks, True where a weight stays on, one per weight and of its shape.
+
+        Raises:
+            ValueError: names or shapes differ from the weights'.
+            RuntimeError: the ranks of torch.distributed have come to different masks.
+        """
         if kept.keys() != self.weights.keys():
             raise ValueError(
                 f"masks and weights differ in names: {sorted(kept.keys() ^ self.weights.keys())[:3]}"
@@ -42,8 +49,22 @@ class MaskSet:
                 raise ValueError(
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(self.weights[name].shape)}"
                 )
-        layouts = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
-        self.pruned = {name: layouts[name].copy_(mask).logical_not_() for name, mask in kept.items()}
+        self.pruned = {
+            name: torch.empty_like(weight.parameters[0], dtype=torch.bool).copy_(kept[name]).logical_not_()
+            for name, weight in self.weights.items()
+        }
+        require_equal(self.pruned.values(), "the masks")
+
+    def kept(self) -> dict[str, Tensor]:
+        """True where a weight is on, by name."""
+        return {
+            name: ~self.pruned[name] if self.active else torch.ones(weight.shape, dtype=torch.bool)
+            for name, weight in self.weights.items()
+        }
+
+    def values(self) -> dict[str, Tensor]:
+        """Theta by name, detached."""
+        return {name: weight.value for name, weight in self.weights.items()}
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
@@ -51,23 +72,23 @@ class MaskSet:
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """Write +0.0 into every pruned weight."""
+        """Put every pruned weight to rest."""
         for name, pruned in self.pruned.items():
-            self.weights[name].masked_fill_(pruned, 0.0)
+            self.weights[name].zero_(pruned)
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Write +0.0 into every pruned weight's gradient."""
         for name, pruned in self.pruned.items():
-            if self.weights[name].grad is not None:
-                self.weights[name].grad.masked_fill_(pruned, 0.0)
+            self.weights[name].zero_gradient_(pruned)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Write +0.0 into every pruned weight's optimizer state, so that no step can move it."""
         for name, pruned in self.pruned.items():
-            for state in _elementwise_state(optimizer, self.weights[name]).values():
-                state.masked_fill_(pruned, 0.0)
+            for parameter in self.weights[name].parameters:
+                for state in elementwise_state(optimizer, parameter).values():
+                    state.masked_fill_(pruned, 0.0)
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, kept, total) of each weight."""
@@ -103,12 +124,13 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
     Zero moments at a large step count make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1
     - beta1) = 3.16 learning rates, 17 times a usual one.
     """
-    sums: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+    sums: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
     for name, pruned in masks.pruned.items():
-        for key, state in _elementwise_state(optimizer, masks.weights[name]).items():
-            if key in SECOND_MOMENTS:
-                total = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64)
-                sums.setdefault(key, []).append((state, pruned, total, (~pruned).sum()))
+        for place, parameter in enumerate(masks.weights[name].parameters):
+            for key, state in elementwise_state(optimizer, parameter).items():
+                if key in SECOND_MOMENTS:
+                    total = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64)
+                    sums.setdefault((key, place), []).append((state, pruned, total, (~pruned).sum()))
     for entries in sums.values():
         device = entries[0][0].device
         overall = sum(e[2].to(device) for e in entries) / sum(e[3].to(device) for e in entries).clamp(min=1)
@@ -117,6 +139,7 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
             state.copy_(torch.where(pruned, mean.to(state.dtype), state))
 
 
-def _elementwise_state(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    state = optimizer.state.get(weight, {})
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}
+def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The optimizer's state of a parameter that has its shape, such as momenta; no step counts."""
+    state = optimizer.state.get(parameter, {})
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}

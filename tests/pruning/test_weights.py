@@ -29,7 +29,7 @@ def test_resnets_are_pruned_everywhere_but_in_norms_and_biases(name, tensors, en
     assert sum(w.numel() for w in weights.values()) == entries
     assert {"conv1.weight", some, "fc.weight"} <= weights.keys()
     assert list(weights) == [n for n, p in model.named_parameters() if p.ndim >= 2]
-    assert all(weight is model.get_parameter(n) for n, weight in weights.items())
+    assert all(weight.parameters == (model.get_parameter(n),) for n, weight in weights.items())
 
 
 def test_vit_is_pruned_everywhere_but_in_norms_tokens_and_biases():

@@ -79,7 +79,8 @@ def step_by_hand(run: Run, batch: tuple[Tensor, Tensor]) -> None:
     chosen = [group["ham_alpha"] != 0 for group in run.optimizer.param_groups]
     run.ham.remove()
     pruned = {
-        weight: run.sparsifier.masks.pruned[name] for name, weight in run.sparsifier.masks.weights.items()
+        weight.parameters[0]: run.sparsifier.masks.pruned[name]
+        for name, weight in run.sparsifier.masks.weights.items()
     }
 
     def masked_gradient() -> None:

@@ -1,0 +1,115 @@
+"""How much of each layer is kept: uniform, ERK or balanced densities, and exact counts from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from math import floor, prod
+
+import torch
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Allocation(StrEnum):
+    """Layerwise densities of a sparse network."""
+
+    erk = "erk"
+    balanced = "balanced"
+    uniform = "uniform"
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """The same density in every layer. Raises ValueError unless 0 < density <= 1."""
+    _check(shapes, density)
+    return dict.fromkeys(shapes, float(density))
+
+
+def erk(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel densities: eps * sum(shape) / prod(shape), at most 1 (Evci et al., 2020).
+
+    eps brings the whole to `density`. While the largest density exceeds 1, the layers that have it become
+    dense and eps is found anew for the others, as in google-research/rigl.
+
+    Args:
+        shapes: name -> shape of each weight.
+        density: share to keep of all weights together, in (0, 1].
+
+    Returns:
+        Name -> density, in the order of `shapes`.
+
+    Raises:
+        ValueError: density out of range, or no shapes.
+    """
+    _check(shapes, density)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / prod(shape) for name, shape in shapes.items()}
+    pruned = {name: _floor((1 - density) * size) for name, size in sizes.items()}
+    open_layers = list(shapes)
+    eps = 0.0
+    while open_layers:
+        to_keep = sum(sizes[n] for n in open_layers) - sum(pruned.values())
+        eps = max(to_keep, 0) / sum(raw[n] * sizes[n] for n in open_layers)
+        largest = max(raw[n] for n in open_layers)
+        if eps * largest <= 1:
+            break
+        open_layers = [n for n in open_layers if raw[n] < largest]
+    return {name: eps * raw[name] if name in open_layers else 1.0 for name in shapes}
+
+
+def balanced(shapes: Shapes, density: float) -> dict[str, float]:
+    """The same number of kept weights in every layer; small ones stay dense, the rest share (water-filling).
+
+    Args:
+        shapes: name -> shape of each weight.
+        density: share to keep of all weights together, in (0, 1].
+
+    Returns:
+        Name -> density. The expected counts add up to density * total exactly.
+
+    Raises:
+        ValueError: density out of range, or no shapes.
+    """
+    _check(shapes, density)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    left, layers = density * sum(sizes.values()), len(sizes)
+    level = 0.0
+    for size in sorted(sizes.values()):
+        level = left / layers
+        if size >= level:
+            break
+        left, layers = left - size, layers - 1
+    return {name: min(1.0, level / size) for name, size in sizes.items()}
+
+
+DENSITIES = {Allocation.erk: erk, Allocation.balanced: balanced, Allocation.uniform: uniform}
+
+
+def kept_counts(shapes: Shapes, sparsity: float, allocation: Allocation | str) -> dict[str, int]:
+    """Name -> number of weights to keep, N - floor((1 - density) N) as in google-research/rigl."""
+    densities = DENSITIES[Allocation(allocation)](shapes, 1 - sparsity)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    return {name: size - _floor((1 - densities[name]) * size) for name, size in sizes.items()}
+
+
+def random_masks(shapes: Shapes, kept: Mapping[str, int], *, generator: torch.Generator) -> dict[str, Tensor]:
+    """Boolean CPU masks with exactly kept[name] entries True, drawn without replacement, layer by layer."""
+    masks = {}
+    for name, shape in shapes.items():
+        mask = torch.zeros(prod(shape), dtype=torch.bool)
+        mask[torch.randperm(len(mask), generator=generator)[: kept[name]]] = True
+        masks[name] = mask.view(shape)
+    return masks
+
+
+def _floor(x: float) -> int:
+    return floor(round(x, 6))  # 0.9 * 70 is 63, not the 62.99... that binary fractions make of it
+
+
+def _check(shapes: Shapes, density: float) -> None:
+    if not 0 < density <= 1:
+        hint = f"; did you mean {density / 100:g}?" if 1 < density <= 100 else ""
+        raise ValueError(f"density must be in (0, 1], got {density:g}{hint}")
+    if not shapes:
+        raise ValueError("shapes is empty: pass name -> shape of each weight to share out among")

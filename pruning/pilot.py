@@ -1,0 +1,129 @@
+"""PILoT: factors m * w whose regularization follows the training accuracy (Jacobs & Burkholz, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .base import Masked
+from .parameterization import Plain, Product
+from .scores import global_topk, kept_count, magnitude
+
+
+@dataclass
+class OneShot(Masked):
+    """Base of the methods that train factors m * w towards zeros and then prune once, by magnitude."""
+
+    reparametrizes: ClassVar[bool] = True
+
+    def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
+        values = self.masks.values()
+        total = sum(v.numel() for v in values.values())
+        self._prune(global_topk(magnitude(values), kept_count(total, self.sparsity)), optimizer)
+
+    @torch.no_grad()
+    def near_zero(self) -> Tensor:
+        """Share of weights below 1e-3 of their tensor's largest magnitude, a tensor on the device."""
+        values = self.masks.values().values()
+        small = sum((v.abs() <= 1e-3 * v.abs().max()).sum() for v in values)
+        return small / sum(v.numel() for v in values)
+
+    def stats(self) -> dict[str, Any]:
+        """Adds the share of weights that are zero but for rounding, which says what pruning will cost."""
+        return {**super().stats(), "near_zero": float(self.near_zero())}
+
+
+@dataclass
+class PILoT(OneShot):
+    """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.
+
+    After each epoch k: if the training accuracy has risen, |theta|_1 is at least `l1_floor` and k is in the
+    first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the end all but
+    the largest magnitudes are dropped, to exactly the target.
+
+    Args:
+        sparsity: share pruned at the end, over all layers together.
+        exclude: globs of weights never to prune; they are factored and regularized like the others.
+        strength: of the penalty at the start. Values for ImageNet are not published.
+        delta: at least 1.
+        l1_floor: the smallest |theta|_1, per weight on average, under which the strength may still rise.
+        scaling: m^2 - w^2 at the start; m * w is the initial weight.
+        frobenius: decay of the product, as in `Product`.
+        prune_at: share of the epochs after which to prune; 1: after the last step.
+    """
+
+    strength: float = 1e-4
+    delta: float = 1.01
+    l1_floor: float = 0.0
+    scaling: float = 1.0
+    frobenius: float = 5e-5
+    prune_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        super().__post_init__()
+        for name in ("strength", "l1_floor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
+        if self.delta < 1:
+            raise ValueError(f"delta must be at least 1, got {self.delta:g}")
+        if not 0 < self.prune_at <= 1:
+            raise ValueError(f"prune_at is a share of the epochs, in (0, 1], got {self.prune_at:g}")
+        self._product()
+
+    def _product(self) -> Product:
+        return Product(scaling=self.scaling, frobenius=self.frobenius, decay=2 * self.strength)
+
+    def _parameterize(self, wanted: Plain) -> Plain:
+        super()._parameterize(wanted)
+        return self._product()
+
+    def _prepare(self) -> None:
+        self._accuracy, self._epoch = 0.0, 0
+
+    def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
+        """Prune, if it is time; the penalty then ends."""
+        if epoch >= self.prune_at * self.total_epochs and not self.masks.active:
+            self._prune_to_target(optimizer)
+            self.parameterization.decay = 0.0
+        super().on_epoch_start(epoch, optimizer)
+
+    def on_epoch_end(self, *, train_accuracy: float) -> None:
+        """Set the next epoch's strength."""
+        self._epoch += 1
+        rising = train_accuracy > self._accuracy and self._epoch <= self.total_epochs / 2
+        if rising and self._average() >= self.l1_floor:
+            self.parameterization.decay *= self.delta
+        else:
+            self.parameterization.decay /= self.delta
+        self._accuracy = train_accuracy
+
+    def _average(self) -> float:
+        values = self.masks.values().values()
+        return float(sum(v.abs().sum() for v in values)) / sum(v.numel() for v in values)
+
+    def on_end(self) -> None:
+        """Prune, if it was not done before."""
+        if not self.masks.active:
+            self._prune_to_target()
+
+    def stats(self) -> dict[str, Any]:
+        """Adds the penalty's strength."""
+        return {**super().stats(), "strength": self.parameterization.decay / 2}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds where the schedule stands."""
+        schedule = {"decay": self.parameterization.decay, "accuracy": self._accuracy, "epoch": self._epoch}
+        return {**super().state_dict(), "schedule": schedule}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back masks and schedule."""
+        super().load_state_dict(state)
+        schedule = state["schedule"]
+        self.parameterization.decay = schedule["decay"]
+        self._accuracy, self._epoch = schedule["accuracy"], schedule["epoch"]

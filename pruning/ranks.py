@@ -1,0 +1,49 @@
+"""What the ranks of torch.distributed owe each other: averaged gradients and equal masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed
+
+_ODD = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, signed
+
+
+def several() -> bool:
+    """Does this process belong to a group of two or more?"""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of the ranks' tensors, the same on each of them; the tensor itself in a single process."""
+    if not several():
+        return tensor
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total.div_(distributed.get_world_size())
+
+
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """One int64 over the positions of True in boolean tensors; others give another number, but for chance."""
+    total = None
+    for tensor in tensors:
+        bits = tensor.contiguous().flatten().to(torch.int64)
+        places = torch.arange(1, len(bits) + 1, device=bits.device).mul_(_ODD)
+        places ^= places >> 29
+        own = (bits * places.mul_(_ODD)).sum()
+        total = own if total is None else total.mul(_ODD).add(own.to(total.device))
+    return torch.zeros((), dtype=torch.int64) if total is None else total
+
+
+def require_equal(tensors: Iterable[Tensor], what: str) -> None:
+    """Raise RuntimeError on every rank unless all ranks hold the same boolean tensors."""
+    if not several():
+        return
+    own = checksum(tensors)
+    extremes = torch.stack([own, ~own])  # the minimum of ~x is ~(the maximum of x)
+    distributed.all_reduce(extremes, op=distributed.ReduceOp.MIN)
+    if int(extremes[0]) != ~int(extremes[1]):
+        raise RuntimeError(
+            f"{what} differ between ranks: give every rank the same seed and weights, and averaged gradients"
+        )

@@ -1,0 +1,93 @@
+"""spred: an L1 penalty by weight decay on both factors of a product, solved by SGD (Ziyin & Wang, 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .parameterization import Plain, Product
+from .pilot import OneShot
+
+
+class Factors(StrEnum):
+    """Initial factors: two independent draws of PyTorch's default, or the initial weight in balance."""
+
+    independent = "independent"
+    balanced = "balanced"
+
+
+@dataclass
+class Spred(OneShot):
+    """theta = m * w with weight decay on m and w, a penalty of 2 decay |theta|_1; prune, then fine-tune.
+
+    Args:
+        sparsity: share pruned, over all layers together.
+        exclude: globs of weights never to prune; they are factored and decayed like the others.
+        decay: weight decay kappa of both factors (coupled, as in SGD). The authors tune it per task.
+        factors: how the factors start.
+        finetune: share of the epochs left for fine-tuning after pruning, without decay.
+        finetune_lr: learning rate of that, for every parameter group; the authors take 1e-4.
+    """
+
+    decay: float = 1e-4
+    factors: Factors = Factors.independent
+    finetune: float = 0.1
+    finetune_lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        super().__post_init__()
+        self.factors = Factors(self.factors)
+        if not 0 <= self.finetune < 1:
+            raise ValueError(f"finetune is a share of the epochs, in [0, 1), got {self.finetune:g}")
+        if not self.finetune_lr > 0:
+            raise ValueError(f"finetune_lr must be positive, got {self.finetune_lr:g}")
+        if self.decay < 0:
+            raise ValueError(f"decay must not be negative, got {self.decay:g}")
+
+    def _parameterize(self, wanted: Plain) -> Plain:
+        super()._parameterize(wanted)
+        return Product(frobenius=0.0, decay=self.decay)
+
+    def _prepare(self) -> None:
+        self._prune_from = self.total_epochs - round(self.finetune * self.total_epochs)
+        if self.factors is Factors.independent:
+            generator = torch.Generator().manual_seed(self.seed)
+            for weight in self.parameterization.weights:
+                for factor in weight.parameters:
+                    draw = torch.empty(factor.shape, dtype=factor.dtype)
+                    nn.init.kaiming_uniform_(draw, a=5**0.5, generator=generator)
+                    with torch.no_grad():
+                        factor.copy_(draw)
+
+    def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
+        """Prune where fine-tuning begins; the decay then ends."""
+        if epoch >= self._prune_from and not self.masks.active:
+            self._prune_to_target(optimizer)
+        super().on_epoch_start(epoch, optimizer)
+
+    def after_backward(self, step: int, optimizer: Optimizer) -> bool:
+        """Mask the gradients; while fine-tuning, step at its own learning rate."""
+        if self.masks.active:
+            for group in optimizer.param_groups:
+                group["lr"] = self.finetune_lr
+        return super().after_backward(step, optimizer)
+
+    def add_decay(self) -> None:
+        """The penalty, until pruned."""
+        if not self.masks.active:
+            super().add_decay()
+
+    def on_end(self) -> None:
+        """Prune, if it was not done before."""
+        if not self.masks.active:
+            self._prune_to_target()
+
+    def stats(self) -> dict[str, Any]:
+        """Adds the learning rate while fine-tuning."""
+        return {**super().stats(), **({"lr": self.finetune_lr} if self.masks.active else {})}

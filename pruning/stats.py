@@ -1,0 +1,51 @@
+"""Numbers of the paper's figures: sign flips, L1 norms, the inverse metric at zero. Taken at epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .masks import MaskSet
+from .weights import ProductWeight, Weight
+
+
+def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Share of the weights active at both ends whose sign differs (Figure 2a); zero is no sign.
+
+    Args:
+        before: name -> signs (-1, 0, 1) at the start of an interval; 0 where a weight is pruned or zero.
+        after: the same at its end.
+
+    Returns:
+        A share in [0, 1], 0 where no weight is active at both ends.
+    """
+    flipped = sum((before[name].sign() * sign < 0).sum() for name, sign in signs(after).items())
+    active = sum((before[name].sign() * sign != 0).sum() for name, sign in signs(after).items())
+    return float(flipped) / max(float(active), 1.0)
+
+
+def signs(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The signs of tensors as int8: -1, 0 or 1."""
+    return {name: value.sign().to(torch.int8) for name, value in values.items()}
+
+
+def l1_norm(masks: MaskSet) -> dict[str, float]:
+    """|theta|_1 over all prunable weights: "l1_sum" (Figure 10) and "l1_mean", per weight (Figure 9)."""
+    values = masks.values().values()
+    total = float(sum(v.abs().sum(dtype=torch.float64) for v in values))
+    return {"l1_sum": total, "l1_mean": total / sum(v.numel() for v in values)}
+
+
+def inverse_metric_at_zero(weight: Weight, pruned: Tensor | None = None) -> float:
+    """Mean over the active entries of the inverse metric at theta = 0 (Appendix F, Figure 5).
+
+    |m^2 - w^2| for a product, 1 for a plain weight, with HAM or without: 1 + alpha |0|. Pruned entries rest
+    at 1 and are left out.
+    """
+    if not isinstance(weight, ProductWeight):
+        return 1.0
+    m, w = (p.detach().double() for p in weight.parameters)
+    metric = (m.square() - w.square()).abs()
+    return float(metric.mean() if pruned is None else metric[~pruned].mean())
