@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class Plain:
 
     def add_decay(self) -> None:
         """Add the gradient of the parameterization's penalty to the gradients of its parameters."""
+
+    def remove_decay(self) -> None:
+        """Give back the gradients from before `add_decay`, where `separate_decay` is set."""
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameters whose weight decay the optimizer must not choose -> what it is."""
@@ -70,6 +74,7 @@ class Product(Plain):
         """Split every prunable weight into balanced factors. Raises ValueError where weights are shared."""
         parametrize_(model, lambda: PointwiseProduct(self.scaling))
         self.weights = [w for w in prunable_weights(model).values() if isinstance(w, ProductWeight)]
+        self._clean: list[tuple[Tensor, Tensor]] = []
         self._last_reset = self.reset_until * total_epochs
 
     def resets(self, epoch: int) -> bool:
@@ -83,6 +88,9 @@ class Product(Plain):
             for weight in self.weights:
                 rebalance_(weight, optimizer, carry_momentum=self.carry_momentum)
 
+    separate_decay: ClassVar[bool] = False
+    """Set it to True on an instance to keep the gradients without decay for `remove_decay`."""
+
     @torch.no_grad()
     def add_decay(self) -> None:
         """g_m += w * frobenius * theta + decay * m, g_w += m * frobenius * theta + decay * w."""
@@ -90,6 +98,8 @@ class Product(Plain):
             m, w = weight.parameters
             if m.grad is None or w.grad is None:
                 continue
+            if self.separate_decay:
+                self._clean += [(p, p.grad.clone()) for p in (m, w)]
             if self.frobenius > 0:
                 pull = self.frobenius * (m * w)
                 m.grad.addcmul_(w, pull)
@@ -97,6 +107,12 @@ class Product(Plain):
             if self.decay > 0:
                 m.grad.add_(m, alpha=self.decay)
                 w.grad.add_(w, alpha=self.decay)
+
+    def remove_decay(self) -> None:
+        """Give back the gradients from before `add_decay`, where `separate_decay` is set."""
+        for parameter, gradient in self._clean:
+            parameter.grad = gradient
+        self._clean = []
 
     def weight_decays(self) -> dict[Tensor, float]:
         """None on the factors."""

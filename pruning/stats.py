@@ -11,18 +11,52 @@ from .masks import MaskSet
 from .weights import ProductWeight, Weight
 
 
+class SignFlips:
+    """Counts sign flips over intervals of epochs, counted from the start of the training.
+
+    Args:
+        masks: of the weights to watch, as they stand before the first step.
+        every: epochs of an interval; the paper's figure has ten.
+    """
+
+    def __init__(self, masks: MaskSet, *, every: int = 10) -> None:
+        self.masks, self.every = masks, every
+        self.begin()
+
+    def begin(self) -> None:
+        """Start an interval here; once more after `Sparsifier.initialize`."""
+        self._before = signs(self.masks.values())
+
+    def on_epoch_end(self, epochs: int) -> dict[str, float]:
+        """{"sign_flips": share} where the interval ends after `epochs` whole epochs, else nothing."""
+        if epochs % self.every:
+            return {}
+        share = sign_flips(self._before, self.masks.values())
+        self.begin()
+        return {"sign_flips": share}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The signs at the interval's start."""
+        return dict(self._before)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave."""
+        self._before = {name: state[name].to(value.device) for name, value in self._before.items()}
+
+
 def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     """Share of the weights active at both ends whose sign differs (Figure 2a); zero is no sign.
 
     Args:
-        before: name -> signs (-1, 0, 1) at the start of an interval; 0 where a weight is pruned or zero.
+        before: name -> weights, or their signs alone, at the start of an interval; 0 where pruned.
         after: the same at its end.
 
     Returns:
         A share in [0, 1], 0 where no weight is active at both ends.
     """
-    flipped = sum((before[name].sign() * sign < 0).sum() for name, sign in signs(after).items())
-    active = sum((before[name].sign() * sign != 0).sum() for name, sign in signs(after).items())
+    products = [before[name].sign() * after[name].sign() for name in before]
+    flipped = sum((product < 0).sum() for product in products)
+    active = sum((product != 0).sum() for product in products)
     return float(flipped) / max(float(active), 1.0)
 
 

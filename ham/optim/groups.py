@@ -9,14 +9,20 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 _NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm", re.IGNORECASE)
+_OF_A_PARAMETRIZATION = re.compile(r"(^|\.)parametrizations\.\w+\.\d+\.")
 
 Rule = Callable[[str, nn.Module, nn.Parameter], bool]
 """A rule answers for (qualified name, owning module, parameter)."""
 
 
 def not_norm(name: str, module: nn.Module, param: nn.Parameter) -> bool:
-    """All layers except BatchNorm and LayerNorm and their kin, told apart by module type (App. G)."""
-    return not any(_NORM.search(cls.__name__) for cls in type(module).__mro__)
+    """All layers except BatchNorm and LayerNorm and their kin, told apart by module type (App. G).
+
+    Nor a parametrization's own parameters (torch.nn.utils.parametrize), such as the thresholds of STR: they
+    are no weights of the network. The weights that it transforms are in.
+    """
+    norm = any(_NORM.search(cls.__name__) for cls in type(module).__mro__)
+    return not norm and not _OF_A_PARAMETRIZATION.search(name)
 
 
 def ndim2(name: str, module: nn.Module, param: nn.Parameter) -> bool:

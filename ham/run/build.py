@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ham.data import Loaders, derived_seed
 from ham.models import build_model
 from ham.optim import HAM, cosine, param_groups, triangular
-from pruning import Sparsifier
+from pruning import MaskFrom, Sparsifier
+from pruning.stats import SignFlips
 
 from .record import Record
 from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
@@ -21,7 +22,10 @@ from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfi
 
 @dataclass
 class Run:
-    """One training run and where it stands: `step` iterations are done, `batch` of them in `epoch`."""
+    """One training run and where it stands: `step` iterations are done, `batch` of them in `epoch`.
+
+    `right` of `seen` training images of the epoch were classified right.
+    """
 
     cfg: Config
     identity: str
@@ -34,6 +38,9 @@ class Run:
     ham: HAM | None
     scheduler: LambdaLR
     record: Record
+    flips: SignFlips
+    right: Tensor
+    seen: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -61,7 +68,9 @@ class Run:
             "sparsifier": self.sparsifier.state_dict(),
             "ham": self.ham.state_dict() if self.ham else {},
             "record": self.record.state_dict(),
-            "progress": {"epoch": self.epoch, "batch": self.batch, "step": self.step},
+            "flips": self.flips.state_dict(),
+            "right": self.right,
+            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step", "seen")},
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
@@ -81,6 +90,8 @@ class Run:
         if self.ham:
             self.ham.load_state_dict(state["ham"])
         self.record.load_state_dict(state["record"])
+        self.flips.load_state_dict(state["flips"])
+        self.right.copy_(state["right"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
         torch.set_rng_state(state["rng"]["cpu"])
@@ -95,29 +106,55 @@ def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: 
         ConfigError: a value that only shows itself against the model, such as a pattern that matches nothing.
     """
     steps = len(loaders.train)
-    generator = torch.Generator().manual_seed(derived_seed(cfg.seed, "model"))
+    redrawn = isinstance(cfg.sparsifier, MaskFrom) and cfg.sparsifier.redraw
+    stream = "model redrawn" if redrawn else "model"
+    generator = torch.Generator().manual_seed(derived_seed(cfg.seed, stream))
     torch.manual_seed(derived_seed(cfg.seed, "training"))
     layout = torch.channels_last if cfg.compute.channels_last else torch.preserve_format
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=steps)
+    sparsifier, parameterization = locate_masks(cfg), cfg.parameterization
     try:
         model = build_model(cfg.model, **sizes, generator=generator).to(device, memory_format=layout)
-        cfg.sparsifier.attach(model, **lengths, seed=derived_seed(cfg.seed, "sparsifier"))
-        optimizer = build_optimizer(cfg, model)
-        ham = build_ham(cfg, optimizer)
+        seed = derived_seed(cfg.seed, "sparsifier")
+        sparsifier.attach(model, **lengths, seed=seed, parameterization=parameterization)
+        optimizer = build_optimizer(cfg, model, sparsifier)
+        ham = build_ham(cfg, optimizer, sparsifier)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scheduler = LambdaLR(optimizer, build_schedule(cfg, cfg.epochs * steps))
     network = torch.compile(model) if cfg.compute.compile else model
     return Run(
-        cfg, identity, device, model, network, loaders, cfg.sparsifier, optimizer, ham, scheduler, record
+        cfg,
+        identity,
+        device,
+        model,
+        network,
+        loaders,
+        sparsifier,
+        optimizer,
+        ham,
+        scheduler,
+        record,
+        SignFlips(sparsifier.masks, every=cfg.flips_every),
+        right=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 
-def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+def locate_masks(cfg: Config) -> Sparsifier:
+    """The sparsifier; a mask source that names an experiment becomes the run of it with the same seed."""
+    sparsifier = cfg.sparsifier
+    if isinstance(sparsifier, MaskFrom) and "/" not in sparsifier.source:
+        folder = "-".join(filter(None, [sparsifier.source, cfg.demo]))
+        return replace(sparsifier, source=f"{cfg.runs_dir}/{folder}/seed{cfg.seed}")
+    return sparsifier
+
+
+def build_optimizer(cfg: Config, model: nn.Module, sparsifier: Sparsifier) -> torch.optim.Optimizer:
     """An optimizer of torch, fused, on groups that tell where HAM and weight decay act."""
     o = cfg.optimizer
     groups = param_groups(model, weight_decay=o.weight_decay, select=str(cfg.ham.select), decay=str(o.decay))
+    groups = sparsifier.param_groups(groups)
     if isinstance(o, SGDConfig):
         return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
     if isinstance(o, AdamWConfig):
@@ -125,10 +162,13 @@ def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     raise ConfigError(f"{type(o).__name__} is no optimizer: choose one of configs/optimizer")
 
 
-def build_ham(cfg: Config, optimizer: torch.optim.Optimizer) -> HAM | None:
+def build_ham(cfg: Config, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier) -> HAM | None:
     """HAM as the config says, or None for the base optimizer alone."""
     if not cfg.ham.active:
         return None
+    if cfg.factored:  # HAM sees gradients without decay: its hook is made after this one
+        sparsifier.parameterization.separate_decay = True
+        optimizer.register_step_post_hook(lambda *_: sparsifier.parameterization.remove_decay())
     return HAM(
         optimizer,
         alpha=cfg.ham.alpha,

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,55 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ham.data import Digits, ImageNetFolder
 from ham.models import DeiT, ResNet
-from pruning import ACDC, Dense
+from pruning import (
+    ACDC,
+    SNIP,
+    STR,
+    Dense,
+    MaskFrom,
+    PILoT,
+    Plain,
+    Product,
+    RandomPruning,
+    RigL,
+    Spred,
+    SynFlow,
+)
 
 from .schema import AdamWConfig, Config, ConfigError, HamConfig, SGDConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def _with_demo(schema: type) -> type:
+    """The schema and what a demo run replaces in it: the library's dataclasses hold hyperparameters alone."""
+    demo = ("demo", dict[str, Any], field(default_factory=dict, kw_only=True))
+    return make_dataclass(schema.__name__, [demo], bases=(schema,))
+
+
 _SCHEMAS = {
     "model": {"resnet": ResNet, "deit": DeiT},
     "data": {"digits": Digits, "imagenet": ImageNetFolder},
     "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
     "ham": {"ham": HamConfig},
-    "sparsifier": {"dense": Dense, "acdc": ACDC},
+    "sparsifier": {
+        name: _with_demo(schema)
+        for name, schema in {
+            "dense": Dense,
+            "acdc": ACDC,
+            "rigl": RigL,
+            "str": STR,
+            "random": RandomPruning,
+            "snip": SNIP,
+            "synflow": SynFlow,
+            "mask_from": MaskFrom,
+            "pilot": PILoT,
+            "spred": Spred,
+        }.items()
+    },
+    "parameterization": {"plain": Plain, "product": Product},
 }
+_DEMO_SECTIONS = ("model", "optimizer", "sparsifier")
 # how and where a run is carried out, not what it computes: outside the hash, no override of the experiment
 _CIRCUMSTANCES = (
     *("runs_dir", "resume", "wandb", "checkpoint"),
@@ -87,8 +125,33 @@ def to_plain(cfg: Config) -> dict[str, Any]:
 
 
 def to_yaml(cfg: Config) -> str:
-    """The run's config.yaml."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg)))
+    """The run's config.yaml; `kind` names the schema of each section."""
+    plain = to_plain(cfg)
+    for group, schemas in _SCHEMAS.items():
+        name = type(getattr(cfg, group)).__name__
+        plain[group] = {"kind": next(k for k, s in schemas.items() if s.__name__ == name), **plain[group]}
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def from_yaml(path: Path) -> Config:
+    """The run that a config.yaml of `to_yaml` is of.
+
+    Raises:
+        ConfigError: there is no such file, or it is of another version of this program.
+    """
+    try:
+        content = OmegaConf.load(path)
+        sections = {
+            group: OmegaConf.merge(
+                OmegaConf.structured(schemas[content[group].pop("kind")]), content.pop(group)
+            )
+            for group, schemas in _SCHEMAS.items()
+        }
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content, sections))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} holds no run: there is no {path.name}") from error
+    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} does not fit this version: {_first_line(error)}") from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -102,7 +165,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def config_hash(cfg: Config) -> str:
     """SHA-256 over what a run computes, seed apart: equal for every seed and wherever it is carried out."""
-    told = ("name", "cell", "overridden", "seed", "model.demo", "optimizer.demo")
+    told = ("name", "cell", "overridden", "seed", *(f"{section}.demo" for section in _DEMO_SECTIONS))
     science = {
         key: value for key, value in flatten(to_plain(cfg)) if not _is_within(key, (*told, *_CIRCUMSTANCES))
     }
@@ -129,11 +192,11 @@ def register() -> None:
 
 
 def _scale(node: DictConfig, parsed: list[Override]) -> None:
-    """A demo run takes its model's and optimizer's `demo` values; the command line beats them."""
+    """A demo run takes the `demo` values of its sections; the command line beats them."""
     if not node.demo:
         return
     explicit = {o.key_or_group for o in parsed}
-    for section in ("model", "optimizer"):
+    for section in _DEMO_SECTIONS:
         for key, value in node[section].demo.items():
             if f"{section}.{key}" not in explicit:
                 node[section][key] = value
@@ -230,6 +293,10 @@ def _known_keys() -> list[str]:
             keys = flatten(OmegaConf.to_container(OmegaConf.structured(schema)), f"{group}.")
             known += [key for key, _ in keys if not key.startswith(f"{group}.demo")]
     return known
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _value(parsed: list[Override], key: str) -> Any:

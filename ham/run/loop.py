@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from ham.data import Batch
 from ham.optim import perturbed
+from pruning.stats import inverse_metric_at_zero, l1_norm
 
 from . import checkpoint
 from .build import Run
@@ -52,11 +54,12 @@ def train(run: Run) -> None:
                     saved_at = time.monotonic()
                     if received:
                         raise Stopped(f"stopped by {received[0]} in epoch {run.epoch + 1}, step {run.step}")
+            if run.epoch + 1 == run.cfg.epochs:
+                run.sparsifier.on_end()  # before the last test: what is reported is what is left
             finish_epoch(run)
             saved_at = time.monotonic()
             if received and run.epoch < run.cfg.epochs:
                 raise Stopped(f"stopped by {received[0]} after epoch {run.epoch}, step {run.step}")
-        run.sparsifier.on_end()
 
 
 def train_step(run: Run, batch: Batch) -> Tensor:
@@ -67,7 +70,7 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         if cfg.sam_rho > 0:
             frozen = run.model if cfg.sam_freeze_bn else None
             with perturbed(run.params, rho=cfg.sam_rho, adaptive=cfg.sam_adaptive, freeze_bn=frozen):
-                forward_backward(run, batch)
+                forward_backward(run, batch, count=False)
                 run.sparsifier.mask_gradients()
         run.sparsifier.add_decay()
         if cfg.clip_norm > 0:
@@ -79,13 +82,20 @@ def train_step(run: Run, batch: Batch) -> Tensor:
     return loss
 
 
-def forward_backward(run: Run, batch: Batch) -> Tensor:
-    """Add the gradient of the mean loss over the batch, in `accumulate` parts; returns that loss."""
+def forward_backward(run: Run, batch: Batch, *, count: bool = True) -> Tensor:
+    """Add the gradient of the mean loss over the batch, in `accumulate` parts; returns that loss.
+
+    With `count` the images classified right are added to the epoch's training accuracy.
+    """
     parts = run.cfg.optimizer.accumulate
     total = torch.zeros((), device=run.device)
     for images, classes in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
-        loss = F.cross_entropy(run.forward(images), classes) * (len(classes) / len(batch[1]))
+        logits = run.forward(images)
+        loss = F.cross_entropy(logits, classes) * (len(classes) / len(batch[1]))
         loss.backward()
+        if count:
+            run.right += (logits.detach().argmax(dim=1) == classes).sum()
+            run.seen += len(classes)
         total += loss.detach()
     return total
 
@@ -93,13 +103,27 @@ def forward_backward(run: Run, batch: Batch) -> Tensor:
 def finish_epoch(run: Run) -> None:
     """Test, record, and save with the next epoch as the place to go on from."""
     _refuse_divergence(run)
-    facts = {"train_loss": run.record.mean_loss(), **evaluate(run), **run.sparsifier.stats()}
+    accuracy = int(run.right) / max(run.seen, 1)
+    facts = {"train_loss": run.record.mean_loss(), "train_top1": 100 * accuracy, **evaluate(run)}
     facts["lr"] = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - 1)
+    facts |= run.sparsifier.stats() | statistics(run)
+    run.record.epoch(run.epoch, run.step, **facts)
+    run.sparsifier.on_epoch_end(train_accuracy=accuracy)
+    run.epoch, run.batch, run.seen = run.epoch + 1, 0, 0
+    run.right.zero_()
+    save(run)
+
+
+def statistics(run: Run) -> dict[str, Any]:
+    """What the figures show, see `pruning.stats`; once per epoch."""
+    masks = run.sparsifier.masks
+    first = next(iter(masks.weights))
+    facts = l1_norm(masks) | run.flips.on_epoch_end(run.epoch + 1)
+    facts["inverse_metric_at_zero"] = inverse_metric_at_zero(masks.weights[first], masks.pruned.get(first))
+    facts["layers"] = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
     if run.ham:
         facts["clamped_share"] = float(run.ham.clamped_share())
-    run.record.epoch(run.epoch, run.step, **facts)
-    run.epoch, run.batch = run.epoch + 1, 0
-    save(run)
+    return facts
 
 
 def save(run: Run) -> None:

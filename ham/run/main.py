@@ -9,6 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from ham.data import derived_seed
+from pruning import STR
+from pruning.export import MASKS, save_masks
+from pruning.str import Calibrate
 
 from . import checkpoint
 from .build import Run, build, choose_device
@@ -17,6 +20,7 @@ from .loop import train
 from .provenance import provenance
 from .record import Record
 from .schema import Config, ConfigError
+from .search import search
 
 
 def main(cfg: Config) -> dict[str, Any]:
@@ -27,8 +31,15 @@ def main(cfg: Config) -> dict[str, Any]:
         Diverged, Stopped, CheckpointError: it ended early.
     """
     identity = config_hash(cfg)
-    device = choose_device(cfg)
     folder = run_directory(cfg, identity)
+    if isinstance(cfg.sparsifier, STR) and cfg.sparsifier.calibrate is Calibrate.search:
+        return search(cfg, folder, identity, carry_out)
+    return carry_out(cfg, folder, identity)
+
+
+def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
+    """Train, or go on training, in this directory."""
+    device = choose_device(cfg)
     done = cfg.resume and (folder / "summary.json").exists()  # then no data is needed
     seed = derived_seed(cfg.seed, "data")
     loaders = None if done else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device)
@@ -41,7 +52,7 @@ def main(cfg: Config) -> dict[str, Any]:
             _check_identity(record, summary["config_hash"], identity)
             record.say("done before; start anew with resume=false")
             return _tell(record, summary)
-        return _carry_out(build(cfg, identity, loaders, record, device))
+        return _train(build(cfg, identity, loaders, record, device))
     finally:
         record.close()
 
@@ -52,7 +63,7 @@ def run_directory(cfg: Config, identity: str) -> Path:
     return Path(cfg.runs_dir) / name / f"seed{cfg.seed}"
 
 
-def _carry_out(run: Run) -> dict[str, Any]:
+def _train(run: Run) -> dict[str, Any]:
     record, state = run.record, checkpoint.load(run.record.folder, run.record.say)
     if state is None:
         record.clear()  # killed before its first checkpoint: nothing to go on from
@@ -62,12 +73,16 @@ def _carry_out(run: Run) -> dict[str, Any]:
     record.begin(provenance(run.identity), to_yaml(run.cfg), run.device)
     if state is None:
         run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
+        run.flips.begin()
     else:
         run.load_state_dict(state)
         record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     record.open(run.cfg.epochs * len(run.loaders.train), run.step)
     train(run)
     summary = summarize(run)
+    if summary["sparsity"]["overall"] > 0:
+        origin = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}
+        save_masks(record.folder / MASKS, run.sparsifier, origin)
     record.finish(summary)
     return _tell(record, summary)
 
@@ -112,6 +127,7 @@ def summarize(run: Run) -> dict[str, Any]:
             "kept": sum(kept for _, kept, _ in run.sparsifier.counts()),
             "total": sum(total for _, _, total in run.sparsifier.counts()),
             "layers": layers,
+            "masks_from": last.get("masks_from"),
         },
         "timing": {
             "seconds": round(seconds, 1),

@@ -19,6 +19,7 @@ from .checkpoint import CheckpointError, sync_folder
 from .schema import Config, ConfigError, WandbMode
 
 _REFRESH_SECONDS = 5.0
+_UNTOLD = ("kept", "l1_sum", "l1_mean", "inverse_metric_at_zero")  # in metrics.jsonl, not in the terminal
 
 
 class Record:
@@ -126,7 +127,7 @@ class Record:
         told = {
             k: round(v, 4) if isinstance(v, float) else v
             for k, v in metrics.items()
-            if not isinstance(v, dict)
+            if not isinstance(v, dict) and k not in _UNTOLD
         }
         self.say(f"epoch {epoch + 1}/{self.cfg.epochs}  " + "  ".join(f"{k} {v}" for k, v in told.items()))
         self.loss_sum.zero_()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ham.data import Data
 from ham.models import Model, ResNet
-from pruning import Sparsifier
+from pruning import STR, PILoT, Plain, Product, Sparsifier, Spred
 
 
 class ConfigError(Exception):
@@ -181,7 +181,11 @@ class WandbConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """One run. `name`, `overridden` and `demo` tell what it is; see `ham.run.config.load`."""
+    """One run. `name`, `overridden` and `demo` tell what it is; see `ham.run.config.load`.
+
+    `flips_every`: epochs of an interval over which sign flips are counted. `allow_unpublished`: run
+    combinations that the paper does not have.
+    """
 
     epochs: int
     batch_size: int
@@ -190,12 +194,15 @@ class Config:
     optimizer: OptimizerConfig
     ham: HamConfig
     sparsifier: Sparsifier
+    parameterization: Plain
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0
     runs_dir: str = "runs"
     resume: bool = True
+    flips_every: int = 10
+    allow_unpublished: bool = False
     name: str = "custom"
     cell: str = ""
     demo: str = ""
@@ -216,8 +223,21 @@ class Config:
             part > 1 or not isinstance(self.model, ResNet),
             f"BatchNorm needs 2 images at once, got {part}: raise batch_size or lower optimizer.accumulate",
         )
+        _require(self.flips_every >= 1, f"flips_every must be at least 1 epoch, got {self.flips_every}")
+        _require(
+            self.allow_unpublished or not (self.ham.active and self.factored),
+            "HAM on the factors of m * w is not in the paper: use ham=none, parameterization=plain "
+            "and another sparsifier, or allow_unpublished=true",
+        )
+        if isinstance(self.sparsifier, STR) and isinstance(self.optimizer, SGDConfig):
+            self.sparsifier.check_stability(self.optimizer.lr, self.optimizer.momentum)
         _require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")
         self.model.check(self.data.image_size)
+
+    @property
+    def factored(self) -> bool:
+        """Are the weights products m * w?"""
+        return isinstance(self.parameterization, Product) or isinstance(self.sparsifier, (PILoT, Spred))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import ham
+from pruning import STR, Product
+from pruning.str import SoftThreshold, stable_decay
+
+BOUND = 0.0026334  # (1 - sqrt(0.9))^2
+W = [0.5, -0.2, 0.05, -0.3]
+
+
+def bits(tensor: Tensor) -> list[int]:
+    """The floats as integers; +0.0 is 0 and -0.0 is not."""
+    return tensor.detach().contiguous().view(torch.int32).flatten().tolist()
+
+
+def logistic(s: float) -> float:
+    return 1 / (1 + math.exp(-s))
+
+
+def linear(weight: list[float]) -> nn.Sequential:
+    layer = nn.Linear(len(weight), 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([weight]))
+    return nn.Sequential(layer)
+
+
+def convnet(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+def attached(model: nn.Module, *, epochs: int = 1, steps: int | None = None, **options: object) -> STR:
+    sparsifier = STR(**{"sparsity": 0.9, "initial": -8.0, **options})
+    sparsifier.attach(model, total_epochs=epochs, steps_per_epoch=steps)
+    return sparsifier
+
+
+def thresholds(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if name.endswith("threshold")}
+
+
+def sgd(model: nn.Module, sparsifier: STR, lr: float = 0.1, **options: float) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        sparsifier.param_groups(model.parameters()),
+        lr=lr,
+        **{"momentum": 0.9, "weight_decay": 1e-4, **options},
+    )
+
+
+def test_worked_example():
+    soft = SoftThreshold(-2.0)
+    w = torch.tensor(W, requires_grad=True)
+    value = soft(w)
+    assert value.tolist() == pytest.approx([0.380797078, -0.080797078, 0, -0.180797078], abs=1e-7)
+    value.sum().backward()
+    assert soft.threshold.shape == (1, 1)
+    assert soft.threshold.grad.item() == pytest.approx(0.104993585, abs=1e-7)
+    assert w.grad.tolist() == [1, 1, 0, 1]
+
+
+@given(
+    st.lists(st.floats(-2, 2).filter(lambda x: abs(abs(x) - logistic(-1.5)) > 1e-3), min_size=1, max_size=8)
+)
+@settings(max_examples=30, deadline=None)
+def test_gradcheck(values):
+    soft = SoftThreshold(-1.5).double()
+    s = soft.threshold.detach().requires_grad_()
+    w = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    call = torch.func.functional_call
+    assert torch.autograd.gradcheck(lambda w, s: call(soft, {"threshold": s}, (w,)), (w, s))
+
+
+@pytest.mark.parametrize("logit", [-2.0, -3200.0], ids=["open", "vanishing"])
+def test_zeros_are_positive(logit):
+    w = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 0.05, -0.05] * 7)
+    value = SoftThreshold(logit)(w)
+    assert all(b == 0 for b, v in zip(bits(value), value, strict=True) if v == 0)
+    assert (value == 0).sum() == (42 if logit == -2.0 else 14)
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20), st.floats(-30, 10), st.floats(0, 20))
+@settings(max_examples=100, deadline=None)
+def test_a_larger_logit_keeps_no_weight_that_a_smaller_one_prunes(values, logit, rise):
+    w = torch.tensor(values)
+    smaller, larger = SoftThreshold(logit)(w), SoftThreshold(logit + rise)(w)
+    assert not (larger[smaller == 0] != 0).any()
+    assert (larger.abs() <= smaller.abs()).all()
+    assert (larger * w >= 0).all()
+
+
+def test_first_convolution_and_classifier_have_thresholds_too_and_excluded_weights_none():
+    model = convnet()
+    sparsifier = attached(model)
+    names = ["0.weight", "3.weight", "8.weight"]
+    assert [name.split(".")[0] for name in thresholds(model)] == ["0", "3", "8"]
+    assert [name for name, *_ in sparsifier.counts()] == names
+    model = convnet()
+    assert [name for name, *_ in attached(model, exclude=["0.*"]).counts()] == names[1:]
+    assert [name.split(".")[0] for name in thresholds(model)] == ["3", "8"]
+
+
+def test_masks_margins_and_counts_by_hand():
+    model = linear(W)
+    sparsifier = attached(model, initial=-2.0)
+    assert sparsifier.kept()["0.weight"].tolist() == [[True, True, False, True]]
+    expected = [0.380797078, 0.080797078, -0.069202922, 0.180797078]
+    assert sparsifier.margins()["0.weight"][0].tolist() == pytest.approx(expected, abs=1e-7)
+    assert list(sparsifier.counts()) == [("0.weight", 3, 4)]
+    assert sparsifier.achieved_sparsity() == 0.25
+    assert sparsifier.stats() == {"sparsity": 0.25, "kept": 3}
+    assert float(sparsifier.measured()) == 0.25
+    # sigmoid(-1) = .269 is above .2 and below .3
+    assert float(sparsifier.measured(0.5)) == 0.5
+
+
+def test_thresholds_have_their_own_weight_decay():
+    model = convnet()
+    sparsifier = attached(model, threshold_decay=3e-4)
+    ours = {id(p) for p in thresholds(model).values()}
+    decays = {
+        (id(p) in ours, group["weight_decay"], group["lr"])
+        for group in sgd(model, sparsifier).param_groups
+        for p in group["params"]
+    }
+    assert decays == {(True, 3e-4, 0.1), (False, 1e-4, 0.1)}
+    assert sum(len(group["params"]) for group in sgd(model, sparsifier).param_groups) == len(
+        list(model.parameters())
+    )
+    model = convnet()
+    ramp = attached(model, calibrate="ramp", steps=10)
+    assert ramp.weight_decays() == dict.fromkeys(thresholds(model).values(), 0.0)
+
+
+def idle(model: nn.Module, sparsifier: STR, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """The logit after each step under gradients that are all zero."""
+    (logit,) = thresholds(model).values()
+    seen = []
+    for step in range(steps):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.add_decay()
+        optimizer.step()
+        sparsifier.after_step()
+        seen.append(logit.item())
+    return seen
+
+
+@pytest.mark.parametrize(("decay", "momentum"), [(2e-4, 0.9), (2e-3, 0.0), (5e-4, 0.8)])
+def test_without_a_gradient_decay_alone_shrinks_the_logit(decay, momentum):
+    """ln(s_0 / s_end) = sum(lr) * decay / (1 - momentum), here over a triangle of learning rates."""
+    steps, peak, model = 1000, 0.5, linear(W)
+    sparsifier = attached(model, threshold_decay=decay)
+    optimizer = sgd(model, sparsifier, lr=peak, momentum=momentum)
+    rates = [peak * min(t / 200, (steps - t) / 800) for t in range(steps)]
+    (logit,) = thresholds(model).values()
+    for group in optimizer.param_groups:
+        group["initial_lr"] = peak
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.add_decay()
+        optimizer.step()
+    shrink = math.log(-8 / logit.item())
+    assert shrink == pytest.approx(sum(rates) * decay / (1 - momentum), rel=0.02)
+    assert shrink > 0.4
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98, 1.05, 2.0])
+def test_the_bound_on_the_decay_is_tight(share):
+    lr, model = 0.1, linear(W)
+    sparsifier = attached(model, threshold_decay=share * BOUND / lr)
+    optimizer = sgd(model, sparsifier, lr=lr)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = 1e-9 if share > 1 else lr  # a peak so low that the check lets it pass
+    seen = idle(model, sparsifier, optimizer, 400)
+    assert (max(seen) > 0) == (share > 1)
+    if share < 1:
+        assert all(a <= b for a, b in zip([-8.0, *seen], seen, strict=False))
+    else:
+        first = next(i for i, s in enumerate(seen) if s > 0)
+        assert seen[first - 1] < 0
+
+
+@pytest.mark.parametrize(
+    ("lr", "momentum", "bound"), [(0.1, 0.9, 0.026334), (0.25, 0.9, 0.0105336), (2, 0, 0.5)]
+)
+def test_stable_decay_by_hand(lr, momentum, bound):
+    assert stable_decay(lr, momentum) == pytest.approx(bound, rel=1e-4)
+
+
+def test_an_unstable_decay_is_refused_in_one_line():
+    model = linear(W)
+    sparsifier = attached(model, threshold_decay=0.03)
+    message = r"^threshold_decay=0\.03 .* learning rate 0\.1 and momentum 0\.9: keep it below 0\.0263, or [^\n]*ramp$"
+    with pytest.raises(ValueError, match=message):
+        sparsifier.check_stability(0.1, 0.9)
+    with pytest.raises(ValueError, match=message):
+        sparsifier.after_backward(0, sgd(model, sparsifier))
+    sparsifier.check_stability(0.08, 0.9)
+    attached(linear(W), threshold_decay=0.03, calibrate="ramp", steps=9).check_stability(0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda groups: torch.optim.SGD(groups, lr=0.01), None),
+        (lambda groups: torch.optim.AdamW(groups, lr=0.01), None),
+        (lambda groups: torch.optim.AdamW(groups, lr=0.1), "momentum 0.9"),
+        (
+            lambda groups: torch.optim.SGD([{**g, "initial_lr": 0.5} for g in groups], lr=1e-9, momentum=0.9),
+            "0.5",
+        ),
+    ],
+    ids=["without momentum", "first beta", "unstable first beta", "warmup"],
+)
+def test_the_first_backward_checks_at_the_peak_learning_rate(make, message):
+    model = linear(W)
+    sparsifier = attached(model, threshold_decay=0.03)
+    optimizer = make(sparsifier.param_groups(model.parameters()))
+    if message is None:
+        assert sparsifier.after_backward(0, optimizer)
+        return
+    with pytest.raises(ValueError, match=message):
+        sparsifier.after_backward(0, optimizer)
+
+
+def test_an_optimizer_without_the_thresholds_is_refused():
+    model = linear(W)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="lacks STR's thresholds: make it after"):
+        attached(model).after_backward(0, optimizer)
+
+
+@pytest.mark.parametrize("select", [None, "not_norm", "ndim2"])
+def test_ham_leaves_thresholds_alone_unless_told_otherwise(select):
+    """The authors' rule (two and more dimensions) also multiplies the logits, by exp(-lr * beta) here."""
+    model, lr, beta, steps = linear(W), 0.1, 0.05, 10
+    sparsifier = attached(model, threshold_decay=0.0)
+    chosen = {} if select is None else {"select": select}
+    groups = sparsifier.param_groups(ham.param_groups(model, weight_decay=0.0, **chosen))
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    ham.HAM(optimizer, alpha=200, beta=beta)
+    (weight,) = (p for p in model.parameters() if p.shape == (1, 4))
+    (logit,) = idle(model, sparsifier, optimizer, steps)[-1:]
+    shrink = math.exp(-lr * beta * steps)
+    assert weight[0].tolist() == pytest.approx([w * shrink for w in W], rel=1e-5)
+    assert logit == pytest.approx(-8 * shrink, rel=1e-5) if select == "ndim2" else logit == -8.0
+
+
+def test_first_decay_by_hand():
+    # ln(8 / 3.6) = 0.7985077
+    assert attached(linear(W)).first_decay(20.0, 0.9) == pytest.approx(0.7985077 * 0.1 / 20)
+    assert attached(linear(W), initial=-3.0).first_decay(20.0, 0.9) == 0.0
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.6, 1.0, 1.5, 1.9])
+@pytest.mark.parametrize("decay", [0.02, 0.001])
+def test_next_decay_by_hand(factor, decay):
+    """|w| = sigmoid(-u), u even in (0, 12): logits -6 c prune all with u >= 6 c, a share of 1 - c / 2."""
+    count = 3000
+    model = linear([(-1) ** i * logistic(-12 * (i + 0.5) / count) for i in range(count)])
+    sparsifier = attached(model, initial=-6.0, sparsity=1 - factor / 2, threshold_decay=decay)
+    assert float(sparsifier.measured()) == pytest.approx(0.5, abs=1e-3)
+    assert float(sparsifier.measured(factor)) == pytest.approx(sparsifier.sparsity, abs=1e-3)
+    expected = max(decay - math.log(factor) * (1 - 0.9) / 30, 0)
+    assert sparsifier.next_decay(30.0, 0.9) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_ramp_is_cubic_and_then_level():
+    sparsifier = attached(linear(W), sparsity=0.8, calibrate="ramp", epochs=4, steps=25)
+    # 1 - (2/3)^3 = 19/27 after a third of the 75 steps, 1 - (1/3)^3 = 26/27 after two thirds
+    wanted = {0: 0, 25: 0.8 * 19 / 27, 50: 0.8 * 26 / 27, 75: 0.8, 76: 0.8, 99: 0.8}
+    assert {step: sparsifier.wanted(step) for step in wanted} == pytest.approx(wanted)
+    whole = attached(linear(W), sparsity=0.8, calibrate="ramp", ramp_until=1.0, epochs=4, steps=25)
+    assert whole.wanted(50) == pytest.approx(0.8 * 7 / 8)
+
+
+@pytest.mark.parametrize(
+    ("step", "correction"),
+    [
+        (0, -0.6),  # 30 * (0 - 0.02)
+        (2, 1.0),  # 30 * (0.8 * (1 - (73 / 75)^3) - 0.02) = 1.27
+        (74, 1.0),
+    ],
+)
+def test_the_ramps_correction_by_hand(step, correction):
+    model = linear([1e-5, -1e-5] + [0.3] * 98)  # sigmoid(-8) = 3.4e-4
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
+    assert ramp_decay(model, sparsifier, step) == pytest.approx(correction * 0.9 * BOUND / 0.1, rel=1e-3)
+    # odd steps measure nothing, and what was measured stays
+    assert ramp_decay(model, sparsifier, step + 1) == pytest.approx(correction * 0.9 * BOUND / 0.1, rel=1e-3)
+
+
+def test_the_ramps_correction_is_clipped_below():
+    model = linear([1e-5] * 50 + [0.3] * 50)
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
+    assert ramp_decay(model, sparsifier, 0) == pytest.approx(-0.9 * BOUND / 0.1, rel=1e-3)
+
+
+def ramp_decay(model: nn.Module, sparsifier: STR, step: int) -> float:
+    """What `add_decay` adds to the logit's gradient, per unit of the logit."""
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    sparsifier.after_backward(step, sgd(model, sparsifier))
+    sparsifier.add_decay()
+    (logit,) = thresholds(model).values()
+    assert not any(p.grad.any() for p in model.parameters() if p is not logit)
+    return logit.grad.item() / logit.item()
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    return (torch.from_numpy(data.images).float()[:, None] - 4.9) / 6, torch.from_numpy(data.target)
+
+
+def train(
+    model: nn.Module, sparsifier: STR, optimizer: torch.optim.Optimizer, steps: range, total: int
+) -> None:
+    images, classes = digits()
+    for step in steps:
+        rate = min(0.2 + 4 * step / total, 1.25 * (1 - step / total))
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        batch = torch.randperm(len(images), generator=torch.Generator().manual_seed(step))[:64]
+        optimizer.zero_grad()
+        cross_entropy(model(images[batch]), classes[batch]).backward()
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.add_decay()
+        optimizer.step()
+        sparsifier.after_step()
+
+
+@pytest.mark.parametrize("hyperbolic", [False, True], ids=["sgd", "ham"])
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
+def test_the_ramp_reaches_its_target_on_digits(sparsity, hyperbolic):
+    steps, model = 500, convnet()
+    sparsifier = attached(model, sparsity=sparsity, calibrate="ramp", epochs=5, steps=steps // 5)
+    optimizer = sgd(model, sparsifier)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    if hyperbolic:
+        ham.HAM(optimizer, model=model, alpha=20, beta=1e-3)
+    train(model, sparsifier, optimizer, range(steps), steps)
+    assert sparsifier.achieved_sparsity() == pytest.approx(sparsity, abs=0.005)
+    assert all(0 < kept < total for _, kept, total in sparsifier.counts())
+    model.eval()
+    images, classes = digits()
+    assert (model(images).argmax(1) == classes).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("stop", [12, 13])
+def test_a_resumed_ramp_continues_bit_for_bit(stop):
+    def start() -> tuple[nn.Module, STR, torch.optim.SGD]:
+        model = convnet()
+        sparsifier = attached(model, calibrate="ramp", steps=30, ramp_every=4, initial=-4.0)
+        optimizer = sgd(model, sparsifier)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return model, sparsifier, optimizer
+
+    whole = start()
+    train(*whole, range(stop), 30)
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in whole], file)
+    train(*whole, range(stop, 30), 30)
+    file.seek(0)
+    resumed = start()
+    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    train(*resumed, range(stop, 30), 30)
+    for a, b in zip(whole[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert 0.05 < whole[1].achieved_sparsity() == resumed[1].achieved_sparsity()
+
+
+def test_the_ramp_needs_to_know_its_steps():
+    with pytest.raises(ValueError, match="STR plans by steps: attach with steps_per_epoch"):
+        attached(linear(W), calibrate="ramp")
+
+
+def test_another_parameterization_is_refused():
+    model = linear(W)
+    with pytest.raises(ValueError, match="STR parametrizes weights itself: use parameterization=plain"):
+        STR(sparsity=0.5).attach(model, total_epochs=1, parameterization=Product())
+    assert list(dict(model.named_parameters())) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold_decay": -1e-5}, "threshold_decay must not be negative, got -1e-05"),
+        ({"ramp_every": 0}, "ramp_every must be at least 1 step, got 0"),
+        ({"ramp_until": 0.0}, r"ramp_until must be in \(0, 1\], got 0"),
+        ({"ramp_until": 1.5}, r"ramp_until must be in \(0, 1\], got 1\.5"),
+        ({"calibrate": "ramp", "initial": 0.0}, "initial must be negative, such as -8, got 0"),
+        ({"calibrate": "search", "initial": 2.0}, "initial must be negative, such as -8, got 2"),
+        ({"calibrate": "yes"}, "yes"),
+        ({"sparsity": 90}, "did you mean 0.9"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        STR(**{"sparsity": 0.9, **options})
