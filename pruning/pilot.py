@@ -57,7 +57,7 @@ class PILoT(OneShot):
         prune_at: share of the epochs after which to prune; 1: after the last step.
     """
 
-    strength: float = 1e-4
+    strength: float = 2e-5
     delta: float = 1.01
     l1_floor: float = 0.0
     scaling: float = 1.0

@@ -34,7 +34,7 @@ class Spred(OneShot):
         finetune_lr: learning rate of that, for every parameter group; the authors take 1e-4.
     """
 
-    decay: float = 1e-4
+    decay: float = 1e-5
     factors: Factors = Factors.independent
     finetune: float = 0.1
     finetune_lr: float = 1e-4

@@ -1,0 +1,79 @@
+"""Time of a mask update on ResNet50's 25.5 M weights: global magnitude top-k beside what torch offers for it.
+
+    python benchmarks/masks.py [--json results.json]
+
+The variants take turns, so that whatever else the machine does falls on all of them; medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from ham.run.provenance import hardware
+from pruning import prunable_weights
+from pruning.allocate import kept_counts
+from pruning.rigl import rewire
+from pruning.scores import global_topk, kept_count, kth_largest, magnitude
+
+SPARSITY = 0.9
+OURS = "global magnitude top-k"
+
+
+def variants() -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    weights = prunable_weights(torchvision.models.resnet50())
+    values = {name: weight.value for name, weight in weights.items()}
+    kept = kept_count(sum(v.numel() for v in values.values()), SPARSITY)
+    flat = torch.cat([v.abs().flatten() for v in values.values()])
+    gradients = {name: torch.randn_like(v) for name, v in values.items()}
+    layers = kept_counts({n: tuple(v.shape) for n, v in values.items()}, SPARSITY, "erk")
+    masks = {n: torch.rand_like(v).flatten().argsort().view(v.shape) < layers[n] for n, v in values.items()}
+
+    def rigl() -> list[Tensor]:
+        return [rewire(v, gradients[n], masks[n], int(layers[n] * 0.3)) for n, v in values.items()]
+
+    return {
+        OURS: lambda: global_topk(magnitude(values), kept),
+        "its threshold alone": lambda: kth_largest(flat, kept),
+        "torch.kthvalue, threshold alone": lambda: torch.kthvalue(flat, len(flat) - kept + 1),
+        "torch.sort, threshold alone": lambda: flat.sort(descending=True).values[kept - 1],
+        "RigL update of all layers": rigl,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls per variant")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    times: dict[str, list[float]] = {}
+    calls = variants()
+    for k in range(1 + args.rounds):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            if k:
+                times.setdefault(name, []).append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{'ResNet50, 25.5 M prunable weights':36} {'median s':>9} {'/ ours':>7}")
+    for name, seconds in medians.items():
+        print(f"{name:36} {seconds:9.3f} {seconds / medians[OURS]:7.2f}")
+    if args.json:
+        facts = {"hardware": hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__}}
+        content = facts | {"rounds": args.rounds, "sparsity": SPARSITY, "median_s": medians}
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
