@@ -23,6 +23,7 @@ _PACKAGES = (
     "ffcv",
     "wandb",
 )
+_CODE = ("--", ".", ":!results")  # records that come in while others still train do not count as changes
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,7 +31,7 @@ def provenance(config_hash: str) -> dict[str, Any]:
     """Commit and dirty flag, versions, hardware, SLURM id, command line and config hash; no host name."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+        "dirty": None if (changes := _git("status", "--porcelain", *_CODE)) is None else bool(changes),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "hardware": hardware(),
