@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -12,24 +11,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import Masked
+from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
 from .scores import global_topk, kept_count, layerwise_topk, magnitude
 
 _UNIT = 5  # epochs of a phase in the authors' configs
 
 
-Scope = StrEnum("Scope", {"global": "global", "layerwise": "layerwise"})
+Scope = Choice("Scope", {"global": "global", "layerwise": "layerwise"})
 """Over which weights a sparsity is reached: all of them together, or each layer's."""
 
 
-class Revive(StrEnum):
+class Revive(Choice):
     """The value of a weight that is turned on again."""
 
     zero = "zero"
     stale = "stale"
 
 
-class SecondMoment(StrEnum):
+class SecondMoment(Choice):
     """Adam's second moment of a weight that is turned on again."""
 
     mean = "mean"

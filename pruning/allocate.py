@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from math import floor, prod
 
 import torch
 from torch import Tensor
 
+from .choice import Choice
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Allocation(StrEnum):
+class Allocation(Choice):
     """Layerwise densities of a sparse network."""
 
     erk = "erk"

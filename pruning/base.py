@@ -82,10 +82,12 @@ class Sparsifier:
         found = []
         for group in groups:
             parts: dict[float | None, list] = {None: []}
-            for p in group["params"]:
-                parts.setdefault(wanted.get(id(p)), []).append(p)
+            members = group["params"]
+            for p in [members] if isinstance(members, Tensor) else members:
+                tensor = p[1] if isinstance(p, tuple) else p  # torch takes (name, parameter) too
+                parts.setdefault(wanted.get(id(tensor)), []).append(p)
             for decay, own in parts.items():
-                if own:
+                if own or len(parts) == 1:
                     found.append(
                         {**group, "params": own, **({} if decay is None else {"weight_decay": decay})}
                     )

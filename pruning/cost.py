@@ -8,8 +8,10 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from .weights import places, prunable_weights
+from .weights import places, prunable_weights, weight_of
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Cost:
 
     Args:
         parameters: kept weights, and all biases and norm parameters.
-        megabytes: 4 bytes per parameter and one bit per entry of each layer that is not dense, / 10^6
-            (google-research/rigl's table; running statistics of norms are not counted).
+        megabytes: 4 bytes per parameter and one bit per entry of each layer that is not dense, / 10^6; a
+            BatchNorm counts as the one bias per channel that it folds into (google-research/rigl's table).
         flops: of one input's forward pass, a multiply-add counting 2, in prunable layers; kept weights only.
         dense_flops: the same with every weight.
     """
@@ -42,19 +44,25 @@ def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) 
         model: left as it is; one forward pass on zeros is made in eval mode.
         kept: name -> number of kept weights, as in {name: kept for name, kept, _ in sparsifier.counts()}.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
+
+    Raises:
+        ValueError: kept names a weight that the model does not have.
     """
     weights = prunable_weights(model)
     sizes = {name: weight.numel() for name, weight in weights.items()}
+    if unknown := kept.keys() - sizes.keys():
+        raise ValueError(f"kept names {sorted(unknown)[0]}, which is no prunable weight of the model")
     nonzero = {name: kept.get(name, size) for name, size in sizes.items()}
     prunable = {id(p) for weight in weights.values() for p in weight.parameters}
     others = sum(p.numel() for p in model.parameters() if id(p) not in prunable)
     parameters = others + sum(nonzero.values())
     bits = sum(size for name, size in sizes.items() if nonzero[name] < size)
+    folded = sum(m.weight.numel() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine)
     uses = _uses(model, input_shape)
     dense = {name: 2.0 * uses.get(name, 0) * size for name, size in sizes.items()}
     return Cost(
         parameters=parameters,
-        megabytes=(4 * parameters + ceil(bits / 8)) / 1e6,
+        megabytes=(4 * (parameters - folded) + ceil(bits / 8)) / 1e6,
         flops=sum(flops * nonzero[name] / sizes[name] for name, flops in dense.items()),
         dense_flops=sum(dense.values()),
     )
@@ -67,18 +75,17 @@ def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
     def watch(name: str, module: nn.Module) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            width = module.out_channels if hasattr(module, "out_channels") else output.shape[-1]
-            uses[name] = uses.get(name, 0) + output.numel() // width
+            uses[name] = uses.get(name, 0) + _places_of_use(module, args, output)
 
         handles.append(module.register_forward_hook(hook))
 
     handles: list = []
     modes = {module: module.training for module in model.modules()}
-    for name, module, _ in places(model):
-        watch(name, module)
-        if isinstance(module, nn.MultiheadAttention):  # it uses out_proj.weight without calling out_proj
-            watch(f"{name.rpartition('.')[0]}.out_proj.weight".lstrip("."), module)
+    names: dict[int, str] = {}  # a weight of several layers goes by the first one's name
+    for name, module, attribute in places(model):
+        watch(names.setdefault(id(weight_of(module, attribute).parameters[0]), name), module)
+        if attribute in ("in_proj_weight", "q_proj_weight"):  # out_proj itself is never called
+            watch(f"{name.removesuffix(attribute)}out_proj.weight", module)
     parameter = next(model.parameters())
     try:
         model.eval()
@@ -89,3 +96,10 @@ def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         for module, training in modes.items():
             module.training = training
     return uses
+
+
+def _places_of_use(module: nn.Module, args: tuple, output: Tensor | tuple) -> int:
+    if isinstance(module, _ConvTransposeNd):  # each input meets the whole kernel
+        return args[0].numel() // module.in_channels
+    output = output[0] if isinstance(output, tuple) else output
+    return output.numel() // getattr(module, "out_channels", output.shape[-1])

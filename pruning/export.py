@@ -46,7 +46,8 @@ def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
 
     Returns:
         "<name>.crow" and "<name>.col" (int32) "<name>.values" and "<name>.shape" (int64) per weight. A
-        weight is `torch.sparse_csr_tensor(crow, col, values, (shape[0], -1)).to_dense().view(*shape)`.
+        weight is `torch.sparse_csr_tensor(crow, col, values, (shape[0], prod(shape[1:]))).to_dense()`, viewed
+        in its shape.
     """
     found = {}
     for name in names:
@@ -88,6 +89,6 @@ def load_masks(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
         raise ValueError(f"no masks at {path}: train the run that they come from to its end first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return content["masks"], content["margins"], content["origin"]
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        return dict(content["masks"]), dict(content["margins"]), dict(content["origin"])
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or holds no masks: train its run again") from error

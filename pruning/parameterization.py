@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -65,7 +66,7 @@ class Product(Plain):
         if not self.scaling > 0:
             raise ValueError(f"scaling must be positive, got {self.scaling:g}; Sign-In uses 1")
         for name in ("frobenius", "decay", "reset_every"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor nan
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if not 0 <= self.reset_until <= 1:
             raise ValueError(f"reset_until is a share of the epochs, in [0, 1], got {self.reset_until:g}")
@@ -75,7 +76,7 @@ class Product(Plain):
         parametrize_(model, lambda: PointwiseProduct(self.scaling))
         self.weights = [w for w in prunable_weights(model).values() if isinstance(w, ProductWeight)]
         self._clean: list[tuple[Tensor, Tensor]] = []
-        self._last_reset = self.reset_until * total_epochs
+        self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # .58 of 100 is 58
 
     def resets(self, epoch: int) -> bool:
         """Are the factors rebalanced at the start of this epoch?"""
@@ -124,7 +125,8 @@ def rebalance_(weight: ProductWeight, optimizer: Optimizer, *, carry_momentum: b
     """Rebalance the factors of one weight and turn their momenta with them.
 
     The product's velocity V = (m v_w + w v_m) / (m^2 + w^2) stays what it was: v_m = V w', v_w = V m'. Adam's
-    second moments stay too. Zeroed momenta would change the next step of the product by 85 to 97 %.
+    second moments stay too. Zeroed momenta would change the next step of the product by 85 to 97 %; with carried ones
+    only the metric m^2 + w^2 changes, by about as much as the balance had drifted.
     """
     m, w = weight.parameters
     states = [elementwise_state(optimizer, p) for p in (m, w)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +69,7 @@ class PILoT(OneShot):
         """Raise ValueError on values out of range."""
         super().__post_init__()
         for name in ("strength", "l1_floor"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor nan
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if self.delta < 1:
             raise ValueError(f"delta must be at least 1, got {self.delta:g}")
@@ -88,7 +89,7 @@ class PILoT(OneShot):
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Prune, if it is time; the penalty then ends."""
-        if epoch >= self.prune_at * self.total_epochs and not self.masks.active:
+        if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
             self._prune_to_target(optimizer)
             self.parameterization.decay = 0.0
         super().on_epoch_start(epoch, optimizer)

@@ -24,9 +24,8 @@ def rebalance(theta: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
     """
     if not scaling > 0:
         raise ValueError(f"scaling must be positive, got {scaling:g}; Sign-In uses 1")
-    # hypot keeps scaling^2 + 4 theta^2 from overflowing
-    root = torch.hypot(theta.new_full((), scaling), 2 * theta)
-    m = ((scaling + root) / 2).sqrt()
+    half = scaling / 2  # halves, and hypot for the root: nothing overflows where theta does not
+    m = (half + torch.hypot(theta.new_full((), half), theta)).sqrt()
     return m, theta / m
 
 

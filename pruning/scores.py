@@ -58,10 +58,9 @@ def snip(
         for inputs, targets in batches:
             with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
                 loss = loss_fn(model(inputs), targets)
-            # not loss.backward(): gradients and DistributedDataParallel's hooks stay out of it
-            for total, gradient in zip(
-                sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-            ):
+                # not loss.backward(): p.grad and DistributedDataParallel's hooks stay out of it
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total += gradient
     parts = iter(sums)
@@ -156,22 +155,23 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest entry of a flat tensor without nan, 1 <= k <= len(values); a tensor of no dimensions.
+    """The k-th largest entry of a flat tensor without nan, 1 <= k <= len(values), as a 0-dim tensor.
 
     In long tensors a sorted sample of every n-th entry brackets it, and only what lies in the bracket (3 % or
-    so) is searched: ten times faster than `torch.kthvalue` on 25 million entries, and the same to the bit.
+    so) is searched: three times faster than `torch.kthvalue` on 25 million entries, and the same to the bit.
     """
     total = len(values)
     if total > _SAMPLE * 16:
         sample = values[:: total // _SAMPLE].sort(descending=True).values
         place, margin = k / total * len(sample), 8 * len(sample) ** 0.5
-        high = sample[max(int(place - margin), 0)]
-        low = sample[min(int(place + margin), len(sample) - 1)]
+        first, last = int(place - margin), int(place + margin)
+        high = sample[first] if first > 0 else sample.new_tensor(torch.inf)
+        low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
         inside = values[(values >= low) & (values <= high)]
         above = int(torch.count_nonzero(values > high))
         if above < k <= above + len(inside):
             values, k = inside, k - above
-    return torch.kthvalue(values, len(values) - k + 1).values
+    return values.topk(k, sorted=False).values.min()  # kthvalue takes quadratic time on sorted entries
 
 
 def layerwise_topk(scores: Mapping[str, Tensor], kept: Mapping[str, int]) -> dict[str, Tensor]:

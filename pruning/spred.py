@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .choice import Choice
 from .parameterization import Plain, Product
 from .pilot import OneShot
 
 
-class Factors(StrEnum):
+class Factors(Choice):
     """Initial factors: two independent draws of PyTorch's default, or the initial weight in balance."""
 
     independent = "independent"
@@ -23,7 +23,7 @@ class Factors(StrEnum):
 
 @dataclass
 class Spred(OneShot):
-    """theta = m * w with weight decay on m and w, a penalty of 2 decay |theta|_1; prune, then fine-tune.
+    """theta = m * w with weight decay on m and w, a penalty of decay |theta|_1; prune, then fine-tune.
 
     Args:
         sparsity: share pruned, over all layers together.
@@ -47,7 +47,7 @@ class Spred(OneShot):
             raise ValueError(f"finetune is a share of the epochs, in [0, 1), got {self.finetune:g}")
         if not self.finetune_lr > 0:
             raise ValueError(f"finetune_lr must be positive, got {self.finetune_lr:g}")
-        if self.decay < 0:
+        if not self.decay >= 0:
             raise ValueError(f"decay must not be negative, got {self.decay:g}")
 
     def _parameterize(self, wanted: Plain) -> Plain:
@@ -55,7 +55,8 @@ class Spred(OneShot):
         return Product(frobenius=0.0, decay=self.decay)
 
     def _prepare(self) -> None:
-        self._prune_from = self.total_epochs - round(self.finetune * self.total_epochs)
+        epochs = max(round(self.finetune * self.total_epochs), int(self.finetune > 0))
+        self._prune_from = self.total_epochs - epochs
         if self.factors is Factors.independent:
             generator = torch.Generator().manual_seed(self.seed)
             for weight in self.parameterization.weights:

@@ -82,4 +82,5 @@ def inverse_metric_at_zero(weight: Weight, pruned: Tensor | None = None) -> floa
         return 1.0
     m, w = (p.detach().double() for p in weight.parameters)
     metric = (m.square() - w.square()).abs()
-    return float(metric.mean() if pruned is None else metric[~pruned].mean())
+    active = metric if pruned is None or bool(pruned.all()) else metric[~pruned]
+    return float(active.mean())

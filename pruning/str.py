@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import exp, log, sqrt
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .base import Masked
+from .choice import Choice
 from .parameterization import Plain
 from .weights import parametrize_
 
@@ -21,7 +21,7 @@ _GAIN = 30.0  # of the ramp's feedback, per unit of sparsity
 _MARGIN = 0.9  # share of the largest stable decay that calibration uses
 
 
-class Calibrate(StrEnum):
+class Calibrate(Choice):
     """How STR comes to its target: the given decay as it is, several runs, or feedback within one run."""
 
     none = "none"
@@ -102,7 +102,7 @@ class STR(Masked):
         """Raise ValueError on values out of range."""
         super().__post_init__()
         self.calibrate = Calibrate(self.calibrate)
-        if self.threshold_decay < 0:
+        if not self.threshold_decay >= 0:
             raise ValueError(f"threshold_decay must not be negative, got {self.threshold_decay:g}")
         if self.ramp_every < 1:
             raise ValueError(f"ramp_every must be at least 1 step, got {self.ramp_every}")

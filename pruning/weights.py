@@ -157,7 +157,7 @@ def prunable_weights(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str,
     found: dict[str, Weight] = {}
     seen: set[int] = set()
     for name, module, attribute in places(model):
-        weight = _weight(module, attribute)
+        weight = weight_of(module, attribute)
         identity = id(weight.parameters[0])
         if weight.parameters[0].requires_grad and identity not in seen:
             seen.add(identity)
@@ -210,7 +210,8 @@ def parametrize_(
     return made
 
 
-def _weight(module: nn.Module, attribute: str) -> Weight:
+def weight_of(module: nn.Module, attribute: str) -> Weight:
+    """The weight behind an attribute of a module, whatever parametrizes it."""
     if not parametrize.is_parametrized(module, attribute):
         return Weight(getattr(module, attribute))
     steps = module.parametrizations[attribute]

@@ -23,6 +23,9 @@ from .schema import Config, ConfigError
 from .search import search
 
 
+_MISS = 0.005  # half a point of sparsity
+
+
 def main(cfg: Config) -> dict[str, Any]:
     """Train, or go on training, one configured run; returns its summary.
 
@@ -145,6 +148,10 @@ def _tell(record: Record, summary: dict[str, Any]) -> dict[str, Any]:
         f"sparsity     {100 * sparsity['overall']:.2f} %   "
         f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; target {100 * sparsity['target']:g} %)"
     )
+    if sparsity["target"] and abs(sparsity["overall"] - sparsity["target"]) > _MISS:
+        record.say(
+            "missed       its target sparsity: train longer, or calibrate anew (sparsifier.calibrate=search)"
+        )
     if whole := [name for name, share in sparsity["layers"].items() if share == 1]:
         record.say(f"pruned whole {', '.join(whole)}: lower the sparsity, exclude them, or prune layerwise")
     record.say(f"run          {record.folder}")

@@ -31,18 +31,20 @@ from pruning import (
     SynFlow,
 )
 from pruning.export import save_masks
+from pruning.ranks import mean_over_ranks
 
 EPOCHS, STEPS, BATCH = 8, 2, 32
 LAST = EPOCHS * STEPS - 1
+PARAMETERS = ("weight", "original", "original0", "original1")
 RESETS = (3, 6)
 """Epochs of Sign-In's resets: every third, up to 3/4 of eight."""
 
 TOTAL = 72 + 1152 + 640
 """Weights of `network`: [8, 1, 3, 3], [16, 8, 3, 3] and [10, 64]."""
 
-# By hand at 80 %. All layers together: 1864 - ceil(1491.2) = 372. ERK: eps = (15 + 231 + 128) / (15 + 30 + 74)
-# = 374 / 119, each layer ceil(eps * sum of its shape). Balanced: 372.8 / 3 > 72, so conv1 is dense and the
-# others share 300.8.
+# By hand at 80 %. All layers together: 1864 - ceil(1491.2) = 372. ERK: eps = (15 + 231 + 128) / (15 + 30 +
+# 74) = 374 / 119, each layer ceil(eps * sum of its shape). Balanced: 372.8 / 3 > 72, so conv1 is dense and
+# the others share 300.8.
 GLOBAL = 372
 ERK = {"conv1.weight": 48, "conv2.weight": 95, "fc.weight": 233}
 BALANCED = {"conv1.weight": 72, "conv2.weight": 151, "fc.weight": 151}
@@ -54,7 +56,7 @@ class Method:
 
     Args:
         make: gets the path of a mask file.
-        phases: per epoch "s" for sparse or "d" for dense.
+        phases: per epoch "s" for sparse, "d" for dense, "t" for what learned thresholds leave.
         kept: weights that are on in a sparse epoch, of all layers or of each.
         fixed: the masks never change.
         plain: works on plain weights, and so beside other parameterizations.
@@ -78,7 +80,7 @@ METHODS = {
     "snip": Method(lambda masks: SNIP(0.8, batches=2), "ssssssss", GLOBAL, fixed=True),
     "synflow": Method(lambda masks: SynFlow(0.8, iterations=10), "ssssssss", GLOBAL, fixed=True),
     "mask_from": Method(lambda masks: MaskFrom(0.8, source=str(masks)), "ssssssss", ERK, fixed=True),
-    "str": Method(lambda masks: STR(0.8, initial=-8, calibrate="ramp", ramp_every=1), plain=False),
+    "str": Method(lambda masks: STR(0.8, initial=-3, calibrate="ramp"), "tttttttt", plain=False),
     "pilot": Method(lambda masks: PILoT(0.8, prune_at=0.75), "ddddddss", GLOBAL, plain=False),
     "spred": Method(
         lambda masks: Spred(0.8, finetune=0.25, finetune_lr=0.01), "ddddddss", GLOBAL, plain=False
@@ -190,7 +192,7 @@ class Training:
             total_epochs=EPOCHS,
             steps_per_epoch=STEPS,
             seed=seed,
-            parameterization=Product(reset_every=RESETS[0]) if case.product else None,
+            parameterization=Product(decay=1e-4, reset_every=RESETS[0]) if case.product else None,
         )
         groups = param_groups(self.model, weight_decay=0.0 if case.optimizer == "sgd" else 0.01)
         self.optimizer = OPTIMIZERS[case.optimizer](self.sparsifier.param_groups(groups))
@@ -214,7 +216,7 @@ class Training:
                 self.sparsifier.on_epoch_start(epoch, self.optimizer)
                 yield "started", number
             with self.forward.no_sync() if self.case.optimizer == "sam_per_rank" else nullcontext():
-                accuracy = self._backward(number)
+                right = self._backward(number)
             stepping = self.sparsifier.after_backward(number, self.optimizer)
             if stepping:
                 if self.case.optimizer.startswith("sam"):
@@ -228,19 +230,16 @@ class Training:
             yield ("stepped" if stepping else "rewired"), number
             self.optimizer.zero_grad()
             if place == STEPS - 1:
-                self.sparsifier.on_epoch_end(train_accuracy=accuracy)
+                self.sparsifier.on_epoch_end(train_accuracy=float(mean_over_ranks(right)))
                 yield "ended", number
         self.sparsifier.on_end()
 
-    def _backward(self, number: int) -> float:
+    def _backward(self, number: int) -> Tensor:
+        """Add to the gradients; returns the share of the batch classified right."""
         images, classes = self.data[number]
         logits = self.forward(images)
         cross_entropy(logits, classes).backward()
-        right = (logits.argmax(dim=1) == classes).float().mean()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(right)
-            right /= torch.distributed.get_world_size()
-        return float(right)
+        return (logits.detach().argmax(dim=1) == classes).float().mean()
 
     def values(self) -> dict[str, Tensor]:
         """The prunable weights as the network computes with them."""
@@ -251,7 +250,9 @@ class Training:
         """The trained tensors behind one of `values`, the weight itself or m and w."""
         layer = name.removesuffix(".weight")
         found = self.model.get_submodule(layer).named_parameters()
-        return [p for key, p in found if key == "weight" or key.startswith("parametrizations.weight.original")]
+        return [
+            p for key, p in found if key == "weight" or key.startswith("parametrizations.weight.original")
+        ]
 
     def kept(self) -> dict[str, Tensor]:
         return {name: mask.clone() for name, mask in self.sparsifier.kept().items()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning.scores import check_sparsity, global_topk, kept_count, layerwise_topk, magnitude
+from pruning.scores import check_sparsity, global_topk, kept_count, kth_largest, layerwise_topk, magnitude
 
 INF, NAN = float("inf"), float("nan")
 
@@ -178,6 +179,83 @@ def test_topk_of_many_ties_equals_numpys_stable_sort():
     first, rest = torch.from_numpy(values).split([15_000, 25_000])
     masks = global_topk({"a": first.view(100, 150), "b": rest.view(250, 100)}, 4_000)
     assert np.array_equal(torch.cat([m.flatten() for m in masks.values()]).numpy(), expected)
+
+
+LONG = 2**20 + 12_345  # above 2**20 entries a sample, here every 16th, brackets the threshold
+
+
+@cache
+def random_values() -> tuple[np.ndarray, ...]:
+    """Uniform, normal, and 0, 1 or 2."""
+    rng = np.random.default_rng(0)
+    return rng.random(LONG), rng.normal(size=LONG), rng.integers(0, 3, size=LONG).astype(float)
+
+
+def every_16th(value: np.ndarray | float, otherwise: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(LONG) % 16 == 0, value, otherwise)
+
+
+# functions of u, x and n, the uniform, the normal and the whole numbers
+LONG_VALUES = {
+    "normal": lambda u, x, n: x,
+    "heavy tails": lambda u, x, n: np.abs(x) ** 9,
+    "ascending": lambda u, x, n: np.arange(LONG) / 8,
+    "all equal": lambda u, x, n: np.full(LONG, 0.25),
+    "three levels": lambda u, x, n: n,
+    "few nonzero": lambda u, x, n: np.where(u < 1e-4, x, 0.0),
+    "zeros of both signs": lambda u, x, n: np.choose(n.astype(int), [0.0, -0.0, 1.0]),
+    "pruned": lambda u, x, n: np.where(u < 0.9, -1.0, np.abs(x)),
+    "period of 16": lambda u, x, n: np.arange(LONG) % 16.0,
+    "infinite": lambda u, x, n: np.choose(n.astype(int), [-INF, x, INF]),
+    "few infinite": lambda u, x, n: np.where(u < 1e-5, INF, x),
+    "sample is the middle level": lambda u, x, n: every_16th(1.0, n),
+    "sample is zero": lambda u, x, n: every_16th(0.0, np.abs(x)),
+    "sample is the largest": lambda u, x, n: every_16th(np.abs(x) + 10, x),
+    "sample is the smallest": lambda u, x, n: every_16th(-np.abs(x) - 10, x),
+    "sample is both ends": lambda u, x, n: every_16th(np.sign(x) * 9, x),
+    "sample is shifted": lambda u, x, n: every_16th(x + 0.5, x),
+    "sample is infinite": lambda u, x, n: every_16th(INF, x),
+    "sample is minus infinite": lambda u, x, n: every_16th(-INF, x),
+}
+
+
+@pytest.mark.parametrize("case", LONG_VALUES)
+def test_kth_largest_of_many_values(case):
+    values = torch.from_numpy(LONG_VALUES[case](*random_values()))
+    descending = np.sort(values.numpy())[::-1]
+    ranks = [1, 2, 17, LONG // 10, LONG // 2, LONG - 1, LONG]
+    levels, counts = np.unique(descending, return_counts=True)
+    if len(levels) < 20:  # the last of each level and the first of the next
+        ranks += [int(rank) + after for rank in np.cumsum(counts[::-1])[:-1] for after in (0, 1)]
+    for k in ranks:
+        found = kth_largest(values, k)
+        assert found.shape == () and found.dtype == torch.float64
+        assert found.item() == descending[k - 1], k
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1, 2, 2**20 - 1, 2**20, 2**20 + 1])
+def test_kth_largest_where_sampling_begins(length, dtype):
+    values = torch.from_numpy(np.random.default_rng(1).permutation(length)).to(dtype)
+    for k in {1, (length + 1) // 2, length}:
+        assert kth_largest(values, k).item() == length - k
+
+
+@pytest.mark.parametrize(
+    "case", ["normal", "all equal", "three levels", "pruned", "sample is zero", "infinite"]
+)
+@pytest.mark.parametrize("kept", [0, 1, LONG // 10, LONG // 2, LONG - 1, LONG])
+def test_topk_of_long_tensors_is_exact_and_breaks_ties_by_index(case, kept):
+    values = LONG_VALUES[case](*random_values()).astype(np.float32)
+    first, second, third = torch.from_numpy(values).split([400_000, 12_345, 2**20 - 400_000])
+    masks = global_topk({"a": first.view(400, 1000), "b": second, "c": third.view(-1, 16)}, kept)
+    mask = np.concatenate([masks[name].numpy().ravel() for name in "abc"])
+    assert mask.sum() == kept
+    if 0 < kept < LONG:
+        threshold = values[mask].min()
+        assert threshold >= values[~mask].max()
+        tied = mask[values == threshold]
+        assert tied[: tied.sum()].all()
 
 
 def test_layerwise_topk_by_hand():

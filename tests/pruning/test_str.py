@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import math
 
@@ -34,19 +35,16 @@ def linear(weight: list[float]) -> nn.Sequential:
     return nn.Sequential(layer)
 
 
-def convnet(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-    )
+def convnet(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, width, stride in zip((1, *widths), widths, (2, 2, 1, 1), strict=False):
+        layers += [
+            nn.Conv2d(before, width, 3, padding=1, stride=stride, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
 def attached(model: nn.Module, *, epochs: int = 1, steps: int | None = None, **options: object) -> STR:
@@ -99,7 +97,7 @@ def test_zeros_are_positive(logit):
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20), st.floats(-30, 10), st.floats(0, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_larger_logit_keeps_no_weight_that_a_smaller_one_prunes(values, logit, rise):
     w = torch.tensor(values)
     smaller, larger = SoftThreshold(logit)(w), SoftThreshold(logit + rise)(w)
@@ -109,12 +107,12 @@ def test_a_larger_logit_keeps_no_weight_that_a_smaller_one_prunes(values, logit,
 
 
 def test_first_convolution_and_classifier_have_thresholds_too_and_excluded_weights_none():
-    model = convnet()
+    model = convnet(8, 16)
     sparsifier = attached(model)
     names = ["0.weight", "3.weight", "8.weight"]
     assert [name.split(".")[0] for name in thresholds(model)] == ["0", "3", "8"]
     assert [name for name, *_ in sparsifier.counts()] == names
-    model = convnet()
+    model = convnet(8, 16)
     assert [name for name, *_ in attached(model, exclude=["0.*"]).counts()] == names[1:]
     assert [name.split(".")[0] for name in thresholds(model)] == ["3", "8"]
 
@@ -134,7 +132,7 @@ def test_masks_margins_and_counts_by_hand():
 
 
 def test_thresholds_have_their_own_weight_decay():
-    model = convnet()
+    model = convnet(8, 16)
     sparsifier = attached(model, threshold_decay=3e-4)
     ours = {id(p) for p in thresholds(model).values()}
     decays = {
@@ -146,7 +144,7 @@ def test_thresholds_have_their_own_weight_decay():
     assert sum(len(group["params"]) for group in sgd(model, sparsifier).param_groups) == len(
         list(model.parameters())
     )
-    model = convnet()
+    model = convnet(8, 16)
     ramp = attached(model, calibrate="ramp", steps=10)
     assert ramp.weight_decays() == dict.fromkeys(thresholds(model).values(), 0.0)
 
@@ -215,7 +213,7 @@ def test_stable_decay_by_hand(lr, momentum, bound):
 def test_an_unstable_decay_is_refused_in_one_line():
     model = linear(W)
     sparsifier = attached(model, threshold_decay=0.03)
-    message = r"^threshold_decay=0\.03 .* learning rate 0\.1 and momentum 0\.9: keep it below 0\.0263, or [^\n]*ramp$"
+    message = r"^threshold_decay=0\.03 .* rate 0\.1 and momentum 0\.9: keep it below 0\.0263, or [^\n]*ramp$"
     with pytest.raises(ValueError, match=message):
         sparsifier.check_stability(0.1, 0.9)
     with pytest.raises(ValueError, match=message):
@@ -332,6 +330,7 @@ def ramp_decay(model: nn.Module, sparsifier: STR, step: int) -> float:
     return logit.grad.item() / logit.item()
 
 
+@functools.cache
 def digits() -> tuple[Tensor, Tensor]:
     data = pytest.importorskip("sklearn.datasets").load_digits()
     return (torch.from_numpy(data.images).float()[:, None] - 4.9) / 6, torch.from_numpy(data.target)
@@ -354,12 +353,21 @@ def train(
         sparsifier.after_step()
 
 
-@pytest.mark.parametrize("hyperbolic", [False, True], ids=["sgd", "ham"])
-@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
-def test_the_ramp_reaches_its_target_on_digits(sparsity, hyperbolic):
-    steps, model = 500, convnet()
+@pytest.mark.parametrize(
+    ("sparsity", "widths", "hyperbolic"),
+    [
+        (0.8, (16, 32, 64), False),
+        pytest.param(0.9, (16, 64, 128), False, marks=pytest.mark.slow),
+        pytest.param(0.95, (16, 64, 128, 128), False, marks=pytest.mark.slow),
+        pytest.param(0.95, (16, 64, 128, 128), True, marks=pytest.mark.slow),
+    ],
+    ids=["80", "90", "95", "95 ham"],
+)
+def test_the_ramp_reaches_its_target_on_digits(sparsity, widths, hyperbolic):
+    """With enough weights; in smaller networks the survivors outgrow thresholds that decay brings to 1/2."""
+    steps, model = 500, convnet(*widths)
     sparsifier = attached(model, sparsity=sparsity, calibrate="ramp", epochs=5, steps=steps // 5)
-    optimizer = sgd(model, sparsifier)
+    optimizer = sgd(model, sparsifier, lr=0.05, weight_decay=5e-4)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if hyperbolic:
@@ -369,13 +377,13 @@ def test_the_ramp_reaches_its_target_on_digits(sparsity, hyperbolic):
     assert all(0 < kept < total for _, kept, total in sparsifier.counts())
     model.eval()
     images, classes = digits()
-    assert (model(images).argmax(1) == classes).float().mean() > 0.9
+    assert (model(images).argmax(1) == classes).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("stop", [12, 13])
 def test_a_resumed_ramp_continues_bit_for_bit(stop):
     def start() -> tuple[nn.Module, STR, torch.optim.SGD]:
-        model = convnet()
+        model = convnet(8, 16)
         sparsifier = attached(model, calibrate="ramp", steps=30, ramp_every=4, initial=-4.0)
         optimizer = sgd(model, sparsifier)
         for group in optimizer.param_groups:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ham.run.config import config_hash, experiments, load, to_yaml
+from ham.run.build import locate_masks
+from ham.run.config import config_hash, experiments, from_yaml, load, to_yaml
 from ham.run.main import run_directory
-from ham.run.schema import Config
+from ham.run.schema import Config, ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml"))
@@ -48,9 +49,19 @@ BOTH = {
     "data.num_classes": 1000,
     "data.image_size": 224,
 }
-METHODS = {"acdc": "ACDC"}
+METHODS = {
+    "mask": "MaskFrom",  # first: mask_rigl_s90 takes RigL's masks and is no RigL
+    "acdc": "ACDC",
+    "rigl": "RigL",
+    "str": "STR",
+    "random": "RandomPruning",
+    "snip": "SNIP",
+    "synflow": "SynFlow",
+    "pilot": "PILoT",
+    "spred": "Spred",
+}
 
-# what a demo may change, besides the `demo` entries of model and optimizer
+# what a demo may change, besides the `demo` entries of model, optimizer and sparsifier
 SCALED = r"epochs|batch_size|demo|data\..*|compute\..*"
 
 
@@ -76,7 +87,8 @@ def test_every_leaf_is_listed_with_its_cell() -> None:
     assert sorted(experiments()) == EXPERIMENTS
     for name, cell in experiments().items():
         words = name.split("_")
-        assert re.match(r"Table \d+, ", cell), name
+        assert re.match(r"(Table|Figure) \d+, ", cell), name
+        assert ("Sign-In" in cell) == ("_sign_in" in name), name
         assert ("HAM" in cell) == ("ham" in words), name
         assert ("SAM" in cell) == ("sam" in words), name
         sparsity = re.search(r"s = ([\d.]+)", cell)
@@ -91,7 +103,8 @@ def named_sparsity(name: str) -> float | None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_leaves_have_the_papers_values(name: str) -> None:
     words = name.split("_")
-    method = next((METHODS[word] for word in words if word in METHODS), "Dense")
+    method = next((kind for word, kind in METHODS.items() if word in words), "Dense")
+    sign_in, factored = "_sign_in" in name, "_sign_in" in name or "product" in words
     expected = {
         **BOTH,
         **(DEIT_SMALL if "deit" in words else RESNET50),
@@ -101,6 +114,11 @@ def test_leaves_have_the_papers_values(name: str) -> None:
         "ham.beta": 1e-3 if "ham" in words else 0,
         "optimizer.sam_rho": 0.05 if "sam" in words else 0,
         "type(sparsifier)": method,
+        "type(parameterization)": "Product" if factored else "Plain",
+        "parameterization.reset_every": (10 if sign_in else 0) if factored else None,
+        "parameterization.frobenius": 5e-5 if factored else None,  # App. G.2
+        "parameterization.decay": (2e-5 if "decay" in words else 0) if factored else None,  # App. F
+        "sparsifier.source": f"{words[1]}_s90" if method == "MaskFrom" else None,
         "name": name,
         "cell": experiments()[name],
         "seed": 0,
@@ -110,7 +128,7 @@ def test_leaves_have_the_papers_values(name: str) -> None:
     if "200" in words:
         expected["epochs"] = 200
     found = flat(load([f"+exp={name}"]))
-    assert {key: found[key] for key in expected} == expected
+    assert {key: found.get(key) for key in expected} == expected
     assert found.get("sparsifier.sparsity") == named_sparsity(name)
 
 
@@ -119,15 +137,15 @@ def test_the_demo_scales_and_changes_nothing_else(name: str) -> None:
     paper = load([f"+exp={name}"])
     before, after = flat(paper), flat(load([f"+exp={name}", "+demo=digits"]))
     changed = {key for key in before | after if before.get(key) != after.get(key)}
-    sizes = {f"model.{key}" for key in paper.model.demo}
-    assert sizes <= set(before), "the demo entries are fields of the model"
+    sizes = {f"{part}.{key}" for part in ("model", "sparsifier") for key in getattr(paper, part).demo}
+    assert sizes <= set(before), "the demo entries are fields of model and sparsifier"
     assert "model.depth" not in sizes or "deit" in name, "a ResNet keeps its blocks"
     free = re.compile(SCALED + r"|type\(data\)")
     assert {key for key in changed if not free.fullmatch(key)} <= sizes | {"optimizer.lr"}
     assert {"epochs", "batch_size", "type(data)"} <= changed
     assert after["type(data)"] == "Digits"
     for key in sizes:
-        assert after[key] == before[key.replace("model.", "model.demo.", 1)]
+        assert after[key] == before[key.replace(".", ".demo.", 1)]
     assert after["optimizer.lr"] == paper.optimizer.demo["lr"]
 
 
@@ -213,11 +231,68 @@ def test_run_directories(overrides: list[str], folder: str) -> None:
         assert str(run_directory(cfg, config_hash(cfg))) == f"{runs_dir}/{expected}"
 
 
-def test_the_written_configuration_reads_back(tmp_path: Path) -> None:
-    cfg = load(["+exp=deit_acdc_ham_s50", "+demo=digits", "seed=3", "optimizer.eps=1e-7"])
+@pytest.mark.parametrize("name", ["deit_acdc_ham_s50", "rigl_sign_in_s90", "mask_str_ham_s90", "dense_sam"])
+def test_the_written_configuration_reads_back(name: str, tmp_path: Path) -> None:
+    changes = ["optimizer.eps=1e-7"] if name.startswith("deit") else ["optimizer.momentum=0.8"]
+    cfg = load([f"+exp={name}", "+demo=digits", "seed=3", *changes])
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert from_yaml(tmp_path / "config.yaml") == cfg
+    assert config_hash(from_yaml(tmp_path / "config.yaml")) == config_hash(cfg)
     found = OmegaConf.load(tmp_path / "config.yaml")
     for key, value in flat(cfg).items():
         if not key.startswith("type("):
             read = OmegaConf.select(found, key)
             assert (tuple(read) if isinstance(value, tuple) else read) == value, key
+
+
+def test_a_written_configuration_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with pytest.raises(ConfigError, match=r"holds no run: there is no config.yaml$"):
+        from_yaml(path)
+    written = to_yaml(load(["+exp=rigl_s90"]))
+    for old, new in (
+        ("kind: rigl", "kind: unheard_of"),
+        ("interval: 100", "intervall: 100"),
+        ("epochs: 100", "epochs: many"),
+    ):
+        path.write_text(written.replace(old, new))
+        with pytest.raises(ConfigError, match="does not fit this version: ") as error:
+            from_yaml(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+exp=random_sign_in_s90", "ham=imagenet"], "allow_unpublished=true"),
+        (["+exp=pilot_s90", "ham=imagenet"], "allow_unpublished=true"),
+        (["+exp=dense_ham", "parameterization=product"], "allow_unpublished=true"),
+        (["+exp=str_s90", "sparsifier.calibrate=none", "sparsifier.threshold_decay=0.02"], "calibrate=ramp"),
+        (["+exp=random_s90", "sparsifier.sparsity=90"], "did you mean 0.9"),
+        (["+exp=rigl_s90", "sparsifier.interval=0"], "interval must be at least 1"),
+        (["+exp=rigl_s90", "sparsifier.allocation=erdos"], "sparsifier.allocation"),
+        (["+exp=acdc_sign_in_s90", "parameterization.scaling=0"], "scaling must be positive"),
+        (["+exp=acdc_sign_in_s90", "parameterization.reset_until=10"], "share of the epochs"),
+        (["+exp=acdc_s90", "parameterization.scaling=2"], "parameterization=product"),
+        (["+exp=mask_rigl_s90", "sparsifier.source=''"], "needs a source"),
+        (["+exp=random_s90", "parameterization=signin"], "sign_in"),
+        (["+exp=dense", "flips_every=0"], "flips_every"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_impossible_sparsifiers_are_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        load(overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_unpublished_combinations_can_be_allowed() -> None:
+    cfg = load(["+exp=random_sign_in_s90", "ham=imagenet", "allow_unpublished=true"])
+    assert cfg.ham.active and cfg.factored
+
+
+def test_a_mask_source_is_the_experiments_run_of_the_same_seed_and_scale() -> None:
+    given = ["+exp=mask_rigl_ham_s90", "seed=3", "runs_dir=/some/where"]
+    assert locate_masks(load(given)).source == "/some/where/rigl_s90/seed3"
+    assert locate_masks(load([*given, "+demo=digits"])).source == "/some/where/rigl_s90-digits/seed3"
+    assert locate_masks(load([*given, "sparsifier.source=./mine.pt"])).source == "./mine.pt"

@@ -173,7 +173,7 @@ def test_provenance_has_the_commit_and_whether_it_is_all() -> None:
         pytest.skip("this is no git checkout")
     facts = provenance("hash")
     assert facts["commit"] == git("rev-parse", "HEAD")
-    assert facts["dirty"] == bool(git("status", "--porcelain"))
+    assert facts["dirty"] == bool(git("status", "--porcelain", "--", ".", ":!results"))
 
 
 def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_path: Path) -> None:

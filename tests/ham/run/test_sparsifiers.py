@@ -1,0 +1,296 @@
+"""Every sparsifier through the command line's path: stopped and resumed, its records, masks and exports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from ham.data import derived_seed
+from ham.run.build import build, choose_device
+from ham.run.config import config_hash, load
+from ham.run.loop import train_step
+from ham.run.main import main, run_directory
+from ham.run.record import Record
+from ham.run.reopen import reopen
+from ham.run.schema import ConfigError
+from pruning import ACDC, STR
+from pruning.export import load_masks
+from pruning.str import stable_decay
+
+ROOT = Path(__file__).resolve().parents[3]
+EPOCHS, STEPS = 4, 3
+TINY = ["+demo=digits", "model.width=4", "batch_size=400", f"epochs={EPOCHS}", "checkpoint.minutes=0"]
+CASES = {
+    "rigl_s90": ["sparsifier.interval=2"],
+    "rigl_sign_in_s90": ["sparsifier.interval=2", "parameterization.reset_every=1"],
+    "str_ham_s90": [],
+    "random_sign_in_s90": ["parameterization.reset_every=2"],
+    "acdc_sign_in_s90": ["parameterization.reset_every=1"],
+    "snip_ham_s90": ["sparsifier.batches=2"],
+    "synflow_s90": ["sparsifier.iterations=3"],
+    "pilot_s90": ["sparsifier.prune_at=0.75"],
+    "spred_s90": ["sparsifier.finetune=0.25"],
+    "dense_product_decay": ["flips_every=2"],
+}
+
+
+def overrides(name: str, runs: Path) -> list[str]:
+    return [f"+exp={name}", *TINY, *CASES.get(name, []), f"runs_dir={runs}"]
+
+
+def carry_out(name: str, runs: Path, *more: str) -> Path:
+    cfg = load([*overrides(name, runs), *more])
+    main(cfg)
+    return run_directory(cfg, config_hash(cfg))
+
+
+class Cut(Exception):
+    """The machine went away."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_cut_off_anywhere_ends_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = carry_out(name, tmp_path / "whole")
+    step = Record.step
+    for cut in (2, 7, 10):  # after RigL's update, inside epochs, after pruning
+
+        def stop(record: Record, number: int, loss: torch.Tensor, cut: int = cut) -> None:
+            if number == cut:
+                raise Cut
+            step(record, number, loss)
+
+        monkeypatch.setattr(Record, "step", stop)
+        with pytest.raises(Cut):
+            carry_out(name, tmp_path / "cut")
+    monkeypatch.setattr(Record, "step", step)
+    resumed = carry_out(name, tmp_path / "cut")
+    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (whole, resumed)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`kept(name)`: the directory of a finished run."""
+    runs = tmp_path_factory.mktemp("runs")
+    return lambda name: carry_out(name, runs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_records_state_target_and_achieved_sparsity(name: str, kept: Callable) -> None:
+    folder = kept(name)
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert summary["sparsity"]["target"] == (0.9 if "s90" in name else 0.0)
+    cfg, _, sparsifier = reopen(folder)
+    effective = {key: weight.value for key, weight in sparsifier.masks.weights.items()}
+    zeros = sum(int((value == 0).sum()) for value in effective.values())
+    total = sum(value.numel() for value in effective.values())
+    assert summary["sparsity"]["overall"] == pytest.approx(zeros / total, abs=1e-12)
+    assert lines[-1]["sparsity"] == summary["sparsity"]["overall"]
+    layers = {key: float((value == 0).double().mean()) for key, value in effective.items()}
+    assert lines[-1]["layers"] == pytest.approx(layers, abs=1e-12)
+    l1 = sum(float(value.double().abs().sum()) for value in effective.values())
+    assert lines[-1]["l1_sum"] == pytest.approx(l1) and lines[-1]["l1_mean"] == pytest.approx(l1 / total)
+    assert 0 <= lines[-1]["train_top1"] <= 100
+    factored = cfg.factored
+    assert all((line["inverse_metric_at_zero"] == 1) != factored for line in lines[:1])
+    assert [("sign_flips" in line) for line in lines] == [
+        (epoch + 1) % cfg.flips_every == 0 for epoch in range(EPOCHS)
+    ]
+
+
+def test_train_accuracy_counts_every_image_once(
+    tmp_path: Path, kept: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load([*overrides("rigl_s90", tmp_path), "optimizer.sam_rho=0.05"])
+    device = choose_device(cfg)
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device)
+    record = Record(tmp_path / "run", cfg)
+    run = build(cfg, config_hash(cfg), loaders, record, device)
+    right = 0
+    for batch in run.loaders.train.batches(0):
+        with torch.no_grad():
+            state = {key: value.clone() for key, value in run.model.state_dict().items()}
+            right += int((run.model(batch[0]).argmax(1) == batch[1]).sum())
+            run.model.load_state_dict(state)
+        train_step(run, batch)
+    record.close()
+    assert (int(run.right), run.seen) == (right, STEPS * 400)
+
+
+def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> None:
+    source = kept("rigl_s90")
+    masks, margins, origin = load_masks(source)
+    assert not margins and origin["exp"] == "rigl_s90" and origin["seed"] == 0
+    more = [f"sparsifier.source={source}"]
+    folder = carry_out("mask_rigl_ham_s90", tmp_path, *more)
+    _, _, sparsifier = reopen(folder)
+    for name, weight in sparsifier.masks.weights.items():
+        assert torch.equal(weight.value != 0, masks[name]), name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sparsity"]["masks_from"] == origin
+
+    first = {}
+    for key, given in {
+        "redrawn": [*overrides("mask_rigl_ham_s90", tmp_path), *more],
+        "same": [*overrides("mask_rigl_ham_s90", tmp_path), *more, "sparsifier.redraw=false"],
+        "source": overrides("rigl_s90", tmp_path),
+    }.items():
+        cfg = load(given)
+        device = choose_device(cfg)
+        loaders = cfg.data.load(batch_size=400, seed=0, device=device)
+        record = Record(tmp_path / key, cfg)
+        first[key] = dict(build(cfg, config_hash(cfg), loaders, record, device).model.named_parameters())
+        record.close()
+    name = "layer1.0.conv2.weight"
+    on = first["redrawn"][name] != 0
+    start = load_start(overrides("rigl_s90", tmp_path))[name]
+    assert torch.equal(first["same"][name][on], start[on])
+    assert not (first["redrawn"][name][on] == start[on]).any()
+
+
+def load_start(given: list[str]) -> dict[str, torch.Tensor]:
+    """The weights that a run's seed draws, before any mask."""
+    from ham.models import build_model
+
+    cfg = load(given)
+    generator = torch.Generator().manual_seed(derived_seed(cfg.seed, "model"))
+    return dict(build_model(cfg.model, num_classes=10, image_size=8, generator=generator).named_parameters())
+
+
+def test_missing_masks_are_one_line(command: Callable, tmp_path: Path) -> None:
+    outcome = command("+exp=mask_rigl_s90", *TINY, f"runs_dir={tmp_path}")
+    assert outcome.status == 2
+    (line,) = outcome.complaints
+    assert "train the run that they come from to its end first" in line
+
+
+def test_the_search_for_a_threshold_decay(tmp_path: Path) -> None:
+    given = ["+exp=str_s90", "+demo=digits", "model.width=8", "batch_size=64", "epochs=6"]
+    given += ["sparsifier.calibrate=search", "sparsifier.sparsity=0.8", f"runs_dir={tmp_path}"]
+    cfg = load(given)
+    summary = main(cfg)
+    trials = summary["search"]
+    bound = stable_decay(cfg.optimizer.lr, 0.9)
+    assert all(0 < trial["threshold_decay"] < bound for trial in trials)
+    best = min(trials, key=lambda trial: abs(trial["miss"]))
+    assert summary["sparsity"]["overall"] == best["sparsity"]
+    assert abs(best["sparsity"] - 0.8) < 0.02
+    folder = run_directory(cfg, config_hash(cfg))
+    assert reopen(folder)[0].sparsifier.threshold_decay == best["threshold_decay"]
+    assert isinstance(reopen(folder)[2], STR)
+    assert reopen(folder)[2].achieved_sparsity() == pytest.approx(best["sparsity"])
+    assert main(cfg) == summary, "what is done is not repeated"
+
+
+def test_a_search_needs_sgd(tmp_path: Path) -> None:
+    given = ["+exp=deit", "+demo=digits", "sparsifier=str", "sparsifier.sparsity=0.5"]
+    with pytest.raises(ConfigError, match="calibrate=ramp"):
+        main(load([*given, "sparsifier.calibrate=search", f"runs_dir={tmp_path}"]))
+
+
+def test_ham_on_factors_sees_gradients_without_decay(tmp_path: Path) -> None:
+    given = overrides("acdc_sign_in_s90", tmp_path)
+    given += ["ham=imagenet", "allow_unpublished=true", "parameterization.decay=0.5", "ham.clamp=1e9"]
+    cfg = load(given)
+    device = choose_device(cfg)
+    loaders = cfg.data.load(batch_size=400, seed=0, device=device)
+    record = Record(tmp_path / "run", cfg)
+    run = build(cfg, config_hash(cfg), loaders, record, device)
+    assert isinstance(run.sparsifier, ACDC)
+    images, classes = next(iter(run.loaders.train.batches(0)))
+    state = {key: value.clone() for key, value in run.model.state_dict().items()}
+    cross_entropy(run.model(images), classes).backward()
+    plain = [p.grad.clone() for p in run.params]
+    run.optimizer.zero_grad()
+    run.model.load_state_dict(state)
+    seen: list[torch.Tensor] = []
+    # after HAM's own hook, so that it sees what HAM saw
+    run.optimizer.register_step_post_hook(lambda *_: seen.extend(p.grad.clone() for p in run.params))
+    before = [p.detach().clone() for p in run.params]
+    train_step(run, (images, classes))
+    record.close()
+    assert all(torch.equal(a, b) for a, b in zip(seen, plain, strict=True))
+    m = run.sparsifier.parameterization.weights[0].parameters[0]
+    place = next(k for k, p in enumerate(run.params) if p is m)
+    lr = cfg.optimizer.lr * 0.2  # the schedule's first factor
+    base = before[place] - lr * (plain[place] + 0.5 * before[place])  # decay reaches the base step
+    expected = base * torch.exp(-lr * (200 * base.sign() * plain[place] + 1e-3))
+    assert torch.allclose(m, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/export.py as a module."""
+    spec = importlib.util.spec_from_file_location("export", ROOT / "scripts" / "export.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["rigl_sign_in_s90", "str_ham_s90", "pilot_s90"])
+def test_an_exported_run_computes_the_same(
+    name: str, kept: Callable, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = kept(name)
+    assert script.main([str(folder), "--to", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("load it with\n")[1]
+    names: dict = {}
+    exec(lines, names)
+    _, model, sparsifier = reopen(folder)
+    images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(names["model"](images), model(images))
+    dense, masks = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "masks.safetensors")
+    rows = load_file(tmp_path / "csr.safetensors")
+    assert masks.keys() == sparsifier.masks.weights.keys()
+    for key, mask in masks.items():
+        assert not dense[key][mask == 0].any()
+        shape = tuple(rows[f"{key}.shape"])
+        parts = (rows[f"{key}.{part}"] for part in ("crow", "col", "values"))
+        matrix = torch.sparse_csr_tensor(*parts, (shape[0], dense[key][0].numel()))
+        assert torch.equal(matrix.to_dense().view(shape), dense[key])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["model=resnet18"],
+        ["model=resnet50", "model.stem=cifar"],
+        ["+exp=deit_acdc_s50", "data.image_size=32"],
+    ],
+    ids=" ".join,
+)
+def test_printed_lines_make_the_model_that_was_trained(
+    given: list[str], script: ModuleType, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    exp = [] if given[0].startswith("+exp") else ["+exp=acdc_s90"]
+    cfg = load([*exp, *given])
+    model = cfg.model.build(num_classes=1000, image_size=cfg.data.image_size).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    names: dict = {}
+    exec(script.loading_lines(cfg, tmp_path / "model.safetensors"), names)
+    images = torch.randn(1, 3, cfg.data.image_size, cfg.data.image_size)
+    with torch.no_grad():
+        assert torch.equal(names["model"](images), model(images))
+
+
+def test_exporting_no_run_is_one_line(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"export.py: {tmp_path} holds no run: there is no config.yaml\n"

@@ -1,0 +1,250 @@
+"""Two processes train every sparsifier under DistributedDataParallel; what each of them had is compared here.
+
+Run as a script this file is one of the two processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract import EPOCHS, GLOBAL, METHODS, STEPS, Case, Training, digits, network, write_masks
+from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from pruning import ACDC, RandomPruning, RigL
+from pruning.ranks import checksum
+
+RANKS = 2
+SECONDS = 180
+RESUME_AFTER = 4
+
+CASES = {
+    str(case): case
+    for case in (
+        *(Case(method) for method in METHODS),
+        *(Case(method, product=True) for method, rule in METHODS.items() if rule.plain),
+        # ascent per rank: no_sync around the first backward pass, so that RigL's gradients are local
+        *(Case("rigl", product=product, optimizer="sam_per_rank") for product in (False, True)),
+    )
+}
+
+
+def train(case: Case, masks: Path, rank: int) -> dict[str, Any]:
+    """What this rank saw: masks, weights and losses, from a whole run and from one that went on with it."""
+    data = digits(rank, RANKS)
+    training = Training(case, masks, data=data, wrap=DistributedDataParallel)
+    whole = [look(training)]
+    saved: list[bytes | None] = [None]
+    for event, number in training.steps():
+        if event != "perturbed":
+            whole.append(look(training))
+        if number == RESUME_AFTER and event == "stepped":
+            saved, at = [training.save() if rank == 0 else None], len(whole)
+    distributed.broadcast_object_list(saved)
+    resumed = Training(case, masks, data=data, saved=saved[0], wrap=DistributedDataParallel, seed=1)
+    rest = [look(resumed) for event, _ in resumed.steps(RESUME_AFTER + 1) if event != "perturbed"]
+    return {"whole": whole, "at": at, "rest": rest, "local": local_gradient(training)}
+
+
+def look(training: Training) -> dict[str, Any]:
+    kept = training.kept()
+    parameters = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    return {"kept": kept, "checksum": int(checksum(kept.values())), "parameters": parameters}
+
+
+def local_gradient(training: Training) -> Tensor:
+    """Of the bare model on this rank's first batch: what DistributedDataParallel would average."""
+    images, classes = training.data[0]
+    parameters = list(training.model.parameters())
+    gradients = torch.autograd.grad(cross_entropy(training.model(images), classes), parameters)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def rigl_on_opposite_gradients(rank: int) -> dict[str, Tensor]:
+    """One update of eight weights, the fifth with local gradients +5 and -5, so that their mean is 0."""
+    model = nn.Linear(8, 1, bias=False)
+    rigl = RigL(0.5, allocation="uniform", interval=1, drop_fraction=0.6, until=1.0)
+    rigl.attach(model, total_epochs=1, steps_per_epoch=100)
+    rigl.load_state_dict({"masks": {"weight": torch.tensor([[False] * 4 + [True] * 4])}})
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ddp = DistributedDataParallel(model)
+    with ddp.no_sync():  # d/dweight is the input
+        ddp(torch.tensor([[0.0, 0.0, 0.0, 0.0, (5.0, -5.0)[rank], 1.0, 0.5, 0.0]])).sum().backward()
+    local = model.weight.grad.clone()
+    assert not rigl.after_backward(1, optimizer)
+    return {"local": local, "kept": rigl.kept()["weight"]}
+
+
+def complaint(act: Callable[[], None]) -> str:
+    try:
+        act()
+    except RuntimeError as error:
+        return str(error)
+    return "none"
+
+
+def disagree_on_seeds(rank: int) -> None:
+    RandomPruning(0.5).attach(network(0), total_epochs=1, seed=rank)
+
+
+def disagree_on_weights(rank: int) -> None:
+    sparsifier, model = ACDC(0.5), network(rank)
+    sparsifier.attach(model, total_epochs=EPOCHS)
+    sparsifier.on_epoch_start(EPOCHS - 1, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(seconds=SECONDS / 4),
+    )
+    trained = {}
+    for name, case in CASES.items():
+        print(f"rank {rank} trains {name}", file=sys.stderr, flush=True)
+        trained[name] = train(case, folder / "masks.pt", rank)
+    report = {
+        "trained": trained,
+        "opposite": rigl_on_opposite_gradients(rank),
+        "seeds": complaint(lambda: disagree_on_seeds(rank)),
+        "weights": complaint(lambda: disagree_on_weights(rank)),
+    }
+    torch.save(report, folder / f"rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> list[dict[str, Any]]:
+    """What the ranks have written. Fails with their tracebacks if one fails or takes too long."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_masks(folder / "masks.pt")
+    logs = [folder / f"rank{rank}.log" for rank in range(RANKS)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            command = [sys.executable, __file__, str(rank), str(folder)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            with log.open("w") as file:
+                processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
+        wait(processes)
+        if any(process.returncode != 0 for process in processes):
+            pytest.fail("\n".join(log.read_text() for log in logs), pytrace=False)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def wait(processes: list[subprocess.Popen]) -> None:
+    """Until all are done, or one has failed and the others had two seconds to tell why, or time is up."""
+    deadline = time.monotonic() + SECONDS
+    while any(process.poll() is None for process in processes):
+        if any(process.returncode for process in processes):
+            deadline = min(deadline, time.monotonic() + 2)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_masks_are_the_same_on_both_ranks_at_all_times(reports, name):
+    one, other = (moments(report, name) for report in reports)
+    assert len(one) == len(other) > EPOCHS * STEPS
+    for mine, yours in zip(one, other, strict=True):
+        assert all_equal(mine["kept"], yours["kept"])
+        assert mine["checksum"] == yours["checksum"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_the_same_on_both_ranks_at_all_times(reports, name):
+    one, other = (moments(report, name) for report in reports)
+    for mine, yours in zip(one, other, strict=True):
+        assert all_equal(mine["parameters"], yours["parameters"])
+    assert not torch.equal(*(report["trained"][name]["local"] for report in reports))
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("name", CASES)
+def test_both_ranks_go_on_from_what_the_first_has_saved(reports, name, rank):
+    run = reports[rank]["trained"][name]
+    went_on = run["whole"][run["at"] :]
+    assert len(went_on) == len(run["rest"]) > 2 * STEPS
+    for first, second in zip(went_on, run["rest"], strict=True):
+        assert all_equal(first["kept"], second["kept"])
+        assert all_equal(first["parameters"], second["parameters"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_masks_are_what_the_method_owes(reports, name):
+    rule, last = CASES[name].rule, moments(reports[0], name)[-1]
+    on = {weight: int(kept.sum()) for weight, kept in last["kept"].items()}
+    if rule.phases[-1] != "t":
+        assert (on if isinstance(rule.kept, dict) else sum(on.values())) == rule.kept
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.rule.fixed])
+def test_other_masks_have_other_checksums(reports, name):
+    seen = {}
+    for moment in moments(reports[0], name):
+        bits = b"".join(kept.numpy().tobytes() for kept in moment["kept"].values())
+        seen.setdefault(bits, set()).add(moment["checksum"])
+    assert all(len(checksums) == 1 for checksums in seen.values())
+    assert len(set.union(*seen.values())) == len(seen) >= (1 if name.startswith("dense") else 2)
+
+
+def test_snip_scores_the_batches_of_both_ranks_together(reports):
+    model = network(0).double().eval()
+    weights = [getattr(model, name).weight for name in ("conv1", "conv2", "fc")]
+    batches = [batch for rank in range(RANKS) for batch in digits(rank, RANKS)[:2]]
+    loss = sum(cross_entropy(model(images.double()), classes) for images, classes in batches)
+    gradients = torch.autograd.grad(loss, weights)
+    scores = torch.cat([(g * w).abs().flatten() for g, w in zip(gradients, weights, strict=True)])
+    kept = torch.cat([mask.flatten() for mask in moments(reports[0], "snip-sgd")[0]["kept"].values()])
+    assert int(kept.sum()) == GLOBAL
+    assert scores[kept].min() > scores[~kept].max() * (1 - 1e-4)
+
+
+def test_rigl_grows_by_the_mean_gradient_where_nobody_else_averages(reports):
+    one, other = (report["opposite"] for report in reports)
+    # dropped are 2 and 1, grown 1 and .5; the mean of the absolute values, or one rank's, would grow the 5
+    expected = torch.tensor([[True, True, False, False, False, True, True, False]])
+    assert (one["local"][0, 4], other["local"][0, 4]) == (5, -5)
+    assert torch.equal(one["kept"], expected)
+    assert torch.equal(other["kept"], expected)
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("reason", ["seeds", "weights"])
+def test_different_masks_raise_on_both_ranks(reports, reason, rank):
+    assert reports[rank][reason] == (
+        "the masks differ between ranks: give every rank the same seed and weights, and averaged gradients"
+    )
+
+
+def moments(report: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    run = report["trained"][name]
+    return run["whole"] + run["rest"]
+
+
+def all_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

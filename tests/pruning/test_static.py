@@ -1,0 +1,497 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pruning import ACDC, SNIP, STR, MaskFrom, Product, RandomPruning, Sparsifier, SynFlow, prunable_weights
+from pruning.export import save_masks
+from pruning.scores import snip, synflow, synflow_masks
+
+
+def attached(sparsifier: Sparsifier, model: nn.Module, **options: object) -> Sparsifier:
+    sparsifier.attach(model, total_epochs=1, **options)
+    return sparsifier
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4)]
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].running_var.uniform_(0.5, 2)
+    return model
+
+
+def data(count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(5, 6, dtype=torch.float64, generator=generator),
+            torch.randint(4, (5,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().numpy().tobytes()
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    """All that a score must leave alone, bit for bit."""
+    return [
+        {name: bits(value) for name, value in model.state_dict().items()},
+        {n: None if p.grad is None else bits(p.grad) for n, p in model.named_parameters()},
+        [module.training for module in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    ]
+
+
+def disturbed(model: nn.Module) -> nn.Module:
+    """With gradients on some parameters, mixed training flags and a negative zero."""
+    model.train()
+    list(model.modules())[2].eval()
+    first = next(iter(prunable_weights(model).values())).parameters[-1]
+    first.grad = torch.full_like(first, 0.5)
+    with torch.no_grad():
+        first.flatten()[0] = -0.0
+    return model
+
+
+# random masks
+
+
+@pytest.mark.parametrize(
+    ("allocation", "counts"),
+    [
+        ("uniform", [10, 5, 4]),  # 100 - 90, 50 - 45, 40 - 36
+        # 19 kept over three layers: 6.33 each, N - floor(N - 6.33)
+        ("balanced", [7, 7, 7]),
+        # eps = 19 / (20 + 15 + 14): 7.76, 5.82 and 5.43
+        ("erk", [8, 6, 6]),
+    ],
+)
+def test_random_counts_by_hand(allocation, counts):
+    def pruned(seed: int) -> tuple[nn.Module, RandomPruning]:
+        model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 5), nn.Linear(10, 4))
+        return model, attached(RandomPruning(sparsity=0.9, allocation=allocation), model, seed=seed)
+
+    (model, first), (_, same), (_, other) = pruned(0), pruned(0), pruned(1)
+    for sparsifier in (first, same, other):
+        assert [kept for _, kept, _ in sparsifier.counts()] == counts
+    assert all(torch.equal(mask, same.kept()[name]) for name, mask in first.kept().items())
+    assert not any(torch.equal(mask, other.kept()[name]) for name, mask in first.kept().items())
+    assert [int(layer.weight.count_nonzero()) for layer in model] == counts
+    assert all(torch.equal(model.get_parameter(n) != 0, mask) for n, mask in first.kept().items())
+
+
+def test_random_masks_leave_the_global_generator_and_biases_alone():
+    model = nn.Sequential(nn.Linear(10, 10))
+    bias, state = model[0].bias.detach().clone(), torch.get_rng_state()
+    attached(RandomPruning(sparsity=0.5), model)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(model[0].bias, bias)
+
+
+# SNIP
+
+
+def scores_of(model: nn.Module, batches: Iterable) -> dict[str, Tensor]:
+    return snip(model, prunable_weights(model), batches, cross_entropy)
+
+
+def test_snip_is_the_gradient_of_the_summed_loss_times_the_weight():
+    model = mlp()
+    scores = scores_of(model, data())
+    model.eval()
+    sum(cross_entropy(model(x), y) for x, y in data()).backward()
+    assert scores.keys() == {"0.weight", "4.weight"}
+    for name, score in scores.items():
+        weight = model.get_parameter(name)
+        torch.testing.assert_close(score, (weight.grad * weight).abs(), rtol=1e-12, atol=1e-15)
+
+
+def test_snip_is_the_finite_difference_with_respect_to_a_mask_entry():
+    model, step = mlp(), 1e-5
+    scores = scores_of(model, data())
+    model.eval()
+
+    @torch.no_grad()
+    def loss(weight: Tensor, place: int, mask: float) -> float:
+        kept = weight.flatten()[place].clone()
+        weight.view(-1)[place] *= mask
+        total = sum(cross_entropy(model(x), y) for x, y in data())
+        weight.view(-1)[place] = kept
+        return float(total)
+
+    for name, score in scores.items():
+        weight = model.get_parameter(name)
+        found = [
+            abs(loss(weight, i, 1 + step) - loss(weight, i, 1 - step)) / (2 * step)
+            for i in range(weight.numel())
+        ]
+        assert score.flatten().tolist() == pytest.approx(found, rel=1e-5, abs=1e-9)
+
+
+def linear_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs * targets).sum()
+
+
+def test_snip_adds_gradients_before_it_takes_the_absolute_value():
+    """Gradients 5 and -5, then 1 and 1: the sum keeps the second weight, a sum of magnitudes the first."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    one = torch.ones(1, 1)
+    batches = [(torch.tensor([[5.0, 1.0]]), one), (torch.tensor([[-5.0, 1.0]]), one)]
+    sparsifier = attached(SNIP(sparsity=0.5, batches=2), model)
+    sparsifier.initialize(batches, linear_loss)
+    assert sparsifier.kept()["0.weight"].tolist() == [[False, True]]
+    assert model[0].weight.tolist() == [[0, 1]]
+
+
+def test_snip_takes_as_many_batches_as_asked_for_and_prunes_to_one_threshold():
+    model = mlp()
+    scores = scores_of(copy.deepcopy(model), data(2))
+    sparsifier = attached(SNIP(sparsity=0.75, batches=2), model)
+    sparsifier.initialize(iter(data(5)), cross_entropy)
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    threshold = flat.sort(descending=True).values[19]  # of 80 entries 20 stay
+    for name, kept in sparsifier.kept().items():
+        assert torch.equal(kept, scores[name] >= threshold)
+    assert sparsifier.achieved_sparsity() == 0.75
+
+
+def test_snip_leaves_the_model_as_it_is():
+    model = disturbed(mlp())
+    before = snapshot(model)
+    scores_of(model, data())
+    assert snapshot(model) == before
+
+    def fail(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        snip(model, prunable_weights(model), data(), fail)
+    assert snapshot(model) == before
+
+
+def test_snip_scores_a_product_as_the_plain_weight():
+    model, other = mlp(), mlp()
+    Product().attach(other, total_epochs=1)
+    plain, product = scores_of(model, data()), scores_of(other, data())
+    assert plain.keys() == product.keys()
+    for name, score in plain.items():
+        torch.testing.assert_close(product[name], score, rtol=1e-10, atol=1e-14)
+    pruned = [attached(SNIP(sparsity=0.8, batches=3), mlp(), parameterization=p) for p in (None, Product())]
+    for sparsifier in pruned:
+        sparsifier.initialize(data(), cross_entropy)
+    assert all(torch.equal(mask, pruned[1].kept()[name]) for name, mask in pruned[0].kept().items())
+    assert all(torch.equal(v != 0, pruned[1].kept()[n]) for n, v in pruned[1].masks.values().items())
+
+
+@pytest.mark.parametrize("score", ["snip", "synflow"])
+def test_autocast_around_the_call_changes_nothing(score):
+    def found(enabled: bool) -> dict[str, Tensor]:
+        model = mlp().float()
+        weights = prunable_weights(model)
+        kept = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            if score == "synflow":
+                return synflow(model, weights, kept, (1, 6))
+            return scores_of(model, [(x.float(), y) for x, y in data()])
+
+    plain, mixed = found(False), found(True)
+    for name, value in plain.items():
+        assert value.dtype == mixed[name].dtype and torch.equal(value, mixed[name])
+
+
+# SynFlow
+
+
+def flow_net(kind: str) -> tuple[nn.Sequential, tuple[int, ...]]:
+    torch.manual_seed(3)
+    if kind == "mlp":
+        layers = [nn.Linear(7, 9, bias=False), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(5, 3, bias=False)), (1, 7)
+    layers = [nn.Conv2d(2, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3, bias=False)), (1, 2, 8, 8)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5])
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_synaptic_flow_is_conserved(kind, density):
+    """Every layer's scores sum to R; what flows into a hidden unit flows out (Tanaka et al., Theorem 1)."""
+    model, shape = flow_net(kind)
+    weights = prunable_weights(model)
+    generator = torch.Generator().manual_seed(0)
+    kept = {name: torch.rand(w.shape, generator=generator) < density for name, w in weights.items()}
+    scores = synflow(model, weights, kept, shape)
+    values = torch.ones(shape, dtype=torch.float64)
+    reference = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for name, mask in kept.items():
+            weight = reference.get_parameter(name)
+            weight.copy_(weight.abs() * mask)
+        total = float(reference(values).sum())
+    assert total > 0
+    layers = list(scores.values())
+    assert all(score.dtype == torch.float64 and (score >= 0).all() for score in layers)
+    assert [float(score.sum()) for score in layers] == pytest.approx([total] * len(layers), rel=1e-9)
+    assert all((score[~kept[name]] == 0).all() for name, score in scores.items())
+    for before, after in pairwise(layers):
+        into = before.flatten(1).sum(1)
+        out = after.unflatten(1, (len(into), -1)).transpose(0, 1).flatten(1).sum(1)
+        torch.testing.assert_close(into, out, rtol=1e-9, atol=0)
+
+
+def deep_net() -> nn.Sequential:
+    """Narrow but for one wide layer, which holds nine in ten weights and has the smallest scores."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    widths = [3, 8, 8, 8, 96, 96, 8, 8, 8]
+    for before, width in pairwise(widths):
+        layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def images(count: int = 2, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(count, 3, 8, 8, generator=generator), torch.zeros(count, dtype=torch.long))]
+
+
+@pytest.mark.parametrize(("iterations", "collapses"), [(1, True), (100, False)])
+def test_synflow_prunes_bit_by_bit_to_avoid_layer_collapse(iterations, collapses):
+    model = deep_net()
+    sparsifier = attached(SynFlow(sparsity=0.99, iterations=iterations), model)
+    sparsifier.initialize(images())
+    counts = [kept for _, kept, _ in sparsifier.counts()]
+    assert (min(counts) == 0) == collapses
+    total = sum(total for _, _, total in sparsifier.counts())
+    assert sum(counts) == total // 100
+
+
+def test_synflow_leaves_the_model_as_it_is():
+    model = disturbed(deep_net())
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+    before = snapshot(model)
+    weights = prunable_weights(model)
+    masks = synflow_masks(model, weights, (1, 3, 8, 8), [5000, 1000])
+    assert snapshot(model) == before
+    assert sum(int(mask.sum()) for mask in masks.values()) == 1000
+    assert any((w.parameters[0] < 0).any() for w in weights.values())
+
+
+def test_initialize_writes_zeros_and_nothing_else():
+    model = disturbed(deep_net())
+    old = {name: value.clone() for name, value in model.state_dict().items()}
+    rest = snapshot(model)[1:]
+    sparsifier = attached(SynFlow(sparsity=0.9, iterations=5), model)
+    sparsifier.initialize(images())
+    assert snapshot(model)[1:] == rest
+    for name, value in model.state_dict().items():
+        kept = sparsifier.kept().get(name)
+        expected = old[name] if kept is None else old[name].masked_fill(~kept, 0.0)
+        assert bits(value) == bits(expected), name
+
+
+def test_synflow_never_brings_a_weight_back():
+    model = deep_net()
+    weights = prunable_weights(model)
+    schedule = [20000, 5000, 1000, 300, 300, 40, 0]
+    sets = [synflow_masks(model, weights, (1, 3, 8, 8), schedule[:k]) for k in range(1, len(schedule) + 1)]
+    for count, masks in zip(schedule, sets, strict=True):
+        assert sum(int(mask.sum()) for mask in masks.values()) == count
+    for before, after in pairwise(sets):
+        assert not any((after[name] & ~before[name]).any() for name in weights)
+
+
+def test_synflow_masks_of_products_are_those_of_plain_weights():
+    kept = []
+    for parameterization in (None, Product()):
+        model = deep_net().double()
+        sparsifier = attached(SynFlow(sparsity=0.95, iterations=10), model, parameterization=parameterization)
+        sparsifier.initialize(images())
+        kept.append(sparsifier.kept())
+    assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())
+
+
+def test_synflow_looks_at_the_shape_of_the_inputs_alone():
+    kept = []
+    for batches in (images(), images(count=7, seed=1), [(torch.full((1, 3, 8, 8), float("nan")), None)]):
+        sparsifier = attached(SynFlow(sparsity=0.95, iterations=3), deep_net())
+        sparsifier.initialize(batches)
+        kept.append(sparsifier.kept())
+    for other in kept[1:]:
+        assert all(torch.equal(mask, other[name]) for name, mask in kept[0].items())
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda: SNIP(sparsity=0.5, batches=0), ValueError, "batches must be at least 1, got 0"),
+        (lambda: SynFlow(sparsity=0.5, iterations=0), ValueError, "iterations must be at least 1, got 0"),
+        (lambda: attached(SNIP(0.5), mlp()).initialize(data()), ValueError, "SNIP needs a loss: initialize"),
+        (
+            lambda: attached(SNIP(0.5), mlp()).initialize(data(), cross_entropy),
+            ValueError,
+            "asks for 10 batches, got 3: lower its batches",
+        ),
+        (lambda: attached(SynFlow(0.5), mlp()).initialize(), ValueError, "needs one batch for the shape"),
+        (
+            lambda: attached(SNIP(0.5), mlp()).after_backward(0, None),
+            RuntimeError,
+            "SNIP has not pruned yet: call initialize",
+        ),
+        (
+            lambda: attached(SynFlow(0.5), mlp()).after_backward(0, None),
+            RuntimeError,
+            "SynFlow has not pruned",
+        ),
+        (lambda: MaskFrom(sparsity=0.5), ValueError, "MaskFrom needs a source"),
+        (lambda: RandomPruning(sparsity=0.5, allocation="ERK"), ValueError, "ERK"),
+    ],
+)
+def test_misuse_is_an_error_of_one_line(act, error, message):
+    with pytest.raises(error, match=message) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_needs_no_initialization():
+    first, resumed = (attached(SNIP(sparsity=0.5, batches=3), mlp()) for _ in range(2))
+    first.initialize(data(), cross_entropy)
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.after_backward(7, None)
+    assert all(torch.equal(mask, resumed.kept()[name]) for name, mask in first.kept().items())
+
+
+# masks of another run
+
+
+def sparse_source(path, sparsity: float = 0.5) -> ACDC:
+    model = mlp()
+    acdc = attached(ACDC(sparsity=sparsity), model)
+    acdc.on_epoch_start(0, torch.optim.SGD(model.parameters(), lr=0.1))
+    save_masks(path / "masks.pt", acdc, {"run": "acdc", "seed": 3})
+    return acdc
+
+
+@pytest.mark.parametrize("place", [".", "masks.pt"], ids=["folder", "file"])
+def test_masks_of_a_finished_run_on_new_weights(place, tmp_path):
+    acdc = sparse_source(tmp_path)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+    old = model[0].weight.detach().clone()
+    sparsifier = attached(MaskFrom(sparsity=0.5, source=str(tmp_path / place)), model)
+    for name, mask in acdc.kept().items():
+        assert torch.equal(sparsifier.kept()[name], mask)
+    assert torch.equal(model[0].weight, old.masked_fill(~acdc.kept()["0.weight"], 0.0))
+    assert sparsifier.stats() == {"sparsity": 0.5, "kept": 40, "masks_from": {"run": "acdc", "seed": 3}}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "kept"),
+    [
+        # |w| - sigmoid(-2): .381, .081, -.069, -.019 in one layer, .281, -.119, .001, -.109 in the other
+        (0.25, [[True, True, True, True], [True, False, True, False]]),
+        (0.5, [[True, True, False, False], [True, False, True, False]]),
+        (0.625, [[True, True, False, False], [True, False, False, False]]),
+        (0.875, [[True, False, False, False], [False, False, False, False]]),
+    ],
+)
+def test_masks_of_thresholds_are_cut_or_filled_by_margin(sparsity, kept, tmp_path):
+    def model() -> nn.Module:
+        layers = nn.Sequential(nn.Linear(4, 1), nn.Linear(4, 1))
+        with torch.no_grad():
+            layers[0].weight.copy_(torch.tensor([[0.5, -0.2, 0.05, -0.1]]))
+            layers[1].weight.copy_(torch.tensor([[-0.4, 0.0, 0.12, 0.01]]))
+        return layers
+
+    thresholds = attached(STR(sparsity=0.5, initial=-2.0), model())
+    assert thresholds.achieved_sparsity() == 0.5
+    save_masks(tmp_path / "masks.pt", thresholds)
+    sparsifier = attached(MaskFrom(sparsity=sparsity, source=str(tmp_path)), model())
+    assert [mask[0].tolist() for mask in sparsifier.kept().values()] == kept
+    assert sparsifier.achieved_sparsity() == sparsity
+
+
+def small(out: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Identity(), nn.Identity(), nn.Linear(8, out))
+
+
+@pytest.mark.parametrize(
+    ("model", "sparsity", "message"),
+    [
+        (lambda: small(5), 0.5, r"mask of 4\.weight is \(4, 8\), its weight \(5, 8\)"),
+        (lambda: nn.Sequential(nn.Linear(6, 8)), 0.5, r"another model: 1 names differ, such as 4\.weight"),
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)), 0.5, r"2 names differ, such as 1\.weight"),
+        (small, 0.9, r"prune 0\.5000, not 0\.9: choose that sparsity"),
+        (small, 0.51, r"prune 0\.5000, not 0\.51: "),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(model, sparsity, message, tmp_path):
+    sparse_source(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        attached(MaskFrom(sparsity=sparsity, source=str(tmp_path)), model())
+    assert "\n" not in str(caught.value)
+
+
+class Opened:
+    """Pickle's invitation to run code."""
+
+    done: list[str] = []
+
+    def __reduce__(self) -> tuple:
+        return self.done.append, ("run",)
+
+
+def truncated(path) -> None:
+    sparse_source(path.parent)
+    content = (path.parent / "masks.pt").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no masks at .*masks.pt: train the run"),
+        (truncated, "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_bytes(b"\x80\x02garbage"), "damaged"),
+        (lambda path: path.write_text("<html>not found</html>"), "damaged"),
+        (lambda path: path.write_bytes(bytes(range(256))), "damaged"),
+        (lambda path: torch.save(mlp().state_dict(), path), "holds no masks"),
+        (lambda path: torch.save(torch.zeros(3), path), "holds no masks"),
+        (lambda path: torch.save([], path), "holds no masks"),
+        (lambda path: torch.save({"masks": 3, "margins": {}, "origin": {}}, path), "holds no masks"),
+        (lambda path: torch.save({"masks": {}, "margins": {}, "origin": Opened()}, path), "damaged"),
+    ],
+    ids=[
+        "missing",
+        "truncated",
+        "empty",
+        "garbage",
+        "text",
+        "bytes",
+        "weights",
+        "tensor",
+        "list",
+        "number",
+        "code",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_hold_no_masks_are_refused(write, message, tmp_path):
+    write(tmp_path / "masks.pt")
+    Opened.done.clear()
+    with pytest.raises(ValueError, match=message) as caught:
+        attached(MaskFrom(sparsity=0.5, source=str(tmp_path)), small())
+    assert "\n" not in str(caught.value)
+    assert Opened.done == []
