@@ -125,8 +125,8 @@ def rebalance_(weight: ProductWeight, optimizer: Optimizer, *, carry_momentum: b
     """Rebalance the factors of one weight and turn their momenta with them.
 
     The product's velocity V = (m v_w + w v_m) / (m^2 + w^2) stays what it was: v_m = V w', v_w = V m'. Adam's
-    second moments stay too. Zeroed momenta would change the next step of the product by 85 to 97 %; with carried ones
-    only the metric m^2 + w^2 changes, by about as much as the balance had drifted.
+    second moments stay too. Zeroed momenta would change the next step of the product by 85 to 97 %; carried
+    over, only the metric m^2 + w^2 changes, by about as much as the balance had drifted.
     """
     m, w = weight.parameters
     states = [elementwise_state(optimizer, p) for p in (m, w)]

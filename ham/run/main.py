@@ -22,7 +22,6 @@ from .record import Record
 from .schema import Config, ConfigError
 from .search import search
 
-
 _MISS = 0.005  # half a point of sparsity
 
 
