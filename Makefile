@@ -18,6 +18,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
+	$(BIN)/python benchmarks/masks.py --json benchmarks/results/masks.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

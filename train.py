@@ -16,7 +16,7 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
   resume=false    start anew; else a run goes on from its last checkpoint
   key=value       any other value of the configuration, such as ham.alpha=100 or optimizer.lr=0.1;
                   the run then gets a directory of its own and enters no paper table
-  group=choice    model, data, optimizer, ham or sparsifier from the folder of that name in configs
+  group=choice    model, data, optimizer, ham, sparsifier or parameterization, from its folder in configs
 
   --list          all experiments
   --help          this text
