@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ham.data import Digits, ImageNetFolder
-from ham.models import DeiT, ResNet
-from pruning import (
-    ACDC,
-    SNIP,
-    STR,
-    Dense,
-    MaskFrom,
-    PILoT,
-    Plain,
-    Product,
-    RandomPruning,
-    RigL,
-    Spred,
-    SynFlow,
-)
-
-from .schema import AdamWConfig, Config, ConfigError, HamConfig, SGDConfig
+from .registry import SCHEMAS
+from .schema import Config, ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def _with_demo(schema: type) -> type:
-    """The schema and what a demo run replaces in it: the library's dataclasses hold hyperparameters alone."""
-    demo = ("demo", dict[str, Any], field(default_factory=dict, kw_only=True))
-    return make_dataclass(schema.__name__, [demo], bases=(schema,))
-
-
-_SCHEMAS = {
-    "model": {"resnet": ResNet, "deit": DeiT},
-    "data": {"digits": Digits, "imagenet": ImageNetFolder},
-    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
-    "ham": {"ham": HamConfig},
-    "sparsifier": {
-        name: _with_demo(schema)
-        for name, schema in {
-            "dense": Dense,
-            "acdc": ACDC,
-            "rigl": RigL,
-            "str": STR,
-            "random": RandomPruning,
-            "snip": SNIP,
-            "synflow": SynFlow,
-            "mask_from": MaskFrom,
-            "pilot": PILoT,
-            "spred": Spred,
-        }.items()
-    },
-    "parameterization": {"plain": Plain, "product": Product},
-}
 _DEMO_SECTIONS = ("model", "optimizer", "sparsifier")
 # how and where a run is carried out, not what it computes: outside the hash, no override of the experiment
 _CIRCUMSTANCES = (
@@ -127,7 +80,7 @@ def to_plain(cfg: Config) -> dict[str, Any]:
 def to_yaml(cfg: Config) -> str:
     """The run's config.yaml; `kind` names the schema of each section."""
     plain = to_plain(cfg)
-    for group, schemas in _SCHEMAS.items():
+    for group, schemas in SCHEMAS.items():
         name = type(getattr(cfg, group)).__name__
         plain[group] = {"kind": next(k for k, s in schemas.items() if s.__name__ == name), **plain[group]}
     return OmegaConf.to_yaml(OmegaConf.create(plain))
@@ -145,7 +98,7 @@ def from_yaml(path: Path) -> Config:
             group: OmegaConf.merge(
                 OmegaConf.structured(schemas[content[group].pop("kind")]), content.pop(group)
             )
-            for group, schemas in _SCHEMAS.items()
+            for group, schemas in SCHEMAS.items()
         }
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content, sections))
     except FileNotFoundError as error:
@@ -169,7 +122,7 @@ def config_hash(cfg: Config) -> str:
     science = {
         key: value for key, value in flatten(to_plain(cfg)) if not _is_within(key, (*told, *_CIRCUMSTANCES))
     }
-    kinds = {name: type(getattr(cfg, name)).__name__ for name in _SCHEMAS}
+    kinds = {name: type(getattr(cfg, name)).__name__ for name in SCHEMAS}
     return hashlib.sha256(json.dumps([kinds, science], sort_keys=True).encode()).hexdigest()
 
 
@@ -186,7 +139,7 @@ def register() -> None:
     """Tell Hydra the schemas; composing does it on its own."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    for group, schemas in _SCHEMAS.items():
+    for group, schemas in SCHEMAS.items():
         for name, node in schemas.items():
             store.store(group=group, name=f"{name}_schema", node=node)
 
@@ -265,16 +218,16 @@ def _explain(error: Exception, parsed: list[Override]) -> str:
 def _explain_unknown(key: str, parsed: list[Override]) -> str:
     group = key.partition(".")[0]
     chosen = {o.key_or_group: o.value() for o in parsed}
-    if group in _SCHEMAS and group in chosen and key not in chosen:
+    if group in SCHEMAS and group in chosen and key not in chosen:
         return (
             f"{group}={chosen[group]} has no {key}, which experiment {chosen.get('exp')} sets: "
             f"take an experiment made for it (python train.py --list), or {group}= of the same kind"
         )
     known = _known_keys()
-    if key in known and group in _SCHEMAS:
+    if key in known and group in SCHEMAS:
         owners = [
             name
-            for name, schema in _SCHEMAS[group].items()
+            for name, schema in SCHEMAS[group].items()
             if key.split(".")[1] in schema.__dataclass_fields__
         ]
         return f"{key} belongs to {group}={' or '.join(owners)} alone: choose that, or leave it out"
@@ -284,11 +237,11 @@ def _explain_unknown(key: str, parsed: list[Override]) -> str:
 
 
 def _known_keys() -> list[str]:
-    told = ("name", "cell", "demo", "overridden", *_SCHEMAS)
+    told = ("name", "cell", "demo", "overridden", *SCHEMAS)
     known = [
         key for key, _ in flatten(OmegaConf.to_container(OmegaConf.structured(Config))) if key not in told
     ]
-    for group, schemas in _SCHEMAS.items():
+    for group, schemas in SCHEMAS.items():
         for schema in schemas.values():
             keys = flatten(OmegaConf.to_container(OmegaConf.structured(schema)), f"{group}.")
             known += [key for key, _ in keys if not key.startswith(f"{group}.demo")]
