@@ -39,7 +39,7 @@ class Sparsifier:
         """Parametrize the model and choose the layers, before the optimizer is made.
 
         Args:
-            model: trained in place; the masks of pruning at random are set here already.
+            model: on its device, and trained in place; random masks are set here already.
             total_epochs: of the whole training.
             steps_per_epoch: calls of `after_backward` in an epoch; RigL and STR's ramp need it.
             seed: of the masks drawn at random; the same on every rank.

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .choice import Choice
+from .oneshot import OneShot
 from .parameterization import Plain, Product
-from .pilot import OneShot
 
 
 class Factors(Choice):
@@ -83,11 +83,6 @@ class Spred(OneShot):
         """The penalty, until pruned."""
         if not self.masks.active:
             super().add_decay()
-
-    def on_end(self) -> None:
-        """Prune, if it was not done before."""
-        if not self.masks.active:
-            self._prune_to_target()
 
     def stats(self) -> dict[str, Any]:
         """Adds the learning rate while fine-tuning."""

@@ -67,13 +67,27 @@ def test_overflow_of_a_fused_step_changes_nothing():
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
 
 
-def test_a_training_step_does_not_wait_for_the_device(tmp_path: Path):
+METHODS = [
+    "acdc_ham_s90",
+    "acdc_sign_in_s90",
+    "rigl_ham_s90",
+    "str_ham_s90",
+    "random_sign_in_s90",
+    "snip_ham_s90",
+    "synflow_s90",
+    "pilot_s90",
+    "spred_s90",
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path):
     from ham.run.build import build
     from ham.run.config import config_hash, load, to_yaml
     from ham.run.loop import train_step
     from ham.run.record import Record
 
-    cfg = load(["+exp=acdc_ham_s90", "+demo=digits", "optimizer.sam_rho=0.05", f"runs_dir={tmp_path}"])
+    cfg = load([f"+exp={name}", "+demo=digits", "optimizer.sam_rho=0.05", f"runs_dir={tmp_path}"])
     device = torch.device("cuda")
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=device)
     record = Record(tmp_path, cfg)
@@ -81,7 +95,9 @@ def test_a_training_step_does_not_wait_for_the_device(tmp_path: Path):
     record.begin({}, to_yaml(cfg), device)
     record.open(total_steps=4, step=0)
     batches = iter(loaders.train.batches(epoch=0))
-    run.sparsifier._phases[0] = "sparse"
+    run.sparsifier.initialize(loaders.train.batches(epoch=0), torch.nn.functional.cross_entropy)
+    if name.startswith("acdc"):
+        run.sparsifier._phases[0] = "sparse"
     run.sparsifier.on_epoch_start(0, run.optimizer)
     train_step(run, next(batches))  # the first step allocates and tunes
     torch.cuda.set_sync_debug_mode("error")
@@ -90,4 +106,13 @@ def test_a_training_step_does_not_wait_for_the_device(tmp_path: Path):
             record.step(step, train_step(run, next(batches)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    masks = run.sparsifier.masks
+    for weight_name, weight in masks.weights.items():
+        assert weight.value.is_cuda
+        if masks.active:
+            assert not weight.value[masks.pruned[weight_name]].any()
+    state = {key: value.clone() for key, value in run.flips.state_dict().items()}
+    run.sparsifier.load_state_dict(run.sparsifier.state_dict())
+    run.flips.load_state_dict({key: value.cpu() for key, value in state.items()})
+    assert 0 <= run.flips.on_epoch_end(run.flips.every)["sign_flips"] <= 1
     record.close()
