@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -117,13 +118,34 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def config_hash(cfg: Config) -> str:
-    """SHA-256 over what a run computes, seed apart: equal for every seed and wherever it is carried out."""
+    """SHA-256 over what a run computes, seed apart: equal for every seed and wherever it is carried out.
+
+    Values that are their schema's default do not count, so that a new option, whose default is what was done
+    before, leaves the results of earlier runs valid.
+    """
     told = ("name", "cell", "overridden", "seed", *(f"{section}.demo" for section in _DEMO_SECTIONS))
-    science = {
-        key: value for key, value in flatten(to_plain(cfg)) if not _is_within(key, (*told, *_CIRCUMSTANCES))
-    }
     kinds = {name: type(getattr(cfg, name)).__name__ for name in SCHEMAS}
+    usual = _defaults(Config) | {
+        f"{name}.{key}": value
+        for name in SCHEMAS
+        for key, value in _defaults(type(getattr(cfg, name))).items()
+    }
+    science = {
+        key: value
+        for key, value in flatten(to_plain(cfg))
+        if not _is_within(key, (*told, *_CIRCUMSTANCES)) and (key not in usual or usual[key] != value)
+    }
     return hashlib.sha256(json.dumps([kinds, science], sort_keys=True).encode()).hexdigest()
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    """Dotted key -> default of every field that has one."""
+    values = {
+        f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
+        for f in dataclasses.fields(schema)
+        if (f.default, f.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+    }
+    return dict(flatten(OmegaConf.to_container(OmegaConf.create(values), enum_to_str=True)))
 
 
 def _compose(overrides: list[str]) -> DictConfig:

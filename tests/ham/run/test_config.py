@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -207,6 +208,17 @@ def test_every_other_value_has_a_hash_of_its_own() -> None:
     ]
     hashes = [identity(*variant) for variant in variants] + [config_hash(load(["+exp=acdc_s90"]))]
     assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize("section", ["sparsifier", "optimizer", "model"])
+def test_a_new_option_leaves_earlier_results_valid_until_it_is_used(section: str) -> None:
+    cfg = load([LEAF])
+    old = getattr(cfg, section)
+    novel = ("novel", int, dataclasses.field(default=3, kw_only=True))
+    schema = dataclasses.make_dataclass(type(old).__name__, [novel], bases=(type(old),))
+    values = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
+    unused, used = (dataclasses.replace(cfg, **{section: schema(**values, novel=n)}) for n in (3, 4))
+    assert config_hash(unused) == config_hash(cfg) != config_hash(used)
 
 
 @pytest.mark.parametrize(
