@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 
@@ -63,17 +64,22 @@ def carry_out(overrides: list[str]) -> int:
     from ham.data import DataError
     from ham.run.checkpoint import CheckpointError
     from ham.run.config import load, scaled
+    from ham.run.distributed import RanksLost, world
     from ham.run.loop import Diverged, Stopped
     from ham.run.main import main as run
     from ham.run.schema import ConfigError
 
     try:
         cfg = load(overrides)
-        if cfg.demo:
+        if cfg.demo and world().leads:
             print(f"demo={cfg.demo} scales {cfg.name}:")
             for key, (before, after) in scaled(overrides).items():
                 print(f"  {key:<24}{before} -> {after}")
         run(cfg)
+    except RanksLost as error:
+        _fail(error, 1, always=True)
+        sys.stderr.flush()
+        os._exit(1)  # torch's own end would wait for the rank that is gone
     except (ConfigError, DataError) as error:
         return _fail(error, 2)
     except (Diverged, CheckpointError) as error:
@@ -83,8 +89,7 @@ def carry_out(overrides: list[str]) -> int:
             raise
         return _fail(f"{error}; mend that and start the same command again to go on", 1)
     except Stopped as stop:
-        print(f"{stop}; start the same command again to go on", file=sys.stderr)
-        return 85
+        return _fail(f"{stop}; start the same command again to go on", 85)
     except KeyboardInterrupt:
         return _fail("interrupted; start the same command again to go on from the last checkpoint", 130)
     return 0
@@ -111,10 +116,17 @@ def _hydra(argv: list[str]) -> int:
     return max(statuses, default=0)
 
 
-def _fail(error: object, status: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+def _fail(error: object, status: int, *, always: bool = False) -> int:
+    """Tell it in one line, once for all ranks unless they may have different things to tell."""
+    from ham.run.distributed import world
+
+    if always or world().leads:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if distributed := sys.modules.get("ham.run.distributed"):
+        distributed.leave()
+    sys.exit(status)

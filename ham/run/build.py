@@ -11,20 +11,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ham.data import Loaders, derived_seed
-from ham.models import build_model
+from ham.models import ResNet, build_model
 from ham.optim import HAM, cosine, param_groups, triangular
 from pruning import MaskFrom, Sparsifier
 from pruning.stats import SignFlips
 
-from .record import Record
+from . import distributed
+from .record import Record, Silence
 from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
+from .tally import Tally
 
 
 @dataclass
 class Run:
     """One training run and where it stands: `step` iterations are done, `batch` of them in `epoch`.
 
-    `right` of `seen` training images of the epoch were classified right.
+    `model` is the bare network, `network` what computes: compiled, and averaging gradients over the ranks.
     """
 
     cfg: Config
@@ -37,13 +39,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     ham: HAM | None
     scheduler: LambdaLR
-    record: Record
+    record: Record | Silence
     flips: SignFlips
-    right: Tensor
-    seen: int = 0
+    tally: Tally
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    saved_at: float = 0.0
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -59,7 +61,8 @@ class Run:
         return logits.float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on."""
+        """Everything that decides how the run goes on, on every rank: a collective."""
+        cuda = self.device.type == "cuda"
         return {
             "config_hash": self.identity,
             "model": self.model.state_dict(),
@@ -69,11 +72,11 @@ class Run:
             "ham": self.ham.state_dict() if self.ham else {},
             "record": self.record.state_dict(),
             "flips": self.flips.state_dict(),
-            "right": self.right,
-            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step", "seen")},
+            "tally": self.tally.state_dict(),
+            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step")},
             "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+                "cpu": distributed.stacked(torch.get_rng_state()),
+                "cuda": distributed.stacked(torch.cuda.get_rng_state()) if cuda else None,
             },
             "threads": torch.get_num_threads(),
         }
@@ -91,15 +94,25 @@ class Run:
             self.ham.load_state_dict(state["ham"])
         self.record.load_state_dict(state["record"])
         self.flips.load_state_dict(state["flips"])
-        self.right.copy_(state["right"])
+        self.tally.load_state_dict(state["tally"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        self._load_rng(state["rng"])
+
+    def _load_rng(self, streams: dict[str, Tensor | None]) -> None:
+        """Each rank's own random stream; one that the checkpoint does not know begins a new one."""
+        rank = distributed.world().rank
+        if rank >= len(streams["cpu"]):
+            torch.manual_seed(derived_seed(self.cfg.seed, f"training {rank} from {self.step}"))
+            return
+        torch.set_rng_state(streams["cpu"][rank])
+        if self.device.type == "cuda" and streams["cuda"] is not None:
+            torch.cuda.set_rng_state(streams["cuda"][rank])
 
 
-def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: torch.device) -> Run:
+def build(
+    cfg: Config, identity: str, loaders: Loaders, record: Record | Silence, device: torch.device
+) -> Run:
     """Model, sparsifier, optimizer, HAM, schedule: in this order.
 
     Raises:
@@ -109,13 +122,16 @@ def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: 
     redrawn = isinstance(cfg.sparsifier, MaskFrom) and cfg.sparsifier.redraw
     stream = "model redrawn" if redrawn else "model"
     generator = torch.Generator().manual_seed(derived_seed(cfg.seed, stream))
-    torch.manual_seed(derived_seed(cfg.seed, "training"))
+    rank = distributed.world().rank
+    torch.manual_seed(derived_seed(cfg.seed, f"training {rank}" if rank else "training"))
     layout = torch.channels_last if cfg.compute.channels_last else torch.preserve_format
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=steps)
     sparsifier, parameterization = locate_masks(cfg), cfg.parameterization
     try:
         model = build_model(cfg.model, **sizes, generator=generator).to(device, memory_format=layout)
+        if cfg.compute.sync_bn:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         seed = derived_seed(cfg.seed, "sparsifier")
         sparsifier.attach(model, **lengths, seed=seed, parameterization=parameterization)
         optimizer = build_optimizer(cfg, model, sparsifier)
@@ -123,7 +139,8 @@ def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: 
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scheduler = LambdaLR(optimizer, build_schedule(cfg, cfg.epochs * steps))
-    network = torch.compile(model) if cfg.compute.compile else model
+    network = distributed.wrap(model, device)
+    network = torch.compile(network) if cfg.compute.compile else network
     return Run(
         cfg,
         identity,
@@ -137,7 +154,7 @@ def build(cfg: Config, identity: str, loaders: Loaders, record: Record, device: 
         scheduler,
         record,
         SignFlips(sparsifier.masks, every=cfg.flips_every),
-        right=torch.zeros((), dtype=torch.int64, device=device),
+        Tally(device),
     )
 
 
@@ -193,7 +210,12 @@ def build_schedule(cfg: Config, total_steps: int) -> Any:
 
 
 def choose_device(cfg: Config) -> torch.device:
-    """The device of the run, its numerics set in this one place."""
+    """The device of this rank, its numerics set in this one place.
+
+    Raises:
+        ConfigError: it is not to be had, or the batch does not divide over the ranks.
+    """
+    _check_ranks(cfg, distributed.world().size)
     cores = os.cpu_count() or 1
     if cfg.compute.threads > cores:
         raise ConfigError(f"compute.threads={cfg.compute.threads} exceeds the {cores} cores of this machine")
@@ -203,7 +225,26 @@ def choose_device(cfg: Config) -> torch.device:
     if cfg.compute.device is Device.cuda and not available:
         raise ConfigError("compute.device=cuda, but torch sees no GPU here: use compute.device=auto or cpu")
     if cfg.compute.device is Device.cpu or not available:
+        if cfg.compute.sync_bn:
+            raise ConfigError("compute.sync_bn=true needs GPUs: leave it out on a CPU")
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda")
+    device = distributed.gpu(distributed.world())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _check_ranks(cfg: Config, ranks: int) -> None:
+    """The batch is that of all ranks together: each needs the same share, in `accumulate` equal parts."""
+    pieces = ranks * cfg.optimizer.accumulate
+    if cfg.batch_size % pieces:
+        nearest = max(cfg.batch_size // pieces, 1) * pieces
+        raise ConfigError(
+            f"batch_size={cfg.batch_size} does not divide into {ranks} processes x "
+            f"{cfg.optimizer.accumulate} parts: take another number of processes, or batch_size={nearest}"
+        )
+    if cfg.batch_size == pieces and isinstance(cfg.model, ResNet):
+        raise ConfigError(
+            f"BatchNorm needs 2 images at once, got 1 on each of {ranks} processes: start fewer of them"
+        )

@@ -27,7 +27,7 @@ _DEMO_SECTIONS = ("model", "optimizer", "sparsifier")
 # how and where a run is carried out, not what it computes: outside the hash, no override of the experiment
 _CIRCUMSTANCES = (
     *("runs_dir", "resume", "wandb", "checkpoint"),
-    *("compute.device", "compute.threads", "data.root", "data.workers"),
+    *("compute.device", "compute.threads", "compute.timeout", "data.root", "data.workers"),
 )
 _SELECTORS = ("exp", "demo", "seed")
 

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from . import distributed
+
 if TYPE_CHECKING:
     from .build import Run
 
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """Mean loss per image and top-1 and top-5 accuracy in percent, every test image counted once."""
+    """Mean loss per image and top-1 and top-5 accuracy in percent, every test image counted once.
+
+    Each rank tests its share with the first rank's running statistics; the sums are over all of them.
+    """
+    distributed.share_buffers(run.model)
     run.model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=run.device)  # images, right, right among five
     loss = torch.zeros((), dtype=torch.float64, device=run.device)
@@ -24,5 +30,6 @@ def evaluate(run: Run) -> dict[str, float]:
         hits = ranked == classes[:, None]
         counts += torch.stack([torch.tensor(len(classes), device=run.device), hits[:, 0].sum(), hits.sum()])
     run.model.train()
-    images, top1, top5 = counts.tolist()
-    return {"test_loss": float(loss) / images, "top1": 100 * top1 / images, "top5": 100 * top5 / images}
+    images, top1, top5 = distributed.total(counts).tolist()
+    mean_loss = float(distributed.total(loss)) / images
+    return {"test_loss": mean_loss, "top1": 100 * top1 / images, "top5": 100 * top5 / images}

@@ -13,12 +13,12 @@ from pruning import STR
 from pruning.export import MASKS, save_masks
 from pruning.str import Calibrate
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .build import Run, build, choose_device
 from .config import config_hash, to_yaml
 from .loop import train
 from .provenance import provenance
-from .record import Record
+from .record import Record, Silence
 from .schema import Config, ConfigError
 from .search import search
 
@@ -30,27 +30,33 @@ def main(cfg: Config) -> dict[str, Any]:
 
     Raises:
         ConfigError, DataError: it cannot start.
-        Diverged, Stopped, CheckpointError: it ended early.
+        Diverged, Stopped, CheckpointError, RanksLost: it ended early.
     """
     identity = config_hash(cfg)
     folder = run_directory(cfg, identity)
-    if isinstance(cfg.sparsifier, STR) and cfg.sparsifier.calibrate is Calibrate.search:
-        return search(cfg, folder, identity, carry_out)
-    return carry_out(cfg, folder, identity)
+    device = choose_device(cfg)
+    distributed.join(device, cfg.compute.timeout)
+    with distributed.watched(lambda: "before the first step"):
+        if isinstance(cfg.sparsifier, STR) and cfg.sparsifier.calibrate is Calibrate.search:
+            return search(cfg, folder, identity, carry_out)
+        return carry_out(cfg, folder, identity)
 
 
 def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
-    """Train, or go on training, in this directory."""
+    """Train, or go on training, in this directory; the first rank alone writes there."""
     device = choose_device(cfg)
-    done = cfg.resume and (folder / "summary.json").exists()  # then no data is needed
+    done = distributed.told(cfg.resume and (folder / "summary.json").exists())  # then no data is needed
+    me = distributed.world()
+    part = dict(rank=me.rank, ranks=me.size)
     seed = derived_seed(cfg.seed, "data")
-    loaders = None if done else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device)
-    record = Record(folder, cfg)
+    load = lambda: cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **part)  # noqa: E731
+    loaders = None if done else distributed.together(load)
+    record = distributed.led(lambda: Record(folder, cfg)) or Silence(folder, cfg)
     try:
         if not cfg.resume:
-            record.clear()
+            distributed.led(record.clear)
         if done:
-            summary = record.summary()
+            summary = distributed.told(record.summary() if me.leads else {})
             _check_identity(record, summary["config_hash"], identity)
             record.say("done before; start anew with resume=false")
             return _tell(record, summary)
@@ -66,13 +72,12 @@ def run_directory(cfg: Config, identity: str) -> Path:
 
 
 def _train(run: Run) -> dict[str, Any]:
-    record, state = run.record, checkpoint.load(run.record.folder, run.record.say)
-    if state is None:
-        record.clear()  # killed before its first checkpoint: nothing to go on from
-    else:
+    record = run.record
+    state = _load(run)
+    if state is not None:
         _check_identity(record, state["config_hash"], run.identity)
         torch.set_num_threads(state["threads"])  # sums round as they did before
-    record.begin(provenance(run.identity), to_yaml(run.cfg), run.device)
+    record.begin(provenance(run.identity), to_yaml(run.cfg))
     if state is None:
         run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
         run.flips.begin()
@@ -81,15 +86,35 @@ def _train(run: Run) -> dict[str, Any]:
         record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     record.open(run.cfg.epochs * len(run.loaders.train), run.step)
     train(run)
+    return _tell(record, distributed.told(distributed.led(lambda: _finish(run))))
+
+
+def _load(run: Run) -> dict[str, Any] | None:
+    """The checkpoint to go on from; the first rank looks for a whole one, then the others read it too."""
+    record = run.record
+
+    def first() -> dict[str, Any] | None:
+        state = checkpoint.load(record.folder, record.say)
+        if state is None:
+            record.clear()  # killed before its first checkpoint: nothing to go on from
+        return state
+
+    state = distributed.led(first)
+    found = distributed.told(state is not None)
+    return checkpoint.load(record.folder, record.say) if found and state is None else state
+
+
+def _finish(run: Run) -> dict[str, Any]:
+    """Write the masks and the summary, which says that the run is done."""
     summary = summarize(run)
     if summary["sparsity"]["overall"] > 0:
         origin = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}
-        save_masks(record.folder / MASKS, run.sparsifier, origin)
-    record.finish(summary)
-    return _tell(record, summary)
+        save_masks(run.record.folder / MASKS, run.sparsifier, origin)
+    run.record.finish(summary)
+    return summary
 
 
-def _check_identity(record: Record, was: str, identity: str) -> None:
+def _check_identity(record: Record | Silence, was: str, identity: str) -> None:
     if was != identity:
         raise ConfigError(
             f"{record.folder} holds a run of another configuration ({was[:8]}, now {identity[:8]}): "
@@ -140,7 +165,7 @@ def summarize(run: Run) -> dict[str, Any]:
     }
 
 
-def _tell(record: Record, summary: dict[str, Any]) -> dict[str, Any]:
+def _tell(record: Record | Silence, summary: dict[str, Any]) -> dict[str, Any]:
     sparsity, metrics = summary["sparsity"], summary["metrics"]
     record.say(f"test top-1   {metrics['top1_last']:.2f} %   (best epoch {metrics['top1_best']:.2f} %)")
     record.say(

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .distributed import world
+
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -36,6 +38,7 @@ def provenance(config_hash: str) -> dict[str, Any]:
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
+        "ranks": world().size,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "argv": sys.argv[1:],
         "config_hash": config_hash,

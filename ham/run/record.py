@@ -12,9 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .checkpoint import CheckpointError, sync_folder
 from .schema import Config, ConfigError, WandbMode
 
@@ -62,13 +59,10 @@ class Record:
 
     # the life of a run
 
-    def begin(self, facts: dict[str, Any], config_yaml: str, device: torch.device) -> None:
-        """Write config.yaml and provenance.json, and start counting losses."""
+    def begin(self, facts: dict[str, Any], config_yaml: str) -> None:
+        """Write config.yaml and provenance.json."""
         (self.folder / "config.yaml").write_text(config_yaml)
         write_json(self.folder / "provenance.json", facts | {"resumed_from": self._earlier()})
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.losses = 0
-        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=device)
 
     def _earlier(self) -> list[dict[str, Any]]:
         """Commit and hardware of each process that worked on this run before, oldest first."""
@@ -76,7 +70,8 @@ class Record:
         if not path.exists():
             return []
         before = json.loads(path.read_text())
-        return [*before["resumed_from"], {key: before[key] for key in ("commit", "dirty", "hardware")}]
+        told = ("commit", "dirty", "hardware", "ranks")
+        return [*before["resumed_from"], {key: before.get(key) for key in told}]
 
     def provenance(self) -> dict[str, Any]:
         """What produced this run."""
@@ -91,13 +86,8 @@ class Record:
         if self.cfg.wandb.mode is not WandbMode.disabled:
             self._wandb = _open_wandb(self.folder, self.cfg)
 
-    def step(self, step: int, loss: Tensor) -> None:
-        """Count one step's loss, without a host sync."""
-        loss = loss.detach()
-        self.loss_sum += loss
-        self.losses += 1
-        bad = ~torch.isfinite(loss) & (self.diverged_at < 0)
-        self.diverged_at.copy_(torch.where(bad, step, self.diverged_at))
+    def step(self) -> None:
+        """Count one step."""
         self._bar.update()
 
     def is_time_to_look(self) -> bool:
@@ -111,12 +101,8 @@ class Record:
         """Tell the progress bar."""
         self._bar.set_postfix(facts, refresh=False)
 
-    def mean_loss(self) -> float:
-        """Mean training loss since the epoch began."""
-        return float(self.loss_sum) / max(self.losses, 1)
-
     def epoch(self, epoch: int, step: int, **metrics: Any) -> None:
-        """One line of metrics.jsonl; the next epoch's losses count from zero."""
+        """One line of metrics.jsonl."""
         line = {"epoch": epoch, "step": step, **metrics}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -130,8 +116,6 @@ class Record:
             if not isinstance(v, dict) and k not in _UNTOLD
         }
         self.say(f"epoch {epoch + 1}/{self.cfg.epochs}  " + "  ".join(f"{k} {v}" for k, v in told.items()))
-        self.loss_sum.zero_()
-        self.losses = 0
 
     def say(self, text: str) -> None:
         """One line for the reader, in the terminal and in train.log."""
@@ -163,19 +147,16 @@ class Record:
         return self.elapsed + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, Any]:
-        """Running sums, and the length of metrics.jsonl that belongs to them."""
+        """The length of metrics.jsonl so far, and the time spent."""
         path = self.folder / "metrics.jsonl"
         return {
-            "loss_sum": self.loss_sum,
-            "losses": self.losses,
             "metrics_bytes": path.stat().st_size if path.exists() else 0,
             "elapsed": self.seconds(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint: lines of metrics.jsonl from after it are cut off."""
-        self.loss_sum.copy_(state["loss_sum"])
-        self.losses, self.elapsed = state["losses"], state["elapsed"]
+        self.elapsed = state["elapsed"]
         path = self.folder / "metrics.jsonl"
         if (path.stat().st_size if path.exists() else 0) < state["metrics_bytes"]:
             raise CheckpointError(
@@ -183,6 +164,31 @@ class Record:
             )
         if path.exists():
             os.truncate(path, state["metrics_bytes"])
+
+
+class Silence:
+    """What ranks other than the first have in place of a record: nothing is written or shown.
+
+    Args:
+        folder: the run directory.
+        cfg: the run.
+    """
+
+    def __init__(self, folder: Path, cfg: Config) -> None:
+        self.folder, self.cfg = folder, cfg
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """The first rank does it."""
+
+    clear = begin = open = step = show = epoch = say = close = load_state_dict = _nothing
+
+    def is_time_to_look(self) -> bool:
+        """The first rank tells when."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the first rank writes checkpoints."""
+        return {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -39,6 +39,13 @@ class WandbMode(StrEnum):
     online = "online"
 
 
+class Ascent(StrEnum):
+    """SAM's ascent follows the gradient averaged over the ranks, or each rank's own (m-sharpness)."""
+
+    averaged = "averaged"
+    per_rank = "per_rank"
+
+
 class Rule(StrEnum):
     """Parameter rules of `ham.optim.groups`."""
 
@@ -66,6 +73,7 @@ class OptimizerConfig:
     sam_rho: float = 0.0
     sam_adaptive: bool = False
     sam_freeze_bn: bool = True
+    sam_ascent: Ascent = Ascent.averaged
     clip_norm: float = 0.0
     accumulate: int = 1
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -147,17 +155,30 @@ class HamConfig:
 
 @dataclass(kw_only=True)
 class ComputeConfig:
-    """How to compute. `threads` 0 takes torch's own number; a resumed run keeps the number it began with."""
+    """How to compute.
+
+    Args:
+        device: where.
+        amp: bfloat16 autocast.
+        channels_last: memory layout of images and convolutions.
+        compile: torch.compile the network.
+        threads: of this process, 0 for torch's own number; a resumed run keeps the number it began with.
+        sync_bn: BatchNorm over the images of all ranks; GPUs alone can do it.
+        timeout: seconds after which ranks that do not answer count as hung.
+    """
 
     device: Device = Device.auto
     amp: bool = False
     channels_last: bool = False
     compile: bool = False
     threads: int = 0
+    sync_bn: bool = False
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a negative number of threads."""
+        """Raise ValueError on values out of range."""
         _require(self.threads >= 0, f"compute.threads must not be negative, got {self.threads}")
+        _require(self.timeout > 0, f"compute.timeout must be positive seconds, got {self.timeout:g}")
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ import torch
 
 from pruning.str import Calibrate, stable_decay
 
+from . import distributed
 from .build import build_schedule
 from .record import write_json
 from .reopen import reopen
@@ -38,10 +39,10 @@ def search(
     """
     if not isinstance(cfg.optimizer, SGDConfig):
         raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
-    if cfg.resume and (folder / "summary.json").exists():
-        return json.loads((folder / "summary.json").read_text())
+    if distributed.told(cfg.resume and (folder / "summary.json").exists()):
+        return _summary(folder)
     if not cfg.resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        distributed.led(lambda: shutil.rmtree(folder, ignore_errors=True))
     momentum = cfg.optimizer.momentum
     lr_sum = _lr_sum(cfg)
     low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
@@ -61,7 +62,8 @@ def search(
         if not low < decay < high:
             decay = (low + high) / 2
     best = min(range(len(trials)), key=lambda k: abs(trials[k]["miss"]))
-    return _adopt(folder, best, trials)
+    distributed.led(lambda: _adopt(folder, best, trials))
+    return _summary(folder)
 
 
 def _lr_sum(cfg: Config) -> float:
@@ -71,12 +73,14 @@ def _lr_sum(cfg: Config) -> float:
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 
-def _adopt(folder: Path, best: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _adopt(folder: Path, best: int, trials: list[dict[str, Any]]) -> None:
     """The best trial's files become those of the run; the summary comes last: it says that all is there."""
     chosen = folder / f"trial{best}"
     for path in chosen.iterdir():
         if path.is_file() and path.name not in ("lock", "summary.json"):
             shutil.copy2(path, folder / path.name)
-    summary = json.loads((chosen / "summary.json").read_text()) | {"search": trials}
-    write_json(folder / "summary.json", summary)
-    return summary
+    write_json(folder / "summary.json", _summary(chosen) | {"search": trials})

@@ -92,7 +92,7 @@ def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path)
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=device)
     record = Record(tmp_path, cfg)
     run = build(cfg, config_hash(cfg), loaders, record, device)
-    record.begin({}, to_yaml(cfg), device)
+    record.begin({}, to_yaml(cfg))
     record.open(total_steps=4, step=0)
     batches = iter(loaders.train.batches(epoch=0))
     run.sparsifier.initialize(loaders.train.batches(epoch=0), torch.nn.functional.cross_entropy)
@@ -103,7 +103,7 @@ def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3):
-            record.step(step, train_step(run, next(batches)))
+            run.tally.step(step, train_step(run, next(batches)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     masks = run.sparsifier.masks

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ham.run.checkpoint import CheckpointError, load, save
-from ham.run.record import Record
+from ham.run.tally import Tally
 
 TINY = ["+exp=acdc_s90", "+demo=digits", "model.width=4", "batch_size=479", "epochs=2"]
 
@@ -198,15 +198,15 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
 def stopped(command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:
     """A run that SIGUSR1 stopped in its second epoch: its command line and its directory."""
     argv = [*TINY, f"runs_dir={tmp_path}"]
-    step = Record.step
+    step = Tally.step
 
-    def stop(record: Record, number: int, loss: torch.Tensor) -> None:
-        step(record, number, loss)
+    def stop(tally: Tally, number: int, loss: torch.Tensor) -> None:
+        step(tally, number, loss)
         if number == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "step", stop)
+        patch.setattr(Tally, "step", stop)
         assert command(*argv).status == 85
     (folder,) = tmp_path.glob("*/seed0")
     assert {"last.pt", "previous.pt"} <= {path.name for path in folder.iterdir()}

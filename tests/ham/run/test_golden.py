@@ -21,7 +21,7 @@ from torch import Tensor
 from ham.run.build import Run
 from ham.run.config import load
 from ham.run.main import main
-from ham.run.record import Record
+from ham.run.tally import Tally
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "acdc_ham_s90.json"
 RUN = [
@@ -39,11 +39,11 @@ RUN = [
 def losses_of_the_run(folder: Path) -> list[float]:
     """Loss before each step, in float64 from the images on."""
     losses: list[float] = []
-    step = Record.step
+    step = Tally.step
 
-    def listen(record: Record, number: int, loss: Tensor) -> None:
+    def listen(tally: Tally, number: int, loss: Tensor) -> None:
         losses.append(float(loss))
-        step(record, number, loss)
+        step(tally, number, loss)
 
     def forward(run: Run, images: Tensor) -> Tensor:
         return run.network(images.double())
@@ -51,7 +51,7 @@ def losses_of_the_run(folder: Path) -> list[float]:
     torch.set_default_dtype(torch.float64)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Record, "step", listen)
+            patch.setattr(Tally, "step", listen)
             patch.setattr(Run, "forward", forward)
             main(load([*RUN, f"runs_dir={folder}"]))
     finally:

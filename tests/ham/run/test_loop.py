@@ -19,6 +19,7 @@ from ham.run.config import config_hash, load
 from ham.run.evaluate import evaluate
 from ham.run.loop import forward_backward, train_step
 from ham.run.record import Record
+from ham.run.tally import Tally
 from pruning.acdc import phases
 
 EPOCHS = 10
@@ -246,13 +247,13 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses: list[float] = []
-    step = Record.step
+    step = Tally.step
 
-    def listen(record: Record, number: int, loss: Tensor) -> None:
+    def listen(tally: Tally, number: int, loss: Tensor) -> None:
         losses.append(float(loss))
-        step(record, number, loss)
+        step(tally, number, loss)
 
-    monkeypatch.setattr(Record, "step", listen)
+    monkeypatch.setattr(Tally, "step", listen)
     outcome = command(*RESNET, f"runs_dir={tmp_path}", *cause.split(), checkpoints)
     assert outcome.status == 1
     assert len(outcome.complaints) == 1 and "diverged" in outcome.complaints[0], outcome.err

@@ -23,7 +23,7 @@ from ham.run.build import Run
 from ham.run.config import config_hash, load
 from ham.run.main import main
 from ham.run.provenance import provenance
-from ham.run.record import Record
+from ham.run.tally import Tally
 from pruning.acdc import phases
 from pruning.scores import kept_count
 from pruning.weights import prunable_weights
@@ -47,14 +47,14 @@ class Kept:
 def carry_out(folder: Path, *overrides: str) -> Kept:
     """Run TINY in this process and listen to its steps."""
     losses: list[torch.Tensor] = []
-    step = Record.step
+    step = Tally.step
 
-    def listen(record: Record, number: int, loss: torch.Tensor) -> None:
+    def listen(tally: Tally, number: int, loss: torch.Tensor) -> None:
         losses.append(loss.detach().clone())
-        step(record, number, loss)
+        step(tally, number, loss)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Record, "step", listen)
+        patch.setattr(Tally, "step", listen)
         # a run without the mirror must not need the package
         patch.setitem(sys.modules, "wandb", None)
         returned = main(load([*TINY, f"runs_dir={folder}", *overrides]))

@@ -27,7 +27,7 @@ import torch
 
 from ham.run.config import config_hash, load
 from ham.run.main import run_directory
-from ham.run.record import Record
+from ham.run.tally import Tally
 from pruning import ACDC
 from pruning.acdc import phases
 
@@ -55,7 +55,7 @@ EVERY_STEP, EVERY_EPOCH = "checkpoint.minutes=0", "checkpoint.minutes=1000"
 
 # the places where a process can be struck, at the entry of a function
 PLACES = {
-    "step": ("ham.run.record", "Record.step"),  # the weights have moved, the step is not counted
+    "step": ("ham.run.tally", "Tally.step"),  # the weights have moved, the step is not counted
     "save": ("ham.run.checkpoint", "save"),  # at the end of an epoch: its line is written, no checkpoint yet
     "write": ("torch", "save"),  # the temporary file is open
     "rename": ("os", "replace"),
@@ -332,10 +332,10 @@ def test_an_epoch_starts_once_for_the_sparsifier(
     argv, _ = in_folder([*SGD, "epochs=4", EVERY_EPOCH], tmp_path)
     started: list[int] = []
     stops = [STEPS + 1, 2 * STEPS - 1]  # inside the second epoch, and at its end
-    step, on_epoch_start = Record.step, ACDC.on_epoch_start
+    step, on_epoch_start = Tally.step, ACDC.on_epoch_start
 
-    def stop(record: Record, number: int, loss: torch.Tensor) -> None:
-        step(record, number, loss)
+    def stop(tally: Tally, number: int, loss: torch.Tensor) -> None:
+        step(tally, number, loss)
         if number in stops:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -343,7 +343,7 @@ def test_an_epoch_starts_once_for_the_sparsifier(
         started.append(epoch)
         on_epoch_start(sparsifier, epoch, optimizer)
 
-    monkeypatch.setattr(Record, "step", stop)
+    monkeypatch.setattr(Tally, "step", stop)
     monkeypatch.setattr(ACDC, "on_epoch_start", count_start)
     assert [command(*argv).status for _ in range(3)] == [85, 85, 0]
     assert started == [0, 1, 2, 3]

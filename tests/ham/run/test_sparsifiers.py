@@ -20,6 +20,7 @@ from ham.run.main import main, run_directory
 from ham.run.record import Record
 from ham.run.reopen import reopen
 from ham.run.schema import ConfigError
+from ham.run.tally import Tally
 from pruning import ACDC, STR
 from pruning.export import load_masks
 from pruning.str import stable_decay
@@ -60,18 +61,18 @@ def test_a_run_cut_off_anywhere_ends_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = carry_out(name, tmp_path / "whole")
-    step = Record.step
+    step = Tally.step
     for cut in (2, 7, 10):  # after RigL's update, inside epochs, after pruning
 
-        def stop(record: Record, number: int, loss: torch.Tensor, cut: int = cut) -> None:
+        def stop(tally: Tally, number: int, loss: torch.Tensor, cut: int = cut) -> None:
             if number == cut:
                 raise Cut
-            step(record, number, loss)
+            step(tally, number, loss)
 
-        monkeypatch.setattr(Record, "step", stop)
+        monkeypatch.setattr(Tally, "step", stop)
         with pytest.raises(Cut):
             carry_out(name, tmp_path / "cut")
-    monkeypatch.setattr(Record, "step", step)
+    monkeypatch.setattr(Tally, "step", step)
     resumed = carry_out(name, tmp_path / "cut")
     assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (whole, resumed)]
@@ -125,7 +126,7 @@ def test_train_accuracy_counts_every_image_once(
             run.model.load_state_dict(state)
         train_step(run, batch)
     record.close()
-    assert (int(run.right), run.seen) == (right, STEPS * 400)
+    assert (int(run.tally.right), run.tally.seen) == (right, STEPS * 400)
 
 
 def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> None:
