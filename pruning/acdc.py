@@ -119,8 +119,7 @@ class ACDC(Masked):
     @torch.no_grad()
     def _decompress(self, optimizer: Optimizer) -> None:
         for name, stale in self._stale.items():
-            weight = self.masks.weights[name]
-            weight.write_(torch.where(self.masks.pruned[name], stale, weight.value))
+            self.masks.weights[name].write_(stale, at=self.masks.pruned[name])
         self._stale = {}
         if self.reset_momentum:
             reset_first_moments_(optimizer)

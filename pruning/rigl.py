@@ -16,7 +16,7 @@ from .ranks import mean_over_ranks
 from .scores import global_topk
 
 
-def rewire(theta: Tensor, gradient: Tensor, kept: Tensor, count: int) -> Tensor:
+def rewire(theta: Tensor, gradient: Tensor, kept: Tensor, count: int, name: str = "") -> Tensor:
     """The mask of one layer after dropping `count` weights and growing as many.
 
     Dropped are the kept weights of smallest |theta|; grown are, among all that are then off, the just dropped
@@ -27,13 +27,17 @@ def rewire(theta: Tensor, gradient: Tensor, kept: Tensor, count: int) -> Tensor:
         gradient: dense gradient of theta's shape, averaged over ranks.
         kept: bool, True where a weight is on.
         count: at most the number of kept weights and of what is off after the drop.
+        name: of the layer, for errors.
+
+    Raises:
+        NotFinite: a weight or a gradient is nan.
     """
-    survivors = _largest(theta.abs(), kept, int(kept.sum()) - count)
-    return survivors | _largest(gradient.abs(), ~survivors, count)
+    survivors = _largest(name, theta.abs(), kept, int(kept.sum()) - count)
+    return survivors | _largest(name, gradient.abs(), ~survivors, count)
 
 
-def _largest(score: Tensor, among: Tensor, count: int) -> Tensor:
-    return global_topk({"": score.masked_fill(~among, -1.0)}, count)[""]  # scores are >= 0
+def _largest(name: str, score: Tensor, among: Tensor, count: int) -> Tensor:
+    return global_topk({name: score.masked_fill(~among, -1.0)}, count)[name]  # scores are >= 0
 
 
 @dataclass
@@ -101,5 +105,5 @@ class RigL(Masked):
             # first the mean, then the absolute value: with SAM's first pass per rank it is not averaged yet
             gradient = mean_over_ranks(gradient)
             count = int(int(kept[name].sum()) * self.fraction(step))
-            kept[name] = rewire(weight.value, gradient, kept[name], count)
+            kept[name] = rewire(weight.value, gradient, kept[name], count, name)
         return kept

@@ -15,6 +15,11 @@ from .ranks import mean_over_ranks
 from .weights import Weight
 
 _SAMPLE = 1 << 16
+_AT_ONCE = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
+
+
+class NotFinite(ValueError):
+    """Scores that are nan: training has diverged."""
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -50,19 +55,26 @@ def snip(
     """|sum over batches of dL/dtheta * theta|, which is |dL/dmask| at mask 1 (Lee et al., 2019).
 
     The sum, averaged over ranks, comes before the absolute value. The model is in eval mode meanwhile and
-    computes without autocast; nothing of it changes.
+    computes without autocast, at most 128 images at once; nothing of it changes.
+
+    Args:
+        model: maps inputs [N, ...] to outputs.
+        weights: name -> prunable weight.
+        batches: of (inputs, targets), used one after the other.
+        loss_fn: the mean loss over a batch.
     """
     parameters = [p for weight in weights.values() for p in weight.parameters]
     sums = [torch.zeros_like(p) for p in parameters]
     with _evaluating(model):
         for inputs, targets in batches:
-            with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-                loss = loss_fn(model(inputs), targets)
-                # not loss.backward(): p.grad and DistributedDataParallel's hooks stay out of it
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient
+            for part, wanted in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
+                with torch.enable_grad(), torch.autocast(part.device.type, enabled=False):
+                    loss = loss_fn(model(part), wanted) * (len(part) / len(inputs))
+                    # not loss.backward(): p.grad and DistributedDataParallel's hooks stay out of it
+                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient
     parts = iter(sums)
     scores = {}
     for name, weight in weights.items():
@@ -83,7 +95,7 @@ def synflow(
         input_shape: of one input with its batch dimension, such as (1, 3, 224, 224).
 
     Returns:
-        Scores >= 0, of each weight's shape, 0 where it is masked (Tanaka et al., 2020, Eq. 2).
+        |dR/dtheta * theta| of each weight's shape, 0 where it is masked (Tanaka et al., 2020, Eq. 2).
     """
     tensors = {
         name: tensor.detach().abs().double() if tensor.is_floating_point() else tensor
@@ -101,7 +113,8 @@ def synflow(
         leaves = [tensors[place] for place in places.values()]
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     return {
-        name: gradient * leaf.detach() for name, gradient, leaf in zip(places, gradients, leaves, strict=True)
+        name: (gradient * leaf.detach()).abs()  # LayerNorm and attention give either sign
+        for name, gradient, leaf in zip(places, gradients, leaves, strict=True)
     }
 
 
@@ -143,7 +156,7 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
     flat = torch.cat([s.flatten() for s in scores.values()])
     if total and flat.max().isnan():
         name = next(name for name, s in scores.items() if s.isnan().any())
-        raise ValueError(f"the scores of {name} hold nan: did training diverge?")
+        raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
     keep = torch.zeros_like(flat, dtype=torch.bool)
     if kept > 0:
         threshold = kth_largest(flat, kept)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from .allocate import Allocation, kept_counts, random_masks
@@ -90,10 +91,17 @@ class SNIP(AtInitialization):
         """
         if loss_fn is None:
             raise ValueError("SNIP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
-        taken = list(islice(batches, self.batches))
-        if len(taken) < self.batches:
-            raise ValueError(f"SNIP asks for {self.batches} batches, got {len(taken)}: lower its batches")
-        scores = snip(self.model, self.masks.weights, taken, loss_fn)
+        taken = 0
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal taken
+            for batch in islice(batches, self.batches):
+                taken += 1
+                yield batch
+
+        scores = snip(self.model, self.masks.weights, counted(), loss_fn)
+        if taken < self.batches:
+            raise ValueError(f"SNIP asks for {self.batches} batches, got {taken}: lower its batches")
         self._prune(global_topk(scores, self._keep()))
         self._ready = True
 
@@ -154,6 +162,8 @@ class MaskFrom(Masked):
     redraw: bool = True
 
     tolerance: ClassVar[float] = 0.005
+    resumed: ClassVar[bool] = False
+    """Set it to True on an instance whose masks come by `load_state_dict`: the source is not read again."""
 
     def __post_init__(self) -> None:
         """Raise ValueError without a source."""
@@ -162,6 +172,8 @@ class MaskFrom(Masked):
             raise ValueError("MaskFrom needs a source: the folder of a finished run, or its masks.pt")
 
     def _prepare(self) -> None:
+        if self.resumed:
+            return
         kept, margins, self.origin = load_masks(self.source)
         names = self.masks.weights.keys()
         if kept.keys() != names:
@@ -182,3 +194,12 @@ class MaskFrom(Masked):
     def stats(self) -> dict[str, Any]:
         """Adds where the masks come from."""
         return {**super().stats(), "masks_from": self.origin}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds where the masks come from."""
+        return {**super().state_dict(), "origin": self.origin}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the masks and where they came from."""
+        super().load_state_dict(state)
+        self.origin = state["origin"]

@@ -158,7 +158,8 @@ class STR(Masked):
         if group is None:
             raise ValueError("the optimizer lacks STR's thresholds: make it after sparsifier.attach(model)")
         momentum = group["momentum"] if "momentum" in group else group.get("betas", (0.0,))[0]
-        return float(group.get("initial_lr", group["lr"])), float(momentum)
+        peak = max(group.get("initial_lr", group["lr"]), group.get("max_lr", 0.0))  # OneCycleLR has a max_lr
+        return float(peak), float(momentum)
 
     @torch.no_grad()
     def add_decay(self) -> None:

@@ -54,9 +54,13 @@ class Weight:
         return gradients[0]
 
     @torch.no_grad()
-    def write_(self, theta: Tensor) -> None:
-        """Make theta this value."""
-        self.parameters[0].copy_(theta)
+    def write_(self, theta: Tensor, at: Tensor | None = None) -> None:
+        """Make theta this value, everywhere or `at` the entries that are True."""
+        self._put_([theta], at)
+
+    def _put_(self, values: Sequence[Tensor], at: Tensor | None) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value if at is None else torch.where(at, value, parameter))
 
     @torch.no_grad()
     def zero_(self, pruned: Tensor) -> None:
@@ -98,10 +102,9 @@ class ProductWeight(Weight):
         return (m * g_w + w * g_m) / (m.square() + w.square()).clamp_(min=torch.finfo(m.dtype).tiny)
 
     @torch.no_grad()
-    def write_(self, theta: Tensor) -> None:
-        """Make theta this value, in balance."""
-        for parameter, value in zip(self.parameters, rebalance(theta, self.scaling), strict=True):
-            parameter.copy_(value)
+    def write_(self, theta: Tensor, at: Tensor | None = None) -> None:
+        """Make theta this value, in balance; factors of other entries than those `at` True stay."""
+        self._put_(rebalance(theta, self.scaling), at)
 
 
 class ComputedWeight(Weight):
@@ -130,7 +133,7 @@ class ComputedWeight(Weight):
         """Refused: what reaches the parameters says nothing of pruned entries."""
         raise ValueError(self._refusal())
 
-    def write_(self, theta: Tensor) -> None:
+    def write_(self, theta: Tensor, at: Tensor | None = None) -> None:
         """Refused."""
         raise ValueError(self._refusal())
 

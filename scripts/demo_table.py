@@ -60,7 +60,8 @@ def train(name: str, seed: int, runs: Path) -> str | None:
     single = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, f"runs_dir={runs}"], capture_output=True, text=True, env=single)
     if done.returncode:
-        return f"{name} seed {seed}: {done.stderr.strip().splitlines()[-1]}"
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return f"{name} seed {seed}: {said[-1]}"
     summary = json.loads((runs / f"{name}-digits" / f"seed{seed}" / "summary.json").read_text())
     path = RECORDS / name / f"seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,9 +111,17 @@ class Run:
 
 
 def build(
-    cfg: Config, identity: str, loaders: Loaders, record: Record | Silence, device: torch.device
+    cfg: Config,
+    identity: str,
+    loaders: Loaders,
+    record: Record | Silence,
+    device: torch.device,
+    *,
+    resumed: bool = False,
 ) -> Run:
     """Model, sparsifier, optimizer, HAM, schedule: in this order.
+
+    A `resumed` run gets its state by `load_state_dict`, its masks included.
 
     Raises:
         ConfigError: a value that only shows itself against the model, such as a pattern that matches nothing.
@@ -127,7 +135,7 @@ def build(
     layout = torch.channels_last if cfg.compute.channels_last else torch.preserve_format
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=steps)
-    sparsifier, parameterization = locate_masks(cfg), cfg.parameterization
+    sparsifier, parameterization = locate_masks(cfg, resumed=resumed), cfg.parameterization
     try:
         model = build_model(cfg.model, **sizes, generator=generator).to(device, memory_format=layout)
         if cfg.compute.sync_bn:
@@ -158,9 +166,16 @@ def build(
     )
 
 
-def locate_masks(cfg: Config) -> Sparsifier:
-    """The sparsifier; a mask source that names an experiment becomes the run of it with the same seed."""
+def locate_masks(cfg: Config, *, resumed: bool = False) -> Sparsifier:
+    """The sparsifier; a mask source that names an experiment becomes the run of it with the same seed.
+
+    A `resumed` run has its masks in the checkpoint and needs the source no more.
+    """
     sparsifier = cfg.sparsifier
+    if isinstance(sparsifier, MaskFrom) and resumed:
+        sparsifier = replace(sparsifier)
+        sparsifier.resumed = True
+        return sparsifier
     if isinstance(sparsifier, MaskFrom) and "/" not in sparsifier.source:
         folder = "-".join(filter(None, [sparsifier.source, cfg.demo]))
         return replace(sparsifier, source=f"{cfg.runs_dir}/{folder}/seed{cfg.seed}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -29,6 +28,8 @@ _CIRCUMSTANCES = (
     *("runs_dir", "resume", "wandb", "checkpoint"),
     *("compute.device", "compute.threads", "compute.timeout", "data.root", "data.workers"),
 )
+# options added after results were recorded -> the value that stands for what was done before
+_LATER = {"optimizer.sam_ascent": "averaged", "compute.sync_bn": False}
 _SELECTORS = ("exp", "demo", "seed")
 
 
@@ -120,32 +121,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def config_hash(cfg: Config) -> str:
     """SHA-256 over what a run computes, seed apart: equal for every seed and wherever it is carried out.
 
-    Values that are their schema's default do not count, so that a new option, whose default is what was done
-    before, leaves the results of earlier runs valid.
+    Options that came later count only where they are not what was done before them (`_LATER`), so that
+    results of earlier runs stay valid.
     """
     told = ("name", "cell", "overridden", "seed", *(f"{section}.demo" for section in _DEMO_SECTIONS))
     kinds = {name: type(getattr(cfg, name)).__name__ for name in SCHEMAS}
-    usual = _defaults(Config) | {
-        f"{name}.{key}": value
-        for name in SCHEMAS
-        for key, value in _defaults(type(getattr(cfg, name))).items()
-    }
     science = {
         key: value
         for key, value in flatten(to_plain(cfg))
-        if not _is_within(key, (*told, *_CIRCUMSTANCES)) and (key not in usual or usual[key] != value)
+        if not _is_within(key, (*told, *_CIRCUMSTANCES)) and (key not in _LATER or _LATER[key] != value)
     }
     return hashlib.sha256(json.dumps([kinds, science], sort_keys=True).encode()).hexdigest()
-
-
-def _defaults(schema: type) -> dict[str, Any]:
-    """Dotted key -> default of every field that has one."""
-    values = {
-        f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
-        for f in dataclasses.fields(schema)
-        if (f.default, f.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
-    }
-    return dict(flatten(OmegaConf.to_container(OmegaConf.create(values), enum_to_str=True)))
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ham.data import Batch
 from ham.optim import perturbed
+from pruning.scores import NotFinite
 from pruning.stats import inverse_metric_at_zero, l1_norm
 
 from . import checkpoint, distributed
@@ -51,7 +52,7 @@ def train(run: Run) -> None:
         RanksLost: another rank died or hangs.
     """
     where = lambda: f"in epoch {run.epoch + 1}, step {run.step}"  # noqa: E731
-    with _signals() as received, distributed.watched(where):
+    with _signals() as received, distributed.watched(where), _scores_checked(run):
         run.saved_at = time.monotonic()
         while run.epoch < run.cfg.epochs:
             if run.batch == 0:  # not again after a resume inside the epoch
@@ -178,6 +179,15 @@ def _divergence(run: Run, step: int, what: str) -> str:
     kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
     cure = "optimizer.lr or ham.alpha" if run.ham else "optimizer.lr"
     return f"diverged: {what} at step {step}; {kept}; lower {cure}"
+
+
+@contextmanager
+def _scores_checked(run: Run) -> Iterator[None]:
+    """A sparsifier that finds nan in its scores has met a divergence before the loss told of it."""
+    try:
+        yield
+    except NotFinite as error:
+        raise Diverged(_divergence(run, run.step, str(error).partition(":")[0])) from error
 
 
 @contextmanager

@@ -60,7 +60,11 @@ def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
             _check_identity(record, summary["config_hash"], identity)
             record.say("done before; start anew with resume=false")
             return _tell(record, summary)
-        return _train(build(cfg, identity, loaders, record, device))
+        state = _load(record)
+        if state is not None:
+            _check_identity(record, state["config_hash"], identity)
+            torch.set_num_threads(state["threads"])  # sums round as they did before
+        return _train(build(cfg, identity, loaders, record, device, resumed=state is not None), state)
     finally:
         record.close()
 
@@ -71,27 +75,8 @@ def run_directory(cfg: Config, identity: str) -> Path:
     return Path(cfg.runs_dir) / name / f"seed{cfg.seed}"
 
 
-def _train(run: Run) -> dict[str, Any]:
-    record = run.record
-    state = _load(run)
-    if state is not None:
-        _check_identity(record, state["config_hash"], run.identity)
-        torch.set_num_threads(state["threads"])  # sums round as they did before
-    record.begin(provenance(run.identity), to_yaml(run.cfg))
-    if state is None:
-        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
-        run.flips.begin()
-    else:
-        run.load_state_dict(state)
-        record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
-    record.open(run.cfg.epochs * len(run.loaders.train), run.step)
-    train(run)
-    return _tell(record, distributed.told(distributed.led(lambda: _finish(run))))
-
-
-def _load(run: Run) -> dict[str, Any] | None:
+def _load(record: Record | Silence) -> dict[str, Any] | None:
     """The checkpoint to go on from; the first rank looks for a whole one, then the others read it too."""
-    record = run.record
 
     def first() -> dict[str, Any] | None:
         state = checkpoint.load(record.folder, record.say)
@@ -102,6 +87,20 @@ def _load(run: Run) -> dict[str, Any] | None:
     state = distributed.led(first)
     found = distributed.told(state is not None)
     return checkpoint.load(record.folder, record.say) if found and state is None else state
+
+
+def _train(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
+    record = run.record
+    record.begin(provenance(run.identity), to_yaml(run.cfg))
+    if state is None:
+        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
+        run.flips.begin()
+    else:
+        run.load_state_dict(state)
+        record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
+    record.open(run.cfg.epochs * len(run.loaders.train), run.step)
+    train(run)
+    return _tell(record, distributed.told(distributed.led(lambda: _finish(run))))
 
 
 def _finish(run: Run) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def reopen(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
         raise ConfigError(f"{folder} has no checkpoint yet: let it train for an epoch")
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     model = build_model(cfg.model, **sizes, generator=torch.Generator().manual_seed(0))
-    sparsifier = locate_masks(cfg)
+    sparsifier = locate_masks(cfg, resumed=True)
     sparsifier.attach(
         model,
         total_epochs=cfg.epochs,

@@ -250,6 +250,11 @@ class Config:
             "HAM on the factors of m * w is not in the paper: use ham=none, parameterization=plain "
             "and another sparsifier, or allow_unpublished=true",
         )
+        _require(
+            self.optimizer.clip_norm == 0 or not (self.ham.active and self.factored),
+            "optimizer.clip_norm would clip what SGD sees of the factors' gradients and not what HAM sees: "
+            "leave it at 0",
+        )
         if isinstance(self.sparsifier, STR) and isinstance(self.optimizer, SGDConfig):
             self.sparsifier.check_stability(self.optimizer.lr, self.optimizer.momentum)
         _require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")

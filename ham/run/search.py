@@ -58,6 +58,8 @@ def search(
         if abs(miss) <= TOLERANCE:
             break
         low, high = (decay, high) if miss < 0 else (low, decay)
+        if high - low < 1e-3 * high:
+            break  # no decay is left to try
         decay = reopen(place)[2].next_decay(lr_sum, momentum)
         if not low < decay < high:
             decay = (low + high) / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -210,15 +209,11 @@ def test_every_other_value_has_a_hash_of_its_own() -> None:
     assert len(set(hashes)) == len(hashes)
 
 
-@pytest.mark.parametrize("section", ["sparsifier", "optimizer", "model"])
-def test_a_new_option_leaves_earlier_results_valid_until_it_is_used(section: str) -> None:
-    cfg = load([LEAF])
-    old = getattr(cfg, section)
-    novel = ("novel", int, dataclasses.field(default=3, kw_only=True))
-    schema = dataclasses.make_dataclass(type(old).__name__, [novel], bases=(type(old),))
-    values = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
-    unused, used = (dataclasses.replace(cfg, **{section: schema(**values, novel=n)}) for n in (3, 4))
-    assert config_hash(unused) == config_hash(cfg) != config_hash(used)
+def test_the_hash_of_a_recorded_experiment_stays_what_it_was() -> None:
+    """Records of finished runs hold it. An option added since belongs into `_LATER` of ham/run/config.py."""
+    assert identity() == "8aaa5e22f7ccec9254271424cc335c480db54c88c630a56d1e4df088085d06d7"
+    assert identity("optimizer.sam_ascent=averaged", "compute.sync_bn=false") == identity()
+    assert len({identity(), identity("optimizer.sam_ascent=per_rank"), identity("compute.sync_bn=true")}) == 3
 
 
 @pytest.mark.parametrize(
