@@ -1,0 +1,67 @@
+"""Who a process is, and what a single process does in place of talking to others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ham.run import distributed
+from ham.run.distributed import World, first_node, world
+from ham.run.tally import Tally
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, World(0, 1, 0)),
+        (TORCHRUN, World(5, 8, 1)),
+        (STEP, World(3, 4, 3)),
+        (TORCHRUN | STEP, World(5, 8, 1)),  # torchrun inside of srun: its own ranks count
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, World(0, 1, 0)),  # a batch script
+    ],
+    ids=["alone", "torchrun", "srun", "torchrun in srun", "batch script"],
+)
+def test_the_environment_tells_who_a_process_is(environment: dict[str, str], expected: World) -> None:
+    assert world(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n0", "n0"),
+        ("n0,n1", "n0"),
+        ("n[0-1]", "n0"),
+        ("a100-[003-006,010],b1", "a100-003"),
+        ("gpu[7,9-12]", "gpu7"),
+        ("rack[1-2]node[03-04].site", "rack1node03.site"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+def test_a_single_process_talks_to_itself() -> None:
+    tensor = torch.tensor([1.0, 2.0])
+    assert torch.equal(distributed.total(tensor), tensor)
+    assert torch.equal(distributed.stacked(tensor), tensor[None])
+    assert distributed.any_rank(5) == 5
+    assert distributed.led(lambda: 7) == distributed.together(lambda: 7) == distributed.told(7) == 7
+    with pytest.raises(RuntimeError, match="gloo"), distributed.watched(lambda: "now"):
+        raise RuntimeError("gloo has nobody to talk to")
+
+
+def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[1.5, 2.0, 10.0, 20.0], [2.5, 2.0, 5.0, 20.0], [3.0, 2.0, 1.0, 20.0]])
+    for size in (1, 2, 3, 5):
+        sums = torch.zeros(4)
+        for rank in range(size):
+            monkeypatch.setattr(distributed, "world", lambda rank=rank, size=size: World(rank, size))
+            tally = Tally(torch.device("cpu"))
+            tally.load_state_dict({"rows": rows.double()})
+            own = torch.tensor([float(tally.loss_sum), tally.losses, float(tally.right), tally.seen])
+            assert size != 3 or torch.equal(own, rows[rank])
+            sums += own
+        assert torch.equal(sums, rows.sum(dim=0))
