@@ -44,8 +44,10 @@ TOTAL = 72 + 1152 + 640
 
 # By hand at 80 %. All layers together: 1864 - ceil(1491.2) = 372. ERK: eps = (15 + 231 + 128) / (15 + 30 +
 # 74) = 374 / 119, each layer ceil(eps * sum of its shape). Balanced: 372.8 / 3 > 72, so conv1 is dense and
-# the others share 300.8.
+# the others share 300.8. Each layer alone: N - ceil(.8 N) by magnitude, N - floor(.8 N) at random.
 GLOBAL = 372
+LAYERWISE = {"conv1.weight": 14, "conv2.weight": 230, "fc.weight": 128}
+UNIFORM = {"conv1.weight": 15, "conv2.weight": 231, "fc.weight": 128}
 ERK = {"conv1.weight": 48, "conv2.weight": 95, "fc.weight": 233}
 BALANCED = {"conv1.weight": 72, "conv2.weight": 151, "fc.weight": 151}
 
@@ -72,10 +74,15 @@ class Method:
 METHODS = {
     "dense": Method(lambda masks: Dense()),
     "acdc": Method(lambda masks: ACDC(0.8), "ddsddsss", GLOBAL),
+    "acdc_stale": Method(lambda masks: ACDC(0.8, revive="stale"), "ddsddsss", GLOBAL),
+    "acdc_layerwise": Method(lambda masks: ACDC(0.8, scope="layerwise"), "ddsddsss", LAYERWISE),
     "rigl": Method(lambda masks: RigL(0.8, interval=3), "ssssssss", ERK),
     "random_erk": Method(lambda masks: RandomPruning(0.8), "ssssssss", ERK, fixed=True),
     "random_balanced": Method(
         lambda masks: RandomPruning(0.8, allocation="balanced"), "ssssssss", BALANCED, fixed=True
+    ),
+    "random_uniform": Method(
+        lambda masks: RandomPruning(0.8, allocation="uniform"), "ssssssss", UNIFORM, fixed=True
     ),
     "snip": Method(lambda masks: SNIP(0.8, batches=2), "ssssssss", GLOBAL, fixed=True),
     "synflow": Method(lambda masks: SynFlow(0.8, iterations=10), "ssssssss", GLOBAL, fixed=True),
@@ -112,6 +119,22 @@ class Case:
     @property
     def rule(self) -> Method:
         return METHODS[self.method]
+
+
+CELLS = [
+    (method, factored, ham)
+    for method, rule in METHODS.items()
+    for factored, ham in (
+        (False, False),
+        *([(True, False), (False, True), (True, True)] if rule.plain else []),
+        *([(False, True)] if method == "str" else []),  # PILoT and spred train factors: no HAM on these
+    )
+]
+CASES = [
+    Case(method, optimizer=optimizer, product=factored, ham=ham)
+    for method, factored, ham in CELLS
+    for optimizer in ("sgd", "nesterov", "adamw", "sam")
+]
 
 
 def network(seed: int) -> nn.Sequential:
@@ -197,6 +220,11 @@ class Training:
         groups = param_groups(self.model, weight_decay=0.0 if case.optimizer == "sgd" else 0.01)
         self.optimizer = OPTIMIZERS[case.optimizer](self.sparsifier.param_groups(groups))
         if case.ham:
+            if case.product:  # HAM sees gradients without decay
+                self.sparsifier.parameterization.separate_decay = True
+                self.optimizer.register_step_post_hook(
+                    lambda *_: self.sparsifier.parameterization.remove_decay()
+                )
             HAM(self.optimizer, alpha=50.0, beta=1e-2)
         self.forward = wrap(self.model)
         if saved is None:

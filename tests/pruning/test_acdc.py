@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning import ACDC
+from pruning import ACDC, Product, prunable_weights
 from pruning.acdc import phases
 
 # The epochs at which the authors' configs (IST-DASLab/ACDC) compress and decompress.
@@ -255,6 +255,28 @@ def test_decompression_keeps_what_was_trained_and_revives_the_rest(revive):
     assert bits(model.b.weight) == [old[0], old[1], trained_b[2], old[3]]
     assert trained_b[2] != stale_bits[2]
     assert acdc.state_dict() == {"masks": {}, "stale": {}}
+
+
+def test_stale_revival_of_products_leaves_active_factors_alone():
+    model = small_model()
+    acdc = ACDC(sparsity=0.5, revive="stale")
+    acdc.attach(model, total_epochs=8, parameterization=Product())
+    optimizer, weights = sgd(model), prunable_weights(model)
+    take_steps(model, acdc, optimizer)  # out of balance, so that a rewriting would show
+    stale = {name: weight.value for name, weight in weights.items()}
+    acdc.on_epoch_start(COMPRESS, optimizer)
+    kept = acdc.kept()
+    take_steps(model, acdc, optimizer)
+    trained = {name: [p.detach().clone() for p in weight.parameters] for name, weight in weights.items()}
+    acdc.on_epoch_start(DECOMPRESS, optimizer)
+    for name, weight in weights.items():
+        on = kept[name]
+        assert 0 < int(on.sum()) < 4, name
+        m, w = (p.detach() for p in weight.parameters)
+        assert ((m.square() - w.square() - 1)[on].abs() > 1e-3).all(), name
+        assert all(bits(p[on]) == bits(old[on]) for p, old in zip((m, w), trained[name], strict=True)), name
+        torch.testing.assert_close((m * w)[~on], stale[name][~on], rtol=1e-6, atol=0)
+        torch.testing.assert_close((m.square() - w.square())[~on], torch.ones(int((~on).sum())))
 
 
 def test_stale_values_outlast_a_long_sparse_phase():

@@ -14,6 +14,7 @@ from pruning import Plain, Product, RigL
 from pruning.allocate import kept_counts
 from pruning.masks import elementwise_state
 from pruning.rigl import rewire
+from pruning.scores import NotFinite
 
 # A layer of 3x3 weights, 5 on. Two are dropped: .05, then -.1.
 THETA = [0.9, -0.1, 0.0, 0.0, 0.5, -0.2, 0.05, 0.0, 0.0]
@@ -69,6 +70,16 @@ def test_a_kept_zero_counts_as_the_smallest_weight_and_not_as_off():
     theta, gradient = torch.tensor([0.0, 0.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
     assert places(rewire(theta, gradient, mask([1, 2], 4), 0)) == [1, 2]
     assert places(rewire(theta, gradient, mask([1, 2], 4), 1)) == [2, 3]
+
+
+@pytest.mark.parametrize("diverged", ["weight", "gradient"])
+def test_a_diverged_layer_is_named(diverged):
+    theta, gradient = square(THETA), square(GRADIENT)
+    (theta if diverged == "weight" else gradient)[0, 0] = float("nan")
+    with pytest.raises(NotFinite, match=r"^the scores of conv\.weight hold nan: did training diverge\?$"):
+        rewire(
+            theta, gradient, mask([1, 4, 5] if diverged == "gradient" else ON).view(3, 3), 1, "conv.weight"
+        )
 
 
 def test_no_gradient_anywhere_still_keeps_the_size():

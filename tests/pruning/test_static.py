@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ham.models import DeiT
 from pruning import ACDC, SNIP, STR, MaskFrom, Product, RandomPruning, Sparsifier, SynFlow, prunable_weights
 from pruning.export import save_masks
 from pruning.scores import snip, synflow, synflow_masks
@@ -115,6 +117,46 @@ def test_snip_is_the_gradient_of_the_summed_loss_times_the_weight():
     for name, score in scores.items():
         weight = model.get_parameter(name)
         torch.testing.assert_close(score, (weight.grad * weight).abs(), rtol=1e-12, atol=1e-15)
+
+
+def test_snip_computes_a_large_batch_in_parts_and_scores_it_as_one():
+    model, generator = mlp(), torch.Generator().manual_seed(2)
+    x = torch.randn(300, 6, dtype=torch.float64, generator=generator)  # 128 + 128 + 44
+    y = torch.randint(4, (300,), generator=generator)
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    scores = scores_of(model, [(x, y)])
+    handle.remove()
+    assert sum(sizes) == 300 and max(sizes) <= 128
+    cross_entropy(model.eval()(x), y).backward()
+    for name, score in scores.items():
+        weight = model.get_parameter(name)
+        torch.testing.assert_close(score, (weight.grad * weight).abs(), rtol=1e-12, atol=1e-15)
+
+
+def test_snip_holds_one_batch_at_a_time():
+    refs: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(5):
+            alive.append(sum(ref() is not None for ref in refs))
+            inputs, targets = data(number + 1)[-1]
+            refs.append(weakref.ref(inputs))
+            yield inputs, targets
+
+    sparsifier = attached(SNIP(sparsity=0.5, batches=5), mlp())
+    sparsifier.initialize(batches(), cross_entropy)
+    assert len(alive) == 5 and max(alive) <= 1  # the last one, while the next is made
+    assert sparsifier.achieved_sparsity() == 0.5
+
+
+def test_snip_with_too_few_batches_prunes_nothing():
+    model = mlp()
+    before, sparsifier = snapshot(model), attached(SNIP(sparsity=0.5, batches=4), model)
+    with pytest.raises(ValueError, match=r"^SNIP asks for 4 batches, got 3: lower its batches$"):
+        sparsifier.initialize(iter(data(3)), cross_entropy)
+    assert snapshot(model) == before and sparsifier.achieved_sparsity() == 0
 
 
 def test_snip_is_the_finite_difference_with_respect_to_a_mask_entry():
@@ -248,6 +290,29 @@ def test_synaptic_flow_is_conserved(kind, density):
         into = before.flatten(1).sum(1)
         out = after.unflatten(1, (len(into), -1)).transpose(0, 1).flatten(1).sum(1)
         torch.testing.assert_close(into, out, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5])
+def test_synflow_of_a_transformer_is_the_magnitude_of_its_absolute_networks_flow(density):
+    """LayerNorm subtracts a mean, so that dR/dtheta has either sign and conservation does not hold."""
+    torch.manual_seed(0)
+    model = DeiT(patch_size=2, embed_dim=12, depth=2, num_heads=2).build(num_classes=3, image_size=4)
+    weights = prunable_weights(model)
+    generator = torch.Generator().manual_seed(0)
+    kept = {name: torch.rand(w.shape, generator=generator) < density for name, w in weights.items()}
+    scores = synflow(model, weights, kept, (1, 3, 4, 4))
+
+    absolute = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for name, p in absolute.named_parameters():
+            p.copy_(p.abs() * kept.get(name, 1))
+    absolute(torch.ones(1, 3, 4, 4, dtype=torch.float64)).sum().backward()
+    flows = {name: (p.grad * p).detach() for name, p in absolute.named_parameters() if name in weights}
+    assert any((flow < 0).any() for flow in flows.values())
+    assert scores.keys() == flows.keys() and "blocks.0.attn.qkv.weight" in scores
+    for name, score in scores.items():
+        assert (score >= 0).all() and not score[~kept[name]].any(), name
+        torch.testing.assert_close(score, flows[name].abs(), rtol=1e-9, atol=1e-15)
 
 
 def deep_net() -> nn.Sequential:

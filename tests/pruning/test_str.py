@@ -222,6 +222,14 @@ def test_an_unstable_decay_is_refused_in_one_line():
     attached(linear(W), threshold_decay=0.03, calibrate="ramp", steps=9).check_stability(0.1, 0.9)
 
 
+def one_cycle(groups: list[dict], peak: float) -> torch.optim.SGD:
+    """Under a schedule that begins at a 25th of its peak."""
+    optimizer = torch.optim.SGD(groups, lr=peak, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=10, cycle_momentum=False)
+    assert all(group["lr"] == pytest.approx(peak / 25) for group in optimizer.param_groups)
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -232,8 +240,17 @@ def test_an_unstable_decay_is_refused_in_one_line():
             lambda groups: torch.optim.SGD([{**g, "initial_lr": 0.5} for g in groups], lr=1e-9, momentum=0.9),
             "0.5",
         ),
+        (lambda groups: one_cycle(groups, peak=0.08), None),
+        (lambda groups: one_cycle(groups, peak=0.1), "learning rate 0.1 and momentum 0.9"),
     ],
-    ids=["without momentum", "first beta", "unstable first beta", "warmup"],
+    ids=[
+        "without momentum",
+        "first beta",
+        "unstable first beta",
+        "warmup",
+        "one cycle",
+        "unstable one cycle",
+    ],
 )
 def test_the_first_backward_checks_at_the_peak_learning_rate(make, message):
     model = linear(W)

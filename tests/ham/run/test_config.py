@@ -274,6 +274,14 @@ def test_a_written_configuration_of_another_version_is_refused_in_one_line(tmp_p
         (["+exp=random_sign_in_s90", "ham=imagenet"], "allow_unpublished=true"),
         (["+exp=pilot_s90", "ham=imagenet"], "allow_unpublished=true"),
         (["+exp=dense_ham", "parameterization=product"], "allow_unpublished=true"),
+        (
+            ["+exp=acdc_sign_in_s90", "ham=imagenet", "allow_unpublished=true", "optimizer.clip_norm=1"],
+            "optimizer.clip_norm would clip",
+        ),
+        (
+            ["+exp=pilot_s90", "ham=imagenet", "allow_unpublished=true", "optimizer.clip_norm=1"],
+            "optimizer.clip_norm would clip",
+        ),
         (["+exp=str_s90", "sparsifier.calibrate=none", "sparsifier.threshold_decay=0.02"], "calibrate=ramp"),
         (["+exp=random_s90", "sparsifier.sparsity=90"], "did you mean 0.9"),
         (["+exp=rigl_s90", "sparsifier.interval=0"], "interval must be at least 1"),
@@ -296,6 +304,11 @@ def test_impossible_sparsifiers_are_refused_in_one_line(overrides: list[str], me
 def test_unpublished_combinations_can_be_allowed() -> None:
     cfg = load(["+exp=random_sign_in_s90", "ham=imagenet", "allow_unpublished=true"])
     assert cfg.ham.active and cfg.factored
+
+
+@pytest.mark.parametrize("name", ["acdc_sign_in_s90", "acdc_ham_s90"])
+def test_factors_or_ham_alone_can_be_clipped(name: str) -> None:
+    assert load([f"+exp={name}", "optimizer.clip_norm=1"]).optimizer.clip_norm == 1
 
 
 def test_a_mask_source_is_the_experiments_run_of_the_same_seed_and_scale() -> None:

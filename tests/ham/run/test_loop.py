@@ -20,6 +20,7 @@ from ham.run.evaluate import evaluate
 from ham.run.loop import forward_backward, train_step
 from ham.run.record import Record
 from ham.run.tally import Tally
+from pruning import prunable_weights
 from pruning.acdc import phases
 
 EPOCHS = 10
@@ -227,6 +228,21 @@ def test_compile_trains_the_same_network(make: Callable) -> None:
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     assert evaluate(compiled)["test_loss"] == pytest.approx(evaluate(plain)["test_loss"], rel=1e-3)
+
+
+def test_divergence_that_shows_in_rigls_scores_first_names_the_layer(
+    command: Callable, tmp_path: Path
+) -> None:
+    given = ["+exp=rigl_s90", "+demo=digits", "model.width=4", "epochs=10", "optimizer.lr=1e6"]
+    outcome = command(*given, f"runs_dir={tmp_path}")
+    assert outcome.status == 1
+    (line,) = outcome.complaints
+    found = re.search(r": diverged: the scores of (\S+) hold nan at step (\d+); no checkpoint was ", line)
+    assert found and line.endswith("lower optimizer.lr"), line
+    cfg = load(given)
+    assert found[1] in prunable_weights(cfg.model.build(num_classes=10, image_size=8))
+    assert int(found[2]) % cfg.sparsifier.interval == 0 < int(found[2])
+    assert not list(tmp_path.glob("*/seed0/summary.json"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ham.data import derived_seed
+from ham.models import build_model
 from ham.run.build import build, choose_device
 from ham.run.config import config_hash, load
 from ham.run.loop import train_step
@@ -22,7 +24,7 @@ from ham.run.reopen import reopen
 from ham.run.schema import ConfigError
 from ham.run.tally import Tally
 from pruning import ACDC, STR
-from pruning.export import load_masks
+from pruning.export import load_masks, plain_state_dict
 from pruning.str import stable_decay
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,23 +58,25 @@ class Cut(Exception):
     """The machine went away."""
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_run_cut_off_anywhere_ends_the_same(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = carry_out(name, tmp_path / "whole")
+def cut_off(name: str, runs: Path, at: int, *more: str) -> None:
+    """Carry a run out until step `at` has been made, and no further."""
     step = Tally.step
+
+    def stop(tally: Tally, number: int, loss: torch.Tensor) -> None:
+        if number == at:
+            raise Cut
+        step(tally, number, loss)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Tally, "step", stop)
+        carry_out(name, runs, *more)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_cut_off_anywhere_ends_the_same(name: str, tmp_path: Path) -> None:
+    whole = carry_out(name, tmp_path / "whole")
     for cut in (2, 7, 10):  # after RigL's update, inside epochs, after pruning
-
-        def stop(tally: Tally, number: int, loss: torch.Tensor, cut: int = cut) -> None:
-            if number == cut:
-                raise Cut
-            step(tally, number, loss)
-
-        monkeypatch.setattr(Tally, "step", stop)
-        with pytest.raises(Cut):
-            carry_out(name, tmp_path / "cut")
-    monkeypatch.setattr(Tally, "step", step)
+        cut_off(name, tmp_path / "cut", cut)
     resumed = carry_out(name, tmp_path / "cut")
     assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (whole, resumed)]
@@ -160,10 +164,34 @@ def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> Non
     assert not (first["redrawn"][name][on] == start[on]).any()
 
 
+def test_a_run_with_given_masks_needs_their_source_for_its_start_alone(
+    kept: Callable, script: ModuleType, command: Callable, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(kept("rigl_s90"), source)
+    origin, more = load_masks(source)[2], [f"sparsifier.source={source}"]
+    whole = carry_out("mask_rigl_ham_s90", tmp_path / "whole", *more)
+    cut_off("mask_rigl_ham_s90", tmp_path / "cut", 7, *more)
+    shutil.rmtree(source)
+
+    resumed = carry_out("mask_rigl_ham_s90", tmp_path / "cut", *more)
+    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    summary = json.loads((resumed / "summary.json").read_text())
+    assert summary["sparsity"]["masks_from"] == origin
+    assert json.loads((resumed / "metrics.jsonl").read_text().splitlines()[-1])["masks_from"] == origin
+    assert script.main([str(resumed), "--to", str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "masks.safetensors").exists()
+
+    for runs, start in (("fresh", []), ("cut", ["resume=false"])):
+        given = [*overrides("mask_rigl_ham_s90", tmp_path / runs), *more, *start]
+        outcome = command(*given)
+        assert outcome.status == 2
+        (line,) = outcome.complaints
+        assert f"no masks at {source}" in line
+
+
 def load_start(given: list[str]) -> dict[str, torch.Tensor]:
     """The weights that a run's seed draws, before any mask."""
-    from ham.models import build_model
-
     cfg = load(given)
     generator = torch.Generator().manual_seed(derived_seed(cfg.seed, "model"))
     return dict(build_model(cfg.model, num_classes=10, image_size=8, generator=generator).named_parameters())
@@ -194,10 +222,68 @@ def test_the_search_for_a_threshold_decay(tmp_path: Path) -> None:
     assert main(cfg) == summary, "what is done is not repeated"
 
 
+def test_a_search_without_a_decay_left_to_try_stops(tmp_path: Path) -> None:
+    """From logits of -30 no stable decay brings thresholds near the weights in so few steps."""
+    given = ["+exp=str_s90", *TINY, "epochs=2", "sparsifier.calibrate=search", "sparsifier.initial=-30"]
+    cfg = load([*given, f"runs_dir={tmp_path}"])
+    summary = main(cfg)
+    decays = [trial["threshold_decay"] for trial in summary["search"]]
+    assert all(trial["miss"] < -0.5 for trial in summary["search"])
+    assert len(set(decays)) == len(decays)
+    assert decays[-1] == pytest.approx(
+        0.95 * stable_decay(cfg.optimizer.lr, cfg.optimizer.momentum), rel=1e-3
+    )
+    assert len(list(tmp_path.glob("*/seed0/trial*"))) == len(decays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparsity", [0.8, 0.95])
+def test_the_demo_of_str_comes_to_other_sparsities_too(
+    sparsity: float, command: Callable, tmp_path: Path
+) -> None:
+    """Those of Table 4 beside 90 %, as the config ships, by the ramp."""
+    given = ["+exp=str_s90", "+demo=digits", f"sparsifier.sparsity={sparsity}", f"runs_dir={tmp_path}"]
+    outcome = command(*given)
+    assert outcome.status == 0 and "missed" not in outcome.out, outcome.err
+    (path,) = tmp_path.glob("*/seed0/summary.json")
+    summary = json.loads(path.read_text())
+    assert abs(summary["sparsity"]["overall"] - sparsity) <= 0.005
+    assert summary["metrics"]["top1_last"] > 95
+
+
 def test_a_search_needs_sgd(tmp_path: Path) -> None:
     given = ["+exp=deit", "+demo=digits", "sparsifier=str", "sparsifier.sparsity=0.5"]
     with pytest.raises(ConfigError, match="calibrate=ramp"):
         main(load([*given, "sparsifier.calibrate=search", f"runs_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("pilot_s90", ["sparsifier.prune_at=1.0"]), ("spred_s90", ["sparsifier.finetune=0.0"])],
+    ids=["pilot", "spred"],
+)
+def test_what_is_pruned_at_the_very_end_is_what_is_reported(
+    name: str, more: list[str], tmp_path: Path
+) -> None:
+    folder = carry_out(name, tmp_path, *more)
+    cfg, trained, _ = reopen(folder)
+    masks, *_ = load_masks(folder)
+    assert sum(int(mask.sum()) for mask in masks.values()) < 0.11 * sum(m.numel() for m in masks.values())
+    model = build_model(cfg.model, num_classes=10, image_size=8, generator=torch.Generator())
+    weights = plain_state_dict(trained)
+    model.load_state_dict(weights | {key: weights[key] * mask for key, mask in masks.items()})
+    loaders = cfg.data.load(batch_size=400, seed=0, device=torch.device("cpu"))
+    images, classes = (torch.cat(column) for column in zip(*loaders.test.batches(0), strict=True))
+    with torch.no_grad():
+        logits = model.eval()(images)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [line["sparsity"] for line in lines[:-1]] == [0.0] * (EPOCHS - 1)
+    assert lines[-1]["sparsity"] == summary["sparsity"]["overall"] == pytest.approx(0.9, abs=1e-4)
+    assert lines[-1]["test_loss"] == pytest.approx(float(cross_entropy(logits, classes)), rel=1e-5)
+    assert summary["metrics"]["top1_last"] == pytest.approx(
+        100 * float((logits.argmax(1) == classes).float().mean())
+    )
 
 
 def test_ham_on_factors_sees_gradients_without_decay(tmp_path: Path) -> None:
