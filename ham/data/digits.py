@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Batch, Data, DataError, Loaders, batch_count, epoch_order
+from .base import Batch, Data, DataError, Loaders, Share
 
 _TEST_IMAGES = 360
 _SPLIT_SEED = 0
@@ -28,7 +28,9 @@ class Digits(Data):
                 "digits has 10 classes and 8 px: leave data.num_classes and data.image_size alone"
             )
 
-    def load(self, *, batch_size: int, seed: int, device: torch.device) -> Loaders:
+    def load(
+        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
+    ) -> Loaders:
         """All images on the device, grey repeated over three channels."""
         images, classes = read_digits()
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_SPLIT_SEED))
@@ -38,9 +40,10 @@ class Digits(Data):
         classes = classes.to(device)
         if not 0 < batch_size <= len(train):
             raise DataError(f"batch_size={batch_size} does not fit digits: choose 1 to {len(train)}")
+        shared = dict(batch_size=batch_size, rank=rank, ranks=ranks)
         return Loaders(
-            TensorLoader(images[train], classes[train], batch_size, shuffle_seed=seed),
-            TensorLoader(images[test], classes[test], batch_size),
+            TensorLoader(images[train], classes[train], Share(len(train), seed=seed, **shared)),
+            TensorLoader(images[test], classes[test], Share(len(test), **shared)),
         )
 
 
@@ -64,26 +67,18 @@ class TensorLoader:
     Args:
         images: [N, 3, H, W].
         classes: [N].
-        batch_size: images a batch.
-        shuffle_seed: of the epochs' orders, and the ragged last batch is dropped; None: in order, whole.
+        share: which of them, in what order.
     """
 
-    def __init__(
-        self, images: Tensor, classes: Tensor, batch_size: int, shuffle_seed: int | None = None
-    ) -> None:
-        self.images, self.classes, self.batch_size, self.shuffle_seed = (
-            images,
-            classes,
-            batch_size,
-            shuffle_seed,
-        )
+    def __init__(self, images: Tensor, classes: Tensor, share: Share) -> None:
+        self.images, self.classes, self.share = images, classes, share
 
     def __len__(self) -> int:
-        return batch_count(len(self.images), self.batch_size, drop_last=self.shuffle_seed is not None)
+        return len(self.share)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start` on."""
-        order = epoch_order(len(self.images), self.shuffle_seed, epoch).to(self.images.device)
+        order = self.share.order(epoch).to(self.images.device)
         for number in range(start, len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            index = order[number * self.share.part : (number + 1) * self.share.part]
             yield self.images[index], self.classes[index]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Batch, Data, DataError, Loaders, batch_count, derived_seed, epoch_order
+from .base import Batch, Data, DataError, Loaders, Share, derived_seed
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_RATIO = 224 / 256  # of the validation image's shorter side, as in the paper's code base
@@ -36,7 +36,9 @@ class ImageNetFolder(Data):
     root: str = ""
     workers: int = 8
 
-    def load(self, *, batch_size: int, seed: int, device: torch.device) -> Loaders:
+    def load(
+        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
+    ) -> Loaders:
         """Index the tree. Raises DataError where it is missing or has another number of classes."""
         root = Path(self.root or Path(os.environ.get("HAM_DATA", ".")) / "imagenet")
         datasets = {}
@@ -56,10 +58,11 @@ class ImageNetFolder(Data):
             raise DataError(
                 f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}"
             )
-        shared = dict(batch_size=batch_size, workers=self.workers, device=device)
+        train, val = datasets["train"], datasets["val"]
+        shared = dict(batch_size=batch_size, rank=rank, ranks=ranks)
         return Loaders(
-            FolderLoader(datasets["train"], shuffle_seed=seed, **shared),
-            FolderLoader(datasets["val"], **shared),
+            FolderLoader(train, Share(len(train), seed=seed, **shared), self.workers, device),
+            FolderLoader(val, Share(len(val), **shared), self.workers, device),
         )
 
     def _index(self, folder: Path, *, train: bool) -> Any:
@@ -111,36 +114,25 @@ class FolderLoader:
 
     Args:
         dataset: an indexed torchvision ImageFolder that yields uint8 images of one size.
-        batch_size: images a batch.
+        share: which of them, in what order; its seed is that of the augmentation too.
         workers: decoding processes, 0 for none.
         device: where batches go.
-        shuffle_seed: of orders and augmentation, and the ragged last batch is dropped; None: in order, whole.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        *,
-        batch_size: int,
-        workers: int,
-        device: torch.device,
-        shuffle_seed: int | None = None,
-    ) -> None:
-        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.device, self.shuffle_seed = device, shuffle_seed
+    def __init__(self, dataset: Any, share: Share, workers: int, device: torch.device) -> None:
+        self.dataset, self.share, self.workers, self.device = dataset, share, workers, device
         self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(_STD, device=device).view(3, 1, 1) * 255
 
     def __len__(self) -> int:
-        return batch_count(len(self.dataset), self.batch_size, drop_last=self.shuffle_seed is not None)
+        return len(self.share)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start` on; those before it are not decoded."""
-        order = epoch_order(len(self.dataset), self.shuffle_seed, epoch)
         loader = torch.utils.data.DataLoader(
-            _Seeded(self.dataset, derived_seed(self.shuffle_seed or 0, f"crops {epoch}")),
-            batch_size=self.batch_size,
-            sampler=order[start * self.batch_size : len(self) * self.batch_size].tolist(),
+            _Seeded(self.dataset, derived_seed(self.share.seed or 0, f"crops {epoch}")),
+            batch_size=self.share.part,
+            sampler=self.share.order(epoch)[start * self.share.part :].tolist(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_stop_signals,
