@@ -1,13 +1,15 @@
-"""The command line as fixtures: run in this process, or in one of its own."""
+"""The command line as fixtures, run in this process or in one of its own; CIFAR-100, real and small."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tests share their cores
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "train.py"
 _BAR = re.compile(r"\d+/\d+ \[.*\]\s*$")
 
 
@@ -68,3 +71,42 @@ def process(tmp_path: Path) -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cifar100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the real CIFAR-100 as `cifar-100-python`: $HAM_DATA, or made of the shared images."""
+    data = Path(os.environ.get("HAM_DATA", ROOT.parent / "shared" / "data"))
+    if (data / "cifar-100-python").is_dir():
+        yield data
+        return
+    make = data.resolve().parent / "bin" / "make_cifar100.py"
+    if not (data / "cifar100").is_dir() or not make.is_file():
+        pytest.skip(f"no CIFAR-100 at {data}: set HAM_DATA to the parent of cifar-100-python")
+    folder = tmp_path_factory.mktemp("cifar100")
+    done = subprocess.run([sys.executable, str(make), str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep three of 184 MB
+
+
+@pytest.fixture
+def small_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `cifar-100-python` of noise, all 100 classes with 3 training images and 1 test image each."""
+    import numpy as np
+
+    from ham.data import cifar_files
+
+    folder = tmp_path / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for split, each in (("train", 3), ("test", 1)):
+        monkeypatch.setitem(cifar_files.PER_CLASS, split, each)
+        record = {
+            b"data": noise.integers(0, 256, (100 * each, 3072), dtype=np.uint8),
+            b"fine_labels": noise.permutation(np.repeat(np.arange(100), each)).tolist(),
+        }
+        (folder / split).write_bytes(pickle.dumps(record))
+    names = [f"class{number}".encode() for number in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}))
+    return folder

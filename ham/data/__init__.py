@@ -1,7 +1,18 @@
 """Data sets of the paper and of the demo."""
 
 from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
+from .cifar import Cifar100
 from .digits import Digits
 from .imagenet_folder import ImageNetFolder
 
-__all__ = ["Batch", "Data", "DataError", "Digits", "ImageNetFolder", "Loader", "Loaders", "derived_seed"]
+__all__ = [
+    "Batch",
+    "Cifar100",
+    "Data",
+    "DataError",
+    "Digits",
+    "ImageNetFolder",
+    "Loader",
+    "Loaders",
+    "derived_seed",
+]

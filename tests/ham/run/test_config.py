@@ -49,6 +49,22 @@ BOTH = {
     "data.num_classes": 1000,
     "data.image_size": 224,
 }
+CIFAR = {
+    "model.depth": 18,
+    "model.width": 64,
+    "model.stem": "cifar",
+    "optimizer.lr": 0.2,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": False,
+    "epochs": 150,
+    "batch_size": 512,
+    "data.num_classes": 100,
+    "data.image_size": 32,
+    "data.flip": "alternating",
+    "data.translate": 2,
+    "compute.amp": True,
+}
 METHODS = {
     "mask": "MaskFrom",  # first: mask_rigl_s90 takes RigL's masks and is no RigL
     "acdc": "ACDC",
@@ -107,11 +123,11 @@ def test_leaves_have_the_papers_values(name: str) -> None:
     sign_in, factored = "_sign_in" in name, "_sign_in" in name or "product" in words
     expected = {
         **BOTH,
-        **(DEIT_SMALL if "deit" in words else RESNET50),
+        **(DEIT_SMALL if "deit" in words else CIFAR if "cifar100" in words else RESNET50),
         "type(model)": "DeiT" if "deit" in words else "ResNet",
         "type(optimizer)": "AdamWConfig" if "deit" in words else "SGDConfig",
-        "ham.alpha": 200 if "ham" in words else 0,
-        "ham.beta": 1e-3 if "ham" in words else 0,
+        "ham.alpha": 200 if {"ham", "alpha"} & {*words} else 0,
+        "ham.beta": (16e-3 if "cifar100" in words else 1e-3) if {"ham", "beta"} & {*words} else 0,
         "optimizer.sam_rho": 0.05 if "sam" in words else 0,
         "type(sparsifier)": method,
         "type(parameterization)": "Product" if factored else "Plain",
@@ -130,6 +146,21 @@ def test_leaves_have_the_papers_values(name: str) -> None:
     found = flat(load([f"+exp={name}"]))
     assert {key: found.get(key) for key in expected} == expected
     assert found.get("sparsifier.sparsity") == named_sparsity(name)
+
+
+def test_table_7_has_a_leaf_for_each_of_its_cells() -> None:
+    """Its rows are without and with SAM, its columns (alpha, beta)."""
+    cells = {}
+    for name, cell in experiments().items():
+        if cell.startswith("Table 7, "):
+            cfg = load([f"+exp={name}"])
+            cells[cfg.optimizer.sam_rho > 0, cfg.ham.alpha, cfg.ham.beta] = name
+    columns = {(0, 0): "", (0, 16e-3): "beta_only", (200, 0): "alpha_only", (200, 16e-3): "ham"}
+    assert cells == {
+        (sam, *column): "_".join(filter(None, ["cifar100", "sam" if sam else "", text]))
+        for sam in (False, True)
+        for column, text in columns.items()
+    }
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,0 +1,38 @@
+"""SHA256SUMS of a data folder, as `sha256sum` writes it: made by prepare_data.py, compared at load."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+
+
+def sha256(content: bytes) -> str:
+    """The digest as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the sums of these files of `folder`; `sha256sum -c SHA256SUMS` in there checks them too."""
+    lines = [f"{sha256((folder / name).read_bytes())}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def read_sums(folder: Path) -> dict[str, str] | None:
+    """File name -> digest, or None where the folder has no sums.
+
+    Raises:
+        ValueError: the file cannot be read or is not in the format.
+    """
+    if not (folder / SUMS).is_file():
+        return None
+    try:
+        text = (folder / SUMS).read_text(errors="replace")
+    except OSError as error:
+        raise ValueError(f"{folder / SUMS} cannot be read ({error.strerror})") from None
+    lines = [line.split() for line in text.splitlines()]
+    if not all(len(line) == 2 and len(line[0]) == 64 for line in lines):
+        raise ValueError(f"{folder / SUMS} is damaged")
+    return {name.removeprefix("*"): digest for digest, name in lines}

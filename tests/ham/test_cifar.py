@@ -1,0 +1,461 @@
+"""CIFAR-100: batches equal a slow reference and hang on seed and epoch alone; files are distrusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ham.data import Batch, Cifar100, DataError, Loader, Loaders, cifar_files
+from ham.data.base import Share
+from ham.data.checksums import SUMS, read_sums, write_sums
+from ham.data.cifar import Augmentation, CifarLoader, Flip
+
+CPU = torch.device("cpu")
+MEAN, STD = np.array([0.5071, 0.4867, 0.4408]), np.array([0.2675, 0.2565, 0.2761])  # as published
+
+
+def load(
+    root: Path, batch_size: int = 60, seed: int = 0, rank: int = 0, ranks: int = 1, **fields: Any
+) -> Loaders:
+    data = Cifar100(root=str(root), **fields)
+    return data.load(batch_size=batch_size, seed=seed, device=CPU, rank=rank, ranks=ranks)
+
+
+def raw(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 3, 32, 32] and classes, by pickle itself: these files are our own."""
+    record = pickle.loads((folder / split).read_bytes(), encoding="bytes")
+    return record[b"data"].reshape(-1, 3, 32, 32), np.array(record[b"fine_labels"])
+
+
+def whole(loader: Loader, epoch: int = 0) -> Batch:
+    images, classes = zip(*loader.batches(epoch), strict=True)
+    return torch.cat(images), torch.cat(classes)
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for (images, classes), (same_images, same_classes) in zip(found, expected, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(classes, same_classes)
+
+
+def slow(image: np.ndarray, down: int, right: int, mirrored: bool, pad: int) -> np.ndarray:
+    """One image, uint8 [3, S, S]: pad by reflection, crop, flip, normalise; float64."""
+    side = image.shape[-1]
+    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), mode="reflect")
+    crop = padded[:, pad + down : pad + down + side, pad + right : pad + right + side]
+    crop = np.flip(crop, axis=2) if mirrored else crop
+    return (crop / 255 - MEAN[:, None, None]) / STD[:, None, None]
+
+
+def numbered(count: int, side: int = 4, **share: Any) -> CifarLoader:
+    """Small images of noise whose class is their number."""
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 3, side, side), np.uint8))
+    augmentation = Augmentation(share.pop("flip", Flip.alternating), share.pop("translate", 2), seed=3)
+    return CifarLoader(pixels, torch.arange(count), Share(count, **share), augmentation)
+
+
+# what a batch is
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 6])
+@pytest.mark.parametrize("translate", [0, 2, 7])
+@pytest.mark.parametrize("flip", list(Flip))
+def test_a_batch_equals_the_slow_reference_image_by_image(flip: Flip, translate: int, epoch: int) -> None:
+    loader = numbered(40, side=32, batch_size=12, seed=5, flip=flip, translate=translate)
+    down, right, mirrored = (drawn.tolist() for drawn in loader.augmentation.draw(epoch, 40))
+    batches = list(loader.batches(epoch))
+    assert [len(classes) for _, classes in batches] == [12, 12, 12]
+    for images, numbers in batches:
+        assert images.dtype == torch.float32 and numbers.dtype == torch.int64
+        expected = [
+            slow(loader.pixels[n].numpy(), down[n], right[n], bool(mirrored[n]), translate)
+            for n in numbers.tolist()
+        ]
+        torch.testing.assert_close(images.double(), torch.from_numpy(np.stack(expected)), rtol=0, atol=2e-6)
+
+
+def test_every_crop_and_side_is_equally_likely() -> None:
+    for flip, sides in ((Flip.alternating, 2), (Flip.random, 2), (Flip.none, 1)):
+        drawn = torch.stack(Augmentation(flip, 2, seed=0).draw(1, 50_000)).T.tolist()
+        counts = Counter(map(tuple, drawn))
+        assert set(counts) == set(product(range(-2, 3), range(-2, 3), range(sides)))
+        expected = 50_000 / len(counts)
+        assert max(abs(count - expected) for count in counts.values()) < 5 * expected**0.5
+
+
+def test_alternating_flips_show_each_image_from_both_sides_in_two_epochs() -> None:
+    loader = numbered(200, batch_size=200, seed=0, translate=0)
+
+    def by_number(epoch: int) -> Tensor:
+        images, numbers = whole(loader, epoch)
+        return images[numbers.argsort()]
+
+    plain = (loader.pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    first = by_number(0)
+    flipped = (first - plain.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
+    assert 60 < flipped.sum() < 140, "half of them at first"
+    for epoch in range(1, 5):
+        assert torch.equal(by_number(epoch), first.flip(-1) if epoch % 2 else first)
+
+
+def test_random_flips_are_tossed_in_each_epoch() -> None:
+    augmentation = Augmentation(Flip.random, 0)
+    sides = torch.stack([augmentation.draw(epoch, 4000)[2] for epoch in range(4)])
+    for one, other in ((0, 1), (1, 2), (0, 2), (1, 3)):
+        assert 1800 < (sides[one] == sides[other]).sum() < 2200
+
+
+def test_97_batches_of_512_with_each_image_once_at_most() -> None:
+    loader = numbered(50_000, batch_size=512, seed=0)
+    assert len(loader) == 97
+    for epoch in (0, 1):
+        numbers = [numbers for _, numbers in loader.batches(epoch)]
+        assert [len(part) for part in numbers] == [512] * 97
+        assert len(set(torch.cat(numbers).tolist())) == 97 * 512
+
+
+# what it depends on
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ranks_pieces_are_the_single_process_batch_bit_for_bit(ranks: int, small_cifar100: Path) -> None:
+    single = load(small_cifar100).train
+    parts = [load(small_cifar100, rank=rank, ranks=ranks).train for rank in range(ranks)]
+    for epoch in (0, 3):
+        pieces = zip(*(part.batches(epoch) for part in parts), strict=True)
+        joined = [tuple(torch.cat(piece) for piece in zip(*batch, strict=True)) for batch in pieces]
+        assert_equal(joined, list(single.batches(epoch)))
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_an_epoch_can_be_entered_anywhere_whatever_was_drawn_before(start: int, small_cifar100: Path) -> None:
+    expected = list(load(small_cifar100).train.batches(2))
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    loaders = load(small_cifar100)
+    list(loaders.test.batches(0))
+    list(loaders.train.batches(7))
+    assert_equal(list(loaders.train.batches(2, start=start)), expected[start:])
+    assert torch.equal(torch.get_rng_state(), before), "the global stream is the model's"
+
+
+def test_an_images_crop_depends_on_seed_and_epoch_not_on_the_batch_size(small_cifar100: Path) -> None:
+    def images(seed: int, epoch: int, batch_size: int) -> set[bytes]:
+        found, _ = whole(load(small_cifar100, seed=seed, batch_size=batch_size).train, epoch)
+        return {image.numpy().tobytes() for image in found}
+
+    assert images(0, 0, 300) == images(0, 0, 60) == images(0, 0, 100)
+    variants = [images(seed, epoch, 300) for seed, epoch in product((0, 1), (0, 1, 2))]
+    for number, one in enumerate(variants):
+        for other in variants[:number]:
+            assert len(one & other) < 300 * 0.09, (
+                "one in 50 has the same crop again, one in 25 on the same side"
+            )
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_test_images_are_whole_plain_and_once(ranks: int, small_cifar100: Path) -> None:
+    pixels, classes = raw(small_cifar100, "test")
+    expected = [(slow(image, 0, 0, False, 0), name) for image, name in zip(pixels, classes, strict=True)]
+    for rank in range(ranks):
+        loader = load(small_cifar100, rank=rank, ranks=ranks).test
+        images, found = whole(loader, epoch=rank)
+        mine = expected[rank::ranks]
+        assert len(loader) == len(list(loader.batches(0))) == -(-len(mine) // (60 // ranks))
+        assert found.tolist() == [name for _, name in mine]
+        stacked = torch.from_numpy(np.stack([image for image, _ in mine]))
+        torch.testing.assert_close(images.double(), stacked, rtol=0, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_has_the_cpus_batches(small_cifar100: Path) -> None:
+    data = Cifar100(root=str(small_cifar100))
+    cpu, gpu = (data.load(batch_size=60, seed=0, device=torch.device(d)).train for d in ("cpu", "cuda"))
+    for (images, classes), (gpu_images, gpu_classes) in zip(cpu.batches(1), gpu.batches(1), strict=True):
+        assert gpu_images.is_cuda and torch.equal(classes, gpu_classes.cpu())
+        torch.testing.assert_close(gpu_images.cpu(), images, rtol=0, atol=1e-6)
+
+
+# files as the world has them
+
+
+def python2(record: dict[bytes, Any]) -> bytes:
+    """The record as Python 2's cPickle wrote the official files: protocol 2, byte strings, numpy 1 names."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    pixels = record[b"data"]
+    array = b"".join(
+        [
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R",
+            b"(K\x01" + number(pixels.shape[0]) + number(pixels.shape[1]) + b"\x86",
+            b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R",
+            b"(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb",
+            b"\x89T" + struct.pack("<i", pixels.nbytes) + pixels.tobytes() + b"tb",
+        ]
+    )
+    labels = b"](" + b"".join(map(number, record[b"fine_labels"])) + b"e"
+    items = text(b"batch_label") + text(b"training batch 1 of 1") + text(b"fine_labels") + labels
+    return b"\x80\x02}(" + items + text(b"data") + array + b"u."
+
+
+def as_text(record: dict[bytes, Any]) -> dict[str, Any]:
+    return {key.decode(): value for key, value in record.items()}
+
+
+FORMS: dict[str, Callable[[dict[bytes, Any]], bytes]] = {
+    "python 2": python2,
+    **{f"protocol {p}": lambda record, p=p: pickle.dumps(record, protocol=p) for p in range(6)},
+    "numpy 1": lambda record: pickle.dumps(record, protocol=2).replace(b"numpy._core", b"numpy.core"),
+    "text keys": lambda record: pickle.dumps(as_text(record)),
+    "columns first": lambda record: pickle.dumps({**record, b"data": np.asfortranarray(record[b"data"])}),
+    "label array": lambda record: pickle.dumps({**record, b"fine_labels": np.array(record[b"fine_labels"])}),
+    "big-endian": lambda record: pickle.dumps(
+        {**record, b"fine_labels": np.array(record[b"fine_labels"], ">i4")}
+    ),
+    "a slice": lambda record: pickle.dumps(
+        {**record, b"data": np.repeat(record[b"data"], 2, axis=1)[:, ::2]}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pickles_of_every_age_hold_the_same_images(form: str, small_cifar100: Path) -> None:
+    path = small_cifar100 / "test"
+    record = pickle.loads(path.read_bytes())
+    path.write_bytes(FORMS[form](record))
+    theirs = pickle.loads(path.read_bytes(), encoding="bytes")  # the form is what it claims to be
+    assert np.array_equal(theirs.get(b"data", theirs.get("data")), record[b"data"])
+    pixels, classes = cifar_files.read_official(small_cifar100)["test"]
+    assert np.array_equal(pixels.reshape(-1, 3072), record[b"data"]) and pixels.dtype == np.uint8
+    assert classes.tolist() == record[b"fine_labels"] and classes.dtype == np.int64
+
+
+class Call:
+    """Calls what it is given when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "as the labels"])
+@pytest.mark.parametrize("function", ["os.system", "eval", "np.fromfile", "getattr"])
+def test_a_malicious_pickle_is_refused_and_nothing_runs(
+    function: str, inside: bool, protocol: int, small_cifar100: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    evil = {
+        "os.system": Call(os.system, f"touch {trace}"),
+        "eval": Call(eval, f"open({str(trace)!r}, 'w')"),
+        "np.fromfile": Call(np.fromfile, str(small_cifar100 / "meta"), np.uint8),
+        "getattr": Call(getattr, Call(getattr, [], "append"), "__self__"),
+    }[function]
+    path = small_cifar100 / "test"
+    record = {**pickle.loads(path.read_bytes()), b"fine_labels": evil}
+    path.write_bytes(pickle.dumps(record if inside else evil, protocol=protocol))
+    refuses(small_cifar100, f"{path} cannot be unpickled", "do not trust it", "prepare_data.py cifar100")
+    assert not trace.exists()
+
+
+def test_a_malicious_name_cannot_break_the_line_or_the_allow_list(small_cifar100: Path) -> None:
+    for opcodes in (
+        b"\x80\x04\x8c\x06os\nfoo\x8c\x06system\x93.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0bdtype.alias\x93.",
+        b"\x80\x02cnumpy\ndtype\nU\x02O8\x85R.",
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85NK\x00NtbN.",
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.",
+    ):
+        (small_cifar100 / "train").write_bytes(opcodes)
+        refuses(small_cifar100, "/train cannot be unpickled", "prepare_data.py cifar100")
+
+
+# files that are wrong
+
+
+def refuses(root: Path, *words: str, **arguments: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        load(root, **arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert [word for word in words if word not in message] == [], message
+
+
+def moved(labels: list[int]) -> list[int]:
+    """One label changed: a class has an image too few."""
+    return [(labels[0] + 1) % 100, *labels[1:]]
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[bytes, Any]], Any], str]] = {
+    "a list": (lambda r: [r], "holds a list"),
+    "no images": (lambda r: {b"fine_labels": r[b"fine_labels"]}, "no data"),
+    "no labels": (lambda r: {b"data": r[b"data"]}, "no fine_labels"),
+    "CIFAR-10": (lambda r: {b"data": r[b"data"], b"labels": r[b"fine_labels"]}, "no fine_labels"),
+    "an image less": (lambda r: {**r, b"data": r[b"data"][1:]}, "(99, 3072), expected uint8 (100, 3072)"),
+    "other size": (lambda r: {**r, b"data": r[b"data"][:, :3000]}, "(100, 3000)"),
+    "other type": (lambda r: {**r, b"data": r[b"data"].astype(np.float32)}, "float32"),
+    "no array": (lambda r: {**r, b"data": r[b"data"].tolist()}, "as list"),
+    "a label less": (lambda r: {**r, b"fine_labels": r[b"fine_labels"][1:]}, "0 images of class"),
+    "a label moved": (lambda r: {**r, b"fine_labels": moved(r[b"fine_labels"])}, "images of class"),
+    "a class more": (lambda r: {**r, b"fine_labels": [100, *r[b"fine_labels"][1:]]}, "no classes 0 to 99"),
+    "below 0": (lambda r: {**r, b"fine_labels": [-1, *r[b"fine_labels"][1:]]}, "no classes 0 to 99"),
+    "texts": (lambda r: {**r, b"fine_labels": ["a"] * 100}, "no classes 0 to 99"),
+    "halves": (lambda r: {**r, b"fine_labels": np.full(100, 0.5)}, "no classes 0 to 99"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_wrong_contents_are_one_line_with_the_cure(kind: str, small_cifar100: Path) -> None:
+    change, words = DAMAGE[kind]
+    path = small_cifar100 / "test"
+    path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+    refuses(small_cifar100, str(path), words, f"prepare_data.py cifar100 --to {small_cifar100.parent}")
+
+
+@pytest.mark.parametrize("name", cifar_files.FILES)
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "no pickle", "a folder"])
+def test_damaged_files_are_one_line_with_the_cure(kind: str, name: str, small_cifar100: Path) -> None:
+    path = small_cifar100 / name
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes(
+            {"empty": b"", "truncated": content[:-100], "no pickle": b"<html>\nlogin</html>"}[kind]
+        )
+    refuses(small_cifar100, str(path), "move", "prepare_data.py cifar100")
+
+
+def test_a_pickle_cut_anywhere_is_refused(small_cifar100: Path) -> None:
+    path = small_cifar100 / "test"
+    content = path.read_bytes()
+    for length in {*range(0, 300, 7), *range(len(content) - 700, len(content), 13)}:
+        path.write_bytes(content[:length])
+        refuses(small_cifar100, str(path), "prepare_data.py cifar100")
+
+
+def test_an_array_that_was_never_filled_is_refused(small_cifar100: Path) -> None:
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n)R"
+    (small_cifar100 / "test").write_bytes(b"\x80\x02}(U\x04data" + empty + b"U\x0bfine_labels]u.")
+    refuses(small_cifar100, "/test holds images as NoneType")
+
+
+def test_class_names_are_counted(small_cifar100: Path) -> None:
+    for names in ([b"apple"] * 100, [b"apple"], list(range(100)), 7):
+        (small_cifar100 / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}))
+        refuses(small_cifar100, "/meta does not name 100 classes")
+
+
+def test_a_changed_pixel_is_found_by_the_sums(small_cifar100: Path) -> None:
+    write_sums(small_cifar100, cifar_files.FILES)
+    assert set(read_sums(small_cifar100)) == set(cifar_files.FILES)
+    load(small_cifar100)
+    path = small_cifar100 / "train"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refuses(small_cifar100, f"{path} is damaged", SUMS, "prepare_data.py cifar100")
+    (small_cifar100 / SUMS).unlink()
+    load(small_cifar100)
+    for text in ("half a line", "0" * 64 + "  test\n"):
+        (small_cifar100 / SUMS).write_text(text)
+        refuses(small_cifar100, SUMS, "prepare_data.py cifar100")
+
+
+def test_a_missing_folder_names_where_to_get_it(tmp_path: Path) -> None:
+    cure = f"python scripts/prepare_data.py cifar100 --to {tmp_path}"
+    refuses(tmp_path / "cifar-100-python", "not at", cure, "data.root", "HAM_DATA", "+demo=digits")
+    refuses(tmp_path / "elsewhere", cure, f"data.root={tmp_path}/cifar-100-python")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 301])
+def test_a_batch_that_does_not_fit_is_refused(batch_size: int, small_cifar100: Path) -> None:
+    refuses(small_cifar100, f"batch_size={batch_size} ", "1 to 300", batch_size=batch_size)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(small_cifar100: Path) -> None:
+    refuses(small_cifar100, "batch_size=61 ", "multiple of the 2 ranks", batch_size=61, ranks=2)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_classes": 10}, {"image_size": 64}, {"translate": -1}, {"translate": 32}, {"flip": "up"}]
+)
+def test_facts_cannot_be_altered(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="|".join(fields) + "|Flip"):
+        Cifar100(**fields)
+
+
+def test_the_root_is_found_through_the_environment(
+    small_cifar100: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAM_DATA", str(small_cifar100.parent))
+    assert len(Cifar100().load(batch_size=50, seed=0, device=CPU).train) == 6
+
+
+# the real thing
+
+
+def test_the_real_images_have_their_published_statistics(cifar100: Path) -> None:
+    loaders = load(cifar100 / "cifar-100-python", batch_size=5000, flip="none", translate=0)
+    assert Counter(whole(loaders.test)[1].tolist()) == dict.fromkeys(range(100), 100)
+    means, squares, labels = [], [], []
+    for images, classes in loaders.train.batches(0):
+        means.append(images.mean((0, 2, 3)))
+        squares.append(images.square_().mean((0, 2, 3)))
+        labels += classes.tolist()
+    assert Counter(labels) == dict.fromkeys(range(100), 500)
+    mean = torch.stack(means).double().mean(0)  # 0 and 1 if the published ones are exact
+    std = (torch.stack(squares).double().mean(0) - mean**2).sqrt()
+    assert (mean * torch.tensor(STD)).abs().max() < 1e-3
+    assert ((std - 1) * torch.tensor(STD)).abs().max() < 1e-3
+
+
+def test_an_epoch_of_the_real_images_has_97_steps(cifar100: Path) -> None:
+    train = load(cifar100 / "cifar-100-python", batch_size=512).train
+    images, classes = next(train.batches(0, start=96))
+    assert len(train) == 97 and images.shape == (512, 3, 32, 32) and len(classes) == 512
+    assert not list(train.batches(0, start=97))
+
+
+# through the command line
+
+
+def test_sam_with_ham_takes_real_steps(
+    command: Callable[..., Any], small_cifar100: Path, tmp_path: Path
+) -> None:
+    tiny = ["model.width=8", "model.layers=[1,1,1,1]", "batch_size=150", "epochs=1", "compute.device=cpu"]
+    done = command("+exp=cifar100_sam_ham", *tiny, f"data.root={small_cifar100}", f"runs_dir={tmp_path}/runs")
+    assert done.status == 0, done.err
+    (path,) = tmp_path.glob("runs/cifar100_sam_ham-*/seed0/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["cell"] == "Table 7, HAM + SAM" and summary["timing"]["steps"] == 2
+    assert 3 < summary["metrics"]["train_loss"] < 7, "about log(100)"
+
+
+def test_without_the_data_the_command_line_says_how_to_get_them(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = command("+exp=cifar100", f"data.root={tmp_path}/cifar-100-python", f"runs_dir={tmp_path}/runs")
+    assert done.status == 2 and len(done.complaints) == 1
+    assert f"scripts/prepare_data.py cifar100 --to {tmp_path}" in done.complaints[0]
