@@ -2,6 +2,17 @@
 
 from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
 from .digits import Digits
+from .imagenet_ffcv import ImageNetFFCV
 from .imagenet_folder import ImageNetFolder
 
-__all__ = ["Batch", "Data", "DataError", "Digits", "ImageNetFolder", "Loader", "Loaders", "derived_seed"]
+__all__ = [
+    "Batch",
+    "Data",
+    "DataError",
+    "Digits",
+    "ImageNetFFCV",
+    "ImageNetFolder",
+    "Loader",
+    "Loaders",
+    "derived_seed",
+]
