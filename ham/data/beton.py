@@ -116,7 +116,7 @@ def import_ffcv() -> Any:
         import ffcv
         import ffcv.libffcv
         import ffcv.reader
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library that it is linked to is gone
         said = str(error).partition("\n")[0]
         raise DataError(
             f"FFCV cannot be loaded ({said}): run scripts/install_ffcv.sh (the system's libraries and "
