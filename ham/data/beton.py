@@ -97,13 +97,13 @@ def _places(images: np.ndarray, allocated: np.ndarray, file_size: int) -> np.nda
     columns = (images["mode"], images["height"], images["width"], found["ptr"], found["size"])
     places = np.stack([column.astype(np.int64) for column in columns], axis=1)
     mode, height, width, start, size = places.T
-    if (start != images["data_ptr"].astype(np.int64)).any() or (start + size > file_size).any():
+    if (start != images["data_ptr"].astype(np.int64)).any() or (start > file_size - size).any():
         raise ValueError("images lie beyond its end: it is cut short")
     raw = mode == _RAW
     if (
         (~raw & (mode != _JPEG)).any()
         or (size[raw] != (3 * height * width)[raw]).any()
-        or not places[:, 1:].all()
+        or (places[:, 1:] <= 0).any()
     ):
         raise ValueError("images of impossible size")
     return places
