@@ -207,8 +207,9 @@ def _work(source: Source, writer: Any, allocator: Any, todo: Any, sender: Any, p
                 _encode(number, source, writer.fields.values(), metadata, allocator)
         except Exception as error:  # whatever it is, the parent must hear of it
             known = isinstance(error, DataError | OSError)
-            said = f"{source.names[number]} cannot be written: {error!r}".partition("\n")[0]
-            sender.send(error if known else DataError(said))
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            told = f"{source.names[number]} cannot be written ({said}): replace or remove it"
+            sender.send(error if known else DataError(told))
             os._exit(1)
     sender.send(allocator.allocations)
 
