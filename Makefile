@@ -1,5 +1,7 @@
 # make demo | make test | make lint | make bench: each makes .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
+# make test also installs FFCV and the system's libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
+FFCV ?= yes
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -10,6 +12,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
 
 test: $(VENV)/dev.stamp
+	@[ "$(FFCV)" = no ] || scripts/install_ffcv.sh $(BIN)/python || echo "Going on without FFCV: its tests are skipped"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev.stamp

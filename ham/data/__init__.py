@@ -3,6 +3,7 @@
 from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
 from .cifar import Cifar100
 from .digits import Digits
+from .imagenet_ffcv import ImageNetFFCV
 from .imagenet_folder import ImageNetFolder
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Data",
     "DataError",
     "Digits",
+    "ImageNetFFCV",
     "ImageNetFolder",
     "Loader",
     "Loaders",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Batch, Data, DataError, Loaders, Share, derived_seed
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CROP_RATIO = 224 / 256  # of the validation image's shorter side, as in the paper's code base
+from .imagenet import CENTRE, Normalise, folder
 
 
 @dataclass
@@ -40,7 +37,7 @@ class ImageNetFolder(Data):
         self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Loaders:
         """Index the tree. Raises DataError where it is missing or has another number of classes."""
-        root = Path(self.root or Path(os.environ.get("HAM_DATA", ".")) / "imagenet")
+        root = folder(self.root)
         datasets = {}
         for split in ("train", "val"):
             if not (root / split).is_dir():
@@ -65,20 +62,20 @@ class ImageNetFolder(Data):
             FolderLoader(val, Share(len(val), **shared), self.workers, device),
         )
 
-    def _index(self, folder: Path, *, train: bool) -> Any:
+    def _index(self, tree: Path, *, train: bool) -> Any:
         from torchvision.datasets import ImageFolder
         from torchvision.transforms import v2
 
         size = self.image_size
         crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        center = [v2.Resize(round(size / _CROP_RATIO), antialias=True), v2.CenterCrop(size)]
+        center = [v2.Resize(round(size / CENTRE), antialias=True), v2.CenterCrop(size)]
         try:
-            dataset = ImageFolder(str(folder), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
+            dataset = ImageFolder(str(tree), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
         except FileNotFoundError as error:
-            raise DataError(f"{folder} has a class folder without images: {error}") from None
+            raise DataError(f"{tree} has a class folder without images: {error}") from None
         if len(dataset.classes) != self.num_classes:
             raise DataError(
-                f"{folder} has {len(dataset.classes)} class folders, expected {self.num_classes}: "
+                f"{tree} has {len(dataset.classes)} class folders, expected {self.num_classes}: "
                 f"check the tree, or set data.num_classes={len(dataset.classes)}"
             )
         return dataset
@@ -121,8 +118,7 @@ class FolderLoader:
 
     def __init__(self, dataset: Any, share: Share, workers: int, device: torch.device) -> None:
         self.dataset, self.share, self.workers, self.device = dataset, share, workers, device
-        self._mean = torch.tensor(_MEAN, device=device).view(3, 1, 1) * 255
-        self._std = torch.tensor(_STD, device=device).view(3, 1, 1) * 255
+        self._normalise = Normalise(device)
 
     def __len__(self) -> int:
         return len(self.share)
@@ -139,8 +135,10 @@ class FolderLoader:
             generator=torch.Generator(),  # the loader's own draw must not move the global stream
         )
         for images, classes in _until_closed(loader):
-            images = images.to(self.device, non_blocking=True).float()
-            yield (images - self._mean) / self._std, classes.to(self.device, non_blocking=True)
+            yield (
+                self._normalise(images.to(self.device, non_blocking=True)),
+                classes.to(self.device, non_blocking=True),
+            )
 
 
 def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field, make_dataclass
 from typing import Any
 
-from ham.data import Cifar100, Digits, ImageNetFolder
+from ham.data import Cifar100, Digits, ImageNetFFCV, ImageNetFolder
 from ham.models import DeiT, ResNet
 from pruning import (
     ACDC,
@@ -33,7 +33,12 @@ def _with_demo(schema: type) -> type:
 
 SCHEMAS = {
     "model": {"resnet": ResNet, "deit": DeiT},
-    "data": {"digits": Digits, "cifar100": Cifar100, "imagenet": ImageNetFolder},
+    "data": {
+        "digits": Digits,
+        "cifar100": Cifar100,
+        "imagenet_ffcv": ImageNetFFCV,
+        "imagenet_folder": ImageNetFolder,
+    },
     "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
     "ham": {"ham": HamConfig},
     "sparsifier": {
