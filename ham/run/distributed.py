@@ -78,7 +78,7 @@ def join(device: torch.device, timeout: float) -> None:
         at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RanksLost(
             f"rank {me.rank} of {me.size} did not meet the others at {at} ({_reason(error)}): "
-            "start all ranks by torchrun or srun, see docs/cluster.md"
+            "start all ranks by torchrun or srun, see README, Several GPUs"
         ) from error
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "demo_table.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo_table.py"
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ try:
 except DataError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "write_beton.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "write_beton.py"
 FILES = {"train": "train_500_0.50_90.beton", "val": "val_500_0.50_90.beton"}
 WNIDS = ["n01440764", "n02102040", "n03000684"]  # sorted, as ImageFolder numbers them
 DEVKIT_IDS = {"n03000684": 1, "n01440764": 2, "n02102040": 3}  # another order
