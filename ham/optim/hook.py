@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .checks import check_hyperparameters, check_optimizer, refuse_overwritten_gradients, unwrapped
 from .groups import Rule, as_rule, not_norm, owned_parameters
-from .hyperbolic import DTYPES, LOW_PRECISION, clip_weight_norm_, hyperbolic_step_
+from .hyperbolic import DTYPES, LOW_PRECISION, clip_weight_norm_, hyperbolic_step_, local
 
 _KEYS = ("ham_alpha", "ham_beta", "ham_chosen")
 
@@ -212,7 +212,7 @@ class HAM:
                 implementation=self.implementation,
             )
             if seen is not None:
-                seen.add_(sum(p.numel() for p in ps))
+                seen.add_(sum(local(p).numel() for p in ps))
 
     def _counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._counts:

@@ -63,6 +63,7 @@ def hyperbolic_step_(
         raise ValueError(f"params and grads must pair up, got {len(params)} and {len(grads)}")
     for p, g in zip(params, grads, strict=True):
         _check_pair(p, g)
+    params, grads = ([local(t) for t in tensors] for tensors in (params, grads))
     if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
         lr = lr.item()
     for device, ps, gs in _by_device_and_dtype(params, grads):
@@ -81,10 +82,11 @@ def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: T
     params = list(params)
     if not params:
         return
-    scales = [torch.where(norm > max_norm, max_norm / norm, 1.0) for norm in torch._foreach_norm(params)]
+    norms = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in torch._foreach_norm(params)]
+    scales = [torch.where(norm > max_norm, max_norm / norm, 1.0) for norm in norms]
     if found_inf is not None:
         scales = [torch.where(found_inf.to(scale.device) != 0, 1.0, scale) for scale in scales]
-    torch._foreach_mul_(params, scales)
+    torch._foreach_mul_([local(p) for p in params], scales)
 
 
 def _check_pair(p: Tensor, g: Tensor) -> None:
@@ -92,10 +94,17 @@ def _check_pair(p: Tensor, g: Tensor) -> None:
         raise ValueError(LOW_PRECISION.format(p.dtype))
     if g.is_sparse:
         raise ValueError("HAM needs dense gradients: set sparse=False in the embedding")
+    if getattr(p, "placements", None) != getattr(g, "placements", None):
+        raise ValueError("a sharded weight and its gradient must be sharded alike: reduce the gradient first")
     if p.shape != g.shape or p.dtype != g.dtype:
         raise ValueError(
             f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must match"
         )
+
+
+def local(t: Tensor) -> Tensor:
+    """The piece of a DTensor that this rank holds, in the same memory: HAM's step is elementwise."""
+    return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _by_device_and_dtype(
@@ -180,7 +189,7 @@ def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor 
 
 def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
     """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
-    if type(g) is not Tensor:  # a subclass (DTensor) keeps its own dispatch
+    if type(g) is not Tensor:  # a subclass keeps its own dispatch
         return None
     if p.is_contiguous() and g.is_contiguous():
         return p.view(-1), g.view(-1)

@@ -90,7 +90,9 @@ def test_a_rank_that_hangs_ends_the_others_after_the_timeout(launch: Callable, t
     os.kill(pair.processes[1].pid, signal.SIGSTOP)
     status = pair.processes[0].wait(30)
     (said,) = complaints(pair.said()[0])
-    assert status == 1 and re.search(r"rank 0 of 2 lost another rank in epoch \d+, step \d+ \(Timed out", said)
+    assert status == 1 and re.search(
+        r"rank 0 of 2 lost another rank in epoch \d+, step \d+ \(Timed out", said
+    )
     assert "Traceback" not in pair.said()[0]
 
 
