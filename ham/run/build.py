@@ -105,9 +105,9 @@ class Run:
         if rank >= len(streams["cpu"]):
             torch.manual_seed(derived_seed(self.cfg.seed, f"training {rank} from {self.step}"))
             return
-        torch.set_rng_state(streams["cpu"][rank])
+        torch.set_rng_state(streams["cpu"][rank].clone())  # a view has the first rank's storage
         if self.device.type == "cuda" and streams["cuda"] is not None:
-            torch.cuda.set_rng_state(streams["cuda"][rank])
+            torch.cuda.set_rng_state(streams["cuda"][rank].clone())
 
 
 def build(

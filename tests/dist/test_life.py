@@ -117,7 +117,7 @@ def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
     assert [json.loads(line)["epoch"] for line in told] == list(range(EPOCHS))
     assert told[:stopped] == lines(undisturbed)[:stopped] and told != lines(undisturbed)
     assert summary["sparsity"]["kept"] == end(undisturbed)[0]["sparsity"]["kept"]
-    assert summary["metrics"]["top1_last"] > 80
+    assert summary["metrics"]["top1_last"] > json.loads(told[0])["top1"] + 20  # it went on learning
     history = json.loads((folder_of(tmp_path) / "provenance.json").read_text())["resumed_from"]
     assert [process["ranks"] for process in history] == [2, 1]
 
