@@ -13,7 +13,7 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@[ "$(FFCV)" = no ] || scripts/install_ffcv.sh $(BIN)/python || echo "Going on without FFCV: its tests are skipped"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
