@@ -6,9 +6,10 @@ import json
 import os
 import pickle
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from ham.data import Batch, Cifar100, DataError, Loader, Loaders, cifar_files
 from ham.data.base import Share
 from ham.data.checksums import SUMS, read_sums, write_sums
 from ham.data.cifar import Augmentation, CifarLoader, Flip
+from ham.run.build import build
+from ham.run.config import config_hash, experiments
+from ham.run.config import load as loaded
+from ham.run.loop import train_step
+from ham.run.record import Silence
 
 CPU = torch.device("cpu")
 MEAN, STD = np.array([0.5071, 0.4867, 0.4408]), np.array([0.2675, 0.2565, 0.2761])  # as published
@@ -436,6 +442,34 @@ def test_an_epoch_of_the_real_images_has_97_steps(cifar100: Path) -> None:
     images, classes = next(train.batches(0, start=96))
     assert len(train) == 97 and images.shape == (512, 3, 32, 32) and len(classes) == 512
     assert not list(train.batches(0, start=97))
+
+
+def test_every_experiment_of_table_7_takes_steps_on_the_real_images(cifar100: Path, tmp_path: Path) -> None:
+    names = [name for name, cell in experiments().items() if cell.startswith("Table 7")]
+    assert len(names) == 8
+    loaders = load(cifar100 / "cifar-100-python", batch_size=32)
+    ends = set()
+    for name in names:
+        cfg = loaded([f"+exp={name}", "batch_size=32", "model.width=8"])
+        assert cfg.epochs == 150 and (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (0.2, 1e-4)
+        run = build(cfg, config_hash(cfg), loaders, Silence(tmp_path, cfg), torch.device("cpu"))
+        for batch in islice(loaders.train.batches(0), 3):
+            assert torch.isfinite(train_step(run, batch))
+        ends.add(float(sum(p.detach().double().square().sum() for p in run.params)))
+    assert len(ends) == 8  # each does something else
+
+
+def test_reading_and_augmenting_the_real_images_is_fast(cifar100: Path) -> None:
+    begin = time.perf_counter()
+    train = load(cifar100 / "cifar-100-python", batch_size=512).train
+    read = time.perf_counter() - begin
+    rates = []
+    for epoch in range(2):
+        begin = time.perf_counter()
+        images = sum(len(classes) for _, classes in train.batches(epoch))
+        rates.append(images / (time.perf_counter() - begin))
+    print(f"read in {read:.2f} s; augmented {max(rates):,.0f} images/s")
+    assert read < 10 and max(rates) > 30_000 / 4  # a quarter: other tests use the processor too
 
 
 # through the command line
