@@ -9,7 +9,7 @@ anew. What is worth keeping of the finished runs goes to $OUT (out/ if not set) 
 without places on this machine; `python scripts/records.py out/cells.tar.gz` makes records of it.
 
 Exit status: 0 nothing is left to do, 1 something failed, 2 wrong use or missing data, 85 runs are left: the
-same command again goes on.
+same command again goes on, 130 Ctrl-C (`cells` then has its runs save, as at the end of its time: 85).
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ def require_gpu() -> None:
     """A GPU is there, and so is the commit that the records will name."""
     ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     if subprocess.run([sys.executable, "-c", ask], stderr=subprocess.DEVNULL).returncode:
-        raise UsageError("torch sees no GPU here; --tiny cells tries the script without one")
+        raise UsageError("torch sees no GPU here; `benchmarks/gpu.sh cells --tiny` tries it without one")
 
 
 def require_commit() -> None:
@@ -451,6 +451,9 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"gpu.sh: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("gpu.sh: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"gpu.sh: {error}; mend that and start the same command again to go on", file=sys.stderr)
         return 1

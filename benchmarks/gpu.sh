@@ -24,7 +24,7 @@ PY
 
 if [ -n "$(missing)" ] && compgen -G "wheels/*.whl" >/dev/null; then
     "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --upgrade \
-        --find-links wheels --target "$site" wheels/*.whl
+        --root-user-action ignore --find-links wheels --target "$site" wheels/*.whl
 fi
 lacking=$(missing)
 if [ -n "$lacking" ]; then

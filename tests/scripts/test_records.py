@@ -52,6 +52,18 @@ def test_scaled_down_and_altered_runs_are_no_records(altered: dict[str, Any], tm
     assert not (tmp_path / "runs").exists()
 
 
+def test_committed_records_are_of_todays_configuration_and_say_what_made_them() -> None:
+    from ham.run.config import config_hash, load
+
+    for path in sorted(records.RECORDS.glob("*/seed*.json")):
+        kept = json.loads(path.read_text())
+        assert records.record_path(kept["exp"], kept["seed"]) == path
+        assert kept["status"] == "done" and not kept["demo"] and not kept["overridden"]
+        assert kept["provenance"]["commit"] and not kept["provenance"]["dirty"], path
+        current = config_hash(load([f"+exp={kept['exp']}"]))
+        assert kept["config_hash"] == current, f"{path} was made with another configuration: run it again"
+
+
 def test_a_damaged_archive_is_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
