@@ -17,8 +17,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from records import record_path, write_record
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,6 @@ training and 360 test images), 40 epochs, on a CPU. Last-epoch test top-1 in per
 deviation (number of seeds), then the achieved sparsity; "-": the paper has no such cell. Differences of a few
 tenths are single images: this table ranks nothing. Made by `python scripts/demo_table.py`.
 """
-_PLACES = ("runs_dir=", "data.root=")
 
 
 def experiments() -> list[str]:
@@ -63,18 +62,8 @@ def train(name: str, seed: int, runs: Path) -> str | None:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return f"{name} seed {seed}: {said[-1]}"
     summary = json.loads((runs / f"{name}-digits" / f"seed{seed}" / "summary.json").read_text())
-    path = RECORDS / name / f"seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(summary), indent=1) + "\n")
+    write_record(record_path(name, seed, RECORDS), summary)
     return None
-
-
-def record(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary without its bulk and without places on this machine."""
-    provenance = summary["provenance"]
-    argv = [text for text in provenance["argv"] if not text.startswith(_PLACES)]
-    sparsity = {key: value for key, value in summary["sparsity"].items() if key != "layers"}
-    return summary | {"sparsity": sparsity, "provenance": provenance | {"argv": argv}}
 
 
 def cell(name: str) -> str:

@@ -30,9 +30,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(config_hash: str) -> dict[str, Any]:
-    """Commit and dirty flag, versions, hardware, SLURM id, command line and config hash; no host name."""
+    """Commit and dirty flag, versions, hardware, SLURM id, command line and config hash; no host name.
+
+    Where the code lies without its git history, $HAM_COMMIT says the commit, and dirty is unknown.
+    """
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("HAM_COMMIT"),
         "dirty": None if (changes := _git("status", "--porcelain", *_CODE)) is None else bool(changes),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},

@@ -27,7 +27,7 @@ def script() -> ModuleType:
 
 
 def test_tables_are_made_without_torch() -> None:
-    code = "import sys, runpy; runpy.run_path('scripts/demo_table.py'); print('torch' in sys.modules)"
+    code = "import sys; sys.path.insert(0, 'scripts'); import demo_table; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
 
@@ -59,14 +59,6 @@ def test_a_cell_is_mean_spread_count_and_achieved_sparsity(
     rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", script.table(), flags=re.MULTILINE))
     assert rows["RiGL"] == "98.50 +- 0.71 (2), 90.05 % | not run | not run"
     assert rows["STR"] == "97.50 (1), 90.49 % | - | not run"
-
-
-def test_records_tell_no_place(script: ModuleType) -> None:
-    argv = ["+exp=rigl_s90", "runs_dir=/home/me/runs", "data.root=/data", "seed=1"]
-    summary = {"exp": "x", "sparsity": {"overall": 0.9, "layers": {"a": 1}}, "provenance": {"argv": argv}}
-    kept = script.record(summary)
-    assert kept["provenance"]["argv"] == ["+exp=rigl_s90", "seed=1"]
-    assert kept["sparsity"] == {"overall": 0.9}
 
 
 def test_committed_records_are_whole_and_of_todays_configuration(script: ModuleType) -> None:

@@ -185,3 +185,12 @@ def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_pa
     (mirrored,) = folder.glob("wandb/offline-run-*/*.wandb")
     assert b"train_loss" in mirrored.read_bytes()
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_code_without_its_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAM_COMMIT", "c0ffee")
+    monkeypatch.setattr("ham.run.provenance._git", lambda *_: "git knows better")
+    assert provenance("hash")["commit"] == "git knows better"
+    monkeypatch.setattr("ham.run.provenance._git", lambda *_: None)
+    facts = provenance("hash")
+    assert facts["commit"] == "c0ffee" and facts["dirty"] is None
