@@ -22,6 +22,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
 	$(BIN)/python benchmarks/masks.py --json benchmarks/results/masks.json
+	$(BIN)/python benchmarks/throughput.py --rounds 3 --batch 4 --json benchmarks/results/throughput-cpu.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

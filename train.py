@@ -80,7 +80,9 @@ def carry_out(overrides: list[str]) -> int:
         _fail(error, 1, always=True)
         sys.stderr.flush()
         os._exit(1)  # torch's own end would wait for the rank that is gone
-    except (ConfigError, DataError) as error:
+    except DataError as error:  # perhaps of an image that this rank alone has met
+        return _fail(error, 2, always=not getattr(error, "shared", False))
+    except ConfigError as error:
         return _fail(error, 2)
     except (Diverged, CheckpointError) as error:
         return _fail(error, 1)

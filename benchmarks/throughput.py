@@ -186,6 +186,7 @@ def _part(run: Run, part: str) -> None:
         run.ham._step(run.optimizer, (), {})
     else:
         run.sparsifier.after_backward(1, run.optimizer)  # no update at step 1
+        run.sparsifier.add_decay()
         run.sparsifier.after_step()
 
 

@@ -115,8 +115,9 @@ class Sparsifier:
 
     def add_decay(self) -> None:
         """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
-        self.parameterization.add_decay()
-        self.mask_gradients()
+        if type(self.parameterization) is not Plain:  # which has none: the gradients are masked already
+            self.parameterization.add_decay()
+            self.mask_gradients()
 
     def after_step(self) -> None:
         """Project the weights onto the mask."""

@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 def export(run: Path, to: Path) -> None:
     """Write the three files and print their sizes, the network's cost and how to load it."""
     cfg, model, sparsifier = reopen(run)
+    if not (run / "summary.json").exists():
+        print(f"export.py: {run} is not done: this is its last checkpoint", file=sys.stderr)
     state = plain_state_dict(model)
     kept = sparsifier.kept()
     files = {

@@ -238,10 +238,17 @@ def _explain_unknown(key: str, parsed: list[Override]) -> str:
             for name, schema in SCHEMAS[group].items()
             if key.split(".")[1] in schema.__dataclass_fields__
         ]
-        return f"{key} belongs to {group}={' or '.join(owners)} alone: choose that, or leave it out"
+        choices = " or ".join(_choices(group, owners))
+        return f"{key} belongs to {group}={choices} alone: choose that, or leave it out"
     by_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     nearest = by_leaf or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
     return f"unknown key {key}; nearest: {', '.join(dict.fromkeys(nearest))}"
+
+
+def _choices(group: str, schemas: list[str]) -> list[str]:
+    """The files of a group that are of these schemas."""
+    paths = sorted((CONFIGS / group).glob("*.yaml"))
+    return [path.stem for path in paths if any(f"{name}_schema" in path.read_text() for name in schemas)]
 
 
 def _known_keys() -> list[str]:

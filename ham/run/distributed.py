@@ -188,6 +188,7 @@ def together(act: Callable[[], T]) -> T:
     distributed.all_gather_object(failures, failure)
     for error in failures:
         if error is not None:
+            error.shared = True  # every rank raises it: one of them is enough to tell
             raise error
     return result
 

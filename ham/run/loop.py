@@ -77,7 +77,7 @@ def _heed(run: Run, received: list[str]) -> None:
     wishes = distributed.any_rank(int(wishes))
     if wishes & Wish.LOOK:
         _refuse_divergence(run)
-        run.record.show(epoch=run.epoch + 1, loss=f"{run.tally.running_loss():.4f}")
+        run.record.show(loss=f"{run.tally.running_loss():.4f}")
     if wishes & (Wish.SAVE | Wish.STOP):
         save(run)
     if wishes & Wish.STOP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -104,6 +105,7 @@ class Record:
     def epoch(self, epoch: int, step: int, **metrics: Any) -> None:
         """One line of metrics.jsonl."""
         line = {"epoch": epoch, "step": step, **metrics}
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 EPOCHS = 30
@@ -141,3 +143,21 @@ def test_what_cannot_run_is_one_line_for_all_ranks(
     told = [line for said in pair.said() for line in complaints(said)]
     assert len(told) == 1 and all(word in told[0] for word in words), told
     assert not any("Traceback" in said for said in pair.said())
+
+
+def test_an_image_that_one_rank_cannot_read_is_named(launch: Callable, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / "tree" / split / name).mkdir(parents=True)
+            for number in range(4):
+                image = Image.fromarray(noise.integers(0, 256, (80, 80, 3), dtype=np.uint8))
+                image.save(tmp_path / "tree" / split / name / f"{number}.jpg")
+    damaged = tmp_path / "tree" / "train" / "a" / "2.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    argv = ["+exp=dense", "model=resnet18", "model.width=8", "data=imagenet_folder", "data.num_classes=2"]
+    argv += [f"data.root={tmp_path / 'tree'}", "data.image_size=64", "data.workers=0", "compute.amp=false"]
+    pair = launch(TRAIN, *argv, "batch_size=8", "epochs=2", f"runs_dir={tmp_path / 'runs'}", "compute.timeout=20")
+    assert sorted(pair.wait(60)) == [1, 2], "\n".join(pair.said())
+    told = [line for said in pair.said() for line in complaints(said)]
+    assert sum(f"{damaged} cannot be decoded" in line for line in told) == 1 and len(told) == 2, told
