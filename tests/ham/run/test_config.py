@@ -347,3 +347,9 @@ def test_a_mask_source_is_the_experiments_run_of_the_same_seed_and_scale() -> No
     assert locate_masks(load(given)).source == "/some/where/rigl_s90/seed3"
     assert locate_masks(load([*given, "+demo=digits"])).source == "/some/where/rigl_s90-digits/seed3"
     assert locate_masks(load([*given, "sparsifier.source=./mine.pt"])).source == "./mine.pt"
+
+
+def test_a_key_of_another_choice_names_choices_that_can_be_made() -> None:
+    with pytest.raises(ConfigError, match=r"data\.workers belongs to data=imagenet or imagenet_folder alone"):
+        load([LEAF, "+demo=digits", "data.workers=0"])
+    assert load([LEAF, "data=imagenet_folder", "data.workers=0"]).data.workers == 0

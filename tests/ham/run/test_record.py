@@ -23,6 +23,7 @@ from ham.run.build import Run
 from ham.run.config import config_hash, load
 from ham.run.main import main
 from ham.run.provenance import provenance
+from ham.run.record import Record
 from ham.run.tally import Tally
 from pruning.acdc import phases
 from pruning.scores import kept_count
@@ -82,6 +83,19 @@ def test_one_line_an_epoch(kept: Kept) -> None:
     for line in kept.lines:  # the rate of the epoch's last step
         factor = numpy.interp(line["step"] - 1, [0, int(0.2 * total_steps), total_steps], [0.2, 1, 0])
         assert line["lr"] == pytest.approx(peak * factor)
+
+
+def test_what_is_no_number_is_null_in_strict_json(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run", load(TINY))
+    record.epoch(0, 3, train_loss=float("inf"), test_loss=float("nan"), top1=10.0, layers={"fc": 0.5})
+    record.close()
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    read = json.loads(line, parse_constant=refuse)
+    assert read["train_loss"] is read["test_loss"] is None and read["top1"] == 10.0
 
 
 def test_train_loss_is_the_mean_over_the_steps(kept: Kept) -> None:
