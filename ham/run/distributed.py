@@ -84,9 +84,10 @@ def join(device: torch.device, timeout: float) -> None:
 
 def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
     """Address of rank 0 and a port of this job's own, for a SLURM step; torchrun sets them itself."""
-    nodes = environment.get("SLURM_STEP_NODELIST", "localhost")
+    alone = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"  # then no name has to be resolved
+    address = "127.0.0.1" if alone else first_node(environment["SLURM_STEP_NODELIST"])
     job = int(environment.get("SLURM_JOB_ID", 0))
-    return {"MASTER_ADDR": first_node(nodes), "MASTER_PORT": str(20000 + job % 20000)}
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(20000 + job % 20000)}
 
 
 def first_node(nodes: str) -> str:

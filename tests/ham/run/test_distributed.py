@@ -65,3 +65,14 @@ def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.Monke
             assert size != 3 or torch.equal(own, rows[rank])
             sums += own
         assert torch.equal(sums, rows.sum(dim=0))
+
+
+def test_where_the_ranks_of_a_slurm_step_meet() -> None:
+    step = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "41234"}
+    assert distributed._meeting_point(step) == {"MASTER_ADDR": "gpu3", "MASTER_PORT": "21234"}
+    alone = step | {"SLURM_STEP_NODELIST": "gpu3", "SLURM_STEP_NUM_NODES": "1"}
+    assert distributed._meeting_point(alone)["MASTER_ADDR"] == "127.0.0.1"
+    other = alone | {"SLURM_JOB_ID": "41235"}  # two jobs on one node do not meet each other
+    assert (
+        distributed._meeting_point(other)["MASTER_PORT"] != distributed._meeting_point(alone)["MASTER_PORT"]
+    )
