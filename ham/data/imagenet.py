@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .base import DataError
+
 CENTRE = 224 / 256
 """Side of the validation crop, of the image's shorter side; as in the paper's code base."""
 
@@ -17,6 +19,12 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of 
 def folder(root: str) -> Path:
     """`root`, or `imagenet` under the environment variable HAM_DATA where it is empty."""
     return Path(root or Path(os.environ.get("HAM_DATA", ".")) / "imagenet")
+
+
+def check_min_crop(share: float) -> None:
+    """Raise DataError unless `data.min_crop` is a share of an image's area."""
+    if not 0 < share <= 1:
+        raise DataError(f"data.min_crop is the smallest crop's share of an image, in (0, 1], got {share:g}")
 
 
 class Normalise:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .base import Batch, Data, DataError, Loaders, Share, derived_seed
 from .beton import Beton
-from .imagenet import CENTRE, Normalise, folder
+from .imagenet import CENTRE, Normalise, check_min_crop, folder
 
-_SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # RandomResizedCrop of torchvision and of FFCV
+_RATIO, _TRIES = (3 / 4, 4 / 3), 10  # RandomResizedCrop of torchvision and of FFCV
 _AHEAD = 3  # batches decoded while the device works on one
 
 
@@ -32,6 +32,7 @@ class ImageNetFFCV(Data):
         root: their folder; empty for `imagenet` under the environment variable HAM_DATA.
         train: name of the file of training images.
         val: name of the file of validation images.
+        min_crop: least share of an image's area that a training crop covers.
         workers: decoding threads, at least one.
     """
 
@@ -40,12 +41,14 @@ class ImageNetFFCV(Data):
     root: str = ""
     train: str = "train_500_0.50_90.beton"
     val: str = "val_500_0.50_90.beton"
+    min_crop: float = 0.08
     workers: int = 8
 
     def load(
         self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Loaders:
         """Map the files. Raises DataError where one is missing or wrong, or FFCV is not installed."""
+        check_min_crop(self.min_crop)
         root = folder(self.root)
         paths = {"train": root / self.train, "val": root / self.val}
         for split, path in paths.items():
@@ -67,7 +70,14 @@ class ImageNetFFCV(Data):
             )
         workers = max(1, self.workers)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="ffcv")
-        loader = partial(FFCVLoader, size=self.image_size, pool=pool, workers=workers, device=device)
+        loader = partial(
+            FFCVLoader,
+            size=self.image_size,
+            min_crop=self.min_crop,
+            pool=pool,
+            workers=workers,
+            device=device,
+        )
         shared = dict(batch_size=batch_size, rank=rank, ranks=ranks)
         return Loaders(
             loader(train, Share(len(train), seed=seed, **shared)), loader(val, Share(len(val), **shared))
@@ -91,6 +101,7 @@ class FFCVLoader:
         beton: the file.
         share: which of its images, in what order. With a seed they are cropped at random and flipped.
         size: pixels a side of the batches' images.
+        min_crop: least share of an image's area that a random crop covers.
         pool: the decoding threads. They outlive epochs: FFCV keeps a JPEG decoder for each thread there was.
         workers: how many they are.
         device: where batches go.
@@ -101,11 +112,13 @@ class FFCVLoader:
         beton: Beton,
         share: Share,
         size: int,
+        min_crop: float,
         pool: ThreadPoolExecutor,
         workers: int,
         device: torch.device,
     ) -> None:
         self.beton, self.share, self.size, self.device = beton, share, size, device
+        self.min_crop = min_crop
         self._pool, self._workers, self._normalise = pool, workers, Normalise(device)
 
     def __len__(self) -> int:
@@ -136,7 +149,7 @@ class FFCVLoader:
             for name in ("crops", "flips")
         )
         flipped = torch.rand(len(self.beton), generator=flips) < 0.5
-        return random_boxes(self.beton.sizes, crops), flipped
+        return random_boxes(self.beton.sizes, self.min_crop, crops), flipped
 
     def _start(self, numbers: Tensor, boxes: Tensor, flipped: Tensor) -> _Decoding:
         """Have one batch decoded, in as many parts as there are threads."""
@@ -187,13 +200,14 @@ def centre_boxes(sizes: Tensor) -> Tensor:
     return torch.cat([(sizes - sides) // 2, sides], dim=1)
 
 
-def random_boxes(sizes: Tensor, generator: torch.Generator) -> Tensor:
-    """RandomResizedCrop's boxes: 0.08 to 1 of the area, uniform; aspect ratio 3/4 to 4/3, log-uniform.
+def random_boxes(sizes: Tensor, min_crop: float, generator: torch.Generator) -> Tensor:
+    """RandomResizedCrop's boxes: `min_crop` to 1 of the area, uniform; aspect ratio 3/4 to 4/3, log-uniform.
 
     Ten tries, then the largest centred box of an allowed ratio, as in torchvision and FFCV.
 
     Args:
         sizes: height and width of images, int64 [N, 2].
+        min_crop: least share of the area, in (0, 1]; 0.08 in torchvision and FFCV.
         generator: on the CPU; it alone decides.
 
     Returns:
@@ -204,7 +218,7 @@ def random_boxes(sizes: Tensor, generator: torch.Generator) -> Tensor:
     for _ in range(_TRIES):
         size = sizes[todo]
         draws = torch.rand(4, len(todo), generator=generator, dtype=torch.float64)
-        area = size.prod(dim=1) * (_SCALE[0] + (_SCALE[1] - _SCALE[0]) * draws[0])
+        area = size.prod(dim=1) * (min_crop + (1 - min_crop) * draws[0])
         ratio = torch.exp(math.log(_RATIO[0]) + math.log(_RATIO[1] / _RATIO[0]) * draws[1])
         side = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=1).round().long()
         corner = (draws[2:].T * (size - side + 1)).floor().long()

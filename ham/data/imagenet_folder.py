@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Batch, Data, DataError, Loaders, Share, derived_seed
-from .imagenet import CENTRE, Normalise, folder
+from .imagenet import CENTRE, Normalise, check_min_crop, folder
 
 
 @dataclass
@@ -25,18 +25,21 @@ class ImageNetFolder(Data):
 
     Args:
         root: the folder; empty for `imagenet` under the environment variable HAM_DATA.
+        min_crop: least share of an image's area that a training crop covers.
         workers: decoding processes.
     """
 
     num_classes: int = 1000
     image_size: int = 224
     root: str = ""
+    min_crop: float = 0.08
     workers: int = 8
 
     def load(
         self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Loaders:
         """Index the tree. Raises DataError where it is missing or has another number of classes."""
+        check_min_crop(self.min_crop)
         root = folder(self.root)
         datasets = {}
         for split in ("train", "val"):
@@ -67,7 +70,10 @@ class ImageNetFolder(Data):
         from torchvision.transforms import v2
 
         size = self.image_size
-        crop = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        crop = [
+            v2.RandomResizedCrop(size, scale=(self.min_crop, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
         center = [v2.Resize(round(size / CENTRE), antialias=True), v2.CenterCrop(size)]
         try:
             dataset = ImageFolder(str(tree), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))

@@ -186,6 +186,8 @@ def build_optimizer(cfg: Config, model: nn.Module, sparsifier: Sparsifier) -> to
     """An optimizer of torch, fused, on groups that tell where HAM and weight decay act."""
     o = cfg.optimizer
     groups = param_groups(model, weight_decay=o.weight_decay, select=str(cfg.ham.select), decay=str(o.decay))
+    for group in groups:
+        group["weight_decay"] += o.matched_decay if group["ham_alpha"] is None else 0.0  # where HAM would act
     groups = sparsifier.param_groups(groups)
     if isinstance(o, SGDConfig):
         return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)

@@ -29,7 +29,12 @@ _CIRCUMSTANCES = (
     *("compute.device", "compute.threads", "compute.timeout", "data.root", "data.workers"),
 )
 # options added after results were recorded -> the value that stands for what was done before
-_LATER = {"optimizer.sam_ascent": "averaged", "compute.sync_bn": False}
+_LATER = {
+    "optimizer.sam_ascent": "averaged",
+    "optimizer.matched_decay": 0.0,
+    "compute.sync_bn": False,
+    "data.min_crop": 0.08,
+}
 _SELECTORS = ("exp", "demo", "seed")
 
 

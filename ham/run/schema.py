@@ -65,10 +65,15 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """What every optimizer has. `sam_rho` 0: no SAM; `clip_norm` 0: the gradient's norm is not clipped."""
+    """What every optimizer has. `sam_rho` 0: no SAM; `clip_norm` 0: the gradient's norm is not clipped.
+
+    `matched_decay`: weight decay beside `weight_decay` on the weights that `ham.select` chooses. HAM's beta
+    decays them by lr * beta a step; coupled decay with momentum mu does the same with beta * (1 - mu).
+    """
 
     lr: float
     weight_decay: float = 0.0
+    matched_decay: float = 0.0
     decay: Rule = Rule.everything
     sam_rho: float = 0.0
     sam_adaptive: bool = False
@@ -82,7 +87,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Raise ValueError on values no optimizer can run with."""
         _require(self.lr > 0 and math.isfinite(self.lr), f"optimizer.lr must be positive, got {self.lr:g}")
-        for name in ("weight_decay", "sam_rho", "clip_norm"):
+        for name in ("weight_decay", "matched_decay", "sam_rho", "clip_norm"):
             value = getattr(self, name)
             _require(
                 value >= 0 and math.isfinite(value), f"optimizer.{name} must not be negative, got {value:g}"

@@ -243,6 +243,13 @@ def test_a_batch_larger_than_the_folder_is_refused(tree: Path) -> None:
         folder(tree, batch_size=22)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.5, -1.0])
+def test_a_crop_of_no_part_of_the_image_is_refused(share: float, photos: Path) -> None:
+    data = ImageNetFolder(root=str(photos), num_classes=5, min_crop=share)
+    with pytest.raises(DataError, match=r"data\.min_crop .*\(0, 1\]"):
+        data.load(batch_size=8, seed=0, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_named_on_one_line(workers: int, tree: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "tree"))

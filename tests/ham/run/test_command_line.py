@@ -81,7 +81,7 @@ def test_wrong_input_is_one_line_and_status_2(
 
 
 def test_an_unknown_experiment_brings_the_three_nearest(command: Callable) -> None:
-    message = command("+exp=acdc_ham_s91").err
+    message = command("+exp=acdc_hamm_s90").err
     names = message.partition("nearest: ")[2].strip().split(", ")
     assert len(names) == 3 and names[0] == "acdc_ham_s90"
     assert {f"{name}.yaml" for name in names} <= {p.name for p in (TRAIN.parent / "configs/exp").iterdir()}

@@ -288,3 +288,15 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         assert all(torch.isfinite(value).all() for value in state["model"].values())
     else:
         assert not (folder / "last.pt").exists()
+
+
+def test_matched_decay_is_as_strong_as_beta_and_acts_on_the_same_weights(make: Callable[..., Run]) -> None:
+    """Section 3.1 decays by exp(-lr beta) a step; coupled decay d adds up to lr d / (1 - momentum)."""
+    run = make("+exp=dense_matched_decay", "+demo=digits", "model.width=4")
+    ham = make("+exp=dense_beta_only", "+demo=digits", "model.width=4")
+    acted_on = [bool(group["ham_beta"]) for group in ham.optimizer.param_groups]
+    assert sorted(acted_on) == [False, True]
+    shapes = [[tuple(p.shape) for p in group["params"]] for group in ham.optimizer.param_groups]
+    assert shapes == [[tuple(p.shape) for p in group["params"]] for group in run.optimizer.param_groups]
+    for group, beta in zip(run.optimizer.param_groups, acted_on, strict=True):
+        assert group["weight_decay"] == pytest.approx(5e-5 + (1 - 0.9) * 1e-3 * beta)

@@ -1,0 +1,65 @@
+"""Write configs/lock.json: what each run of the tables and figures is, so that their scripts need no torch.
+
+    python scripts/lock.py
+
+Run it after a change to configs; a test compares it with what the configurations say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+from plan import CONFIGS, LOCK, Facts, Run, figure, figures
+from tqdm import tqdm
+
+from ham.run.config import config_hash, experiments, load
+
+DEMOS = ("", *sorted(path.stem for path in (CONFIGS / "demo").glob("*.yaml")))
+
+
+def specs() -> list[Run]:
+    """Every experiment, and every altered one that a figure shows."""
+    shown = [run for name in figures() for run in figure(name).points.values()]
+    return [*(Run(name, 0) for name in experiments()), *dict.fromkeys(shown)]
+
+
+def facts(run: Run) -> Facts:
+    """What the configuration of a run says."""
+    cfg = load(run.argv)
+    leaf = OmegaConf.load(CONFIGS / "exp" / f"{run.exp}.yaml")
+    source = getattr(cfg.sparsifier, "source", "")
+    return Facts(
+        config_hash=config_hash(cfg),
+        base=next(entry["/base"] for entry in leaf.defaults if "/base" in entry),
+        epochs=cfg.epochs,
+        passes=2 if cfg.optimizer.sam_rho > 0 else 1,
+        sparsity=getattr(cfg.sparsifier, "sparsity", 0.0),
+        needs=source,
+    )
+
+
+def content() -> dict[str, dict[str, Any]]:
+    """The lock file's content."""
+    runs = [replace(run, demo=demo) for demo in DEMOS for run in specs()]
+    told: dict[str, dict[str, Any]] = {demo: {} for demo in DEMOS}
+    with ProcessPoolExecutor() as pool:
+        ends = pool.map(facts, runs, chunksize=16)
+        for run, known in zip(runs, tqdm(ends, total=len(runs), unit="run"), strict=True):
+            told[run.demo][run.spec] = asdict(known)
+    return told
+
+
+def main() -> int:
+    """Write the file."""
+    LOCK.write_text(json.dumps(content(), indent=1, sort_keys=True) + "\n")
+    print(f"wrote {LOCK.relative_to(CONFIGS.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
