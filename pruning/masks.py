@@ -93,7 +93,7 @@ class MaskSet:
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, kept, total) of each weight."""
         for name, weight in self.weights.items():
-            off = int(self.pruned[name].sum()) if self.active else 0
+            off = int(self.pruned[name].count_nonzero()) if self.active else 0
             yield name, weight.numel() - off, weight.numel()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -130,7 +130,9 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
             for key, state in elementwise_state(optimizer, parameter).items():
                 if key in SECOND_MOMENTS:
                     total = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64)
-                    sums.setdefault((key, place), []).append((state, pruned, total, (~pruned).sum()))
+                    sums.setdefault((key, place), []).append(
+                        (state, pruned, total, (~pruned).count_nonzero())
+                    )
     for entries in sums.values():
         device = entries[0][0].device
         overall = sum(e[2].to(device) for e in entries) / sum(e[3].to(device) for e in entries).clamp(min=1)

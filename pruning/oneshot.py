@@ -33,7 +33,7 @@ class OneShot(Masked):
     def near_zero(self) -> Tensor:
         """Share of weights below 1e-3 of their tensor's largest magnitude, a tensor on the device."""
         values = self.masks.values().values()
-        small = sum((v.abs() <= 1e-3 * v.abs().max()).sum() for v in values)
+        small = sum((v.abs() <= 1e-3 * v.abs().max()).count_nonzero() for v in values)
         return small / sum(v.numel() for v in values)
 
     def stats(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def rewire(theta: Tensor, gradient: Tensor, kept: Tensor, count: int, name: str 
     Raises:
         NotFinite: a weight or a gradient is nan.
     """
-    survivors = _largest(name, theta.abs(), kept, int(kept.sum()) - count)
+    survivors = _largest(name, theta.abs(), kept, int(kept.count_nonzero()) - count)
     return survivors | _largest(name, gradient.abs(), ~survivors, count)
 
 
@@ -104,6 +104,6 @@ class RigL(Masked):
                 continue
             # first the mean, then the absolute value: with SAM's first pass per rank it is not averaged yet
             gradient = mean_over_ranks(gradient)
-            count = int(int(kept[name].sum()) * self.fraction(step))
+            count = int(int(kept[name].count_nonzero()) * self.fraction(step))
             kept[name] = rewire(weight.value, gradient, kept[name], count, name)
         return kept

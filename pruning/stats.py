@@ -55,8 +55,8 @@ def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> flo
         A share in [0, 1], 0 where no weight is active at both ends.
     """
     products = [before[name].sign() * after[name].sign() for name in before]
-    flipped = sum((product < 0).sum() for product in products)
-    active = sum((product != 0).sum() for product in products)
+    flipped = sum((product < 0).count_nonzero() for product in products)
+    active = sum((product != 0).count_nonzero() for product in products)
     return float(flipped) / max(float(active), 1.0)
 
 

@@ -29,6 +29,25 @@ class Calibrate(Choice):
     ramp = "ramp"
 
 
+class _Shrink(torch.autograd.Function):
+    """sign(w) relu(|w| - sigmoid(s)); its gradients in two passes, where clamp's own take a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, logit: Tensor) -> Tensor:
+        level = logit.sigmoid().view(())
+        theta = w - torch.clamp(w, -level, level)  # its zeros are +0.0
+        ctx.save_for_backward(theta, logit)
+        return theta
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        theta, logit = ctx.saved_tensors
+        to_w = torch.where(theta != 0, upstream, 0.0)
+        level = logit.sigmoid()
+        along = (theta.sign() * to_w).sum()
+        return to_w, -along * level * (1 - level)
+
+
 class SoftThreshold(nn.Module):
     """A parametrization: sign(w) relu(|w| - sigmoid(s)), with s one trained logit of shape [1, 1].
 
@@ -40,9 +59,8 @@ class SoftThreshold(nn.Module):
         self.threshold = nn.Parameter(torch.full((1, 1), float(logit)))
 
     def forward(self, w: Tensor) -> Tensor:
-        """The thresholded weight, written so that its zeros are +0.0."""
-        level = self.threshold.sigmoid().view(())
-        return w - torch.clamp(w, -level, level)
+        """The thresholded weight."""
+        return _Shrink.apply(w, self.threshold)
 
     def right_inverse(self, theta: Tensor) -> Tensor:
         """The weight as it is: thresholds start near zero."""
@@ -172,7 +190,7 @@ class STR(Masked):
     @torch.no_grad()
     def measured(self, factor: float = 1.0) -> Tensor:
         """The sparsity with every logit times `factor`, a tensor on the device."""
-        off = sum((w.abs() <= (factor * s).sigmoid().view(())).sum() for w, s in self._pairs())
+        off = sum((w.abs() <= (factor * s).sigmoid().view(())).count_nonzero() for w, s in self._pairs())
         return off / sum(w.numel() for w, _ in self._pairs())
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -216,7 +234,7 @@ class STR(Masked):
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, entries that are not zero, total) of each thresholded weight."""
         for name, kept in self.kept().items():
-            yield name, int(kept.sum()), kept.numel()
+            yield name, int(kept.count_nonzero()), kept.numel()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the decay that the ramp has come to."""

@@ -88,6 +88,13 @@ def test_gradcheck(values):
     assert torch.autograd.gradcheck(lambda w, s: call(soft, {"threshold": s}, (w,)), (w, s))
 
 
+def test_a_pruned_weight_takes_no_part_whatever_comes_from_above():
+    soft, w = SoftThreshold(0.0), torch.tensor([0.2, -2.0], requires_grad=True)  # the level is 0.5
+    soft(w).backward(torch.tensor([float("inf"), 3.0]))
+    assert w.grad.tolist() == [0.0, 3.0]
+    assert soft.threshold.grad.item() == 0.25 * 3.0  # -sigmoid'(0) sign(-2) 3
+
+
 @pytest.mark.parametrize("logit", [-2.0, -3200.0], ids=["open", "vanishing"])
 def test_zeros_are_positive(logit):
     w = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 0.05, -0.05] * 7)
