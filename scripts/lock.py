@@ -18,6 +18,7 @@ from plan import CONFIGS, LOCK, Facts, Run, figure, figures
 from tqdm import tqdm
 
 from ham.run.config import config_hash, experiments, load
+from ham.run.schema import Config
 
 DEMOS = ("", *sorted(path.stem for path in (CONFIGS / "demo").glob("*.yaml")))
 
@@ -28,9 +29,9 @@ def specs() -> list[Run]:
     return [*(Run(name, 0) for name in experiments()), *dict.fromkeys(shown)]
 
 
-def facts(run: Run) -> Facts:
-    """What the configuration of a run says."""
-    cfg = load(run.argv)
+def facts(run: Run, cfg: Config | None = None) -> Facts:
+    """What the configuration of a run says; `cfg` spares composing it."""
+    cfg = cfg or load(run.argv)
     leaf = OmegaConf.load(CONFIGS / "exp" / f"{run.exp}.yaml")
     source = getattr(cfg.sparsifier, "source", "")
     return Facts(

@@ -13,72 +13,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from ham.run.build import locate_masks
-from ham.run.config import config_hash, experiments, from_yaml, load, to_yaml
+from ham.run.config import config_hash, from_yaml, load, to_yaml
 from ham.run.main import run_directory
 from ham.run.schema import Config, ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml"))
 LEAF = "+exp=acdc_ham_s90"
-
-# Table 5, section 5 for HAM; the clamp of App. G.2
-RESNET50 = {
-    "model.depth": 50,
-    "model.width": 64,
-    "optimizer.lr": 0.25,
-    "optimizer.weight_decay": 5e-5,
-    "optimizer.momentum": 0.9,
-    "optimizer.nesterov": False,
-    "epochs": 100,
-}
-DEIT_SMALL = {
-    "model.embed_dim": 384,
-    "model.depth": 12,
-    "model.num_heads": 6,
-    "model.patch_size": 16,
-    "optimizer.lr": 0.005,
-    "optimizer.weight_decay": 0.1,
-    "epochs": 300,
-}
-BOTH = {
-    "batch_size": 1024,
-    "optimizer.schedule.kind": "triangular",
-    "optimizer.clip_norm": 0,
-    "ham.clamp": 5,
-    "ham.select": "not_norm",
-    "data.num_classes": 1000,
-    "data.image_size": 224,
-}
-CIFAR = {
-    "model.depth": 18,
-    "model.width": 64,
-    "model.stem": "cifar",
-    "optimizer.lr": 0.2,
-    "optimizer.weight_decay": 1e-4,
-    "optimizer.momentum": 0.9,
-    "optimizer.nesterov": False,
-    "epochs": 150,
-    "batch_size": 512,
-    "data.num_classes": 100,
-    "data.image_size": 32,
-    "data.flip": "alternating",
-    "data.translate": 2,
-    "compute.amp": True,
-}
-METHODS = {
-    "mask": "MaskFrom",  # first: mask_rigl_s90 takes RigL's masks and is no RigL
-    "acdc": "ACDC",
-    "rigl": "RigL",
-    "str": "STR",
-    "random": "RandomPruning",
-    "snip": "SNIP",
-    "synflow": "SynFlow",
-    "pilot": "PILoT",
-    "spred": "Spred",
-}
-
-# what a demo may change, besides the `demo` entries of model, optimizer and sparsifier
-SCALED = r"epochs|batch_size|demo|data\..*|compute\..*"
 
 
 def flat(cfg: Config) -> dict[str, Any]:
@@ -97,90 +38,6 @@ def flat(cfg: Config) -> dict[str, Any]:
 
 def identity(*overrides: str) -> str:
     return config_hash(load([LEAF, *overrides]))
-
-
-def test_every_leaf_is_listed_with_its_cell() -> None:
-    assert sorted(experiments()) == EXPERIMENTS
-    for name, cell in experiments().items():
-        words = name.split("_")
-        assert re.match(r"(Table|Figure) \d+, |control, ", cell), name
-        assert ("Sign-In" in cell) == ("_sign_in" in name), name
-        assert ("HAM" in cell) == ("ham" in words), name
-        assert ("SAM" in cell) == ("sam" in words), name
-        sparsity = re.search(r"s = ([\d.]+)", cell)
-        assert (float(sparsity[1]) if sparsity else None) == named_sparsity(name), name
-
-
-def named_sparsity(name: str) -> float | None:
-    percent = re.search(r"_s(\d+)$", name)
-    return int(percent[1]) / 100 if percent else None
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_leaves_have_the_papers_values(name: str) -> None:
-    words = name.split("_")
-    method = next((kind for word, kind in METHODS.items() if word in words), "Dense")
-    sign_in, factored = "_sign_in" in name, "_sign_in" in name or "product" in words
-    expected = {
-        **BOTH,
-        **(DEIT_SMALL if "deit" in words else CIFAR if "cifar100" in words else RESNET50),
-        "type(model)": "DeiT" if "deit" in words else "ResNet",
-        "type(optimizer)": "AdamWConfig" if "deit" in words else "SGDConfig",
-        "ham.alpha": 200 if {"ham", "alpha"} & {*words} else 0,
-        "ham.beta": (16e-3 if "cifar100" in words else 1e-3) if {"ham", "beta"} & {*words} else 0,
-        "ham.select": "ndim2" if "ndim2" in words else "not_norm",
-        "optimizer.sam_rho": 0.05 if "sam" in words else 0,
-        # beta (1 - momentum): section 3.1 decays by lr beta a step, momentum sums coupled decay up
-        "optimizer.matched_decay": (1.6e-3 if "cifar100" in words else 1e-4) if "matched" in words else 0,
-        "type(sparsifier)": method,
-        "type(parameterization)": "Product" if factored else "Plain",
-        "parameterization.reset_every": (10 if sign_in else 0) if factored else None,
-        "parameterization.frobenius": 5e-5 if factored else None,  # App. G.2
-        "parameterization.decay": (2e-5 if "decay" in words else 0) if factored else None,  # App. F
-        "sparsifier.source": f"{words[1]}_s90" if method == "MaskFrom" else None,
-        "name": name,
-        "cell": experiments()[name],
-        "seed": 0,
-        "demo": "",
-        "overridden": False,
-    }
-    if "200ep" in words:
-        expected["epochs"] = 200
-    found = flat(load([f"+exp={name}"]))
-    assert {key: found.get(key) for key in expected} == expected
-    assert found.get("sparsifier.sparsity") == named_sparsity(name)
-
-
-def test_table_7_has_a_leaf_for_each_of_its_cells() -> None:
-    """Its rows are without and with SAM, its columns (alpha, beta)."""
-    cells = {}
-    for name, cell in experiments().items():
-        if cell.startswith("Table 7, "):
-            cfg = load([f"+exp={name}"])
-            cells[cfg.optimizer.sam_rho > 0, cfg.ham.alpha, cfg.ham.beta] = name
-    columns = {(0, 0): "", (0, 16e-3): "beta_only", (200, 0): "alpha_only", (200, 16e-3): "ham"}
-    assert cells == {
-        (sam, *column): "_".join(filter(None, ["cifar100", "sam" if sam else "", text]))
-        for sam in (False, True)
-        for column, text in columns.items()
-    }
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_demo_scales_and_changes_nothing_else(name: str) -> None:
-    paper = load([f"+exp={name}"])
-    before, after = flat(paper), flat(load([f"+exp={name}", "+demo=digits"]))
-    changed = {key for key in before | after if before.get(key) != after.get(key)}
-    sizes = {f"{part}.{key}" for part in ("model", "sparsifier") for key in getattr(paper, part).demo}
-    assert sizes <= set(before), "the demo entries are fields of model and sparsifier"
-    assert "model.depth" not in sizes or "deit" in name, "a ResNet keeps its blocks"
-    free = re.compile(SCALED + r"|type\(data\)")
-    assert {key for key in changed if not free.fullmatch(key)} <= sizes | {"optimizer.lr"}
-    assert {"epochs", "batch_size", "type(data)"} <= changed
-    assert after["type(data)"] == "Digits"
-    for key in sizes:
-        assert after[key] == before[key.replace(".", ".demo.", 1)]
-    assert after["optimizer.lr"] == paper.optimizer.demo["lr"]
 
 
 def test_the_demo_wins_wherever_it_stands_and_explicit_values_beat_it() -> None:
