@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, whole
 from torch import Tensor
 
-from ham.data import Batch, Cifar100, DataError, Loader, Loaders, cifar_files
+from ham.data import Cifar100, DataError, Loaders, cifar_files
 from ham.data.base import Share
 from ham.data.checksums import SUMS, read_sums, write_sums
 from ham.data.cifar import Augmentation, CifarLoader, Flip
@@ -43,17 +44,6 @@ def raw(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [N, 3, 32, 32] and classes, by pickle itself: these files are our own."""
     record = pickle.loads((folder / split).read_bytes(), encoding="bytes")
     return record[b"data"].reshape(-1, 3, 32, 32), np.array(record[b"fine_labels"])
-
-
-def whole(loader: Loader, epoch: int = 0) -> Batch:
-    images, classes = zip(*loader.batches(epoch), strict=True)
-    return torch.cat(images), torch.cat(classes)
-
-
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for (images, classes), (same_images, same_classes) in zip(found, expected, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(classes, same_classes)
 
 
 def slow(image: np.ndarray, down: int, right: int, mirrored: bool, pad: int) -> np.ndarray:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, whole
 from PIL import Image
 from torch import Tensor
 
-from ham.data import Batch, DataError, Digits, ImageNetFolder, Loader, Loaders
+from ham.data import DataError, Digits, ImageNetFolder, Loaders
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
@@ -27,17 +28,6 @@ TEST_SPLIT = "9b4748ed14c4bfc5cdd42056d6d1e97cccc9f5e57ccb4756291cf7267f62df83"
 
 def digits(batch_size: int = 100, seed: int = 0) -> Loaders:
     return Digits().load(batch_size=batch_size, seed=seed, device=CPU)
-
-
-def whole(loader: Loader, epoch: int = 0) -> Batch:
-    images, classes = zip(*loader.batches(epoch), strict=True)
-    return torch.cat(images), torch.cat(classes)
-
-
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for (images, classes), (same_images, same_classes) in zip(found, expected, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(classes, same_classes)
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:

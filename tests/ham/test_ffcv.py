@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, whole
 from PIL import Image
 from torch import Tensor
 
-from ham.data import Batch, DataError, ImageNetFFCV, ImageNetFolder, Loader, Loaders
+from ham.data import DataError, ImageNetFFCV, ImageNetFolder, Loaders
 from ham.data.base import Share
 from ham.data.beton import Beton, import_ffcv
 from ham.data.imagenet_ffcv import FFCVLoader, centre_boxes, random_boxes
@@ -45,17 +46,6 @@ def ffcv(root: Path, **given: object) -> Loaders:
 @pytest.fixture(scope="module")
 def loaders(betons: Path) -> Loaders:
     return ffcv(betons)
-
-
-def whole(loader: Loader, epoch: int = 0) -> Batch:
-    images, classes = zip(*loader.batches(epoch), strict=True)
-    return torch.cat(images), torch.cat(classes)
-
-
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for (images, classes), (same_images, same_classes) in zip(found, expected, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(classes, same_classes)
 
 
 class Numbered:
