@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs a GPU, in slices that end by themselves, on a machine with one GPU and perhaps no network:
 #   benchmarks/gpu.sh [--seconds 540] [--jobs 3] [--tiny] [tests] [bench] [cells]
-# See benchmarks/cells.py. Packages that such a machine lacks are taken from wheels/, filled beforehand by
+# See benchmarks/on_gpu.py. Packages that such a machine lacks are taken from wheels/, filled beforehand by
 #   pip wheel --no-deps -c constraints.txt -w wheels hydra-core omegaconf antlr4-python3-runtime
 # (add what it lacks besides: pytest pytest-timeout hypothesis mpmath tqdm timm scikit-learn ...).
 set -euo pipefail
@@ -32,4 +32,4 @@ if [ -n "$lacking" ]; then
         "pip wheel --no-deps -c constraints.txt -w wheels $lacking" >&2
     exit 2
 fi
-exec "$python" benchmarks/cells.py "$@"
+exec "$python" benchmarks/on_gpu.py "$@"

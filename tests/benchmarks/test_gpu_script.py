@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 import cells
+import on_gpu
+import plan
 import pytest
+from study import Cell, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = {"summary.json", "metrics.jsonl", "provenance.json", "config.yaml"}
@@ -106,27 +109,26 @@ summary = {"metrics": {"top1_last": 78.125}, "sparsity": {"layers": {}}, "proven
 
 
 @pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def room(tmp_path: Path) -> Path:
     """A repository whose runs are stand-ins."""
     (tmp_path / "train.py").write_text(STAND_IN)
-    monkeypatch.setattr(cells, "ROOT", tmp_path)
     return tmp_path
 
 
-def study(*names: str, seeds: tuple[int, ...] = (0,), records: Path | None = None) -> cells.Study:
-    wanted = tuple(cells.Cell(name, seed) for seed in seeds for name in names)
-    return cells.Study(wanted, Path("runs/gpu"), epochs=2, records=records)
+def study(room: Path, *names: str, seeds: tuple[int, ...] = (0,), records: Path | None = None) -> Study:
+    wanted = tuple(Cell(name, seed) for seed in seeds for name in names)
+    return Study(wanted, Path("runs/gpu"), epochs=2, records=records, root=room)
 
 
-def carry_out(wanted: cells.Study, room: Path, seconds: float = 30, grace: float = 1) -> int:
+def carry_out(wanted: Study, room: Path, seconds: float = 30, grace: float = 1) -> int:
     deadline = time.monotonic() + seconds
-    return cells.cells(wanted, jobs=2, deadline=deadline, grace=grace, out=room / "out")
+    return cells.train(wanted, jobs=2, deadline=deadline, grace=grace, out=room / "out")
 
 
 def test_failures_are_tried_twice_told_and_then_left_out(
     room: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = study("diverges", "vanishes", "flaky", "good")
+    wanted = study(room, "diverges", "vanishes", "flaky", "good")
     assert carry_out(wanted, room) == 1
     said = capsys.readouterr().out
     assert (
@@ -139,12 +141,12 @@ def test_failures_are_tried_twice_told_and_then_left_out(
     assert carry_out(wanted, room) == 1
     assert "begins" not in capsys.readouterr().out
     (room / "runs" / "gpu" / "failures.json").unlink()
-    assert wanted.missing() == [cells.Cell("diverges", 0), cells.Cell("vanishes", 0)]
+    assert wanted.missing() == [Cell("diverges", 0), Cell("vanishes", 0)]
 
 
 def test_a_run_that_does_not_stop_is_killed_in_time(room: Path) -> None:
     began = time.monotonic()
-    assert carry_out(study("deaf", "good"), room, seconds=3, grace=1) == 85
+    assert carry_out(study(room, "deaf", "good"), room, seconds=3, grace=1) == 85
     assert time.monotonic() - began < 5
     assert not (room / "runs" / "gpu" / "failures.json").exists()
     assert set(archived(room / "out" / "cells.tar.gz")) == {f"good/seed0/{name}" for name in KEPT}
@@ -155,14 +157,14 @@ def test_a_signal_ends_a_slice_early_and_its_runs_may_save(room: Path) -> None:
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     timer.start()
-    assert carry_out(study("obeys"), room, seconds=60) == 85
+    assert carry_out(study(room, "obeys"), room, seconds=60) == 85
     assert time.monotonic() - began < 20
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (room / "runs" / "gpu" / "failures.json").exists()
 
 
 def test_what_comes_back_names_no_place(room: Path) -> None:
-    assert carry_out(study("good"), room) == 0
+    assert carry_out(study(room, "good"), room) == 0
     files = archived(room / "out" / "cells.tar.gz")
     assert files["good/seed0/config.yaml"] == "data:\n  root: ''\nruns_dir: ''\nseed: 0\n"
     assert json.loads(files["good/seed0/provenance.json"]) == {"argv": ["+exp=good", "seed=0"]}
@@ -172,22 +174,21 @@ def test_a_committed_record_is_not_trained_again(room: Path) -> None:
     record = room / "results" / "good" / "seed0.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"metrics": {"top1_last": 77.0}}))
-    wanted = study("good", seeds=(0, 1), records=room / "results")
-    assert wanted.missing() == [cells.Cell("good", 1)]
+    wanted = study(room, "good", seeds=(0, 1), records=room / "results")
+    assert wanted.missing() == [Cell("good", 1)]
     assert carry_out(wanted, room) == 0
     assert set(archived(room / "out" / "cells.tar.gz")) == {f"good/seed1/{name}" for name in KEPT}
 
 
 def test_two_slices_do_not_meet(room: Path) -> None:
     with cells._locked(room / "runs" / "gpu"), pytest.raises(cells.UsageError, match="another slice"):
-        carry_out(study("good"), room)
+        carry_out(study(room, "good"), room)
 
 
 def test_the_order_makes_whole_columns_and_every_cell_is_an_experiment() -> None:
-    names = {path.stem for path in (ROOT / "configs" / "exp").glob("cifar100*.yaml")}
-    assert set(cells.EXPERIMENTS) == names and len(cells.EXPERIMENTS) == 8
-    parsed = cells._parser().parse_args([])
-    wanted = cells.full(parsed)
+    wanted = on_gpu.full(on_gpu._parser().parse_args([]))
+    column = [cell.exp for cell in wanted.cells[:8]]
+    assert set(column) == {cell.exp for cell in plan.table("7").cells} and len(set(column)) == 8
     assert wanted.epochs == 150
     assert [cell.seed for cell in wanted.cells] == [0] * 8 + [1] * 8 + [2] * 8
 
@@ -195,7 +196,7 @@ def test_the_order_makes_whole_columns_and_every_cell_is_an_experiment() -> None
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["cells"], "python scripts/prepare_data.py cifar100 --to absent [--from"),
+        (["cells"], "python scripts/prepare_data.py cifar100 --to absent"),
         (["train"], "no stage is called train: choose from tests, bench, cells"),
         (["cells", "--jobs", "0"], "--jobs and --seconds must be above 0"),
     ],
@@ -209,7 +210,7 @@ def test_wrong_use_is_status_2_and_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("HAM_DATA", "absent")
     try:
-        status = cells.main(argv)
+        status = on_gpu.main(argv)
     except SystemExit as end:
         status = end.code
     assert status == 2
@@ -218,14 +219,16 @@ def test_wrong_use_is_status_2_and_says_what_to_do(
 
 def test_images_in_another_form_have_a_cure_of_their_own(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAM_DATA", "data")
+    with pytest.raises(cells.UsageError, match=r"cifar100 --to data \[--from DIR_OR_TARGZ\]"):
+        on_gpu.require_data(room)
     (room / "shared" / "data" / "cifar100").mkdir(parents=True)
     (room / "shared" / "bin").mkdir()
     (room / "shared" / "bin" / "make_cifar100.py").touch()
     cure = "run python shared/bin/make_cifar100.py data && python scripts/prepare_data.py cifar100 --to data"
     with pytest.raises(cells.UsageError, match=cure):
-        cells.require_data()
+        on_gpu.require_data(room)
     (room / "data" / "cifar-100-python").mkdir(parents=True)
-    cells.require_data()
+    on_gpu.require_data(room)
 
 
 def test_code_without_history_wants_to_be_told_its_commit(
@@ -234,13 +237,13 @@ def test_code_without_history_wants_to_be_told_its_commit(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(room.parent))
     monkeypatch.delenv("HAM_COMMIT", raising=False)
     with pytest.raises(cells.UsageError, match="set HAM_COMMIT"):
-        cells.require_commit()
+        on_gpu.require_commit(room)
     monkeypatch.setenv("HAM_COMMIT", "0" * 40)
-    cells.require_commit()
+    on_gpu.require_commit(room)
 
 
 def test_gpu_tests_that_are_all_skipped_are_no_success(tmp_path: Path) -> None:
-    status = cells.tests(tmp_path, 120)
+    status = on_gpu.tests(tmp_path, 120)
     said = (tmp_path / "tests.txt").read_text()
     assert status == (0 if " passed" in said else 1)
     assert str(ROOT) not in said
