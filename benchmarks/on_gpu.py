@@ -6,7 +6,7 @@
 several side by side. Before the time is up they are asked to save and stop, and the next slice goes on with
 them. A run that fails twice is left out; runs/gpu/failures.json says why, and without that file it is tried
 anew. What is worth keeping of the finished runs goes to $OUT (out/ if not set) as one archive, cells.tar.gz,
-without places on this machine; `python scripts/records.py out/cells.tar.gz` makes records of it.
+without places on this machine; `python scripts/collect.py out/cells.tar.gz` makes records of it.
 
 Exit status: 0 nothing is left to do, 1 something failed, 2 wrong use or missing data, 85 runs are left: the
 same command again goes on, 130 Ctrl-C (`cells` then has its runs save, as at the end of its time: 85).

@@ -1,40 +1,82 @@
-"""What is committed of a finished run: its summary without bulk and without places on a machine.
+"""What is committed of a finished run: its summary without bulk and without places, and its epochs.
 
-    python scripts/records.py out/cells.tar.gz
+    results/runs/<name>/seed<k>.json            the paper's setting, <name> as in runs/
+    results/runs/<name>/seed<k>.metrics.jsonl   one line per epoch
+    results/demo/<exp>/seed<k>.json             scaled down to the digits
 
-keeps the runs that `benchmarks/gpu.sh` brought back as results/runs/<exp>/seed<k>.json, one record per run.
-A record that is there already is left as it is. Exit status 2, and one line, where the archive is wrong.
+`collect.py` writes records, `tables.py` and `figures.py` read them, all by the rules of rules.py. No torch.
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import io
 import json
-import re
-import sys
-import tarfile
-import zlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).resolve().parents[1] / "results" / "runs"
-PLACES = ("runs_dir", "data.root")
-_SUMMARY = re.compile(r"(\w+)/seed(\d+)/summary\.json")
-_LARGEST = 2**24  # bytes of a summary
+from plan import PlanError, Run, figure, figures
+from rules import PLACES, Unfit, check, epochs, is_number, placeless, record
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+RECORDS = RESULTS / "runs"
+
+__all__ = [  # with names of rules.py: whoever reads records imports this module alone
+    "PLACES",
+    "RECORDS",
+    "RESULTS",
+    "Record",
+    "Unfit",
+    "check",
+    "epochs",
+    "folder_of",
+    "keeps_epochs",
+    "metrics_path",
+    "path_of",
+    "placeless",
+    "read",
+    "read_all",
+    "record",
+    "record_path",
+    "write",
+]
 
 
-def record(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary without its bulk and without places on this machine."""
-    sparsity = {key: value for key, value in summary["sparsity"].items() if key != "layers"}
-    return summary | {"sparsity": sparsity, "provenance": placeless(summary["provenance"])}
+@dataclass(frozen=True)
+class Record:
+    """A record that `check` has passed.
+
+    Args:
+        run: the run, as the plan names it.
+        content: the file's.
+        path: the file.
+    """
+
+    run: Run
+    content: dict[str, Any]
+    path: Path
+
+    def metric(self, name: str) -> float:
+        """One of the summary's metrics. Raises Unfit where it has none of that name."""
+        value = self.content["metrics"].get(name)
+        if not is_number(value):
+            raise Unfit(f"{self.path}: metrics has no {name}")
+        return float(value)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of the metrics beside it. Raises Unfit where they are missing or not whole."""
+        path = metrics_path(self.path)
+        try:
+            return epochs(path.read_text(), self.content)
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unfit(f"{path} cannot be read ({_reason(error)}): collect the run anew") from None
+        except Unfit as error:
+            raise Unfit(f"{path}: {error}") from None
 
 
-def placeless(provenance: dict[str, Any]) -> dict[str, Any]:
-    """A provenance whose command line names no place on this machine."""
-    argv = [text for text in provenance["argv"] if text.partition("=")[0] not in PLACES]
-    return provenance | {"argv": argv}
+def folder_of(demo: str, results: Path = RESULTS) -> Path:
+    """Where the records of a scale are."""
+    return results / ("demo" if demo else "runs")
 
 
 def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
@@ -42,55 +84,68 @@ def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
     return folder / exp / f"seed{seed}.json"
 
 
-def write_record(path: Path, summary: dict[str, Any]) -> None:
-    """Write the record of a run."""
+def path_of(run: Run, results: Path = RESULTS) -> Path:
+    """The same for a run of the plan: an altered one has its hash in the name, a demo no suffix."""
+    name = run.name.replace(f"{run.exp}-{run.demo}", run.exp, 1) if run.demo else run.name
+    return record_path(name, run.seed, folder_of(run.demo, results))
+
+
+def metrics_path(path: Path) -> Path:
+    """The file of a record's epochs."""
+    return path.with_suffix(".metrics.jsonl")
+
+
+def read(path: Path) -> Record:
+    """The record in a file. Raises Unfit, whose message begins with the path."""
+    try:
+        content = json.loads(path.read_text())
+        run = check(content)
+        if path_of(run, path.parents[2]) != path:
+            raise Unfit(f"it says that it is {run}: it belongs into {path_of(run, path.parents[2]).name}")
+        if record(content) != content:
+            raise Unfit("it holds more than a record may: collect the run anew")
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unfit(f"{path}: it cannot be read ({_reason(error)}): collect the run anew") from None
+    except (Unfit, PlanError) as error:
+        raise Unfit(f"{path}: {error}") from None
+    return Record(run, content, path)
+
+
+def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[Run, Record], list[str]]:
+    """Every record of a scale, and one line for each file that is none."""
+    found: dict[Run, Record] = {}
+    problems = []
+    for path in sorted(folder_of(demo, results).glob("*/*.json")):
+        try:
+            kept = read(path)
+            found[kept.run] = kept
+        except Unfit as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def write(run: Run, summary: dict[str, Any], lines: list[dict[str, Any]] | None, results: Path) -> Path:
+    """Write the record of a run and, if given, its epochs; returns the record's path."""
+    path = path_of(run, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(summary), indent=1) + "\n")
+    if lines is not None:  # first: a record is there only when all of it is
+        _replace(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
+    _replace(path, json.dumps(record(summary), indent=1) + "\n")
+    return path
 
 
-def keep(archive: Path, folder: Path = RECORDS) -> list[Path]:
-    """Write the records of the runs in an archive that have none yet; returns their paths.
-
-    Raises:
-        ValueError: it is no archive of runs, or holds runs that are scaled down or altered.
-    """
-    summaries: dict[Path, dict[str, Any]] = {}
-    try:
-        content = gzip.decompress(archive.read_bytes())  # as a whole, which compares its checksum
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as members:
-            for member in members:
-                if (found := _SUMMARY.fullmatch(member.name)) and member.isfile() and member.size < _LARGEST:
-                    path = record_path(found[1], int(found[2]), folder)
-                    summaries[path] = json.load(members.extractfile(member))
-    except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{archive} is no whole archive of runs ({error}): fetch it anew") from None
-    for path, summary in summaries.items():
-        if summary["demo"] or summary["overridden"]:
-            raise ValueError(
-                f"{archive} holds {path.parent.name} scaled down or altered, no cell of the paper: "
-                "give an archive made without --tiny"
-            )
-    fresh = [path for path in summaries if not path.exists()]
-    for path in fresh:
-        write_record(path, summaries[path])
-    return fresh
+def keeps_epochs(run: Run) -> bool:
+    """Are a run's epochs kept? At the paper's scale always; of a demo only where a figure has its curve."""
+    if not run.demo:
+        return True
+    return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Keep the runs of an archive; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("archive", type=Path, help="cells.tar.gz of benchmarks/gpu.sh")
-    archive = parser.parse_args(argv).archive
-    try:
-        fresh = keep(archive)
-    except (ValueError, OSError) as error:
-        print(f"records.py: {error}", file=sys.stderr)
-        return 2
-    for path in fresh:
-        print(path.relative_to(RECORDS.parents[1]))
-    print(f"{len(fresh)} new records")
-    return 0
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

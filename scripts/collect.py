@@ -1,0 +1,182 @@
+"""Make committed records of finished runs.
+
+    python scripts/collect.py                        # runs/<name>/seed<k>, the paper's setting
+    python scripts/collect.py out/cells.tar.gz       # what benchmarks/gpu.sh brought back
+    python scripts/collect.py --demo digits          # the runs scaled down to the digits
+
+Writes results/runs/<name>/seed<k>.json with its epochs in seed<k>.metrics.jsonl beside it; of a demo
+results/demo/<exp>/seed<k>.json, with epochs only where a figure has its curve. A record that is there is left
+as it is. Runs that are no record are named, one line each. Exit status: 0 all collected, 1 something was
+left out, 2 wrong use or a damaged archive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import re
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from records import RESULTS, Unfit, check, epochs, keeps_epochs, path_of, write
+from rules import DEMOS
+
+ROOT = Path(__file__).resolve().parents[1]
+_MEMBER = re.compile(r"(?:\./)?([\w-]+)/seed(\d+)/(summary\.json|metrics\.jsonl)")
+_LARGEST = 2**26  # bytes of one file
+_LARGEST_ARCHIVE = 2**29  # unpacked
+
+
+class UsageError(Exception):
+    """Nothing can be collected from there; the message is one line with the cure."""
+
+
+@dataclass
+class Found:
+    """The files of a finished run.
+
+    Args:
+        place: where they lie, for the reader.
+        name: the run directory's name.
+        seed: as its folder says.
+        summary: text of summary.json.
+        metrics: text of metrics.jsonl, None if it is missing.
+    """
+
+    place: str
+    name: str
+    seed: int
+    summary: bytes
+    metrics: bytes | None
+
+
+@dataclass
+class Tally:
+    """Records written, how many were there before or are of another scale, a line for each run left out."""
+
+    written: list[Path]
+    there: int
+    elsewhere: int
+    left_out: list[str]
+
+
+def find(source: Path) -> Iterator[Found]:
+    """The finished runs in a folder of run directories, in a run directory, or in an archive.
+
+    Raises:
+        UsageError: there is no such place, or the archive is damaged.
+    """
+    if source.is_dir():
+        folders = [source] if (source / "summary.json").exists() else sorted(source.glob("*/seed*"))
+        return (_read(folder) for folder in folders if (folder / "summary.json").exists())
+    if not source.exists():
+        raise UsageError(
+            f"{source} is not there: give a folder of runs, or cells.tar.gz of benchmarks/gpu.sh"
+        )
+    return iter(_unpack(source))
+
+
+def _read(folder: Path) -> Found:
+    folder = folder.resolve() if folder.name in ("", ".", "..") else folder
+    metrics = folder / "metrics.jsonl"
+    seed = re.fullmatch(r"seed(\d{1,10})", folder.name)
+    return Found(
+        str(folder),
+        folder.resolve().parent.name,
+        int(seed[1]) if seed else -1,
+        (folder / "summary.json").read_bytes(),
+        metrics.read_bytes() if metrics.exists() else None,
+    )
+
+
+def _unpack(archive: Path) -> list[Found]:
+    """Nothing is extracted: two kinds of plain files are read by their names, the rest is passed over."""
+    files: dict[tuple[str, str], dict[str, bytes]] = {}
+    try:
+        with gzip.open(archive) as packed:
+            content = packed.read(_LARGEST_ARCHIVE + 1)  # to its end, which compares its checksum
+        if len(content) > _LARGEST_ARCHIVE:
+            raise UsageError(f"{archive} is larger than any archive of runs: fetch it anew")
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as members:
+            for member in members:
+                name = _MEMBER.fullmatch(member.name)
+                if name and member.isreg() and not member.issparse() and member.size < _LARGEST:
+                    files.setdefault(name.group(1, 2), {})[name[3]] = members.extractfile(member).read()
+    except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
+        raise UsageError(f"{archive} is no whole archive of runs ({error}): fetch it anew") from None
+    return [
+        Found(f"{archive}:{name}/seed{seed}", name, int(seed), run["summary.json"], run.get("metrics.jsonl"))
+        for (name, seed), run in files.items()
+        if "summary.json" in run
+    ]
+
+
+def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
+    """Write the record of a run, if it is one of this scale that has none yet.
+
+    Raises:
+        Unfit: it is no record.
+    """
+    try:
+        summary = json.loads(found.summary)
+    except (ValueError, RecursionError):
+        raise Unfit("summary.json is not whole: start the run again") from None
+    run = check(summary)
+    if run.demo != demo:
+        tally.elsewhere += 1
+        return
+    if (found.name, found.seed) not in ((run.name, run.seed), (run.exp, run.seed)):
+        raise Unfit(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
+    if path_of(run, results).exists():
+        tally.there += 1
+        return
+    lines = None
+    if keeps_epochs(run):
+        if found.metrics is None:
+            raise Unfit("it has no metrics.jsonl: run it again")
+        lines = epochs(found.metrics.decode(errors="replace"), summary)
+    tally.written.append(write(run, summary, lines, results))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Collect what is there; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sources", nargs="*", type=Path, help="folders of runs or archives (runs)")
+    parser.add_argument("--demo", default="", choices=DEMOS, help="collect scaled-down runs instead")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where records go (results)")
+    args = parser.parse_args(argv)
+    tally = Tally([], 0, 0, [])
+    try:
+        for source in args.sources or [ROOT / "runs"]:
+            for found in find(source):
+                try:
+                    collect(found, args.demo, args.results, tally)
+                except Unfit as error:
+                    tally.left_out.append(f"{found.place}: {error}")
+    except (UsageError, OSError) as error:
+        print(f"collect.py: {error}", file=sys.stderr)
+        return 2
+    _tell(tally, args.demo)
+    return 1 if tally.left_out else 0
+
+
+def _tell(tally: Tally, demo: str) -> None:
+    for path in tally.written:
+        print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    there = f", {tally.there} were there before" if tally.there else ""
+    print(f"{len(tally.written)} new records{there}")
+    if tally.elsewhere:
+        other = "of the paper's setting: leave --demo out" if demo else "scaled down: see --demo"
+        print(f"{tally.elsewhere} runs are {other}")
+    for line in tally.left_out:
+        print(f"collect.py: left out {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Draws the plan's figures from records: curves over epochs, and grids over (alpha, beta)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import figure_style as style
+import plan
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Picture
+from matplotlib.patches import Rectangle
+from plan import Figure, Panel, Run, canonical
+from records import Record, Unfit, metrics_path
+
+NOT_RUN = "not run"
+BAND = "(mean over seeds, band: +- one sample standard deviation)"
+SPAN = 5.0  # points of accuracy that a grid's colours tell apart: one failed run would flatten all others
+DEMO = "Scaled down to 8x8 digits, not the paper's setting: ranks nothing"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over seeds at each epoch, with the sample standard deviation (0 for a single run)."""
+
+    epochs: tuple[int, ...]
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+
+def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
+    """One series of a panel.
+
+    Args:
+        runs: the epochs of each seed, as in metrics.jsonl.
+        panel: the metric; every `every`th finished epoch, counted from 1, is a point.
+
+    Returns:
+        The points at which every run has a finite value.
+    """
+    by_run = [
+        {line["epoch"] + 1: panel.scale * line[panel.metric] for line in lines if _has(line, panel.metric)}
+        for lines in runs
+    ]
+    common = set.intersection(*map(set, by_run)) if by_run else set()
+    chosen = tuple(epoch for epoch in sorted(common) if epoch % panel.every == 0)
+    values = [[points[epoch] for points in by_run] for epoch in chosen]
+    stds = tuple(statistics.stdev(v) if len(v) > 1 else 0.0 for v in values)
+    return Curve(chosen, tuple(map(statistics.mean, values)), stds)
+
+
+def _has(line: dict, metric: str) -> bool:
+    value = line.get(metric)
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def draw(
+    figure: Figure, records: Mapping[Run, Record], demo: str = "", problems: list[str] | None = None
+) -> Picture | None:
+    """The figure; None where none of its runs can be shown. Damaged epochs are told to `problems`."""
+    if figure.kind == "grid":
+        return _grid(figure, records, demo) if any(run in records for run in shown(figure, demo)) else None
+    epochs = {
+        label: _epochs([Run(exp, seed, demo=demo) for seed in figure.seeds], records, problems)
+        for label, exp in figure.series.items()
+    }
+    return _curves(figure, epochs, demo) if any(epochs.values()) else None
+
+
+def _epochs(
+    runs: Sequence[Run], records: Mapping[Run, Record], problems: list[str] | None
+) -> list[list[dict]]:
+    """The epochs of those runs that have them; a demo's record may be without."""
+    found = []
+    for record in (records[run] for run in runs if run in records):
+        if record.run.demo and not metrics_path(record.path).exists():
+            continue
+        try:
+            found.append(record.epochs())
+        except Unfit as error:
+            if problems is not None:
+                problems.append(str(error))
+    return found
+
+
+def shown(figure: Figure, demo: str) -> list[Run]:
+    """The runs whose records it can show."""
+    altered = [replace(run, seed=seed, demo=demo) for run in figure.points.values() for seed in figure.seeds]
+    return [*figure.runs(demo=demo), *altered]
+
+
+def _title(figure: Figure, demo: str) -> str:
+    return f"{figure.title}\n{DEMO}" if demo else figure.title
+
+
+def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -> Picture:
+    picture, axes = style.panels(len(figure.panels), height=style.HEIGHT + 0.5)
+    for panel, axis in zip(figure.panels, axes, strict=True):
+        for number, runs in enumerate(epochs.values()):
+            _line(axis, curve(runs, panel), number)
+        axis.set_xlabel("epoch")
+        axis.set_xlim(left=0)
+        axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)
+        axis.set_ylabel(panel.label)
+    names = [
+        f"{label} (n = {len(runs)})" if runs else f"{label} ({NOT_RUN})" for label, runs in epochs.items()
+    ]
+    picture.suptitle(f"{_title(figure, demo)}\n{BAND}", fontsize=8.5)
+    columns = 2 if len(figure.panels) == 1 else len(names)
+    picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=columns)
+    return picture
+
+
+def _line(axis: Axes, points: Curve, number: int) -> None:
+    look = style.series(number)
+    axis.plot(points.epochs, points.means, markevery=style.marks(len(points.epochs)), **look)
+    if any(points.stds):
+        low = [m - s for m, s in zip(points.means, points.stds, strict=True)]
+        high = [m + s for m, s in zip(points.means, points.stds, strict=True)]
+        axis.fill_between(points.epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def value(
+    figure: Figure, point: tuple[float, float], records: Mapping[Run, Record], demo: str
+) -> float | None:
+    """A grid's value: the mean over its seeds' records, of the named experiment where there is one."""
+    found = []
+    for seed in figure.seeds:
+        altered = replace(figure.points[point], seed=seed, demo=demo)
+        record = records.get(canonical(altered)) or records.get(altered)
+        found += [record.metric(figure.metric)] if record else []
+    return statistics.mean(found) if found else None
+
+
+def _grid(figure: Figure, records: Mapping[Run, Record], demo: str) -> Picture:
+    alphas, betas = (sorted({point[i] for point in figure.points}) for i in (0, 1))
+    picture, (axis,) = style.panels(1, width=1.3 + 0.62 * len(betas), height=1.1 + 0.42 * len(alphas))
+    values = {point: value(figure, point, records, demo) for point in figure.points}
+    there = [v for v in values.values() if v is not None]
+    table = [[math.nan if (v := values[a, b]) is None else v for b in betas] for a in alphas]
+    best, worst = max(there), max(min(there), max(there) - SPAN)
+    span = 0.05 if best == worst else 0.0
+    limits = dict(vmin=worst - span, vmax=best + span)
+    axis.set_facecolor("0.93")
+    image = axis.imshow(table, cmap=style.SEQUENTIAL, origin="lower", aspect="auto", **limits)
+    for (alpha, beta), number in values.items():
+        place = betas.index(beta), alphas.index(alpha)
+        if number is None:
+            axis.text(*place, NOT_RUN, ha="center", va="center", **style.NOTE)
+            continue
+        red, green, blue, _ = image.cmap(image.norm(number))
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
+        colour = "white" if dark else "black"
+        axis.text(*place, f"{number:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    if figure.chosen:
+        _mark(axis, betas.index(figure.chosen[1]), alphas.index(figure.chosen[0]))
+    axis.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    axis.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    axis.set(xlabel="beta", ylabel="alpha")
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    extend = "min" if min(there) < worst else "neither"
+    bar = picture.colorbar(image, ax=axis, label="top-1 [%]", shrink=0.95, extend=extend)
+    bar.outline.set_visible(False)
+    picture.suptitle(f"{_title(figure, demo)}\n(framed: the paper's choice)", fontsize=8.5)
+    return picture
+
+
+def _mark(axis: Axes, column: int, row: int) -> None:
+    """A black frame with a white one inside: seen on dark and on light cells."""
+    for inset, colour, width in ((0.0, "black", 2.0), (0.06, "white", 1.0)):
+        corner, size = (column - 0.5 + inset, row - 0.5 + inset), 1 - 2 * inset
+        axis.add_patch(
+            Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=width, clip_on=False)
+        )
+
+
+def by_name(names: Sequence[str] | None) -> list[Figure]:
+    """The chosen figures, all if none. Raises PlanError."""
+    return [plan.figure(name) for name in (plan.figures() if names is None else names)]

@@ -1,0 +1,91 @@
+"""How every figure looks, and how it is written: the same bytes each time. Needs matplotlib alone.
+
+Colours are Okabe and Ito's (Color Universal Design, 2008); line styles and markers tell the series apart in
+grey. Values of a grid are shown by cividis, which is perceptually uniform and grows lighter throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 3.4, 2.6  # inches of one panel
+SEQUENTIAL = "cividis"
+SERIES = (  # matplotlib's words, by the order of the series
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
+    {"color": "#009E73", "linestyle": ":", "marker": "D"},
+    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": "#E69F00", "linestyle": (0, (8, 2)), "marker": "P"},
+)
+MARKS = 8  # markers along a curve
+NOTE = {"fontsize": 6.5, "color": "0.3"}
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on each machine
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "pdf.fonttype": 42,  # fonts that editors and printers can read
+    "savefig.dpi": 160,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures made and saved within look as above, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def panels(count: int, *, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
+    """An empty figure with `count` panels side by side; no window, no global state."""
+    figure = Figure(figsize=(count * width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def marks(points: int) -> int:
+    """Every how many points of a curve a marker stands."""
+    return max(1, points // MARKS)
+
+
+def series(number: int) -> dict[str, Any]:
+    """Colour, line style and marker of the series at this place."""
+    return SERIES[number % len(SERIES)]
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write stem.pdf and stem.png without times and versions in them; returns the paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    quiet = {
+        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in quiet]
+    for path, metadata in zip(paths, quiet.values(), strict=True):
+        figure.savefig(path, metadata=metadata)
+    return paths

@@ -1,0 +1,137 @@
+"""A table with its numbers: for each cell our runs, the paper's number, and how far they are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import plan
+from plan import Cell, Run
+from records import Record
+from sample import Difference, Sample, difference
+
+SCALED_DOWN = {  # row of Table 5 -> what +demo=digits makes of its model
+    "imagenet_rn50": "a narrow ResNet50 with one bottleneck per stage",
+    "cifar100_rn18": "a narrow ResNet18 with one block per stage",
+    "imagenet_deit": "a DeiT of 4 blocks of width 64",
+}
+SPREAD = (
+    "Ours: mean +- sample standard deviation (ddof 1) over seeds {seeds} that have a record, n of them; "
+    "a single run has no +-."
+)
+PAPER = (
+    "Paper: as printed, three seeds, (*) a single run; by which convention its +- was computed is unknown, "
+    "it is taken for a sample standard deviation. Difference: ours - paper, with Welch's 95 % interval where "
+    "both have a +-."
+)
+CONTROL = "A control that the paper lacks."
+SPARSITY = "Sparsity: achieved, mean over the runs, then the target."
+DEMO = (
+    "Scaled-down runs, not the paper's setting: {models} on scikit-learn's 8x8 digits (1,437 training and "
+    "360 test images), {epochs} epochs, on a CPU. Differences of a few tenths are single images: this ranks "
+    "nothing, and the paper's numbers are no measure for it."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell with its numbers.
+
+    Args:
+        cell: what it is.
+        ours: over the seeds that have a record, None if none has.
+        seeds: those seeds.
+        paper: the paper's, None for a control or a scaled-down run.
+        target: sparsity, 0 for dense.
+        achieved: mean over the runs, None without any.
+    """
+
+    cell: Cell
+    ours: Sample | None
+    seeds: tuple[int, ...]
+    paper: Sample | None
+    target: float
+    achieved: float | None
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """From the paper's number, where both are there."""
+        return difference(self.ours, self.paper) if self.ours and self.paper else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table; None where it has no such cell."""
+
+    group: str
+    label: str
+    entries: tuple[Entry | None, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table to be rendered; `notes` are its sentences, the first the most important."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them, row by row."""
+        return [entry for line in self.lines for entry in line.entries if entry is not None]
+
+    @property
+    def has_paper(self) -> bool:
+        """Are the paper's numbers beside ours?"""
+        return any(entry.paper for entry in self.entries)
+
+
+def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
+    """Table `name` from the records of one scale. Raises PlanError, Unfit."""
+    table = plan.table(name)
+    lines = tuple(
+        Line(row.group, row.label, tuple(c and _entry(c, table.seeds, records, demo) for c in row.cells))
+        for row in table.rows
+    )
+    number = _number(table.name)
+    heading = f"{number}. {table.title}" if number else table.title
+    made = Report(table.name, heading, table.columns, lines, ())
+    spread = SPREAD.format(seeds=", ".join(map(str, table.seeds)))
+    sparse = (SPARSITY,) if any(entry.target for entry in made.entries) else ()
+    if demo:
+        notes = (_scaled_down(table, demo), spread, *sparse)
+        heading = (
+            f"Scaled down, not the paper's setting: {f'the runs of {number}' if number else table.title}"
+        )
+        return Report(f"demo_{made.name}", heading, made.columns, lines, notes)
+    about = PAPER if made.has_paper else CONTROL
+    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse))
+
+
+def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], demo: str) -> Entry:
+    found = [records[run] for seed in seeds if (run := Run(cell.exp, seed, demo=demo)) in records]
+    achieved = [record.content["sparsity"]["overall"] for record in found]
+    return Entry(
+        cell,
+        Sample.of([record.metric(cell.metric) for record in found]) if found else None,
+        tuple(record.run.seed for record in found),
+        Sample.of_paper(cell.paper, single_run=cell.single_run) if cell.paper and not demo else None,
+        Run(cell.exp, 0, demo=demo).facts.sparsity,
+        Sample.of(achieved).mean if found else None,
+    )
+
+
+def _number(name: str) -> str:
+    digits = name.removeprefix("table")
+    return f"Table {int(digits)}" if digits.isdecimal() else ""
+
+
+def _scaled_down(table: plan.Table, demo: str) -> str:
+    facts = [run.facts for run in table.runs(demo=demo)]
+    models = " and ".join(dict.fromkeys(SCALED_DOWN[fact.base] for fact in facts))
+    epochs = " or ".join(map(str, sorted({fact.epochs for fact in facts})))
+    return DEMO.format(models=models, epochs=epochs)

@@ -1,0 +1,156 @@
+"""The rules of a record: what is kept of a run's summary, and which summaries are fit for it. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from plan import Run, lock
+
+PLACES = ("runs_dir", "data.root")
+DEMOS = ("digits",)  # scaled-down runs that may become records; tiny ones learn nothing
+
+_FIELDS = (
+    *("exp", "cell", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
+    *("metrics", "sparsity", "timing", "provenance"),
+)
+_FACTS = (
+    *("commit", "dirty", "python", "versions", "hardware", "threads", "ranks", "slurm_job", "argv"),
+    *("config_hash", "resumed_from"),
+)
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_PLACE = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.]")  # AC/DC is none
+_BOUNDS = (
+    *(("metrics", "top1_last", 100), ("metrics", "top1_best", 100)),
+    *(("sparsity", "target", 1), ("sparsity", "overall", 1)),
+)
+
+
+class Unfit(Exception):
+    """This is no record of a run; the message is one line."""
+
+
+def record(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without its bulk, without places on a machine, and without what it should not hold."""
+    kept = {key: summary[key] for key in _FIELDS if key in summary}
+    kept["sparsity"] = {key: value for key, value in summary["sparsity"].items() if key != "layers"}
+    return kept | {"provenance": placeless(summary["provenance"])}
+
+
+def placeless(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A provenance whose command line names no place on this machine, and which names no host."""
+    kept = {key: provenance[key] for key in _FACTS if key in provenance}
+    told = (text for text in provenance["argv"] if text.partition("=")[0] not in PLACES)
+    argv = [text for text in told if not _PLACE.search(text)]
+    return kept | {"argv": argv}
+
+
+def check(summary: Any) -> Run:
+    """The run that a summary or a record is of.
+
+    Raises:
+        Unfit: it is not whole, not of today's configuration, or cannot say which code made it.
+    """
+    if lacking := _lacking(summary):
+        raise Unfit(f"it is not whole: {lacking}; run it again")
+    if summary["status"] != "done":
+        raise Unfit(f"its status is {summary['status']!r}, not 'done': start it again to go on")
+    run = _identify(summary)
+    facts, here = run.facts, summary["config_hash"]
+    if here != facts.config_hash:
+        raise Unfit(f"it has another configuration ({here[:8]}, now {facts.config_hash[:8]}): run it again")
+    if summary["provenance"].get("config_hash", here) != here or summary["epochs"] != facts.epochs:
+        raise Unfit("its hash, provenance and epochs contradict each other: run it again")
+    for made in (summary["provenance"], *(summary["provenance"].get("resumed_from") or ())):
+        _check_code(made)
+    if found := next(filter(_PLACE.search, _texts(record(summary))), None):
+        raise Unfit(f"it names a place on a machine ({found!r}): take that out")
+    return run
+
+
+def _lacking(summary: Any) -> str:
+    """What a summary lacks, "" if nothing."""
+    if not isinstance(summary, dict):
+        return "no JSON object"
+    kinds = {"exp": str, "overridden": bool, "seed": int, "config_hash": str, "status": str, "epochs": int}
+    kinds |= {"metrics": dict, "sparsity": dict, "provenance": dict}
+    for key, kind in kinds.items():
+        if not isinstance(summary.get(key), kind) or (kind is int and isinstance(summary[key], bool)):
+            return f"no {key}"
+    if not 0 <= summary["seed"] < 2**32:
+        return "no seed within 0 and 2^32"
+    if "demo" not in summary or not isinstance(summary["demo"], str | None):
+        return "no demo"
+    for part, name, most in _BOUNDS:
+        value = summary[part].get(name)
+        if not is_number(value) or not 0 <= value <= most:
+            return f"no {part}.{name} within 0 and {most}"
+    argv = summary["provenance"].get("argv")
+    if not isinstance(argv, list) or not all(isinstance(text, str) for text in argv):
+        return "no provenance.argv"
+    return ""
+
+
+def _identify(summary: dict[str, Any]) -> Run:
+    """The run of the plan; an altered one must be a point of a figure's grid."""
+    exp, seed, demo, here = (summary[key] for key in ("exp", "seed", "demo", "config_hash"))
+    demo = demo or ""
+    if demo not in ("", *DEMOS):
+        raise Unfit(f"it is scaled down to {demo!r}, which is no result: see +demo={DEMOS[0]}")
+    known = lock()[demo]
+    if exp not in known or " " in exp:
+        raise Unfit(f"configs/lock.json knows no experiment {exp!r}: run python scripts/lock.py if it is new")
+    if not summary["overridden"]:
+        return Run(exp, seed, demo=demo)
+    specs = [spec.split() for spec, facts in known.items() if facts.config_hash == here and " " in spec]
+    if not specs:
+        raise Unfit(
+            "its values were altered on the command line and no figure shows them: see train.py --list"
+        )
+    own, *rest = min(specs, key=lambda spec: spec[0] != exp)
+    return Run(own, seed, tuple(rest), demo)
+
+
+def _check_code(made: Any) -> None:
+    if not isinstance(made, dict) or not _COMMIT.fullmatch(str(made.get("commit"))):
+        raise Unfit("the commit of its code is unknown: set HAM_COMMIT where git knows none and run it again")
+    if made.get("dirty") not in (False, None):  # None: copied without git, $HAM_COMMIT told the commit
+        raise Unfit("its code had uncommitted changes: commit and run it again")
+
+
+def epochs(text: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl without the bulky `layers`.
+
+    Raises:
+        Unfit: they are not the epochs of this summary, one after the other.
+    """
+    try:
+        lines = [json.loads(line) for line in text.splitlines()]
+    except (ValueError, RecursionError):
+        raise Unfit("its metrics are not JSON lines: run it again") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise Unfit("its metrics are not JSON objects: run it again")
+    if [line.get("epoch") for line in lines] != list(range(summary["epochs"])):
+        raise Unfit(f"its metrics are not those of {summary['epochs']} epochs: run it again")
+    if lines and lines[-1].get("top1") != summary["metrics"]["top1_last"]:
+        raise Unfit("the last epoch of its metrics contradicts its summary: run it again")
+    return [{key: value for key, value in line.items() if key != "layers"} for line in lines]
+
+
+def is_number(value: Any) -> bool:
+    """Is it a finite number (and no truth value)?"""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        parts = value if isinstance(value, list) else [*value.keys(), *value.values()]
+        for part in parts:
+            yield from _texts(part)

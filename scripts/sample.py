@@ -1,0 +1,66 @@
+"""Means over seeds and how far two of them are apart."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+PAPER_SEEDS = 3
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean, sample standard deviation (ddof 1; None where it is unknown) and number of runs."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Sample:
+        """That of at least one value."""
+        return Sample(
+            statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+        )
+
+    @staticmethod
+    def of_paper(printed: Sequence[float], *, single_run: bool) -> Sample:
+        """That of a cell of the paper: the mean and, where it is printed, the +-."""
+        mean, std = printed[0], printed[1] if len(printed) > 1 else None
+        return Sample(mean, std, 1 if single_run else PAPER_SEEDS)
+
+    @property
+    def variance_of_mean(self) -> float:
+        """std^2 / n. Raises ValueError where the standard deviation is unknown."""
+        if self.std is None:
+            raise ValueError("a single run has no standard deviation")
+        return self.std**2 / self.n
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two means, with its interval where both spreads are known."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def difference(ours: Sample, theirs: Sample) -> Difference:
+    """Our mean less theirs, with Welch's interval.
+
+    d +- t(0.975, df) sqrt(v1 + v2), v = std^2 / n, df = (v1 + v2)^2 / (v1^2 / (n1 - 1) + v2^2 / (n2 - 1)):
+    Welch, Biometrika 34 (1947). None where a spread is unknown or both are 0.
+    """
+    value = ours.mean - theirs.mean
+    if ours.std is None or theirs.std is None or ours.std == theirs.std == 0:
+        return Difference(value, None)
+    parts = [(sample.variance_of_mean, sample.n - 1) for sample in (ours, theirs)]
+    total = sum(v for v, _ in parts)
+    degrees = 1 / sum((v / total) ** 2 / free for v, free in parts)
+    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+    return Difference(value, (value - half, value + half))

@@ -1,0 +1,104 @@
+"""Finished runs and records made up for the scripts that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plan import ROOT, Run
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def made_up(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
+    """The summary of a run of the plan, as ham.run.main.summarize writes it."""
+    facts = run.facts
+    provenance = {
+        "commit": COMMIT,
+        "dirty": False,
+        "python": "3.11.7",
+        "versions": {"torch": "2.15.0"},
+        "hardware": {"cpu": "AMD EPYC", "cores": 2, "gpus": []},
+        "threads": 1,
+        "ranks": 1,
+        "slurm_job": None,
+        "argv": [*run.argv, "runs_dir=/home/me/runs", "data.root=/data"],
+        "config_hash": facts.config_hash,
+        "resumed_from": [],
+    }
+    summary = {
+        "exp": run.exp,
+        "cell": "Table 4, AC/DC + HAM, s = 0.9",
+        "demo": run.demo or None,
+        "overridden": bool(run.overrides),
+        "seed": run.seed,
+        "config_hash": facts.config_hash,
+        "status": "done",
+        "epochs": facts.epochs,
+        "metrics": {
+            "train_loss": 0.5,
+            "test_loss": 1.0,
+            "top1_last": top1,
+            "top1_best": min(100.0, top1 + 0.5),
+        },
+        "sparsity": {
+            "target": facts.sparsity,
+            "overall": facts.sparsity,
+            "layers": {"conv1": facts.sparsity},
+        },
+        "timing": {"seconds": 60.0, "steps": 100, "steps_per_second": 1.7},
+        "provenance": provenance,
+    }
+    return summary | altered
+
+
+def epochs_of(run: Run, top1: float = 75.0) -> list[dict[str, Any]]:
+    """Plausible epochs, the layers included."""
+    total = run.facts.epochs
+    strength = (sum(map(ord, run.exp)) % 7 + 1) / 7
+    lines = []
+    for epoch in range(total):
+        done = (epoch + 1) / total
+        line = {
+            "epoch": epoch,
+            "step": 10 * (epoch + 1),
+            "train_loss": 6 * math.exp(-3 * done) + strength + 0.05 * run.seed,
+            "top1": top1 if epoch + 1 == total else top1 * done,
+            "l1_mean": 0.02 * (1 + strength * math.sin(3 * done)) + 1e-4 * run.seed,
+            "l1_sum": 4e5 * (1 + strength * math.sin(3 * done)) + 2e3 * run.seed,
+            "inverse_metric_at_zero": 1.0 if "ham" in run.exp else math.exp(-done * strength),
+            "layers": {"conv1": 0.9},
+        }
+        if (epoch + 1) % 10 == 0:
+            line["sign_flips"] = 0.02 * strength * (1.2 - done) + 1e-4 * run.seed
+        lines.append(line)
+    return lines
+
+
+@pytest.fixture
+def finish(tmp_path: Path) -> Callable[..., Path]:
+    """`finish(run, top1, **altered)`: a finished run directory in tmp_path/runs; returns it."""
+
+    def make(run: Run, top1: float = 75.0, **altered: Any) -> Path:
+        folder = run.folder(tmp_path / "runs")
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(made_up(run, top1, **altered)))
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in epochs_of(run, top1)))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def paper() -> dict[str, Any]:
+    """The paper's numeric tables, transcribed."""
+    path = Path(os.environ.get("HAM_PAPER", ROOT.parent / "shared" / "paper" / "tables.yaml"))
+    if not path.is_file():
+        pytest.skip(f"no transcription of the paper's tables at {path}: set HAM_PAPER to it")
+    return yaml.safe_load(path.read_text())
