@@ -24,8 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import RESULTS, Unfit, check, epochs, keeps_epochs, path_of, write
-from rules import DEMOS
+from records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, write
 
 ROOT = Path(__file__).resolve().parents[1]
 _MEMBER = re.compile(r"(?:\./)?([\w-]+)/seed(\d+)/(summary\.json|metrics\.jsonl)")
@@ -169,11 +168,10 @@ def main(argv: list[str] | None = None) -> int:
 def _tell(tally: Tally, demo: str) -> None:
     for path in tally.written:
         print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-    there = f", {tally.there} were there before" if tally.there else ""
-    print(f"{len(tally.written)} new records{there}")
+    print(f"new records: {len(tally.written)}, there before: {tally.there}, left out: {len(tally.left_out)}")
     if tally.elsewhere:
-        other = "of the paper's setting: leave --demo out" if demo else "scaled down: see --demo"
-        print(f"{tally.elsewhere} runs are {other}")
+        other = "of the paper's setting (without --demo)" if demo else "scaled down (--demo)"
+        print(f"runs that are {other}: {tally.elsewhere}")
     for line in tally.left_out:
         print(f"collect.py: left out {line}", file=sys.stderr)
 

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 from plan import PlanError
-from records import RESULTS, Unfit, read_all
-from rules import DEMOS
+from records import DEMOS, RESULTS, Unfit, read_all
 
 ROOT = Path(__file__).resolve().parents[1]
 

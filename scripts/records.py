@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from plan import PlanError, Run, figure, figures
-from rules import PLACES, Unfit, check, epochs, is_number, placeless, record
+from rules import DEMOS, PLACES, Unfit, check, epochs, is_number, placeless, record
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RECORDS = RESULTS / "runs"
 
 __all__ = [  # with names of rules.py: whoever reads records imports this module alone
+    "DEMOS",
     "PLACES",
     "RECORDS",
     "RESULTS",

@@ -19,9 +19,8 @@ import hyperparameters
 import plan
 import render
 from plan import PlanError, Run
-from records import RESULTS, Record, Unfit, read_all
+from records import DEMOS, RESULTS, Record, Unfit, read_all
 from report import report
-from rules import DEMOS
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("md", "csv", "tex")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 import yaml
 from plan import ROOT, Run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def made_up(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
+def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
     """The summary of a run of the plan, as ham.run.main.summarize writes it."""
     facts = run.facts
     provenance = {
@@ -58,7 +59,7 @@ def made_up(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
     return summary | altered
 
 
-def epochs_of(run: Run, top1: float = 75.0) -> list[dict[str, Any]]:
+def _epochs(run: Run, top1: float = 75.0) -> list[dict[str, Any]]:
     """Plausible epochs, the layers included."""
     total = run.facts.epochs
     strength = (sum(map(ord, run.exp)) % 7 + 1) / 7
@@ -81,6 +82,29 @@ def epochs_of(run: Run, top1: float = 75.0) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.fixture(scope="session")
+def made_up() -> Callable[..., dict[str, Any]]:
+    """`made_up(run, top1, **altered)`: the summary of a run of the plan."""
+    return _summary
+
+
+@pytest.fixture(scope="session")
+def epochs_of() -> Callable[..., list[dict[str, Any]]]:
+    """`epochs_of(run, top1)`: its epochs."""
+    return _epochs
+
+
+@pytest.fixture(scope="session")
+def keep() -> Callable[..., Path]:
+    """`keep(results, run, top1, **altered)`: its record with epochs; returns the record's path."""
+
+    def make(results: Path, run: Run, top1: float = 75.0, **altered: Any) -> Path:
+        lines = [{k: v for k, v in line.items() if k != "layers"} for line in _epochs(run, top1)]
+        return records.write(run, _summary(run, top1, **altered), lines, results)
+
+    return make
+
+
 @pytest.fixture
 def finish(tmp_path: Path) -> Callable[..., Path]:
     """`finish(run, top1, **altered)`: a finished run directory in tmp_path/runs; returns it."""
@@ -88,8 +112,8 @@ def finish(tmp_path: Path) -> Callable[..., Path]:
     def make(run: Run, top1: float = 75.0, **altered: Any) -> Path:
         folder = run.folder(tmp_path / "runs")
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps(made_up(run, top1, **altered)))
-        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in epochs_of(run, top1)))
+        (folder / "summary.json").write_text(json.dumps(_summary(run, top1, **altered)))
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(e)}\n" for e in _epochs(run, top1)))
         return folder
 
     return make
