@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, write
+from records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, read, write
 
 ROOT = Path(__file__).resolve().parents[1]
 _MEMBER = re.compile(r"(?:\./)?([\w-]+)/seed(\d+)/(summary\.json|metrics\.jsonl)")
@@ -83,15 +83,21 @@ def find(source: Path) -> Iterator[Found]:
 
 def _read(folder: Path) -> Found:
     folder = folder.resolve() if folder.name in ("", ".", "..") else folder
-    metrics = folder / "metrics.jsonl"
     seed = re.fullmatch(r"seed(\d{1,10})", folder.name)
     return Found(
         str(folder),
         folder.resolve().parent.name,
         int(seed[1]) if seed else -1,
-        (folder / "summary.json").read_bytes(),
-        metrics.read_bytes() if metrics.exists() else None,
+        _bytes(folder / "summary.json") or b"",  # which is not whole
+        _bytes(folder / "metrics.jsonl"),
     )
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _unpack(archive: Path) -> list[Found]:
@@ -132,8 +138,13 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
         return
     if (found.name, found.seed) not in ((run.name, run.seed), (run.exp, run.seed)):
         raise Unfit(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
-    if path_of(run, results).exists():
+    path = path_of(run, results)
+    if path.exists():
         tally.there += 1
+        try:
+            read(path)
+        except Unfit as error:  # it may be somebody's: named, not replaced
+            print(f"{error}; delete it to collect this run")
         return
     lines = None
     if keeps_epochs(run):

@@ -64,6 +64,8 @@ def check(summary: Any) -> Run:
         raise Unfit(f"it has another configuration ({here[:8]}, now {facts.config_hash[:8]}): run it again")
     if summary["provenance"].get("config_hash", here) != here or summary["epochs"] != facts.epochs:
         raise Unfit("its hash, provenance and epochs contradict each other: run it again")
+    if (source := run.source()) and not _is_from(source, summary["sparsity"].get("masks_from")):
+        raise Unfit(f"its masks are not those of today's {source}: run that again, then this")
     for made in (summary["provenance"], *(summary["provenance"].get("resumed_from") or ())):
         _check_code(made)
     if found := next(filter(_PLACE.search, _texts(record(summary))), None):
@@ -112,6 +114,11 @@ def _identify(summary: dict[str, Any]) -> Run:
         )
     own, *rest = min(specs, key=lambda spec: spec[0] != exp)
     return Run(own, seed, tuple(rest), demo)
+
+
+def _is_from(source: Run, told: Any) -> bool:
+    facts = {"exp": source.exp, "seed": source.seed, "config_hash": source.facts.config_hash}
+    return isinstance(told, dict) and all(told.get(key) == fact for key, fact in facts.items())
 
 
 def _check_code(made: Any) -> None:

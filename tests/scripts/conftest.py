@@ -33,6 +33,8 @@ def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
         "config_hash": facts.config_hash,
         "resumed_from": [],
     }
+    source = run.source()
+    masks = source and {"exp": source.exp, "seed": source.seed, "config_hash": source.facts.config_hash}
     summary = {
         "exp": run.exp,
         "cell": "Table 4, AC/DC + HAM, s = 0.9",
@@ -52,6 +54,7 @@ def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
             "target": facts.sparsity,
             "overall": facts.sparsity,
             "layers": {"conv1": facts.sparsity},
+            "masks_from": masks,
         },
         "timing": {"seconds": 60.0, "steps": 100, "steps_per_second": 1.7},
         "provenance": provenance,

@@ -13,6 +13,7 @@ import collect
 import pytest
 import records
 from plan import Run
+from study import Cell, Study, pack
 
 RUN = Run("rigl_s90", 1)
 POINT = Run("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
@@ -73,6 +74,7 @@ def test_a_record_that_is_there_stays(tmp_path: Path, finish: Any, run: Any) -> 
     path.write_text("mine")
     status, out, err = run(tmp_path / "runs")
     assert (status, err) == (0, []) and "new records: 0, there before: 1" in out
+    assert f"{path}: it cannot be read" in out and "delete it to collect this run" in out
     assert path.read_text() == "mine"
 
 
@@ -134,6 +136,19 @@ def test_an_archive_is_read_and_nothing_of_it_lands_elsewhere(tmp_path: Path, fi
     status, _, err = run(path)
     assert status == 1 and len(err) == 1 and "passwd/seed3: it says that it is rigl_s90 seed 1" in err[0]
     assert files(tmp_path / "results") == [f"runs/rigl_s90/seed1{end}" for end in (".json", ".metrics.jsonl")]
+
+
+def test_what_benchmarks_gpu_brings_back_becomes_records(tmp_path: Path, finish: Any, run: Any) -> None:
+    wanted = [Run("cifar100", 0), Run("cifar100_sam_ham", 2)]
+    for folder in map(finish, wanted):
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "provenance.json").write_text(json.dumps(summary["provenance"]))
+        (folder / "config.yaml").write_text("runs_dir: /home/me/runs\n")
+    cells = tuple(Cell(r.exp, r.seed) for r in wanted)
+    pack(Study(cells, tmp_path / "runs", epochs=150, root=tmp_path), tmp_path / "out")
+    assert run(tmp_path / "out" / "cells.tar.gz")[::2] == (0, [])
+    found, problems = records.read_all(results=tmp_path / "results")
+    assert list(found) == wanted and not problems and len(found[wanted[1]].epochs()) == 150
 
 
 def test_a_damaged_archive_is_one_line_and_status_2(

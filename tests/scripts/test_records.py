@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import records
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan import Run
 from records import Unfit
@@ -27,7 +27,7 @@ def test_records_tell_no_place_and_nothing_unknown(made_up: Callable[..., dict[s
     summary["provenance"] |= {"host": "node17", "argv": [*summary["provenance"]["argv"], "data.x=/srv/x"]}
     kept = records.record(summary)
     assert kept["provenance"]["argv"] == ["+exp=rigl_s90", "seed=1"]
-    assert kept["sparsity"] == {"target": 0.9, "overall": 0.9}
+    assert kept["sparsity"] == {"target": 0.9, "overall": 0.9, "masks_from": None}
     assert "node17" not in json.dumps(kept)
     assert records.record(kept) == kept
     assert records.check(summary) == RUN
@@ -82,6 +82,16 @@ def test_its_code_is_known_to_the_letter(
         records.check(summary)
 
 
+def test_masks_come_from_todays_source(made_up: Callable[..., dict[str, Any]]) -> None:
+    run = Run("mask_str_s90", 2)
+    summary = made_up(run)
+    assert records.check(summary) == run
+    for altered in ({"seed": 1}, {"exp": "acdc_s90"}, {"config_hash": "0" * 64}):
+        stale = summary["sparsity"] | {"masks_from": summary["sparsity"]["masks_from"] | altered}
+        with pytest.raises(Unfit, match="masks are not those of today's str_s90 seed 2"):
+            records.check(summary | {"sparsity": stale})
+
+
 def test_code_copied_without_git_may_name_its_commit(made_up: Callable[..., dict[str, Any]]) -> None:
     summary = made_up(RUN)
     summary["provenance"]["dirty"] = None
@@ -97,6 +107,7 @@ def test_an_altered_run_counts_where_a_figure_shows_it(made_up: Callable[..., di
     )
 
 
+@settings(deadline=None)
 @given(content=JSON, key=st.sampled_from([None, "seed", "exp", "demo", "metrics", "sparsity", "provenance"]))
 def test_any_json_is_a_record_or_unfit(
     content: Any, key: str | None, made_up: Callable[..., dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sample import Sample, difference
 
@@ -31,6 +31,7 @@ def test_welch_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")
+@settings(deadline=None)
 @given(values, values)
 def test_welch_is_scipys(ours: list[float], theirs: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")

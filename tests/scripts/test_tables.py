@@ -17,11 +17,12 @@ import plan
 import pytest
 import render
 import tables
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan import ROOT, Run
 from records import RESULTS, Record, record
-from report import report
+from report import SCALED_DOWN, report
 
 _NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
 _NAMES = {
@@ -97,6 +98,17 @@ def test_each_cells_run_is_what_its_row_and_column_say() -> None:
 def test_table_5_is_the_papers(paper: dict[str, Any]) -> None:
     assert [list(row.values()) for row in hyperparameters.rows()] == paper["table5"]["rows"]
     assert list(hyperparameters.COLUMNS) == paper["table5"]["columns"]
+
+
+def test_scaled_down_models_are_what_the_headings_say() -> None:
+    for exp, model in (("dense", "resnet50"), ("cifar100", "resnet18"), ("deit", "deit_small")):
+        demo = yaml.safe_load((plan.CONFIGS / "model" / f"{model}.yaml").read_text())["demo"]
+        told = SCALED_DOWN[Run(exp, 0).facts.base]
+        facts = (
+            [str(demo[key]) for key in ("depth", "embed_dim")] if model == "deit_small" else ["narrow", "one"]
+        )
+        assert all(fact in told for fact in facts)
+        assert model == "deit_small" or demo["layers"] == [1, 1, 1, 1]
 
 
 def line(text: str, label: str, kind: str) -> list[str]:
@@ -176,6 +188,7 @@ def test_bad_records_are_named_and_left_out(
 values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), max_size=3)
 
 
+@settings(deadline=None)
 @given(dense=values, ham=values)
 def test_all_formats_tell_the_same_numbers(
     dense: list[float], ham: list[float], made_up: Callable[..., dict[str, Any]]
