@@ -18,7 +18,7 @@ from records import Record, Unfit, metrics_path
 NOT_RUN = "not run"
 BAND = "(mean over seeds, band: +- one sample standard deviation)"
 SPAN = 5.0  # points of accuracy that a grid's colours tell apart: one failed run would flatten all others
-DEMO = "Scaled down to 8x8 digits, not the paper's setting: ranks nothing"
+DEMO = "Scaled down to 8x8 digits: not the paper's setting"
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,6 @@ def shown(figure: Figure, demo: str) -> list[Run]:
     return [*figure.runs(demo=demo), *altered]
 
 
-def _title(figure: Figure, demo: str) -> str:
-    return f"{figure.title}\n{DEMO}" if demo else figure.title
-
-
 def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -> Picture:
     picture, axes = style.panels(len(figure.panels), height=style.HEIGHT + 0.5)
     for panel, axis in zip(figure.panels, axes, strict=True):
@@ -107,7 +103,7 @@ def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -
     names = [
         f"{label} (n = {len(runs)})" if runs else f"{label} ({NOT_RUN})" for label, runs in epochs.items()
     ]
-    picture.suptitle(f"{_title(figure, demo)}\n{BAND}", fontsize=8.5)
+    style.title(picture, figure.title, DEMO if demo else "", BAND)
     columns = 2 if len(figure.panels) == 1 else len(names)
     picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=columns)
     return picture
@@ -165,7 +161,7 @@ def _grid(figure: Figure, records: Mapping[Run, Record], demo: str) -> Picture:
     extend = "min" if min(there) < worst else "neither"
     bar = picture.colorbar(image, ax=axis, label="top-1 [%]", shrink=0.95, extend=extend)
     bar.outline.set_visible(False)
-    picture.suptitle(f"{_title(figure, demo)}\n(framed: the paper's choice)", fontsize=8.5)
+    style.title(picture, figure.title, DEMO if demo else "", "(framed: the paper's choice)")
     return picture
 
 

@@ -6,6 +6,7 @@ grey. Values of a grid are shown by cividis, which is perceptually uniform and g
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.4, 2.6  # inches of one panel
+ALONE = 4.4  # width of a panel that has the figure for itself, titles and legend included
+LETTERS = 14  # of a title, per inch
 SEQUENTIAL = "cividis"
 SERIES = (  # matplotlib's words, by the order of the series
     {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -61,11 +64,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, width: float | None = None, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
     """An empty figure with `count` panels side by side; no window, no global state."""
+    width = width or (ALONE if count == 1 else WIDTH)
     figure = Figure(figsize=(count * width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def title(figure: Figure, *lines: str) -> None:
+    """Head the figure with these lines, broken where they are wider than it."""
+    letters = int(LETTERS * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, letters) for line in lines if line), fontsize=8.5)
 
 
 def marks(points: int) -> int:

@@ -15,7 +15,7 @@ import plan
 import pytest
 from matplotlib.figure import Figure
 from plan import Panel, Run
-from records import metrics_path, read_all
+from records import metrics_path, path_of, read_all
 
 
 def draw(name: str, results: Path, demo: str = "") -> Figure | None:
@@ -140,6 +140,21 @@ def test_scaled_down_figures_say_so(tmp_path: Path, keep: Callable[..., Path]) -
     assert list(picture.axes[0].get_lines()[0].get_xdata()) == [10, 20, 30, 40]
     keep(tmp_path, replace(run, demo=""))
     assert "not the paper's" not in draw("2a", tmp_path).get_suptitle()
+
+
+@pytest.mark.parametrize("demo", ["", "digits"])
+def test_nothing_is_cut_off(demo: str, tmp_path: Path, keep: Callable[..., Path]) -> None:
+    """Title, legend and axes lie within each figure, where most series are not run (the longest names)."""
+    for name in plan.figures():
+        if not (path := path_of(run := plan.figure(name).runs(demo=demo)[0], tmp_path)).exists():
+            assert keep(tmp_path, run) == path
+        picture = draw(name, tmp_path, demo)
+        with figure_style.styled():
+            picture.draw_without_rendering()
+        whole = picture.bbox.padded(3)  # pixels: text is laid out to whole ones
+        for part in (picture._suptitle, *picture.legends, *picture.axes):
+            box = part.get_tightbbox()
+            assert whole.contains(*box.min) and whole.contains(*box.max), (name, part)
 
 
 def test_committed_figures_are_those_of_the_committed_records(tmp_path: Path) -> None:
