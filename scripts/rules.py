@@ -21,6 +21,9 @@ _FACTS = (
     *("commit", "dirty", "python", "versions", "hardware", "threads", "ranks", "slurm_job", "argv"),
     *("config_hash", "resumed_from"),
 )
+_HARDWARE = ("cpu", "cores", "gpus")
+_EARLIER = ("commit", "dirty", "hardware", "ranks")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PLACE = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.]")  # AC/DC is none
 _BOUNDS = (
@@ -44,8 +47,18 @@ def placeless(provenance: dict[str, Any]) -> dict[str, Any]:
     """A provenance whose command line names no place on this machine, and which names no host."""
     kept = {key: provenance[key] for key in _FACTS if key in provenance}
     told = (text for text in provenance["argv"] if text.partition("=")[0] not in PLACES)
-    argv = [text for text in told if not _PLACE.search(text)]
-    return kept | {"argv": argv}
+    kept["argv"] = [text for text in told if not _PLACE.search(text)]
+    return _hostless(kept)
+
+
+def _hostless(made: dict[str, Any]) -> dict[str, Any]:
+    """Of the hardware, models and numbers alone; the same of each process that worked on the run before."""
+    if isinstance(hardware := made.get("hardware"), dict):
+        made = made | {"hardware": {key: hardware[key] for key in _HARDWARE if key in hardware}}
+    if isinstance(earlier := made.get("resumed_from"), list):
+        told = ({key: e[key] for key in _EARLIER if key in e} for e in earlier if isinstance(e, dict))
+        made = made | {"resumed_from": list(map(_hostless, told))}
+    return made
 
 
 def check(summary: Any) -> Run:
@@ -66,7 +79,7 @@ def check(summary: Any) -> Run:
         raise Unfit("its hash, provenance and epochs contradict each other: run it again")
     if (source := run.source()) and not _is_from(source, summary["sparsity"].get("masks_from")):
         raise Unfit(f"its masks are not those of today's {source}: run that again, then this")
-    for made in (summary["provenance"], *(summary["provenance"].get("resumed_from") or ())):
+    for made in (summary["provenance"], *summary["provenance"].get("resumed_from", [])):
         _check_code(made)
     if found := next(filter(_PLACE.search, _texts(record(summary))), None):
         raise Unfit(f"it names a place on a machine ({found!r}): take that out")
@@ -82,6 +95,8 @@ def _lacking(summary: Any) -> str:
     for key, kind in kinds.items():
         if not isinstance(summary.get(key), kind) or (kind is int and isinstance(summary[key], bool)):
             return f"no {key}"
+    if not _HASH.fullmatch(summary["config_hash"]):
+        return "no config_hash"
     if not 0 <= summary["seed"] < 2**32:
         return "no seed within 0 and 2^32"
     if "demo" not in summary or not isinstance(summary["demo"], str | None):
@@ -93,6 +108,8 @@ def _lacking(summary: Any) -> str:
     argv = summary["provenance"].get("argv")
     if not isinstance(argv, list) or not all(isinstance(text, str) for text in argv):
         return "no provenance.argv"
+    if not isinstance(summary["provenance"].get("resumed_from", []), list):
+        return "no provenance.resumed_from"
     return ""
 
 

@@ -24,11 +24,23 @@ JSON = st.recursive(
 
 def test_records_tell_no_place_and_nothing_unknown(made_up: Callable[..., dict[str, Any]]) -> None:
     summary = made_up(RUN, hostname="node17")
-    summary["provenance"] |= {"host": "node17", "argv": [*summary["provenance"]["argv"], "data.x=/srv/x"]}
+    summary["provenance"]["hardware"]["node"] = "node17"
+    before = {
+        "commit": "a" * 40,
+        "dirty": False,
+        "hardware": {"cpu": "AMD", "node": "node17"},
+        "by": "node17",
+    }
+    summary["provenance"] |= {
+        "host": "node17",
+        "resumed_from": [before],
+        "argv": [*summary["provenance"]["argv"], "data.x=/srv/x"],
+    }
     kept = records.record(summary)
     assert kept["provenance"]["argv"] == ["+exp=rigl_s90", "seed=1"]
     assert kept["sparsity"] == {"target": 0.9, "overall": 0.9, "masks_from": None}
     assert "node17" not in json.dumps(kept)
+    assert kept["provenance"]["resumed_from"][0]["hardware"] == {"cpu": "AMD"}
     assert records.record(kept) == kept
     assert records.check(summary) == RUN
 
@@ -108,11 +120,16 @@ def test_an_altered_run_counts_where_a_figure_shows_it(made_up: Callable[..., di
 
 
 @settings(deadline=None)
-@given(content=JSON, key=st.sampled_from([None, "seed", "exp", "demo", "metrics", "sparsity", "provenance"]))
+@given(
+    content=JSON, key=st.sampled_from([None, "seed", "exp", "demo", "config_hash", "sparsity", "provenance"])
+)
 def test_any_json_is_a_record_or_unfit(
     content: Any, key: str | None, made_up: Callable[..., dict[str, Any]]
 ) -> None:
     summary = content if key is None else made_up(RUN) | {key: content}
+    if key == "provenance":
+        summary = made_up(RUN)
+        summary["provenance"] |= {"resumed_from": content, "dirty": content, "hardware": content}
     try:
         assert records.check(summary).exp == RUN.exp
     except Unfit as error:
