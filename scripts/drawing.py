@@ -11,9 +11,11 @@ import figure_style as style
 import plan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from plan import Figure, Panel, Run, canonical
 from records import Record, Unfit, metrics_path
+from rules import is_number
 
 NOT_RUN = "not run"
 BAND = "(mean over seeds, band: +- one sample standard deviation)"
@@ -40,8 +42,9 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
     Returns:
         The points at which every run has a finite value.
     """
+    name = panel.metric
     by_run = [
-        {line["epoch"] + 1: panel.scale * line[panel.metric] for line in lines if _has(line, panel.metric)}
+        {line["epoch"] + 1: panel.scale * line[name] for line in lines if is_number(line.get(name))}
         for lines in runs
     ]
     common = set.intersection(*map(set, by_run)) if by_run else set()
@@ -49,11 +52,6 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
     values = [[points[epoch] for points in by_run] for epoch in chosen]
     stds = tuple(statistics.stdev(v) if len(v) > 1 else 0.0 for v in values)
     return Curve(chosen, tuple(map(statistics.mean, values)), stds)
-
-
-def _has(line: dict, metric: str) -> bool:
-    value = line.get(metric)
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def draw(
@@ -142,14 +140,7 @@ def _grid(figure: Figure, records: Mapping[Run, Record], demo: str) -> Picture:
     axis.set_facecolor("0.93")
     image = axis.imshow(table, cmap=style.SEQUENTIAL, origin="lower", aspect="auto", **limits)
     for (alpha, beta), number in values.items():
-        place = betas.index(beta), alphas.index(alpha)
-        if number is None:
-            axis.text(*place, NOT_RUN, ha="center", va="center", **style.NOTE)
-            continue
-        red, green, blue, _ = image.cmap(image.norm(number))
-        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
-        colour = "white" if dark else "black"
-        axis.text(*place, f"{number:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        _write(axis, image, (betas.index(beta), alphas.index(alpha)), number)
     if figure.chosen:
         _mark(axis, betas.index(figure.chosen[1]), alphas.index(figure.chosen[0]))
     axis.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
@@ -163,6 +154,18 @@ def _grid(figure: Figure, records: Mapping[Run, Record], demo: str) -> Picture:
     bar.outline.set_visible(False)
     style.title(picture, figure.title, DEMO if demo else "", "(framed: the paper's choice)")
     return picture
+
+
+def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float | None) -> None:
+    """Write a cell's value, white on dark colours."""
+    if number is None:
+        axis.text(*place, NOT_RUN, ha="center", va="center", **style.NOTE)
+        return
+    red, green, blue, _ = image.cmap(image.norm(number))
+    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # ITU-R BT.709
+    axis.text(
+        *place, f"{number:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+    )
 
 
 def _mark(axis: Axes, column: int, row: int) -> None:
