@@ -15,30 +15,30 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import hyperparameters
 import plan
 import render
+from hyperparameters import SHEETS
 from plan import PlanError, Run
 from records import DEMOS, RESULTS, Record, Unfit, read_all
 from report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("md", "csv", "tex")
-_TABLE_5 = ("5", "05", hyperparameters.NAME)
 
 
 def names(chosen: list[str] | None) -> list[str]:
     """Full names of the chosen tables, of all if none. Raises PlanError."""
     if chosen is None:
-        return sorted([*plan.tables(), hyperparameters.NAME])
-    full = [hyperparameters.NAME if name in _TABLE_5 else plan.table(name).name for name in chosen]
-    return list(dict.fromkeys(full))
+        return sorted([*plan.tables(), *SHEETS])
+    full = [f"table{int(name):02}" if name.isdecimal() else name for name in chosen]
+    return list(dict.fromkeys(name if name in SHEETS else plan.table(name).name for name in full))
 
 
 def contents(name: str, records: Mapping[Run, Record], demo: str) -> tuple[str, dict[str, str]] | None:
     """A table's file name and its text by format; None where it shows scaled-down runs and there are none."""
-    if name == hyperparameters.NAME:
-        return None if demo else _texts(hyperparameters.text(), hyperparameters.comma_separated)
+    if name in SHEETS:
+        sheet = SHEETS[name]()
+        return None if demo else _texts(sheet.text(), sheet.comma_separated)
     made = report(name, records, demo)
     if demo and not any(entry.ours for entry in made.entries):
         return None
