@@ -80,7 +80,10 @@ def graph_classification() -> Sheet:
     for dataset, graphs in GRAPH_SETS.items():
         ham = _yaml("ham", dataset.replace("-", "_"))
         rows.append({"dataset": dataset, "graphs": graphs, "alpha": ham["alpha"], "beta": ham["beta"]})
-    note = "Read from configs/ham. Numbers of graphs are OGB's: the paper has those of molhiv and code2 exchanged."
+    note = (
+        "Read from configs/ham. Numbers of graphs are OGB's: the paper has those of molhiv and code2 "
+        "exchanged."
+    )
     return Sheet("table13", "Table 13. HAM's values for graph classification", note, tuple(rows))
 
 
