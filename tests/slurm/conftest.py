@@ -1,0 +1,72 @@
+"""A real SLURM of two fake nodes on this machine, for the tests of this folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for cluster.py beside this file
+from cluster import ROOT, TOY, Slurm, Training
+
+UP = Path(__file__).parent / "up.sh"
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A private SLURM, taken down at the end."""
+    if os.geteuid() != 0:
+        pytest.skip("a private SLURM needs root")
+    if not shutil.which("slurmctld") and not shutil.which("apt-get"):
+        pytest.skip("no SLURM, and no apt-get to install it")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own folders are too deep for a socket's name
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for free in (a, b, c):
+            free.bind(("127.0.0.1", 0))
+        ports = [str(free.getsockname()[1]) for free in (a, b, c)]
+    try:
+        up = subprocess.run([UP, folder, "up", *ports], capture_output=True, text=True, timeout=300)
+        if up.returncode:
+            pytest.skip(f"no private SLURM: {(up.stderr.strip().splitlines() or ['?'])[-1]}")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "HAM_"))}
+        binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        own = {"SLURM_CONF": f"{folder}/slurm.conf", "HAM_VENV": sys.prefix, "PATH": binaries}
+        yield Slurm(folder, clean | own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    finally:
+        subprocess.run([UP, folder, "down"], capture_output=True, timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job whose python is the stand-in; it writes to TOY_LOG."""
+    binaries = tmp_path / "venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").write_text(TOY)
+    (binaries / "python").chmod(0o755)
+    (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\n')
+    return {"HAM_VENV": str(binaries.parent), "TOY_LOG": str(tmp_path / "toy.log")}
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[str, Path], Training]]:
+    """`hold(exp, runs)`: the process that trains it, stopped at its start until it is told to go on."""
+    held: list[Training] = []
+
+    def start(exp: str, runs: Path) -> Training:
+        held.append(Training(exp, runs))
+        return held[-1]
+
+    yield start
+    for training in held:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(training.pid, signal.SIGCONT)
