@@ -84,8 +84,13 @@ def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: lis
             )
             job = job.strip().partition(";")[0]  # the cluster's name may follow
             jobs |= {run: f"{job}_{task}" for task, run in enumerate(chunk, start=1)}
-            after = f", after {len(sources)} runs whose masks they take" if sources else ""
-            yield f"submitted array {job}: {len(chunk)} runs, {base}{after}"
+            after = f", after {amount(len(sources))} whose masks they take" if sources else ""
+            yield f"submitted array {job}: {amount(len(chunk))}, {base}{after}"
+
+
+def amount(runs: int) -> str:
+    """That many runs, in words."""
+    return f"{runs} run" if runs == 1 else f"{runs} runs"
 
 
 def _arrays(todo: list[Run], jobs: dict[Run, str]) -> Iterator[tuple[bool, str, list[Run]]]:

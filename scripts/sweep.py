@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
-from launch import alone, resource_class, resources, submit
+from launch import alone, amount, resource_class, resources, submit
 from local_runs import carry_out
 from plan import ROOT, PlanError, Run, figure, figures, lock, table, tables
 from states import Kind, State, SweepError, Sweeps, blocked, open_runs
@@ -96,7 +96,7 @@ def overview(chosen: dict[str, list[Run]], states: dict[Run, State]) -> None:
         print(f"{name:<20} {cells:>3} cells x {seeds} seed{plural}: {counted([states[run] for run in runs])}")
     asked = {run for runs in chosen.values() for run in runs}
     if sources := [state for run, state in states.items() if run not in asked]:
-        print(f"{'their masks':<20} {len(sources):>3} runs more: {counted(sources)}")
+        print(f"{'their masks':<20} {len(sources):>3} more runs: {counted(sources)}")
 
 
 def estimate(states: dict[Run, State]) -> None:
@@ -127,7 +127,7 @@ def warn(states: dict[Run, State]) -> None:
         if state.kind is Kind.STALE:
             print(f"sweep.py: {run} is stale: {state.note}", file=sys.stderr)
     if held := blocked(states):
-        print(f"sweep.py: {len(held)} runs need masks of stale runs and are not launched", file=sys.stderr)
+        print(f"sweep.py: {amount(len(held))} not launched, for want of a stale run's masks", file=sys.stderr)
 
 
 def details(states: dict[Run, State]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -67,6 +68,38 @@ def until(come: Callable[[], object], seconds: float = 60, told: Callable[[], ob
             pytest.fail(f"it did not come in {seconds} s\n{told()}")
         time.sleep(0.05)
     return found
+
+
+class Toy:
+    """The stand-in for python in a folder of its own: what its ranks said, and the job's log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.said = folder / "job.log", folder / "toy.log"
+        binaries = folder / "venv" / "bin"
+        binaries.mkdir(parents=True)
+        (binaries / "python").write_text(TOY)
+        (binaries / "python").chmod(0o755)
+        (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\n')
+        self.environment = {"HAM_VENV": str(binaries.parent), "TOY_LOG": str(self.said)}
+
+    def submit(self, slurm: Slurm, *command: str, cwd: Path = ROOT, **extra: str) -> str:
+        """Submit a batch script whose python this is; returns the job."""
+        return slurm.sbatch(f"--output={self.log}", *command, cwd=cwd, **self.environment, **extra)
+
+    def started(self, count: int) -> None:
+        """Wait until that many ranks have started."""
+        until(lambda: len(lines(self.said, "start 0: nodes")) == count, 60)
+
+    def ranks(self, pattern: str) -> set[str]:
+        """The ranks that said something like that."""
+        return {line.split()[1] for line in lines(self.said, pattern)}
+
+
+def lines(path: Path, pattern: str) -> list[str]:
+    """Lines of a file that match."""
+    return (
+        [line for line in path.read_text().splitlines() if re.search(pattern, line)] if path.exists() else []
+    )
 
 
 class Training:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for cluster.py beside this file
-from cluster import ROOT, TOY, Slurm, Training
+from cluster import ROOT, Slurm, Toy
 
 UP = Path(__file__).parent / "up.sh"
 
@@ -47,26 +45,6 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> dict[str, str]:
-    """The environment of a job whose python is the stand-in; it writes to TOY_LOG."""
-    binaries = tmp_path / "venv" / "bin"
-    binaries.mkdir(parents=True)
-    (binaries / "python").write_text(TOY)
-    (binaries / "python").chmod(0o755)
-    (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\n')
-    return {"HAM_VENV": str(binaries.parent), "TOY_LOG": str(tmp_path / "toy.log")}
-
-
-@pytest.fixture
-def hold() -> Iterator[Callable[[str, Path], Training]]:
-    """`hold(exp, runs)`: the process that trains it, stopped at its start until it is told to go on."""
-    held: list[Training] = []
-
-    def start(exp: str, runs: Path) -> Training:
-        held.append(Training(exp, runs))
-        return held[-1]
-
-    yield start
-    for training in held:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(training.pid, signal.SIGCONT)
+def toy(tmp_path: Path) -> Toy:
+    """A stand-in for train.py."""
+    return Toy(tmp_path)
