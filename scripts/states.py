@@ -21,9 +21,8 @@ from plan import ROOT, Run, with_sources
 RECORDS = {"": ROOT / "results" / "runs", "digits": ROOT / "results" / "demo"}
 JOB = "ham-"  # a job's name is this and its manifest's hash
 _SAFE = re.compile(r"[\w./@+=:-]+")
-_NOISE = re.compile(
-    r"srun: (error: .*Exited with exit|launch/slurm|Terminating|Job step aborted)|.*\d+/\d+ \["
-)
+_BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
+_NOISE = re.compile(r"srun: (error: .*Exited with exit|launch/slurm|.*Terminat|Job step aborted)")
 
 
 class SweepError(Exception):
@@ -222,7 +221,7 @@ def last_words(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2**16))
         lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    told = [line.strip() for line in lines if line.strip()]
+    told = [text for line in lines if (text := _BAR.sub("", line).strip())]
     clear = [line for line in told if not _NOISE.match(line)]
     return (clear or told or [f"{log} is empty"])[-1][:200]
 

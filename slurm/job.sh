@@ -1,8 +1,9 @@
-# The life of a training job, for the batch scripts beside it, which source this file under `set -euo pipefail`.
+# The life of a training job. The batch scripts beside it source this file under `set -euo pipefail`.
 #
 #   SIGUSR1 (the time limit is near): train.py saves and exits with 85, then this task alone is requeued.
-#   SIGTERM (preemption or scancel):  train.py saves, and this script waits for SLURM to end it. A script that ends by
-#                                     itself is a failed job that is not requeued; a requeue would undo a scancel.
+#   SIGTERM (preemption or scancel):  train.py saves, and this script waits for SLURM to end it. A script that
+#                                     ends by itself is a failed job, which SLURM does not requeue; to requeue
+#                                     it here would undo a scancel.
 # shellcheck shell=bash
 
 SAVED=85 # train.py's exit status after a signal
@@ -23,16 +24,16 @@ ham_fail() { # status, message
 # The line of a manifest of scripts/sweep.py that belongs to this array task.
 ham_line() { # manifest
     local manifest=$1 name line
-    [ -r "$manifest" ] || ham_fail 2 "cannot read $manifest: submit again with scripts/sweep.py"
+    [ -r "$manifest" ] || ham_fail 2 "cannot read $manifest: submit again"
     name=$(basename "$manifest" .txt)
     [ "manifest-$(sha256sum <"$manifest" | cut -c1-12)" = "$name" ] ||
-        ham_fail 2 "$manifest was changed after it was written: delete it and submit again with scripts/sweep.py"
+        ham_fail 2 "$manifest was changed after it was written: delete it and submit again"
     line=$(sed -n "${SLURM_ARRAY_TASK_ID:?start it by sbatch --array}p" "$manifest")
-    [ -n "$line" ] || ham_fail 2 "$manifest has no line $SLURM_ARRAY_TASK_ID: submit again with scripts/sweep.py"
+    [ -n "$line" ] || ham_fail 2 "$manifest has no line $SLURM_ARRAY_TASK_ID: submit again"
     echo "$line"
 }
 
-# This task's id. The last task of an array has the array's own id as SLURM_JOB_ID: requeueing that restarts all of it.
+# This task's id. The SLURM_JOB_ID of an array's last task is the array's own: a requeue of that restarts all.
 ham_task() {
     if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
         echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
@@ -45,7 +46,7 @@ ham_task() {
 ham_train() {
     local restarts=${SLURM_RESTART_COUNT:-0} status=0
     ((restarts <= HAM_MAX_RESTARTS)) ||
-        ham_fail "$SAVED" "restarted $restarts times, HAM_MAX_RESTARTS allows $HAM_MAX_RESTARTS: submit again to go on"
+        ham_fail "$SAVED" "restarted $restarts times, HAM_MAX_RESTARTS is $HAM_MAX_RESTARTS: submit again"
     set +u # modules and activation scripts are not written for it
     ham_activate
     set -u
@@ -74,17 +75,21 @@ ham_train() {
 }
 
 ham_requeue() {
-    local task
+    local task state
     task=$(ham_task)
-    # Cancelled in the meantime? Then it stays so.
-    [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ] || return 0
+    state=$(squeue --noheader --jobs="$task" --format=%T) || state=RUNNING # no answer: try all the same
+    [ "$state" = RUNNING ] || return 0 # cancelled in the meantime: it stays so
     ham_say "saved; requeueing $task"
-    scontrol requeue "$task" || ham_say "scontrol requeue $task failed: submit again to go on"
+    for _ in 1 2 3; do
+        if scontrol requeue "$task"; then return 0; fi
+        sleep 10
+    done
+    ham_say "scontrol requeue $task failed: submit again to go on"
 }
 
 ham_wait() {
     local deadline=$((SECONDS + HAM_TERM_WAIT))
-    ham_say "stopped; waiting up to $HAM_TERM_WAIT s for SLURM to end or requeue this job"
+    ham_say "stopped by SIGTERM (preempted or cancelled); SLURM has $HAM_TERM_WAIT s to end this job"
     while ((SECONDS < deadline)); do
         sleep 1 &
         wait $! || true

@@ -9,8 +9,9 @@
 
 # export HAM_DATA=${HAM_DATA:-/scratch/$USER/data}      # where data sets lie, see README, Data
 export HAM_ARRAY_THROTTLE=${HAM_ARRAY_THROTTLE:-16}     # runs of one array that run at a time
-export HAM_MAX_RESTARTS=${HAM_MAX_RESTARTS:-20}         # a job that SLURM has started more often than this ends
-export HAM_TERM_WAIT=${HAM_TERM_WAIT:-900}              # seconds to wait for SLURM's end after SIGTERM: more than the site's GraceTime
+export HAM_MAX_RESTARTS=${HAM_MAX_RESTARTS:-20}         # a job that was restarted more often ends
+# Seconds that a job stays alive after SIGTERM for SLURM to end or requeue it: more than its GraceTime.
+export HAM_TERM_WAIT=${HAM_TERM_WAIT:-900}
 
 # Modules and the Python environment; only jobs call it.
 ham_activate() {

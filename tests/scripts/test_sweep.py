@@ -225,6 +225,9 @@ def test_a_failed_run_tells_the_last_line_of_its_log(sweeps: Sweeps) -> None:
     told = "train.py: diverged: the loss is not finite at step 3"
     log.write_text(f"{bar}\r{bar}\n{told}\n{bar}\nsrun: error: n0: task 0: Exited with exit code 1\n")
     assert sweeps.state(SOURCE) == State(Kind.FAILED, told)
+    killed = "srun: error: n0: task 0: Killed"
+    log.write_text(f"{told}\n{bar}{killed}\nsrun: Force Terminated StepId=4.0\n")
+    assert sweeps.state(SOURCE) == State(Kind.FAILED, killed)
 
 
 def test_a_silent_squeue_stops_a_submission_but_no_overview(say: Callable[..., Said], no_slurm: Path) -> None:

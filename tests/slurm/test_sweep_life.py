@@ -108,7 +108,7 @@ def test_killed_and_cancelled_runs_are_reported_and_submitted_again(story: Story
     failed = [line for line in story.status.splitlines() if line.startswith("failed")]
     assert len(failed) == 2
     assert any(f"{FIRST[1]} seed 0" in line and "Killed" in line for line in failed)
-    assert any(f"{FIRST[2]} seed 0" in line and "CANCELLED" in line for line in failed)
+    assert any(f"{FIRST[2]} seed 0" in line and "stopped by SIGTERM" in line for line in failed)
     assert story.retry.endswith(": 2 runs, demo")
     assert lines(story.log(FIRST[2]), "resumed at epoch")
 

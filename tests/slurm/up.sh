@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A private SLURM on this machine for the tests: two fake nodes of 8 fake A100 and 64 CPUs, all of it in one folder.
+# A private SLURM on this machine for the tests, in one folder: two fake nodes of 8 fake A100 and 64 CPUs.
 #   up.sh FOLDER up PORT PORT PORT   install what is missing, write the configuration, start; free ports
 #   up.sh FOLDER down                end the daemons it started, and their jobs
 # Nodes, CPUs and memory are bookkeeping: nothing is confined. Needs root, as slurmd does.
@@ -28,7 +28,8 @@ chmod 755 "$folder"
 host=$(hostname -s)
 for gpu in {0..7}; do mknod -m 666 "$folder/gpu$gpu" c 1 3; done # gres wants device files: these are /dev/null
 (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
-node="NodeHostname=$host NodeAddr=127.0.0.1 CPUs=64 CoresPerSocket=64 RealMemory=512000 Gres=gpu:a100:8"
+at="NodeHostname=$host NodeAddr=127.0.0.1"
+node="$at CPUs=64 CoresPerSocket=64 RealMemory=512000 Gres=gpu:a100:8"
 # cred_expire is also how long a requeued job waits. No cgroups, no systemd: linuxproc, task/none.
 cat >"$SLURM_CONF" <<CONF
 ClusterName=tests
@@ -55,14 +56,14 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min
 SlurmdParameters=config_overrides
 ReturnToService=2
 MaxArraySize=1001
-KillWait=5
+KillWait=10
 InactiveLimit=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n0 Port=$4 $node
 NodeName=n1 Port=$5 $node
 PartitionName=normal Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF
-PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes=ALL PriorityTier=100 PreemptMode=OFF
 CONF
 printf 'AutoDetect=off\nNodeName=n[0-1] Name=gpu Type=a100 File=%s/gpu[0-7]\n' "$folder" >"$folder/gres.conf"
