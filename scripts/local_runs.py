@@ -57,15 +57,15 @@ class Processes:
         command = [sys.executable, str(ROOT / "train.py"), *self._sweeps.line(run).split()]
         single = {"OMP_NUM_THREADS": "1"} if run.demo else {}
         log = self._sweeps.local_log(run)
-        with log.open("ab") as file:
-            with self._lock:
-                if self._stopping:
-                    return "stopped"
+        with self._lock:
+            if self._stopping:
+                return "stopped"
+            with log.open("ab") as file:
                 process = subprocess.Popen(  # in a session of its own: Ctrl-C is ours to pass on
                     command, stdout=file, stderr=file, env=os.environ | single, start_new_session=True
                 )
-                self._running.add(process)
-            status = process.wait()
+            self._running.add(process)
+        status = process.wait()
         with self._lock:
             self._running.discard(process)
         return f"{last_words(log)} (exit status {status})" if status else ""

@@ -26,7 +26,7 @@ fi
 mkdir -p "$folder"/{state,n0,n1}
 chmod 755 "$folder"
 host=$(hostname -s)
-for gpu in {0..7}; do mknod -m 666 "$folder/gpu$gpu" c 1 3; done # gres wants device files: these are /dev/null
+for gpu in {0..7}; do mknod -m 666 "$folder/gpu$gpu" c 1 3; done # gres wants devices: /dev/null again
 (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
 at="NodeHostname=$host NodeAddr=127.0.0.1"
 node="$at CPUs=64 CoresPerSocket=64 RealMemory=512000 Gres=gpu:a100:8"
