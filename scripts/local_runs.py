@@ -19,9 +19,12 @@ _PATIENCE = 60  # seconds for a run to save and end
 def carry_out(todo: list[Run], sweeps: Sweeps, jobs: int) -> list[str]:
     """Carry the runs out, sources first; returns a line about each that failed.
 
-    Ctrl-C asks those that run to save and starts no more; the KeyboardInterrupt goes on to the caller.
+    Ctrl-C, SIGTERM and a lost terminal ask those that run to save, and no more are started; the
+    KeyboardInterrupt goes on to the caller.
     """
     sweeps.logs.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the runs would outlive this process
+        signal.signal(number, signal.default_int_handler)
     here, failures = Processes(sweeps), {}
     with tqdm(total=len(todo), unit="run", smoothing=0) as bar, ThreadPoolExecutor(jobs) as pool:
 

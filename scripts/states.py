@@ -108,21 +108,17 @@ class Sweeps:
         """Line -> the logs it may have, of every manifest."""
         known: dict[str, list[Path]] = {}
         for path in sorted(self.folder.glob("manifest-*.txt")):
-            for task, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            for task, line in enumerate(_lines(path), start=1):
                 known.setdefault(line, []).append(self.log(_hash(path), task))
         return known
 
     def queue(self) -> None:
         """Ask SLURM what it has. Raises SweepError where there is none or it does not answer."""
-        listed = slurm("squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines()
-        for name, job, task, status, reason in (
-            line.split("|", 4) for line in listed if line.count("|") >= 4
-        ):
-            manifest = self.folder / f"manifest-{name.removeprefix(JOB)}.txt"
-            if not name.startswith(JOB) or not task.isdecimal() or not manifest.exists():
-                continue
-            lines = manifest.read_text(errors="replace").splitlines()
-            if int(task) <= len(lines):
+        manifests = {f"{JOB}{_hash(path)}": _lines(path) for path in self.folder.glob("manifest-*.txt")}
+        for line in slurm("squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines():
+            name, job, task, status, reason = (line.split("|", 4) + [""] * 5)[:5]
+            lines = manifests.get(name, [])
+            if task.isdecimal() and 1 <= int(task) <= len(lines):
                 kind = Kind.QUEUED if status == "PENDING" else Kind.RUNNING
                 note = reason if kind is Kind.QUEUED and reason != "None" else ""
                 self.live[lines[int(task) - 1]] = State(kind, note, f"{job}_{task}")
@@ -136,17 +132,16 @@ class Sweeps:
         """
         folder, expected = run.folder(self.runs), run.facts.config_hash
         live = self.live.get(self.line(run))
-        if summary := _json(folder / "summary.json"):
-            if summary.get("config_hash") != expected:
-                was = f"{summary.get('config_hash')}"[:8]
-                cure = "move it away to run it anew"
-                return State(Kind.STALE, f"{folder} is of configuration {was}, now {expected[:8]}: {cure}")
-            if masks and not (folder / "masks.pt").exists():
-                return State(
-                    Kind.STALE, f"{folder} has no masks.pt, which others need: delete it to run it anew"
-                )
-            if summary.get("status") == "done":
-                return State(Kind.DONE)
+        summary = _json(folder / "summary.json")
+        begun = summary or ((folder / "last.pt").exists() and _json(folder / "provenance.json"))
+        if begun and begun.get("config_hash") != expected:
+            was, cure = str(begun.get("config_hash"))[:8], "move it away to run it anew"
+            return State(Kind.STALE, f"{folder} is of configuration {was}, now {expected[:8]}: {cure}")
+        if summary and masks and not (folder / "masks.pt").exists():
+            cure = "delete it to run it anew"
+            return State(Kind.STALE, f"{folder} has no masks.pt, which others need: {cure}")
+        if summary and summary.get("status") == "done":
+            return State(Kind.DONE)
         if live:
             return live
         path = RECORDS.get(run.demo, folder) / (run.exp if run.demo else run.name) / f"seed{run.seed}.json"
@@ -181,7 +176,8 @@ class Sweeps:
 
 def open_runs(states: dict[Run, State]) -> list[Run]:
     """What is to be launched: neither done nor live nor stale, nor in need of a stale run's masks."""
-    return [run for run, state in states.items() if state.open and run not in blocked(states)]
+    held = set(blocked(states))
+    return [run for run, state in states.items() if state.open and run not in held]
 
 
 def blocked(states: dict[Run, State]) -> list[Run]:
@@ -231,6 +227,10 @@ def _json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _lines(manifest: Path) -> list[str]:
+    return manifest.read_text(errors="replace").splitlines()
 
 
 def _hash(manifest: Path) -> str:

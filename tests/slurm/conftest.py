@@ -33,8 +33,9 @@ def slurm() -> Iterator[Slurm]:
         ports = [str(free.getsockname()[1]) for free in (a, b, c)]
     try:
         up = subprocess.run([UP, folder, "up", *ports], capture_output=True, text=True, timeout=300)
-        if up.returncode:
-            pytest.skip(f"no private SLURM: {(up.stderr.strip().splitlines() or ['?'])[-1]}")
+        if up.returncode == 3:
+            pytest.skip(f"SLURM cannot be installed: {(up.stderr.strip().splitlines() or ['?'])[-1]}")
+        assert up.returncode == 0, f"the private SLURM does not start\n{up.stderr}"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "HAM_"))}
         binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         own = {"SLURM_CONF": f"{folder}/slurm.conf", "HAM_VENV": sys.prefix, "PATH": binaries}

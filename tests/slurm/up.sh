@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A private SLURM on this machine for the tests, in one folder: two fake nodes of 8 fake A100 and 64 CPUs.
 #   up.sh FOLDER up PORT PORT PORT   install what is missing, write the configuration, start; free ports
+#                                  exit status 3: it cannot be installed
 #   up.sh FOLDER down                end the daemons it started, and their jobs
 # Nodes, CPUs and memory are bookkeeping: nothing is confined. Needs root, as slurmd does.
 set -euo pipefail
@@ -12,17 +13,22 @@ if [ "$2" = down ]; then
     for _ in {1..100}; do [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
     for daemon in slurmd.n0 slurmd.n1 slurmctld munged; do
         pid=$(cat "$folder/$daemon.pid" 2>/dev/null) || continue
-        kill "$pid" 2>/dev/null || continue
-        for _ in {1..50}; do grep -qs "${daemon%.*}" "/proc/$pid/cmdline" || break; sleep 0.1; done
-        if grep -qs "${daemon%.*}" "/proc/$pid/cmdline"; then kill -KILL "$pid"; fi
+        signal=TERM
+        for ((try = 0; try < 60; try++)); do
+            grep -qs "${daemon%.*}" "/proc/$pid/cmdline" || break
+            ((try < 50)) || signal=KILL
+            kill -s "$signal" "$pid" || break
+            sleep 0.1
+        done
     done
     exit
 fi
 
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
-fi
+for program in slurmctld slurmd sbatch munged; do
+    command -v "$program" >/dev/null && continue
+    apt-get update -qq || exit 3
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge || exit 3
+done
 mkdir -p "$folder"/{state,n0,n1}
 chmod 755 "$folder"
 host=$(hostname -s)
