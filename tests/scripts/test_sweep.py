@@ -198,6 +198,11 @@ def test_a_stale_run_is_named_with_its_cure_and_holds_its_dependents(
     status, out, err = say(*choice, "--submit")
     assert status == 0 and out.startswith("nothing to submit: 1 stale, 1 not launched")
     assert f"{SOURCE} is stale: {folder}" in err and "1 run not launched, for want of a stale" in err
+    (folder / "summary.json").rename(folder / "provenance.json")  # one that is not done
+    (folder / "last.pt").touch()
+    assert sweeps.state(SOURCE).kind is Kind.STALE
+    (folder / "last.pt").unlink()  # nothing to go on from: train.py starts anew
+    assert sweeps.state(SOURCE).kind is Kind.FRESH
     (folder / "summary.json").write_text(
         json.dumps({"config_hash": SOURCE.facts.config_hash, "status": "done"})
     )
