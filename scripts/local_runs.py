@@ -1,0 +1,86 @@
+"""Carry the runs of a sweep out on this machine, a process each. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from plan import ROOT, Run
+from states import Sweeps, last_words, waves
+from tqdm import tqdm
+
+_PATIENCE = 60  # seconds for a run to save and end
+
+
+def carry_out(todo: list[Run], sweeps: Sweeps, jobs: int) -> list[str]:
+    """Carry the runs out, sources first; returns a line about each that failed.
+
+    Ctrl-C, SIGTERM and a lost terminal ask those that run to save, and no more are started; the
+    KeyboardInterrupt goes on to the caller.
+    """
+    sweeps.logs.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the runs would outlive this process
+        signal.signal(number, signal.default_int_handler)
+    here, failures = Processes(sweeps), {}
+    with tqdm(total=len(todo), unit="run", smoothing=0) as bar, ThreadPoolExecutor(jobs) as pool:
+
+        def ended(run: Run, reason: str) -> None:
+            bar.update()
+            if reason:
+                failures[run] = f"{run}: {reason}"
+                bar.write(f"failed: {failures[run]}", file=sys.stderr)
+
+        try:
+            for wave in waves(todo):
+                ends = {pool.submit(here.run, run): run for run in wave if run.source() not in failures}
+                for run in wave:
+                    if run not in ends.values():
+                        ended(run, f"not started, since {run.source()} failed, whose masks it takes")
+                for end in as_completed(ends):
+                    ended(ends[end], end.result())
+        except BaseException:
+            here.stop()
+            raise
+    return list(failures.values())
+
+
+class Processes:
+    """The processes that run here now."""
+
+    def __init__(self, sweeps: Sweeps) -> None:
+        self._sweeps, self._lock, self._stopping = sweeps, threading.Lock(), False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, run: Run) -> str:
+        """One run to its end; returns why it failed, or ""."""
+        command = [sys.executable, str(ROOT / "train.py"), *self._sweeps.line(run).split()]
+        single = {"OMP_NUM_THREADS": "1"} if run.demo else {}
+        log = self._sweeps.local_log(run)
+        with self._lock:
+            if self._stopping:
+                return "stopped"
+            with log.open("ab") as file:
+                process = subprocess.Popen(  # in a session of its own: Ctrl-C is ours to pass on
+                    command, stdout=file, stderr=file, env=os.environ | single, start_new_session=True
+                )
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return f"{last_words(log)} (exit status {status})" if status else ""
+
+    def stop(self) -> None:
+        """Ask all to save and end, kill those that do not, and start no more."""
+        with self._lock:
+            self._stopping, left = True, list(self._running)
+        for process in left:
+            process.send_signal(signal.SIGTERM)
+        for process in left:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()

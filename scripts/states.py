@@ -1,0 +1,237 @@
+"""What is known of each run of a sweep: done, running, queued, failed, stale, or not launched yet.
+
+Knows run directories, committed records, manifests and logs in <runs>/.sweeps, and squeue; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from plan import ROOT, Run, with_sources
+
+RECORDS = {"": ROOT / "results" / "runs", "digits": ROOT / "results" / "demo"}
+JOB = "ham-"  # a job's name is this and its manifest's hash
+_SAFE = re.compile(r"[\w./@+=:-]+")
+_BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
+_NOISE = re.compile(r"srun: (error: .*Exited with exit|launch/slurm|.*Terminat|Job step aborted)")
+
+
+class SweepError(Exception):
+    """A sweep that cannot go on; the message is one line and names the cure."""
+
+
+class Kind(StrEnum):
+    """States of a run."""
+
+    DONE = "done"
+    RUNNING = "running"
+    QUEUED = "queued"
+    FAILED = "failed"
+    STALE = "stale"
+    FRESH = "not launched"
+
+
+@dataclass(frozen=True)
+class State:
+    """A run's state; `note`: why it failed, waits or is stale; `job`: <array>_<task> of a live one."""
+
+    kind: Kind
+    note: str = ""
+    job: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Does SLURM have it?"""
+        return self.kind in (Kind.RUNNING, Kind.QUEUED)
+
+    @property
+    def open(self) -> bool:
+        """Is it to be launched?"""
+        return self.kind in (Kind.FAILED, Kind.FRESH)
+
+
+class Sweeps:
+    """The runs of one folder, and what sweeps have left of them in its `.sweeps`.
+
+    Args:
+        runs: where run directories go.
+        live: line of a manifest -> state, of what SLURM has; see `queue`.
+
+    Raises:
+        SweepError: the folder's name cannot stand in a manifest.
+    """
+
+    def __init__(self, runs: Path, live: dict[str, State] | None = None) -> None:
+        self.runs = runs.resolve()
+        if not _SAFE.fullmatch(str(self.runs)):
+            raise SweepError(f"{self.runs} has a space or another sign that Hydra reads: choose other --runs")
+        self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
+        self.live = live or {}
+
+    def line(self, run: Run) -> str:
+        """The run as arguments of train.py, separated by spaces."""
+        return " ".join([*run.argv, f"runs_dir={self.runs}"])
+
+    def log(self, manifest: str, task: int | str) -> Path:
+        """Log of a manifest's line, which all its attempts append to."""
+        return self.logs / f"{manifest}-{task}.log"
+
+    def local_log(self, run: Run) -> Path:
+        """Log of a run that was carried out without SLURM."""
+        return self.logs / f"local-{run.name}-seed{run.seed}.log"
+
+    def write(self, runs: list[Run]) -> Path:
+        """An immutable manifest of these runs, named by the hash of its content."""
+        content = "".join(f"{self.line(run)}\n" for run in runs).encode()
+        path = self.folder / f"manifest-{sha256(content).hexdigest()[:12]}.txt"
+        self.logs.mkdir(parents=True, exist_ok=True)  # SLURM makes log files, not folders
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(content)
+            temporary.chmod(0o444)
+            temporary.replace(path)
+        elif path.read_bytes() != content:
+            raise SweepError(f"{path} was changed after it was written: delete it and submit again")
+        return path
+
+    @cached_property
+    def launched(self) -> dict[str, list[Path]]:
+        """Line -> the logs it may have, of every manifest."""
+        known: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.glob("manifest-*.txt")):
+            for task, line in enumerate(_lines(path), start=1):
+                known.setdefault(line, []).append(self.log(_hash(path), task))
+        return known
+
+    def queue(self) -> None:
+        """Ask SLURM what it has. Raises SweepError where there is none or it does not answer."""
+        manifests = {f"{JOB}{_hash(path)}": _lines(path) for path in self.folder.glob("manifest-*.txt")}
+        for line in slurm("squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines():
+            name, job, task, status, reason = (line.split("|", 4) + [""] * 5)[:5]
+            lines = manifests.get(name, [])
+            if task.isdecimal() and 1 <= int(task) <= len(lines):
+                kind = Kind.QUEUED if status == "PENDING" else Kind.RUNNING
+                note = reason if kind is Kind.QUEUED and reason != "None" else ""
+                self.live[lines[int(task) - 1]] = State(kind, note, f"{job}_{task}")
+
+    def state(self, run: Run, masks: bool = False) -> State:
+        """A run's state.
+
+        Args:
+            run: which.
+            masks: another run will need its masks.pt, which no committed record holds.
+        """
+        folder, expected = run.folder(self.runs), run.facts.config_hash
+        live = self.live.get(self.line(run))
+        summary = _json(folder / "summary.json")
+        begun = summary or ((folder / "last.pt").exists() and _json(folder / "provenance.json"))
+        if begun and begun.get("config_hash") != expected:
+            was, cure = str(begun.get("config_hash"))[:8], "move it away to run it anew"
+            return State(Kind.STALE, f"{folder} is of configuration {was}, now {expected[:8]}: {cure}")
+        if summary and masks and not (folder / "masks.pt").exists():
+            cure = "delete it to run it anew"
+            return State(Kind.STALE, f"{folder} has no masks.pt, which others need: {cure}")
+        if summary and summary.get("status") == "done":
+            return State(Kind.DONE)
+        if live:
+            return live
+        path = RECORDS.get(run.demo, folder) / (run.exp if run.demo else run.name) / f"seed{run.seed}.json"
+        if not masks and (record := _json(path)):
+            if record.get("config_hash") == expected:
+                return State(Kind.DONE)
+            return State(Kind.STALE, f"{path} is of another configuration: delete it to run it anew")
+        return self._unfinished(run, folder)
+
+    def _unfinished(self, run: Run, folder: Path) -> State:
+        """A run that is nowhere done: was it launched, and what were its last words?"""
+        logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
+        found = sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
+        if found:
+            return State(Kind.FAILED, last_words(found[-1]))
+        if self.line(run) in self.launched:
+            return State(Kind.FAILED, "ended before it started")
+        return State(Kind.FRESH)
+
+    def survey(self, chosen: list[Run]) -> dict[Run, State]:
+        """The chosen runs and those whose masks they still need, no run before its source."""
+        states, needed, asked = {}, set(), set(chosen)
+        for run in reversed(with_sources(chosen)):
+            if run not in asked and run not in needed:
+                continue
+            state = states[run] = self.state(run, masks=run in needed)
+            waits = state.open or state.kind is Kind.QUEUED
+            if waits and not (run.folder(self.runs) / "last.pt").exists():  # a checkpoint holds the masks
+                needed.add(run.source())
+        return dict(reversed(states.items()))
+
+
+def open_runs(states: dict[Run, State]) -> list[Run]:
+    """What is to be launched: neither done nor live nor stale, nor in need of a stale run's masks."""
+    held = set(blocked(states))
+    return [run for run, state in states.items() if state.open and run not in held]
+
+
+def blocked(states: dict[Run, State]) -> list[Run]:
+    """Runs that cannot be launched, since the run whose masks they take is stale."""
+    stale = {run for run, state in states.items() if state.kind is Kind.STALE}
+    return [run for run, state in states.items() if state.open and run.source() in stale]
+
+
+def waves(todo: list[Run]) -> list[list[Run]]:
+    """The runs in groups, each after the sources of its members; `todo` has sources first."""
+    depth: dict[Run, int] = {}
+    for run in todo:
+        depth[run] = depth.get(run.source(), -1) + 1
+    return [
+        [run for run in todo if depth[run] == level] for level in range(max(depth.values(), default=-1) + 1)
+    ]
+
+
+def slurm(*command: str, environment: dict[str, str] | None = None) -> str:
+    """What a SLURM command prints. Raises SweepError."""
+    if shutil.which(command[0]) is None:
+        raise SweepError(
+            f"there is no SLURM here ({command[0]} is not on the PATH): use --local, or a login node"
+        )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    except subprocess.TimeoutExpired:
+        raise SweepError(f"{command[0]} does not answer: try again later") from None
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
+        raise SweepError(f"{command[0]} failed: {said[-1].removeprefix(f'{command[0]}: ')}")
+    return done.stdout
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that tells something, without progress bars and srun's echo."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2**16))
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    told = [text for line in lines if (text := _BAR.sub("", line).strip())]
+    clear = [line for line in told if not _NOISE.match(line)]
+    return (clear or told or [f"{log} is empty"])[-1][:200]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _lines(manifest: Path) -> list[str]:
+    return manifest.read_text(errors="replace").splitlines()
+
+
+def _hash(manifest: Path) -> str:
+    return manifest.stem.removeprefix("manifest-")
