@@ -162,7 +162,9 @@ def carry_on(args: argparse.Namespace) -> int:
     states = sweeps.survey(runs)
     if args.mode == "local":
         warn(states)
-        failures = carry_out(open_runs(states), sweeps, args.jobs)
+        elsewhere = {run for run, state in states.items() if state.live}
+        todo = [run for run in open_runs(states) if run.source() not in elsewhere]
+        failures = carry_out(todo, sweeps, args.jobs)
         print(counted(list(Sweeps(args.runs).survey(runs).values())))
         return 1 if failures else 0
     overview(chosen, states)

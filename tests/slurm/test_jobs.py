@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ROOT, Slurm, Toy, lines
+from launch import resources
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -114,3 +115,11 @@ def test_two_nodes_are_requeued_as_one_job(slurm: Slurm, toy: Toy) -> None:
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert len(toy.ranks("of 8 start 0: USR1")) == len(toy.ranks("of 8 start 1: nodes 2")) == 8
+
+
+@pytest.mark.parametrize("name", list(resources()))
+def test_slurm_accepts_what_each_kind_of_run_asks_for(slurm: Slurm, name: str) -> None:
+    options = [f"--{key}={value}" for key, value in resources()[name].sbatch.items()]
+    slurm("sbatch", "--test-only", "--array=1-9%4", *options, "slurm/array.sbatch", "manifest")
+    with pytest.raises(AssertionError, match="Requested node configuration is not available"):
+        slurm("sbatch", "--test-only", *options, "--gpus-per-node=a100:9", "slurm/array.sbatch", "manifest")

@@ -63,6 +63,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 MaxArraySize=1001
 KillWait=10
+MinJobAge=3600
 InactiveLimit=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
