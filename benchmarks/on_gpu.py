@@ -22,9 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-import plan
 from cells import STOPPED, UsageError, say, train
-from records import RECORDS
+from paper import plan
+from paper.records import RECORDS
 from study import ROOT, Cell, Study, placeless_text
 
 STAGES = ("tests", "bench", "cells")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records import placeless, record, record_path
+from paper.records import placeless, record, record_path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENOUGH = 2  # failures of a run before it is left out

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, read, write
+from paper.records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, read, write
 
 ROOT = Path(__file__).resolve().parents[1]
 _MEMBER = re.compile(r"(?:\./)?([\w-]+)/seed(\d+)/(summary\.json|metrics\.jsonl)")

@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from plan import PlanError
-from records import DEMOS, RESULTS, Unfit, read_all
+from paper.plan import PlanError
+from paper.records import DEMOS, RESULTS, Unfit, read_all
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="where the figures go (results/figures)")
     args = parser.parse_args(argv)
     try:
-        import drawing
-        import figure_style
+        from paper import drawing, style
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("matplotlib"):
             raise
@@ -42,13 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     records, problems = read_all(args.demo, args.results)
     try:
         for figure in drawing.by_name(args.figure):
-            with figure_style.styled():
+            with style.styled():
                 picture = drawing.draw(figure, records, args.demo, problems)
                 if picture is None:
                     print(f"{figure.name}: none of its runs has a record to show, not drawn")
                     continue
                 name = f"demo_{figure.name}" if args.demo else figure.name
-                for path in figure_style.save(picture, folder / name):
+                for path in style.save(picture, folder / name):
                     print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     except (PlanError, Unfit, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import OmegaConf
-from plan import CONFIGS, LOCK, Facts, Run, figure, figures
+from paper.plan import CONFIGS, LOCK, Facts, Run, figure, figures
 from tqdm import tqdm
 
 from ham.run.config import config_hash, experiments, load

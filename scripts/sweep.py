@@ -1,6 +1,6 @@
 """Carry out the runs behind tables and figures: what is missing, what it costs, and off it goes.
 
-    python scripts/sweep.py --table 4 [--table 10] [--figure 11] [--all]          what there is to do
+    python scripts/sweep.py --table 4 10 [--figure 11] [--all]                    what there is to do
     python scripts/sweep.py --table 4 --submit [-- --account=me --qos=long]       send it to SLURM
     python scripts/sweep.py --table 4 --local --jobs 2 --demo digits              do it here
     python scripts/sweep.py --table 4 --status                                    how it goes; why runs failed
@@ -19,10 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
-from launch import alone, amount, resource_class, resources, submit
-from local_runs import carry_out
-from plan import ROOT, PlanError, Run, figure, figures, lock, table, tables
-from states import Kind, State, SweepError, Sweeps, blocked, open_runs
+from cluster.launch import alone, amount, resource_class, resources, submit
+from cluster.local_runs import carry_out
+from cluster.states import Kind, State, SweepError, Sweeps, blocked, open_runs
+from paper.plan import ROOT, PlanError, Run, figure, figures, lock, table, tables
 
 TOLD = (Kind.FAILED, Kind.STALE, Kind.RUNNING, Kind.QUEUED)
 
@@ -43,8 +43,15 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         prog="sweep.py", description=about, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--table", action="append", default=[], metavar="N", help="a table: 4, table04 or control_str")
-    add("--figure", action="append", default=[], metavar="N", help="a figure: 11, 2a or figure11")
+    add(
+        "--table",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N",
+        help="tables: 4, table04 or control_str",
+    )
+    add("--figure", nargs="+", action="extend", default=[], metavar="N", help="figures: 11, 2a or figure11")
     add("--all", action="store_true", help="every table and figure")
     add("--seeds", type=int, nargs="+", help="instead of those of the tables")
     add("--demo", default="", choices=[name for name in lock() if name], help="scaled down")

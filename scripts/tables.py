@@ -4,8 +4,8 @@
     python scripts/tables.py --table 4 control_str    # these, and print them
     python scripts/tables.py --demo digits            # demo_*: scaled-down runs, where there are any
 
-Needs no torch. A cell without a record says "not run". Records that are none by the rules of rules.py are
-named and left out. Exit status: 0 done, 1 a record was left out, 2 wrong use.
+Needs no torch. A cell without a record says "not run". Records that are none by the rules of
+paper/rules.py are named and left out. Exit status: 0 done, 1 a record was left out, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import plan
-import render
-from hyperparameters import SHEETS
-from plan import PlanError, Run
-from records import DEMOS, RESULTS, Record, Unfit, read_all
-from report import report
+from paper import plan, render
+from paper.hyperparameters import SHEETS
+from paper.plan import PlanError, Run
+from paper.records import DEMOS, RESULTS, Record, Unfit, read_all
+from paper.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("md", "csv", "tex")

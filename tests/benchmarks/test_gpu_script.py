@@ -13,8 +13,8 @@ from pathlib import Path
 
 import cells
 import on_gpu
-import plan
 import pytest
+from paper import plan
 from study import Cell, Study
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import records
 import yaml
-from plan import ROOT, Run
+from paper import records
+from paper.plan import ROOT, Run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import collect
 import pytest
-import records
-from plan import Run
+from paper import records
+from paper.plan import Run
 from study import Cell, Study, pack
 
 RUN = Run("rigl_s90", 1)

@@ -8,18 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import drawing
-import figure_style
 import figures
-import plan
 import pytest
 from matplotlib.figure import Figure
-from plan import Panel, Run
-from records import metrics_path, path_of, read_all
+from paper import drawing, plan, style
+from paper.plan import Panel, Run
+from paper.records import metrics_path, path_of, read_all
 
 
 def draw(name: str, results: Path, demo: str = "") -> Figure | None:
-    with figure_style.styled():
+    with style.styled():
         return drawing.draw(plan.figure(name), read_all(demo, results)[0], demo)
 
 
@@ -149,7 +147,7 @@ def test_nothing_is_cut_off(demo: str, tmp_path: Path, keep: Callable[..., Path]
         if not (path := path_of(run := plan.figure(name).runs(demo=demo)[0], tmp_path)).exists():
             assert keep(tmp_path, run) == path
         picture = draw(name, tmp_path, demo)
-        with figure_style.styled():
+        with style.styled():
             picture.draw_without_rendering()
         whole = picture.bbox.padded(3)  # pixels: text is laid out to whole ones
         for part in (picture._suptitle, *picture.legends, *picture.axes):

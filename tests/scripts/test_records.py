@@ -1,4 +1,4 @@
-"""scripts/records.py and rules.py: what is committed of a run, and what is no record."""
+"""scripts/paper/records.py and rules.py: what is committed of a run, and what is no record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan import Run
-from records import Unfit
+from paper import records
+from paper.plan import Run
+from paper.records import Unfit
 
 RUN = Run("rigl_s90", 1)
 JSON = st.recursive(

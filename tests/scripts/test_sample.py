@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sample import Sample, difference
+from paper.sample import Sample, difference
 
 values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), min_size=2, max_size=6)
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import launch
-import plan
 import pytest
-import states
 import sweep
-from plan import Run
-from states import Kind, State, SweepError, Sweeps
+from cluster import launch, states
+from cluster.states import Kind, State, SweepError, Sweeps
+from paper import plan
+from paper.plan import Run
+from paper.records import path_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "sweep.py"
@@ -34,7 +34,7 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("bash", "env"):
         (binaries / name).symlink_to(f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", str(binaries))
-    monkeypatch.setattr(states, "RECORDS", {"": tmp_path / "results", "digits": tmp_path / "demo"})
+    monkeypatch.setattr(states, "RESULTS", tmp_path / "results")
     return binaries
 
 
@@ -163,7 +163,7 @@ def test_a_run_is_done_by_its_summary_or_by_a_committed_record(sweeps: Sweeps) -
     finish(SOURCE, sweeps)
     assert sweeps.state(SOURCE) == State(Kind.DONE)
     for run in (Run("dense", 1), Run("dense", 1, demo="digits")):
-        record = states.RECORDS[run.demo] / "dense" / "seed1.json"
+        record = path_of(run, states.RESULTS)
         record.parent.mkdir(parents=True)
         record.write_text(json.dumps({"config_hash": run.facts.config_hash}))
         assert sweeps.state(run) == State(Kind.DONE)
@@ -172,7 +172,7 @@ def test_a_run_is_done_by_its_summary_or_by_a_committed_record(sweeps: Sweeps) -
 
 def test_a_source_runs_again_where_its_masks_are_missing(sweeps: Sweeps) -> None:
     source, dependent = Run("acdc_s90", 0), Run("mask_acdc_s90", 0)
-    record = states.RECORDS[""] / "acdc_s90" / "seed0.json"
+    record = states.RESULTS / "runs" / "acdc_s90" / "seed0.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"config_hash": source.facts.config_hash}))
     assert list(sweeps.survey([dependent, source]).items()) == [

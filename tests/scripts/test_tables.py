@@ -12,17 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hyperparameters
-import plan
 import pytest
-import render
 import tables
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan import ROOT, Run
-from records import RESULTS, Record, record
-from report import SCALED_DOWN, report
+from paper import hyperparameters, plan, render
+from paper.plan import ROOT, Run
+from paper.records import RESULTS, Record, record
+from paper.report import SCALED_DOWN, report
 
 _NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
 _NAMES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ROOT, Slurm, Toy, lines
-from launch import resources
+from cluster.launch import resources
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import lock
-import plan
 import pytest
 import torch
+from paper import plan
 
 from ham.data import Digits, Loaders
 from ham.models import DeiT

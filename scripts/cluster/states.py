@@ -16,9 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from plan import ROOT, Run, with_sources
+from paper.plan import Run, with_sources
+from paper.records import DEMOS, RESULTS, path_of
 
-RECORDS = {"": ROOT / "results" / "runs", "digits": ROOT / "results" / "demo"}
 JOB = "ham-"  # a job's name is this and its manifest's hash
 _SAFE = re.compile(r"[\w./@+=:-]+")
 _BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
@@ -144,8 +144,8 @@ class Sweeps:
             return State(Kind.DONE)
         if live:
             return live
-        path = RECORDS.get(run.demo, folder) / (run.exp if run.demo else run.name) / f"seed{run.seed}.json"
-        if not masks and (record := _json(path)):
+        path = path_of(run, RESULTS)
+        if not masks and run.demo in DEMOS and (record := _json(path)):
             if record.get("config_hash") == expected:
                 return State(Kind.DONE)
             return State(Kind.STALE, f"{path} is of another configuration: delete it to run it anew")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import plan
-from plan import Cell, Run
-from records import Record
-from sample import Difference, Sample, difference
+from paper import plan
+from paper.plan import Cell, Run
+from paper.records import Record
+from paper.sample import Difference, Sample, difference
 
 SCALED_DOWN = {  # row of Table 5 -> what +demo=digits makes of its model
     "imagenet_rn50": "a narrow ResNet50 with one bottleneck per stage",

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from report import Entry, Line, Report
-from sample import Sample
+from paper.report import Entry, Line, Report
+from paper.sample import Sample
 
 NOT_RUN = "not run"
 NONE = "-"  # there is no such cell or number

@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any
 
 import yaml
-from plan import ROOT, Run
-from states import JOB, State, SweepError, Sweeps, slurm, waves
+from paper.plan import ROOT, Run
+
+from cluster.states import JOB, State, SweepError, Sweeps, slurm, waves
 
 SLURM = ROOT / "slurm"
 

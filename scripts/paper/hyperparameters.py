@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from plan import CONFIGS, lock
-from render import Text
+
+from paper.plan import CONFIGS, lock
+from paper.render import Text
 
 BASES = ("cifar100_rn18", "imagenet_rn50", "imagenet_deit")  # rows of Table 5, in the paper's order
 GRAPH_SETS = {  # rows of Table 13 -> number of graphs, of OGB; the paper has molhiv's and code2's exchanged

@@ -9,9 +9,10 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from plan import ROOT, Run
-from states import Sweeps, last_words, waves
+from paper.plan import ROOT, Run
 from tqdm import tqdm
+
+from cluster.states import Sweeps, last_words, waves
 
 _PATIENCE = 60  # seconds for a run to save and end
 

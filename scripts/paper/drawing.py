@@ -7,15 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import figure_style as style
-import plan
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from plan import Figure, Panel, Run, canonical
-from records import Record, Unfit, metrics_path
-from rules import is_number
+
+from paper import plan, style
+from paper.plan import Figure, Panel, Run, canonical
+from paper.records import Record, Unfit, metrics_path
+from paper.rules import is_number
 
 NOT_RUN = "not run"
 BAND = "(mean over seeds, band: +- one sample standard deviation)"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plan import PlanError, Run, figure, figures
-from rules import DEMOS, PLACES, Unfit, check, epochs, is_number, placeless, record
+from paper.plan import PlanError, Run, figure, figures
+from paper.rules import DEMOS, PLACES, Unfit, check, epochs, is_number, placeless, record
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 RECORDS = RESULTS / "runs"
 
 __all__ = [  # with names of rules.py: whoever reads records imports this module alone
