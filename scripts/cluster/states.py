@@ -145,7 +145,7 @@ class Sweeps:
         if live:
             return live
         path = path_of(run, RESULTS)
-        if not masks and run.demo in DEMOS and (record := _json(path)):
+        if not masks and run.demo in ("", *DEMOS) and (record := _json(path)):
             if record.get("config_hash") == expected:
                 return State(Kind.DONE)
             return State(Kind.STALE, f"{path} is of another configuration: delete it to run it anew")
