@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -28,8 +29,21 @@ class Plain:
     def add_decay(self) -> None:
         """Add the gradient of the parameterization's penalty to the gradients of its parameters."""
 
+    separate_decay: ClassVar[bool] = False
+    """Set it to True on an instance to keep the gradients without decay for `remove_decay`."""
+
+    _clean: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def keep_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Keep what `add_decay` is about to change, where `separate_decay` is set."""
+        if self.separate_decay:
+            self._clean = [*self._clean, *((p, p.grad.clone()) for p in parameters)]
+
     def remove_decay(self) -> None:
         """Give back the gradients from before `add_decay`, where `separate_decay` is set."""
+        for parameter, gradient in self._clean:
+            parameter.grad = gradient
+        self._clean = []
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameters whose weight decay the optimizer must not choose -> what it is."""
@@ -75,7 +89,6 @@ class Product(Plain):
         """Split every prunable weight into balanced factors. Raises ValueError where weights are shared."""
         parametrize_(model, lambda: PointwiseProduct(self.scaling))
         self.weights = [w for w in prunable_weights(model).values() if isinstance(w, ProductWeight)]
-        self._clean: list[tuple[Tensor, Tensor]] = []
         self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # .58 of 100 is 58
 
     def resets(self, epoch: int) -> bool:
@@ -89,9 +102,6 @@ class Product(Plain):
             for weight in self.weights:
                 rebalance_(weight, optimizer, carry_momentum=self.carry_momentum)
 
-    separate_decay: ClassVar[bool] = False
-    """Set it to True on an instance to keep the gradients without decay for `remove_decay`."""
-
     @torch.no_grad()
     def add_decay(self) -> None:
         """g_m += w * frobenius * theta + decay * m, g_w += m * frobenius * theta + decay * w."""
@@ -99,8 +109,7 @@ class Product(Plain):
             m, w = weight.parameters
             if m.grad is None or w.grad is None:
                 continue
-            if self.separate_decay:
-                self._clean += [(p, p.grad.clone()) for p in (m, w)]
+            self.keep_gradients((m, w))
             if self.frobenius > 0:
                 pull = self.frobenius * (m * w)
                 m.grad.addcmul_(w, pull)
@@ -108,12 +117,6 @@ class Product(Plain):
             if self.decay > 0:
                 m.grad.add_(m, alpha=self.decay)
                 w.grad.add_(w, alpha=self.decay)
-
-    def remove_decay(self) -> None:
-        """Give back the gradients from before `add_decay`, where `separate_decay` is set."""
-        for parameter, gradient in self._clean:
-            parameter.grad = gradient
-        self._clean = []
 
     def weight_decays(self) -> dict[Tensor, float]:
         """None on the factors."""

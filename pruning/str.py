@@ -33,11 +33,13 @@ class _Shrink(torch.autograd.Function):
     """sign(w) relu(|w| - sigmoid(s)); its gradients in two passes, where clamp's own take a dozen."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, logit: Tensor) -> Tensor:
+    def forward(w: Tensor, logit: Tensor) -> Tensor:
         level = logit.sigmoid().view(())
-        theta = w - torch.clamp(w, -level, level)  # its zeros are +0.0
-        ctx.save_for_backward(theta, logit)
-        return theta
+        return w - torch.clamp(w, -level, level)  # its zeros are +0.0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,9 +185,10 @@ class STR(Masked):
     def add_decay(self) -> None:
         """The ramp's decay of the logits, of either sign."""
         if self.calibrate is Calibrate.ramp:
-            for logit in self.parameterization.logits:
-                if logit.grad is not None:
-                    logit.grad.addcmul_(logit, self._decay)
+            logits = [logit for logit in self.parameterization.logits if logit.grad is not None]
+            self.parameterization.keep_gradients(logits)
+            for logit in logits:
+                logit.grad.addcmul_(logit, self._decay)
 
     @torch.no_grad()
     def measured(self, factor: float = 1.0) -> Tensor:

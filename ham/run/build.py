@@ -200,7 +200,7 @@ def build_ham(cfg: Config, optimizer: torch.optim.Optimizer, sparsifier: Sparsif
     """HAM as the config says, or None for the base optimizer alone."""
     if not cfg.ham.active:
         return None
-    if cfg.factored:  # HAM sees gradients without decay: its hook is made after this one
+    if cfg.decay_apart:  # HAM sees gradients without it: its hook is made after this one
         sparsifier.parameterization.separate_decay = True
         optimizer.register_step_post_hook(lambda *_: sparsifier.parameterization.remove_decay())
     return HAM(

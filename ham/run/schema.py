@@ -68,7 +68,7 @@ class OptimizerConfig:
     """What every optimizer has. `sam_rho` 0: no SAM; `clip_norm` 0: the gradient's norm is not clipped.
 
     `matched_decay`: weight decay beside `weight_decay` on the weights that `ham.select` chooses. HAM's beta
-    decays them by lr * beta a step; coupled decay with momentum mu does the same with beta * (1 - mu).
+    decays them by lr * beta a step; SGD with momentum mu does the same with beta * (1 - mu), AdamW with beta.
     """
 
     lr: float
@@ -256,14 +256,29 @@ class Config:
             "and another sparsifier, or allow_unpublished=true",
         )
         _require(
-            self.optimizer.clip_norm == 0 or not (self.ham.active and self.factored),
-            "optimizer.clip_norm would clip what SGD sees of the factors' gradients and not what HAM sees: "
-            "leave it at 0",
+            self.optimizer.clip_norm == 0 or not (self.ham.active and self.decay_apart),
+            "optimizer.clip_norm would clip what SGD sees of the factors' (or thresholds') gradients and not "
+            "what HAM sees: leave it at 0",
+        )
+        matched = self.optimizer.matched_decay > 0
+        _require(
+            not (matched and self.factored),
+            "optimizer.matched_decay does not reach the factors of m * w: use parameterization.frobenius",
+        )
+        _require(
+            not (matched and self.ham.beta > 0),
+            "optimizer.matched_decay stands in for ham.beta: use ham=none, or ham.beta=0",
         )
         if isinstance(self.sparsifier, STR) and isinstance(self.optimizer, SGDConfig):
             self.sparsifier.check_stability(self.optimizer.lr, self.optimizer.momentum)
         _require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")
         self.model.check(self.data.image_size)
+
+    @property
+    def decay_apart(self) -> bool:
+        """Does the method add decay to gradients that HAM would read? Factors' is; so is STR's ramp's."""
+        ramp = isinstance(self.sparsifier, STR) and self.ham.select is not Rule.not_norm
+        return self.factored or ramp
 
     @property
     def factored(self) -> bool:

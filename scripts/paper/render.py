@@ -16,10 +16,11 @@ NONE = "-"  # there is no such cell or number
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}"}
 _SPECIAL |= {char: f"\\{char}" for char in "&%$#_{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "*": r"$\ast$", '"': "''"}
+_NUMBER = re.compile(r"^Table \d+\. ")  # LaTeX counts itself
 HEAD = (
     *("table", "group", "row", "column", "exp", "metric", "seeds", "n", "mean", "std"),
     *("paper_mean", "paper_std", "paper_single_run", "difference", "low", "high"),
-    *("target_sparsity", "achieved_sparsity"),
+    *("target_sparsity", "achieved_sparsity", "processes"),
 )
 
 
@@ -105,7 +106,7 @@ def latex(table: Text) -> str:
     blocks = ["".join(f"  {_row(row)}\n" for row in block) for block in table.blocks]
     return (
         "\\begin{table}\n  \\centering\n  \\small\n"
-        f"  \\caption{{{escape(table.title)}.}}\n  \\label{{tab:{table.name}}}\n"
+        f"  \\caption{{{escape(_NUMBER.sub('', table.title))}.}}\n  \\label{{tab:{table.name}}}\n"
         f"  \\begin{{tabular}}{{{'l' * names}{'c' * (len(table.head) - names)}}}\n  \\toprule\n"
         f"  {_row(table.head)}\n  \\midrule\n"
         + "  \\addlinespace\n".join(blocks)
@@ -146,6 +147,7 @@ def _numbers(entry: Entry) -> list[str | int]:
         *map(_number, (mine and mine.mean, mine and mine.std, theirs and theirs.mean, theirs and theirs.std)),
         "" if theirs is None else str(entry.cell.single_run).lower(),
         *map(_number, (gap and gap.value, low, high, entry.target, entry.achieved)),
+        " ".join(map(str, entry.ranks)),
     ]
 
 

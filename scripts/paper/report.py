@@ -27,10 +27,11 @@ PAPER = (
 )
 CONTROL = "A control that the paper lacks."
 SPARSITY = "Sparsity: achieved, mean over the runs, then the target."
+MIXED = "Runs were made by {ranks} processes (the csv says which): BatchNorm's batches differ between them."
 DEMO = (
     "Scaled-down runs, not the paper's setting: {models} on scikit-learn's 8x8 digits (1,437 training and "
     "360 test images), {epochs} epochs, on a CPU. Differences of a few tenths are single images: this ranks "
-    "nothing, and the paper's numbers are no measure for it."
+    "nothing, and the paper's numbers are no measure for it.{same}"
 )
 
 
@@ -45,6 +46,7 @@ class Entry:
         paper: the paper's, None for a control or a scaled-down run.
         target: sparsity, 0 for dense.
         achieved: mean over the runs, None without any.
+        ranks: numbers of processes that the runs were made by.
     """
 
     cell: Cell
@@ -53,6 +55,7 @@ class Entry:
     paper: Sample | None
     target: float
     achieved: float | None
+    ranks: tuple[int, ...] = ()
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -109,7 +112,9 @@ def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
         )
         return Report(f"demo_{made.name}", heading, made.columns, lines, notes)
     about = PAPER if made.has_paper else CONTROL
-    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse))
+    ranks = sorted({ranks for entry in made.entries for ranks in entry.ranks})
+    mixed = (MIXED.format(ranks=", ".join(map(str, ranks))),) if len(ranks) > 1 else ()
+    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse, *mixed))
 
 
 def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], demo: str) -> Entry:
@@ -122,7 +127,14 @@ def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], de
         Sample.of_paper(cell.paper, single_run=cell.single_run) if cell.paper and not demo else None,
         Run(cell.exp, 0, demo=demo).facts.sparsity,
         Sample.of(achieved).mean if found else None,
+        tuple(sorted({ranks for record in found for ranks in _ranks(record)})),
     )
+
+
+def _ranks(record: Record) -> list[int]:
+    """Processes of each stretch of a run: BatchNorm's batches are those of one process."""
+    facts = record.content["provenance"]
+    return [part["ranks"] for part in (facts, *facts["resumed_from"]) if part.get("ranks")]
 
 
 def _number(name: str) -> str:
@@ -134,4 +146,7 @@ def _scaled_down(table: plan.Table, demo: str) -> str:
     facts = [run.facts for run in table.runs(demo=demo)]
     models = " and ".join(dict.fromkeys(SCALED_DOWN[fact.base] for fact in facts))
     epochs = " or ".join(map(str, sorted({fact.epochs for fact in facts})))
-    return DEMO.format(models=models, epochs=epochs)
+    hashes = {name: Run(name, 0, demo=demo).facts.config_hash for name in {c.exp for c in table.cells}}
+    alike = len({*hashes.values()}) < len(hashes)
+    same = " Cells that differ in epochs alone are the same runs here." if alike else ""
+    return DEMO.format(models=models, epochs=epochs, same=same)

@@ -290,6 +290,25 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
         assert not (folder / "last.pt").exists()
 
 
+def test_ham_on_thresholds_reads_the_loss_gradient_alone(
+    make: Callable[..., Run],
+) -> None:
+    """Equation HYP* takes the gradient of f; with the ramp's decay in it HAM prunes everything."""
+    options = ("+exp=str_ham_ndim2_s90", "+demo=digits", "model.width=4", "ham.beta=0")
+    run, twin, bare = make(*options), make(*options), make(*options, "ham.alpha=0")
+    (batch,) = batches(run, 1)
+    run.step = bare.step = 300  # where the ramp asks for more than there is, and pulls with all its strength
+    forward_backward(twin, batch)
+    train_step(bare, batch)
+    lr = run.optimizer.param_groups[0]["lr"]
+    train_step(run, batch)
+    logits = [sides.sparsifier.parameterization.logits for sides in (run, twin, bare)]
+    for found, loss, base in zip(*logits, strict=True):
+        expected = base * torch.exp(-lr * 200 * base.sign() * loss.grad)
+        torch.testing.assert_close(found, expected)
+        assert base.item() > -7.999 and found.item() > -8.1  # the ramp pulls, HAM does not pull along
+
+
 def test_matched_decay_is_as_strong_as_beta_and_acts_on_the_same_weights(make: Callable[..., Run]) -> None:
     """Section 3.1 decays by exp(-lr beta) a step; coupled decay d adds up to lr d / (1 - momentum)."""
     run = make("+exp=dense_matched_decay", "+demo=digits", "model.width=4")
