@@ -76,6 +76,7 @@ def bregman(data: dict[str, Any]) -> Figure:
         axes.plot(data["theta"], values, color=color, linestyle=dash, label=label)
     axes.plot(data["theta"], np.abs(data["theta"]), color="0.6", linewidth=0.9, label="|theta|")
     axes.set(xlabel="theta", ylabel="R(theta) / R(1)", title="HAM's Bregman function, normalised")
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.legend(loc="upper center", fontsize=6.5)
     return figure
 
@@ -97,6 +98,7 @@ def signs(data: dict[str, Any]) -> Figure:
     left.set(
         xlabel="weight before", ylabel="weight after", title=f"One step, gradient {at['gradient']:g}",
         ylim=(-0.3, 0.13),
+        xticks=(-0.1, -0.05, 0, 0.05, 0.1),
     )  # fmt: skip
     left.text(edge / 2, 0.12, "flips", ha="center", va="top", fontsize=6.5, color="0.3")
     left.legend(loc="lower right")
@@ -174,7 +176,9 @@ def _distances(axes: Axes, data: dict[str, Any], looks: Sequence[dict], labels: 
         axes.set_yscale("log")
     else:
         axes.set_ylim(0)
-    axes.legend(loc="best", title=f"median of {count} seeds (at the end)", title_fontsize=6.5)
+    axes.legend(
+        loc="best", title=f"median and range of {count} seeds (median at the end)", title_fontsize=6.5
+    )
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {

@@ -69,6 +69,16 @@ def test_exponential_step_is_descent_on_the_factors_to_second_order(beta):
     assert order(total, lrs) == pytest.approx(1, abs=0.1)
 
 
+def test_induction_of_theorem_3_1_has_decay_of_the_sum_of_squares():
+    """App. B.1: m^2 + w^2 changes by -4 lr theta grad - 4 lr beta (m^2 + w^2); printed is 4 lr beta theta."""
+    m, w = np.sqrt(np.abs(START)), np.sign(START) * np.sqrt(np.abs(START))
+    lr, beta, grad = 1e-6, 0.3, gradient(START)
+    m1, w1 = factor_step(m, w, grad, lr=lr, beta=beta)
+    change = (m1**2 + w1**2 - m**2 - w**2) / lr
+    np.testing.assert_allclose(change, -4 * START * grad - 4 * beta * (m**2 + w**2), atol=1e-4)
+    assert np.abs(change + 4 * START * grad + 4 * beta * START).max() > 0.1
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 @pytest.mark.parametrize("scaling", [1.0, 0.05])
 def test_closed_form_and_eq_2_are_the_flow_of_the_factors(beta, scaling):
