@@ -151,7 +151,7 @@ def distances(data: dict[str, Any], title: str, looks: Sequence[dict], labels: S
 def benefit(data: dict[str, Any]) -> Figure:
     """Figure 6: the distances, and seed by seed what the sign before the step costs."""
     figure, (left, right) = panels(2, height=2.9)
-    _distances(left, data, (GD, HAM, PRODUCT))
+    _distances(left, data, (GD, HAM, PRODUCT), place="center right")
     left.set(title="Sparse regression from zero")
     _, ham, signed = (np.array(series["distances"])[:, 1:] for series in data["series"])
     steps, more = np.array(data["steps"])[1:], signed - ham
@@ -163,22 +163,23 @@ def benefit(data: dict[str, Any]) -> Figure:
     return figure
 
 
-def _distances(axes: Axes, data: dict[str, Any], looks: Sequence[dict], labels: Sequence[str] = ()) -> None:
+def _distances(
+    axes: Axes, data: dict[str, Any], looks: Sequence[dict], labels: Sequence[str] = (), place: str = "best"
+) -> None:
     steps = np.array(data["steps"])[1:]
-    for place, (series, look) in enumerate(zip(data["series"], looks, strict=True)):
+    for number, (series, look) in enumerate(zip(data["series"], looks, strict=True)):
         values = np.array(series["distances"])[:, 1:]
-        label = labels[place] if labels else series["label"]
+        label = labels[number] if labels else series["label"]
         axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.13, linewidth=0)
-        axes.plot(steps, np.median(values, 0), label=f"{label} ({np.median(values[:, -1]):.2g})", **look)
+        axes.plot(steps, np.median(values, 0), label=f"{label} ({np.median(values[:, -1]):.3g})", **look)
     count = len(data["settings"]["seeds"])
     axes.set(xscale="log", xlabel="step", ylabel="distance to the truth")
     if labels:
         axes.set_yscale("log")
     else:
         axes.set_ylim(0)
-    axes.legend(
-        loc="best", title=f"median and range of {count} seeds (median at the end)", title_fontsize=6.5
-    )
+    heading = f"median (at the end) and\nrange of {count} seeds"
+    axes.legend(loc=place, title=heading, title_fontsize=6.5, alignment="left")
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {

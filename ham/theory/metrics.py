@@ -29,20 +29,19 @@ def inverse_metric(
     Args:
         theta: any shape.
         kind: "gd", "product" or "ham".
-        alpha: HAM's strength, needed by "ham".
+        alpha: HAM's strength, needed by "ham". A negative one (nHAM) gives no metric, a value at or below 0,
+            for |theta| >= 1 / |alpha|.
         gamma: the product's scale, needed by "product".
 
     Returns:
         Theta's shape and type.
 
     Raises:
-        ValueError: an unknown kind, a missing strength, or alpha < 0 and |theta| >= 1 / |alpha|, where the
-            inverse metric is not positive.
+        ValueError: an unknown kind or a missing strength.
     """
     xp, theta = arrays(theta)
     alpha, gamma = strengths(kind, alpha, gamma)
     if kind == "ham":
-        _check_domain(theta, alpha)
         return 1 + alpha * abs(theta)
     if kind == "product":
         return xp.hypot(theta, xp.full_like(theta, gamma))
@@ -88,6 +87,8 @@ def bregman_gradient(theta: Array, alpha: float, theta0: Array | float = 0.0) ->
 
 def bregman_hessian(theta: Array, alpha: float) -> Array:
     """1 / (1 + alpha |theta|), the diagonal of R_alpha's Hessian: HAM's metric (Lemma 4.4)."""
+    _, theta = arrays(theta)
+    _check_domain(theta, alpha)
     return 1 / inverse_metric(theta, "ham", alpha=alpha)
 
 
@@ -119,7 +120,7 @@ def on_manifold_regularizer(
         Theta's shape without the last axis.
 
     Raises:
-        ValueError: as `inverse_metric`.
+        ValueError: as `inverse_metric` and `bregman`.
     """
     _, theta = arrays(theta)
     alpha, gamma = strengths(kind, alpha, gamma)

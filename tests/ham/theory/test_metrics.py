@@ -130,12 +130,13 @@ def test_negative_alpha_names_where_the_metric_ends(theta):
         lambda: bregman(theta, -0.5),
         lambda: bregman(0.1, -0.5, theta),
         lambda: bregman_gradient(theta, -0.5),
-        lambda: inverse_metric(theta, "ham", alpha=-0.5),
+        lambda: bregman_hessian(theta, -0.5),
         lambda: on_manifold_regularizer(theta, "ham", alpha=-0.5),
     ):
         with pytest.raises(ValueError, match=r"alpha = -0.5 needs \|theta\| < 2"):
             call()
     assert np.isfinite(bregman(1.999, -0.5))
+    assert inverse_metric(np.array([4.0]), "ham", alpha=-0.5) == -1  # Table 2 as it stands
     assert np.all(np.abs(inverse_mirror_map(np.array([-1e3, 50.0]), -0.5)) <= 2)
 
 
