@@ -156,19 +156,26 @@ def implicit_solution(
     reached from smaller ones, as the exponential in theta's formula would overflow far from the solution.
 
     Raises:
-        ValueError: alpha is negative.
-        RuntimeError: no convergence (Z without full row rank, or no solution of Z theta = y).
+        ValueError: alpha is negative, or Z has not full row rank.
+        RuntimeError: no convergence, which rounding makes of an alpha around 1e30.
     """
     if alpha < 0:
         raise ValueError(f"alpha must not be negative, got {alpha:g}: R_alpha is then no Bregman function")
     theta0 = np.broadcast_to(np.asarray(theta0, dtype=np.float64), design.shape[1])
+    if np.linalg.matrix_rank(design) < len(design):
+        raise ValueError("Z must have full row rank: leave out samples that others determine")
     theta = theta0 + design.T @ np.linalg.solve(design @ design.T, target - design @ theta0)  # alpha = 0
     if alpha == 0:
         return theta
     for strength in alpha / 4.0 ** np.arange(max(0, np.ceil(np.log(alpha * 100) / np.log(4))), -1, -1):
         dual = bregman_gradient(theta, strength, theta0)
         multipliers = np.linalg.lstsq(design.T, dual, rcond=None)[0]
-        theta = _newton(design, target, strength, theta0, multipliers, tolerance)
+        try:
+            theta = _newton(design, target, strength, theta0, multipliers, tolerance)
+        except np.linalg.LinAlgError as error:
+            raise RuntimeError(
+                f"Newton's system is singular at alpha = {strength:.1e}: take less alpha"
+            ) from error
     return theta
 
 
@@ -197,9 +204,7 @@ def _newton(design, target, alpha, theta0, multipliers, tolerance) -> np.ndarray
         multipliers = multipliers - length * direction
         theta, residual, size = new
     if size > 1e3 * goal:
-        raise RuntimeError(
-            f"no solution of Z theta = y found, residual {size:.1e}: does Z have full row rank?"
-        )
+        raise RuntimeError(f"Newton's method stopped at a residual of {size:.1e}: take less alpha")
     return theta
 
 
