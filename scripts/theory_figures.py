@@ -1,0 +1,236 @@
+"""Draw Figures 1, 2b, 3, 4, 6, 7 and 8 from results/theory, which `scripts/theory_runs.py` writes.
+
+Needs matplotlib and numpy, no torch. Curves of several seeds are medians, bands reach from the lowest to the
+highest. Line styles tell the series apart in grey.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DATA = Path(__file__).resolve().parents[1] / "results" / "theory"
+GD, HAM, PRODUCT, OTHER = (  # matplotlib's words; Okabe and Ito's colours
+    {"color": "#000000", "linestyle": "-"},
+    {"color": "#D55E00", "linestyle": "--"},
+    {"color": "#0072B2", "linestyle": "-."},
+    {"color": "#009E73", "linestyle": ":"},
+)
+KINDS = {"gd": ("GD", GD), "product": ("m * w", PRODUCT), "ham": ("HAM", HAM)}
+
+
+def draw(names: Sequence[str], out: Path, data: Path = DATA) -> list[Path]:
+    """Draw these of FIGURES from the data into out/<name>.pdf and .png; returns the paths.
+
+    Raises:
+        FileNotFoundError: there are no data of a figure yet.
+    """
+    paths = []
+    for name in names:
+        source = data / f"{name}.json"
+        if not source.is_file():
+            raise FileNotFoundError(f"no {source.name} in results/theory: run scripts/theory_runs.py first")
+        with styled():
+            paths += save(FIGURES[name](json.loads(source.read_text())), out / name)
+    return paths
+
+
+def inverse_metrics(data: dict[str, Any]) -> Figure:
+    """Figure 1: the inverse metrics, and a weight that has to pass through zero under each."""
+    figure, (left, right) = panels(2)
+    strengths = data["settings"]["strengths"]
+    for kind, (label, look) in KINDS.items():
+        words = "".join(f", {key} = {value:g}" for key, value in strengths[kind].items())
+        left.plot(data["theta"], data["inverse_metric"][kind], label=label + words, **look)
+        right.plot(data["time"], data["flow"][kind], label=label, **look)
+    left.set(xlabel="theta", ylabel="inverse metric", ylim=(0, 3.4))
+    for place, words, side in ((-1, "start", "left"), (1, "optimum", "left")):
+        left.axvline(place, color="0.7", linewidth=0.8)
+        left.text(place, 0.05, f" {words}", ha=side, va="bottom", fontsize=6.5, color="0.3")
+    left.set_title("Inverse metric near zero")
+    left.legend(loc="upper center")
+    right.axhline(0, color="0.7", linewidth=0.8)
+    right.axhline(data["settings"]["optimum"], color="0.7", linewidth=0.8)
+    right.set(xlabel="time t", ylabel="theta", title="Its flow from -1 to the optimum 1")
+    right.legend(loc="lower right")
+    return figure
+
+
+def bregman(data: dict[str, Any]) -> Figure:
+    """Figure 2b: HAM's Bregman function between the squared L2 norm and L1."""
+    figure, (axes,) = panels(1)
+    alphas = data["settings"]["alphas"]
+    for place, (alpha, values) in enumerate(zip(alphas, data["normalised"], strict=True)):
+        color = matplotlib.colormaps["viridis"](0.85 * place / (len(alphas) - 1))
+        dash = ["-", (0, (6, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1.5, 1))][place]
+        label = "alpha to 0: theta^2" if alpha == 0 else f"alpha = {alpha:g}"
+        axes.plot(data["theta"], values, color=color, linestyle=dash, label=label)
+    axes.plot(data["theta"], np.abs(data["theta"]), color="0.6", linewidth=0.9, label="|theta|")
+    axes.set(xlabel="theta", ylabel="R(theta) / R(1)", title="HAM's Bregman function, normalised")
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
+    axes.legend(loc="upper center", fontsize=6.5)
+    return figure
+
+
+def signs(data: dict[str, Any]) -> Figure:
+    """Figure 3: HYP and HYP* differ where the gradient step changes the sign."""
+    figure, (left, right) = panels(2)
+    looks = {"hyp": ("HYP: sign before the step", PRODUCT), "hyp_star": ("HYP*: sign after it", HAM)}
+    at = data["settings"]["map"]
+    edge = at["lr"] * at["gradient"]
+    theta = np.array(data["theta"])
+    left.axvspan(0, edge, color="0.93", linewidth=0)
+    left.axhline(0, color="0.7", linewidth=0.8)
+    left.plot(theta, theta, color="0.7", linewidth=0.8)
+    for name, (label, look) in looks.items():
+        values = np.array(data["next"][name])
+        jumps = np.flatnonzero(np.abs(np.diff(values)) > 5 * (theta[1] - theta[0])) + 1
+        left.plot(np.insert(theta, jumps, np.nan), np.insert(values, jumps, np.nan), label=label, **look)
+    left.set(
+        xlabel="weight before", ylabel="weight after", title=f"One step, gradient {at['gradient']:g}",
+        ylim=(-0.3, 0.13),
+        xticks=(-0.1, -0.05, 0, 0.05, 0.1),
+    )  # fmt: skip
+    left.text(edge / 2, 0.12, "flips", ha="center", va="top", fontsize=6.5, color="0.3")
+    left.legend(loc="lower right")
+    right.axhline(0, color="0.7", linewidth=0.8)
+    for name, (label, look) in looks.items():
+        right.plot(data["path"][name], label=label, marker="o", markersize=2.5, **look)
+    right.axhline(data["settings"]["path"]["optimum"], color="0.7", linewidth=0.8)
+    right.set(xlabel="step", ylabel="weight", title="A path through zero to the optimum -1")
+    right.legend(loc="upper right")
+    return figure
+
+
+def quadrants(data: dict[str, Any]) -> Figure:
+    """Figure 4: which sign cases GD, m * w and HAM learn; solid paths end at a w = 1."""
+    figure, axes = panels(3, width=2.6, height=2.9)
+    branch = np.geomspace(0.3, 3, 100)
+    for ax, (kind, (label, look)) in zip(axes, KINDS.items(), strict=True):
+        ax.axhline(0, color="0.7", linewidth=0.8)
+        ax.axvline(0, color="0.7", linewidth=0.8)
+        ax.plot(branch, 1 / branch, color="0.45", linewidth=0.9, linestyle=(0, (4, 2)))
+        ax.text(0.72, 1.5, "a w = 1", fontsize=6.5, color="0.3")
+        for path in data["paths"][kind]:
+            a, w = np.array(path["a_w"]).T
+            ok = path["learned"]
+            color = look["color"] if ok else "0.6"
+            ax.plot(a, w, color=color, linewidth=0.9, linestyle="-" if ok else (0, (1, 1.2)))
+            ax.plot(a[0], w[0], "o", color=color, markersize=2.4, fillstyle="full" if ok else "none")
+            ax.plot(a[-1], w[-1], "*" if ok else "x", color=color, markersize=4)
+        good = {tuple(p["case"]) for p in data["paths"][kind]}
+        good -= {tuple(p["case"]) for p in data["paths"][kind] if not p["learned"]}
+        ax.set(
+            xlim=(-1.3, 1.7),
+            ylim=(-1.3, 1.7),
+            xlabel="a (outer weight)",
+            title=f"{label}: {len(good)} of 4 cases",
+        )
+        ax.set_aspect("equal")
+    axes[0].set_ylabel("w (inner weight)")
+    return figure
+
+
+def distances(data: dict[str, Any], title: str, looks: Sequence[dict], labels: Sequence[str] = ()) -> Figure:
+    """Figures 7 and 8: distance to the truth over the steps."""
+    figure, (axes,) = panels(1, width=4.4, height=3.0)
+    _distances(axes, data, looks, labels)
+    axes.set(title=title)
+    return figure
+
+
+def benefit(data: dict[str, Any]) -> Figure:
+    """Figure 6: the distances, and seed by seed what the sign before the step costs."""
+    figure, (left, right) = panels(2, height=2.9)
+    _distances(left, data, (GD, HAM, PRODUCT), place="center right")
+    left.set(title="Sparse regression from zero")
+    _, ham, signed = (np.array(series["distances"])[:, 1:] for series in data["series"])
+    steps, more = np.array(data["steps"])[1:], signed - ham
+    right.axhline(0, color="0.7", linewidth=0.8)
+    right.fill_between(steps, more.min(0), more.max(0), color=PRODUCT["color"], alpha=0.15, linewidth=0)
+    right.plot(steps, np.median(more, 0), **PRODUCT)
+    right.set(xscale="log", xlabel="step", title="HAM signed minus HAM, of each seed")
+    right.set_ylabel("difference of the distances")
+    return figure
+
+
+def _distances(
+    axes: Axes, data: dict[str, Any], looks: Sequence[dict], labels: Sequence[str] = (), place: str = "best"
+) -> None:
+    steps = np.array(data["steps"])[1:]
+    for number, (series, look) in enumerate(zip(data["series"], looks, strict=True)):
+        values = np.array(series["distances"])[:, 1:]
+        label = labels[number] if labels else series["label"]
+        axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.13, linewidth=0)
+        axes.plot(steps, np.median(values, 0), label=f"{label} ({np.median(values[:, -1]):.3g})", **look)
+    count = len(data["settings"]["seeds"])
+    axes.set(xscale="log", xlabel="step", ylabel="distance to the truth")
+    if labels:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0)
+    heading = f"median (at the end) and\nrange of {count} seeds"
+    axes.legend(loc=place, title=heading, title_fontsize=6.5, alignment="left")
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
+    "figure01": inverse_metrics,
+    "figure02b": bregman,
+    "figure03": signs,
+    "figure04": quadrants,
+    "figure06": benefit,
+    "figure07": lambda data: distances(data, "Sparse regression from the wrong signs", (HAM, GD, OTHER)),
+    "figure08": lambda data: distances(
+        data,
+        "HAM with more alpha and a smaller learning rate",
+        (GD, HAM, PRODUCT, OTHER),
+        [f"alpha = 1e{3 + j}, lr = 1e-{4 + j}" for j in range(4)],
+    ),
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures made and saved within look alike, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8,
+                "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 3.2,
+                "lines.linewidth": 1.3, "axes.spines.top": False, "axes.spines.right": False,
+                "axes.linewidth": 0.7, "axes.grid": True, "grid.color": "0.93", "grid.linewidth": 0.6,
+                "axes.axisbelow": True, "xtick.labelsize": 7, "ytick.labelsize": 7, "pdf.fonttype": 42,
+                "savefig.dpi": 160,
+            }
+        )  # fmt: skip
+        yield
+
+
+def panels(count: int, *, width: float = 3.4, height: float = 2.6) -> tuple[Figure, list[Axes]]:
+    """An empty figure with `count` panels side by side."""
+    figure = Figure(figsize=(count * width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write stem.pdf and stem.png, the same bytes each time; returns the paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    quiet = {
+        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in quiet]
+    for path, words in zip(paths, quiet.values(), strict=True):
+        figure.savefig(path, metadata=words)
+    return paths
