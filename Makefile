@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make bench: each makes .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
+# make demo | make test | make lint | make bench | make figures: each makes .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system's libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
 FFCV ?= yes
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench figures clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
@@ -23,6 +23,11 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
 	$(BIN)/python benchmarks/masks.py --json benchmarks/results/masks.json
 	$(BIN)/python benchmarks/throughput.py --rounds 3 --batch 4 --json benchmarks/results/throughput-cpu.json
+
+figures: $(VENV)/run.stamp
+	$(BIN)/python scripts/theory_runs.py
+	$(BIN)/python scripts/figures.py --theory
+	$(BIN)/python scripts/figures.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -3,7 +3,7 @@
     python scripts/theory_runs.py                    # all, about two minutes on one core
     python scripts/theory_runs.py --figure 6 7       # these
 
-`scripts/theory_figures.py` draws them from these files without torch. Exit status: 0 done, 2 wrong use.
+`scripts/figures.py --theory` draws them from these files without torch. Exit status: 0 done, 2 wrong use.
 """
 
 from __future__ import annotations

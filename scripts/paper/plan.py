@@ -207,9 +207,7 @@ def table(name: str) -> Table:
 
 def figure(name: str) -> Figure:
     """Figure `11`, `2a` or `figure11`. Raises PlanError."""
-    digits = name.rstrip("abc")
-    if digits.isdecimal():
-        name = f"figure{int(digits):02}{name[len(digits) :]}"
+    name = full_name(name)
     content = _yaml(CONFIGS / "figures" / f"{_known(name, figures(), 'figure')}.yaml")
     common = dict(name=name, kind=content["kind"], title=content["title"], seeds=tuple(content["seeds"]))
     if content["kind"] == "curves":
@@ -222,6 +220,12 @@ def figure(name: str) -> Figure:
     }
     chosen = tuple(content["chosen"])
     return Figure(**common, points=points, metric=content["metric"], chosen=chosen)
+
+
+def full_name(figure: str) -> str:
+    """`2a` -> `figure02a`; full names stay."""
+    digits = figure.rstrip("abc")
+    return f"figure{int(digits):02}{figure[len(digits) :]}" if digits.isdecimal() else figure
 
 
 def every_run() -> list[Run]:

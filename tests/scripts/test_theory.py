@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 import pytest
-import theory_figures
 import theory_runs
+from paper import theory as figures
+from paper.plan import PlanError
 
 from ham import theory
 
@@ -14,11 +15,11 @@ DRAWN = ["figure01", "figure02b", "figure03", "figure04", "figure06", "figure07"
 
 
 def committed(name):
-    return json.loads((theory_figures.DATA / f"{name}.json").read_text())
+    return json.loads((figures.DATA / f"{name}.json").read_text())
 
 
 def test_what_is_simulated_is_what_is_drawn():
-    assert list(theory_runs.RUNS) == list(theory_figures.FIGURES) == DRAWN
+    assert list(theory_runs.RUNS) == list(figures.FIGURES) == DRAWN
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -72,20 +73,20 @@ def test_simulating_and_drawing_from_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(theory_runs, "SEEDS", range(2))
     assert theory_runs.main(["--to", str(tmp_path / "data"), "--figure", "3", "6", "figure02b"]) == 0
     names = ["figure02b", "figure03", "figure06"]
-    paths = theory_figures.draw(names, tmp_path / "a", tmp_path / "data")
+    paths = figures.draw(names, tmp_path / "a", tmp_path / "data")
     assert [path.name for path in paths] == [
         f"{name}.{ending}" for name in names for ending in ("pdf", "png")
     ]
-    again = theory_figures.draw(names[:1], tmp_path / "b", tmp_path / "data")
+    again = figures.draw(names[:1], tmp_path / "b", tmp_path / "data")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths[:2]]
 
 
 def test_every_committed_figure_draws(tmp_path):
-    assert len(theory_figures.draw(DRAWN, tmp_path)) == 2 * len(DRAWN)
+    assert len(figures.draw(DRAWN, tmp_path)) == 2 * len(DRAWN)
 
 
 def test_wrong_use_names_the_cure(tmp_path, capsys):
     assert theory_runs.main(["--figure", "5"]) == 2
     assert "no theory figure '5'; there are figure01" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"run scripts/theory_runs.py first"):
-        theory_figures.draw(["figure06"], tmp_path, tmp_path)
+    with pytest.raises(PlanError, match=r"run python scripts/theory_runs.py first"):
+        figures.draw(["figure06"], tmp_path, tmp_path)

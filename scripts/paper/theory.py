@@ -1,4 +1,4 @@
-"""Draw Figures 1, 2b, 3, 4, 6, 7 and 8 from results/theory, which `scripts/theory_runs.py` writes.
+"""Figures 1, 2b, 3, 4, 6, 7 and 8 from results/theory, which `scripts/theory_runs.py` writes.
 
 Needs matplotlib and numpy, no torch. Curves of several seeds are medians, bands reach from the lowest to the
 highest. Line styles tell the series apart in grey.
@@ -7,24 +7,21 @@ highest. Line styles tell the series apart in grey.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-DATA = Path(__file__).resolve().parents[1] / "results" / "theory"
-GD, HAM, PRODUCT, OTHER = (  # matplotlib's words; Okabe and Ito's colours
-    {"color": "#000000", "linestyle": "-"},
-    {"color": "#D55E00", "linestyle": "--"},
-    {"color": "#0072B2", "linestyle": "-."},
-    {"color": "#009E73", "linestyle": ":"},
-)
+from paper.plan import PlanError
+from paper.records import RESULTS
+from paper.style import SERIES, panels, save, styled
+
+DATA = RESULTS / "theory"
+GD, HAM, PRODUCT, OTHER = ({k: v for k, v in look.items() if k != "marker"} for look in SERIES[:4])
 KINDS = {"gd": ("GD", GD), "product": ("m * w", PRODUCT), "ham": ("HAM", HAM)}
 
 
@@ -32,13 +29,15 @@ def draw(names: Sequence[str], out: Path, data: Path = DATA) -> list[Path]:
     """Draw these of FIGURES from the data into out/<name>.pdf and .png; returns the paths.
 
     Raises:
-        FileNotFoundError: there are no data of a figure yet.
+        PlanError: there is no such figure, or no data of it yet.
     """
     paths = []
     for name in names:
         source = data / f"{name}.json"
+        if name not in FIGURES:
+            raise PlanError(f"there is no figure {name!r} of the theory: choose one of {', '.join(FIGURES)}")
         if not source.is_file():
-            raise FileNotFoundError(f"no {source.name} in results/theory: run scripts/theory_runs.py first")
+            raise PlanError(f"no {source.name} in {data}: run python scripts/theory_runs.py first")
         with styled():
             paths += save(FIGURES[name](json.loads(source.read_text())), out / name)
     return paths
@@ -196,41 +195,3 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
         [f"alpha = 1e{3 + j}, lr = 1e-{4 + j}" for j in range(4)],
     ),
 }
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Figures made and saved within look alike, whatever the user's matplotlibrc says."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8,
-                "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 3.2,
-                "lines.linewidth": 1.3, "axes.spines.top": False, "axes.spines.right": False,
-                "axes.linewidth": 0.7, "axes.grid": True, "grid.color": "0.93", "grid.linewidth": 0.6,
-                "axes.axisbelow": True, "xtick.labelsize": 7, "ytick.labelsize": 7, "pdf.fonttype": 42,
-                "savefig.dpi": 160,
-            }
-        )  # fmt: skip
-        yield
-
-
-def panels(count: int, *, width: float = 3.4, height: float = 2.6) -> tuple[Figure, list[Axes]]:
-    """An empty figure with `count` panels side by side."""
-    figure = Figure(figsize=(count * width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.pdf and stem.png, the same bytes each time; returns the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {
-        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-        "png": {"Software": None},
-    }
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in quiet]
-    for path, words in zip(paths, quiet.values(), strict=True):
-        figure.savefig(path, metadata=words)
-    return paths
