@@ -3,8 +3,8 @@
     python scripts/nodes.py --sets cora citeseer --archs gcn sage --methods base ham nham --jobs 2
     python scripts/nodes.py --sets cora --archs gcn --grid      # the search of Tables 16 and 19
 
-The runs are those of `python train.py +exp=node/...`, in the same directories, with as many seeds as the paper
-has runs. What is done is skipped, what was stopped goes on: start the same command again, or on several
+The runs are those of `python train.py +exp=node/...`, in the same directories, with as many seeds as the
+paper has runs. What is done is skipped, what was stopped goes on: start the same command again, or on several
 machines with one --runs folder. Runs of one seed share split, initial weights and dropout.
 
 Exit status: 0 all are done, 1 some failed, 2 wrong use or missing data, 85 stopped by a signal.

@@ -19,7 +19,7 @@ from torch import Tensor
 from .base import DataError
 
 _GITHUB = "https://raw.githubusercontent.com"
-_PLANETOID = tuple("x tx allx y ty ally graph test.index".split())
+_PLANETOID = tuple(["x", "tx", "allx", "y", "ty", "ally", "graph", "test.index"])
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _pyg():
 
 
 def fixed_split(name: str, root: Path) -> dict[str, Tensor]:
-    """tunedGNN's fixed 60/20/20 split: node numbers by part, from root/splits/<name>_split.npz."""
+    """TunedGNN's fixed 60/20/20 split: node numbers by part, from root/splits/<name>_split.npz."""
     import numpy as np
 
     path = root / "splits" / f"{name}_split.npz"

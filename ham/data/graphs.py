@@ -83,11 +83,7 @@ class Graph(Data):
     def load(
         self, *, batch_size: int = 1, seed: int = 0, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> NodeTask:
-        """Read it. Unlike a data set's order, an official split goes by the run's own number: `run_seed`.
-
-        Raises:
-            DataError: it is missing or wrong, or there are several ranks.
-        """
+        """What a run with seed 0 gets; `task` has those of the others."""
         return self.task(0, device)
 
     def task(self, run_seed: int, device: torch.device) -> NodeTask:

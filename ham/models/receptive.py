@@ -28,7 +28,7 @@ class Hop:
         return self.operator.shape[0]
 
     def gather(self, x: Tensor) -> Tensor:
-        """operator @ x: [sources, channels] -> [targets, channels]."""
+        """Operator @ x: [sources, channels] -> [targets, channels]."""
         if x is not self.constant:
             return self.operator @ x
         if self._gathered is None:
@@ -73,7 +73,7 @@ class View:
 def _closure(
     edges: Tensor, wanted: Tensor, layers: int, count: int, *, whole: bool
 ) -> tuple[Tensor, list[int]]:
-    """Nodes, `wanted` first and then by distance; how many of them are inputs of layer 1, 2, ... and outputs."""
+    """Nodes, `wanted` first, then by distance; how many are inputs of layer 1, 2, ... and outputs."""
     known = torch.zeros(count, dtype=torch.bool, device=edges.device)
     known[wanted] = True
     if whole:

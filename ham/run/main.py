@@ -34,6 +34,8 @@ def main(cfg: Config) -> dict[str, Any]:
     """
     identity = config_hash(cfg)
     folder = run_directory(cfg, identity)
+    if isinstance(cfg.data, Graph):
+        node.check_ranks()
     device = choose_device(cfg)
     distributed.join(device, cfg.compute.timeout)
     with distributed.watched(lambda: "before the first step"):

@@ -1,4 +1,4 @@
-"""Node classification: one graph is one batch. Read `train_step` first; the rest decides what is looked at when."""
+"""Node classification: one graph is one batch. Read `train_step` first; the rest is what is told when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ham.models.gnn import Norm
 from ham.models.receptive import View, edge_weights
 from ham.optim import HAM
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .build import build_ham, build_optimizer, build_schedule
 from .config import to_yaml
 from .loop import Diverged, Stopped, signals
@@ -98,6 +98,12 @@ class NodeRun:
         torch.set_rng_state(state["rng"]["cpu"])
         if self.task.labels.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
+
+
+def check_ranks() -> None:
+    """Raise ConfigError where several processes would share a graph."""
+    if distributed.world().size > 1:
+        raise ConfigError("a graph is trained by one process: start it without torchrun or srun --ntasks")
 
 
 def build_node(cfg: Config, identity: str, task: NodeTask, record: Record, device: torch.device) -> NodeRun:
@@ -220,7 +226,7 @@ def roc_auc(scores: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def negative_share(run: NodeRun) -> dict[str, float]:
-    """Share of the weights under HAM with abs(theta) > 1 / abs(alpha): nHAM's 1 + alpha abs(theta) < 0 there."""
+    """Share of the weights under HAM where nHAM's 1 + alpha abs(theta) is negative."""
     if run.cfg.ham.alpha >= 0:
         return {}
     groups = [group for group in run.optimizer.param_groups if group.get("ham_alpha")]
