@@ -57,6 +57,7 @@ class Stock(nn.Module):
         self.classifier = nn.Linear(spec.hidden, num_classes)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits of all nodes."""
         if self.first is not None:
             x = F.dropout(self.first(x), self.dropout, self.training)
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
@@ -80,9 +81,8 @@ def stock_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
         optimizer.zero_grad()
         network.eval()
         with torch.no_grad():
-            network(task.features, task.edges)[valid].argmax(dim=1).eq(
-                task.labels[valid]
-            ).float().mean().item()
+            answers = network(task.features, task.edges)[valid].argmax(dim=1)
+            (answers == task.labels[valid]).float().mean().item()
 
     return epoch
 

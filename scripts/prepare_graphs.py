@@ -22,9 +22,8 @@ from ham.data.graph_files import SETS, fetch, fixed_split, read
 def main(argv: list[str] | None = None) -> int:
     """Fetch and check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "sets", nargs="+", choices=[*SETS, "all"], metavar="SET", help=f"all, {', '.join(SETS)}"
-    )
+    choices = [*SETS, "all"]
+    parser.add_argument("sets", nargs="+", choices=choices, metavar="SET", help=", ".join(choices))
     parser.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")), metavar="DIR")
     args = parser.parse_args(argv)
     root, status = args.to / "graphs", 0
