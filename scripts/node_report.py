@@ -30,11 +30,11 @@ Written by `python scripts/node_report.py` from the committed records; not edite
 The paper's tables print the best validation metric over the epochs, under the best of 12 (alpha, beta) that
 was chosen on the same validation nodes. Runs of one seed share split, initial weights and dropout, so their
 differences are paired. **difference**: method minus base, mean over seeds, with a 95 % interval (Student's t)
-where there are two seeds. **nodes**: that mean difference of the validation metric in validation nodes of one
-run. **+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch of
-the best validation metric. An interval that holds 0 shows no effect; with {count} comparisons about one in
-twenty that does not is chance too. On cora, citeseer, pubmed, the Amazon and the Coauthor sets all seeds share
-one split: an interval there is over initial weights and dropout alone.
+where there are two seeds. **nodes**: the mean difference as a number of validation nodes of one run.
+**+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch of the
+best validation metric. An interval that holds 0 shows no effect; with {count} comparisons about one in twenty
+that does not is chance too. On cora, citeseer, pubmed, the Amazon and the Coauthor sets all seeds share one
+split: an interval there is over initial weights and dropout alone.
 
 | set | method | seeds | valid | paper | difference | nodes | + / = / - | paper's | test | test difference |
 |---|---|---|---|---|---|---|---|---|---|---|
