@@ -43,7 +43,7 @@ class View:
     statistics are over all nodes (`whole`).
 
     Args:
-        features: float [nodes, channels].
+        features: float [nodes, channels], perhaps as `inputs` made them.
         edges: int64 [2, edges], sources and targets.
         weights: of the edges, from `edge_weights`.
         wanted: int64 numbers of the nodes to be told, in the order of the outputs; each once.
@@ -52,20 +52,27 @@ class View:
     """
 
     def __init__(
-        self, features: Tensor, edges: Tensor, weights: Tensor, wanted: Tensor, layers: int, *, whole: bool
+        self,
+        features: Tensor | Csr,
+        edges: Tensor,
+        weights: Tensor,
+        wanted: Tensor,
+        layers: int,
+        *,
+        whole: bool,
     ) -> None:
-        nodes, sizes = _closure(edges, wanted, layers, len(features), whole=whole)
+        nodes, sizes = _closure(edges, wanted, layers, features.shape[0], whole=whole)
         self.wanted = len(wanted)
-        place = torch.full((len(features),), len(nodes), device=edges.device)
+        place = torch.full((features.shape[0],), len(nodes), device=edges.device)
         place[nodes] = torch.arange(len(nodes), device=edges.device)
         sources, targets = place[edges[0]], place[edges[1]]
         inside = targets < sizes[1]
         operator = Csr.from_entries(targets[inside], sources[inside], weights[inside], (sizes[1], sizes[0]))
-        dense = features[nodes]
-        few = (dense != 0).float().mean() < _SPARSE
-        self.features: Tensor | Csr = sparse(dense) if few else dense
+        features = inputs(features)
+        few = isinstance(features, Csr)
+        self.features = features.select(nodes) if few else features[nodes]
         shared: dict[tuple[int, int], Hop] = {}  # the whole graph is the same hop again and again
-        self.hops = [Hop(operator.head(sizes[1], sizes[0]), None if few else dense)]
+        self.hops = [Hop(operator.head(sizes[1], sizes[0]), None if few else self.features)]
         for size in zip(sizes[2:], sizes[1:-1], strict=True):
             self.hops.append(shared.setdefault(size, Hop(operator.head(*size))))
 
@@ -88,6 +95,13 @@ def _closure(
         nodes.append(fresh)
         sizes.append(sizes[-1] + len(fresh))
     return torch.cat(nodes), sizes[::-1]
+
+
+def inputs(features: Tensor | Csr) -> Tensor | Csr:
+    """Features as the first layer wants them: sparse where few of them are not zero."""
+    if isinstance(features, Csr) or (features != 0).float().mean() >= _SPARSE:
+        return features
+    return sparse(features)
 
 
 def edge_weights(kind: str, edges: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

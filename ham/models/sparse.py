@@ -80,6 +80,17 @@ class Csr:
             self._heads[key] = Csr(self.row_starts[: rows + 1], self.columns[:end], self.values[:end], key[1])
         return self._heads[key]
 
+    def select(self, rows: Tensor) -> Csr:
+        """The matrix of these rows, in this order."""
+        begins, counts = self.row_starts[rows], self.row_starts.diff()[rows]
+        ends = counts.cumsum(0)
+        within = torch.arange(int(counts.sum()), device=rows.device) - (ends - counts).repeat_interleave(
+            counts
+        )
+        entries = begins.repeat_interleave(counts) + within
+        found = torch.cat([ends.new_zeros(1), ends])
+        return Csr(found, self.columns[entries], self.values[entries], self.shape[1])
+
     @cached_property
     def _heads(self) -> dict[tuple[int, int], Csr]:
         return {}

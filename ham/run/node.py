@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ham.data import NodeTask, derived_seed
 from ham.models import GNN, build_model
 from ham.models.gnn import Norm
-from ham.models.receptive import View, edge_weights
+from ham.models.receptive import View, edge_weights, inputs
 from ham.optim import HAM
 
 from . import checkpoint, distributed
@@ -126,9 +126,10 @@ def build_node(cfg: Config, identity: str, task: NodeTask, record: Record, devic
 def build_views(spec: GNN, task: NodeTask) -> dict[str, View]:
     """What the nodes of each part depend on; BatchNorm's statistics in training are of the whole graph."""
     edges, weights = edge_weights(str(spec.conv), task.edges, len(task.labels), task.features.dtype)
+    features = inputs(task.features)
     return {
         part: View(
-            *(task.features, edges, weights, wanted, spec.layers),
+            *(features, edges, weights, wanted, spec.layers),
             whole=part == "train" and spec.norm is Norm.batch,
         )
         for part, wanted in task.nodes.items()

@@ -135,6 +135,13 @@ def test_a_view_of_a_path_by_hand() -> None:
     assert view.hops[0].gather(x[:3]).flatten().tolist() == [2, 2.5]  # node 0 sees 2, node 1 the mean of 1, 4
 
 
+def test_rows_of_a_sparse_matrix_by_hand() -> None:
+    dense = torch.tensor([[0.0, 1, 0], [0, 0, 0], [2, 0, 3], [0, 4, 0]])
+    rows = torch.tensor([2, 1, 0, 2])
+    assert torch.equal(sparse(dense).select(rows) @ torch.eye(3), dense[rows])
+    assert torch.equal(sparse(dense).head(2) @ torch.eye(3), dense[:2])
+
+
 def test_dropout_keeps_its_share_and_its_mean() -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1001, requires_grad=True)
