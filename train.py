@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
     if argv == ["--list"]:
         for name, cell in experiments().items():
-            print(f"{name:<30}{cell}")
+            print(f"{name:<34}{cell}")
         return 0
     flags = [text.partition("=")[0] for text in argv if text.startswith("-")]
     if unknown := [flag for flag in flags if flag not in HYDRA_FLAGS]:

@@ -23,10 +23,11 @@ from ham.run.schema import Config
 DEMOS = ("", *sorted(path.stem for path in (CONFIGS / "demo").glob("*.yaml")))
 
 
-def specs() -> list[Run]:
-    """Every experiment, and every altered one that a figure shows."""
+def specs(demo: str = "") -> list[Run]:
+    """Every experiment, and every altered one that a figure shows; graphs are not scaled down."""
     shown = [run for name in figures() for run in figure(name).points.values()]
-    return [*(Run(name, 0) for name in experiments()), *dict.fromkeys(shown)]
+    names = [name for name in experiments() if not (demo and name.startswith("node/"))]
+    return [replace(run, demo=demo) for run in [*(Run(name, 0) for name in names), *dict.fromkeys(shown)]]
 
 
 def facts(run: Run, cfg: Config | None = None) -> Facts:
@@ -46,7 +47,7 @@ def facts(run: Run, cfg: Config | None = None) -> Facts:
 
 def content() -> dict[str, dict[str, Any]]:
     """The lock file's content."""
-    runs = [replace(run, demo=demo) for demo in DEMOS for run in specs()]
+    runs = [run for demo in DEMOS for run in specs(demo)]
     told: dict[str, dict[str, Any]] = {demo: {} for demo in DEMOS}
     with ProcessPoolExecutor() as pool:
         ends = pool.map(facts, runs, chunksize=16)

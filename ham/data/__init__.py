@@ -3,6 +3,7 @@
 from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
 from .cifar import Cifar100
 from .digits import Digits
+from .graphs import Graph, NodeTask
 from .imagenet_ffcv import ImageNetFFCV
 from .imagenet_folder import ImageNetFolder
 
@@ -12,9 +13,11 @@ __all__ = [
     "Data",
     "DataError",
     "Digits",
+    "Graph",
     "ImageNetFFCV",
     "ImageNetFolder",
     "Loader",
     "Loaders",
+    "NodeTask",
     "derived_seed",
 ]

@@ -2,6 +2,7 @@
 
 from .base import Model, build_model
 from .deit import DeiT
+from .gnn import GNN
 from .resnet import Init, ResNet, Stem
 
-__all__ = ["DeiT", "Init", "Model", "ResNet", "Stem", "build_model"]
+__all__ = ["GNN", "DeiT", "Init", "Model", "ResNet", "Stem", "build_model"]

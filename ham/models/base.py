@@ -25,14 +25,16 @@ class Model:
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
         """A fresh network: float images [N, 3, image_size, image_size] -> logits [N, num_classes].
 
-        Draws from torch's global generator.
+        Draws from torch's global generator. A network of graphs also asks for `num_features`.
         """
         raise TypeError(f"{type(self).__name__} is no model: choose one of configs/model")
 
 
-def build_model(model: Model, *, num_classes: int, image_size: int, generator: torch.Generator) -> nn.Module:
+def build_model(
+    model: Model, *, num_classes: int, image_size: int, generator: torch.Generator, **sizes: int
+) -> nn.Module:
     """`model.build` with weights that `generator` alone decides; the global random stream stays put."""
     model.check(image_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return model.build(num_classes=num_classes, image_size=image_size)
+        return model.build(num_classes=num_classes, image_size=image_size, **sizes)

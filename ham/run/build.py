@@ -18,7 +18,7 @@ from pruning.stats import SignFlips
 
 from . import distributed
 from .record import Record, Silence
-from .schema import AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
+from .schema import AdamConfig, AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
 from .tally import Tally
 
 
@@ -191,6 +191,8 @@ def build_optimizer(cfg: Config, model: nn.Module, sparsifier: Sparsifier) -> to
     groups = sparsifier.param_groups(groups)
     if isinstance(o, SGDConfig):
         return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    if isinstance(o, AdamConfig):  # first: its fields are AdamW's
+        return torch.optim.Adam(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
     if isinstance(o, AdamWConfig):
         return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
     raise ConfigError(f"{type(o).__name__} is no optimizer: choose one of configs/optimizer")
@@ -218,6 +220,8 @@ def build_schedule(cfg: Config, total_steps: int) -> Any:
     """Factor per step, by `optimizer.schedule`; null stands for the schedule's own default."""
     s = cfg.optimizer.schedule
     start = {} if s.start is None else {"start": s.start}
+    if s.kind is Schedule.constant:
+        return lambda step: 1.0
     try:
         if s.kind is Schedule.triangular:
             return triangular(total_steps, **({} if s.warmup is None else {"warmup": s.warmup}), **start)

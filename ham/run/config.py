@@ -47,6 +47,7 @@ def load(overrides: Sequence[str]) -> Config:
     overrides = order(overrides)
     parsed = _parse(overrides)
     _check_choices(parsed)
+    _check_demo(parsed)
     try:
         node = _compose(overrides)
         with open_dict(node):
@@ -64,8 +65,7 @@ def order(overrides: Sequence[str]) -> list[str]:
 
 def experiments() -> dict[str, str]:
     """Name -> the paper's cell, of every leaf in configs/exp."""
-    leaves = sorted((CONFIGS / "exp").glob("*.yaml"))
-    return {leaf.stem: OmegaConf.load(leaf).get("cell", "") for leaf in leaves}
+    return {name: OmegaConf.load(CONFIGS / "exp" / f"{name}.yaml").get("cell", "") for name in _files("exp")}
 
 
 def scaled(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
@@ -194,13 +194,27 @@ def _check_choices(parsed: list[Override]) -> None:
             raise ConfigError(f"~{group} deletes nothing here: choose another {group}, such as {group}=none")
         if override.is_add() and group not in ("exp", "demo"):
             raise ConfigError(f"+{group} adds nothing here: write {group}={override.value()}, without a plus")
-        choices = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) if "." not in group else []
+        choices = _files(group) if "." not in group else []
         if choices and override.value() not in choices:
             nearest = difflib.get_close_matches(str(override.value()), choices, n=3, cutoff=0.0)
             kind = "experiment" if group == "exp" else group
             raise ConfigError(f"unknown {kind} {override.value()!r}; nearest: {', '.join(nearest)}")
         if choices and group in ("exp", "demo") and not override.is_add():
             raise ConfigError(f"write +{group}={override.value()}, with a plus")
+
+
+def _check_demo(parsed: list[Override]) -> None:
+    """A demo swaps the images; a graph is no image."""
+    if str(_value(parsed, "exp")).startswith("node/") and (demo := _value(parsed, "demo")):
+        raise ConfigError(
+            f"+demo={demo} is for images, and node experiments run on a CPU as they are: leave it out"
+        )
+
+
+def _files(group: str) -> list[str]:
+    """Names of a group's choices, those in folders of it as folder/name."""
+    place = CONFIGS / group
+    return sorted(str(path.relative_to(place).with_suffix("")) for path in place.rglob("*.yaml"))
 
 
 def _explain(error: Exception, parsed: list[Override]) -> str:

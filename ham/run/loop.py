@@ -52,7 +52,7 @@ def train(run: Run) -> None:
         RanksLost: another rank died or hangs.
     """
     where = lambda: f"in epoch {run.epoch + 1}, step {run.step}"  # noqa: E731
-    with _signals() as received, distributed.watched(where), _scores_checked(run):
+    with signals() as received, distributed.watched(where), _scores_checked(run):
         run.saved_at = time.monotonic()
         while run.epoch < run.cfg.epochs:
             if run.batch == 0:  # not again after a resume inside the epoch
@@ -191,7 +191,7 @@ def _scores_checked(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[str]]:
+def signals() -> Iterator[list[str]]:
     """The names of stop signals received so far, in a list that stays empty until one arrives."""
     received: list[str] = []
     wanted = (signal.SIGTERM, signal.SIGUSR1)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ham.data import derived_seed
+from ham.data import Graph, derived_seed
 from pruning import STR
 from pruning.export import MASKS, save_masks
 from pruning.str import Calibrate
 
-from . import checkpoint, distributed
+from . import checkpoint, distributed, node
 from .build import Run, build, choose_device
 from .config import config_hash, to_yaml
 from .loop import train
@@ -34,6 +34,8 @@ def main(cfg: Config) -> dict[str, Any]:
     """
     identity = config_hash(cfg)
     folder = run_directory(cfg, identity)
+    if isinstance(cfg.data, Graph):
+        node.check_ranks()
     device = choose_device(cfg)
     distributed.join(device, cfg.compute.timeout)
     with distributed.watched(lambda: "before the first step"):
@@ -49,8 +51,14 @@ def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
     me = distributed.world()
     part = dict(rank=me.rank, ranks=me.size)
     seed = derived_seed(cfg.seed, "data")
-    load = lambda: cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **part)  # noqa: E731
+    graph = isinstance(cfg.data, Graph)
+    load = lambda: (  # noqa: E731
+        cfg.data.task(cfg.seed, device)
+        if graph
+        else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **part)
+    )
     loaders = None if done else distributed.together(load)
+    tell = node.tell if graph else _tell
     record = distributed.led(lambda: Record(folder, cfg)) or Silence(folder, cfg)
     try:
         if not cfg.resume:
@@ -59,11 +67,13 @@ def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
             summary = distributed.told(record.summary() if me.leads else {})
             _check_identity(record, summary["config_hash"], identity)
             record.say("done before; start anew with resume=false")
-            return _tell(record, summary)
+            return tell(record, summary)
         state = _load(record)
         if state is not None:
             _check_identity(record, state["config_hash"], identity)
             torch.set_num_threads(state["threads"])  # sums round as they did before
+        if graph:
+            return tell(record, node.train_node(cfg, identity, loaders, record, device, state))
         return _train(build(cfg, identity, loaders, record, device, resumed=state is not None), state)
     finally:
         record.close()

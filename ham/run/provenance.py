@@ -22,6 +22,7 @@ _PACKAGES = (
     "omegaconf",
     "scikit-learn",
     "numpy",
+    "torch_geometric",
     "ffcv",
     "wandb",
 )

@@ -119,6 +119,16 @@ class Record:
         }
         self.say(f"epoch {epoch + 1}/{self.cfg.epochs}  " + "  ".join(f"{k} {v}" for k, v in told.items()))
 
+    def lines(self, lines: list[dict[str, Any]]) -> None:
+        """Many lines of metrics.jsonl at once, for epochs that are shorter than a write to the disk."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._wandb is not None:
+            for line in lines:
+                self._wandb.log(line, step=line["epoch"] + 1)
+
     def say(self, text: str) -> None:
         """One line for the reader, in the terminal and in train.log."""
         from tqdm import tqdm

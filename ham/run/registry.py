@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import field, make_dataclass
 from typing import Any
 
-from ham.data import Cifar100, Digits, ImageNetFFCV, ImageNetFolder
-from ham.models import DeiT, ResNet
+from ham.data import Cifar100, Digits, Graph, ImageNetFFCV, ImageNetFolder
+from ham.models import GNN, DeiT, ResNet
 from pruning import (
     ACDC,
     SNIP,
@@ -22,7 +22,7 @@ from pruning import (
     SynFlow,
 )
 
-from .schema import AdamWConfig, HamConfig, SGDConfig
+from .schema import AdamConfig, AdamWConfig, HamConfig, SGDConfig
 
 
 def _with_demo(schema: type) -> type:
@@ -32,14 +32,15 @@ def _with_demo(schema: type) -> type:
 
 
 SCHEMAS = {
-    "model": {"resnet": ResNet, "deit": DeiT},
+    "model": {"resnet": ResNet, "deit": DeiT, "gnn": GNN},
     "data": {
         "digits": Digits,
         "cifar100": Cifar100,
         "imagenet_ffcv": ImageNetFFCV,
         "imagenet_folder": ImageNetFolder,
+        "graph": Graph,
     },
-    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig},
+    "optimizer": {"sgd": SGDConfig, "adamw": AdamWConfig, "adam": AdamConfig},
     "ham": {"ham": HamConfig},
     "sparsifier": {
         name: _with_demo(schema)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ham.data import Data
-from ham.models import Model, ResNet
-from pruning import STR, PILoT, Plain, Product, Sparsifier, Spred
+from ham.data import Data, Graph
+from ham.models import GNN, Model, ResNet
+from pruning import STR, Dense, PILoT, Plain, Product, Sparsifier, Spred
 
 
 class ConfigError(Exception):
@@ -17,10 +17,11 @@ class ConfigError(Exception):
 
 
 class Schedule(StrEnum):
-    """Learning-rate schedules of `ham.optim.schedules`."""
+    """Learning-rate schedules of `ham.optim.schedules`, or one rate throughout."""
 
     triangular = "triangular"
     cosine = "cosine"
+    constant = "constant"
 
 
 class Device(StrEnum):
@@ -47,11 +48,12 @@ class Ascent(StrEnum):
 
 
 class Rule(StrEnum):
-    """Parameter rules of `ham.optim.groups`."""
+    """Parameter rules of `ham.optim.groups`; convolutions: those of a graph network (App. G.6.2)."""
 
     not_norm = "not_norm"
     ndim2 = "ndim2"
     everything = "everything"
+    convolutions = "convs.*"
 
 
 @dataclass(kw_only=True)
@@ -122,6 +124,11 @@ class AdamWConfig(OptimizerConfig):
         valid = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _require(valid, f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
         _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps:g}")
+
+
+@dataclass(kw_only=True)
+class AdamConfig(AdamWConfig):
+    """torch.optim.Adam: weight decay is part of the gradient that its moments see."""
 
 
 @dataclass(kw_only=True)
@@ -272,7 +279,28 @@ class Config:
         if isinstance(self.sparsifier, STR) and isinstance(self.optimizer, SGDConfig):
             self.sparsifier.check_stability(self.optimizer.lr, self.optimizer.momentum)
         _require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")
+        self._check_graph()
         self.model.check(self.data.image_size)
+
+    def _check_graph(self) -> None:
+        """A graph is one batch, and the paper's node runs are dense."""
+        graph = isinstance(self.data, Graph)
+        if not graph and not isinstance(self.model, GNN):
+            return
+        _require(graph, "model=gnn reads graphs, and scaled-down images are none: use an experiment node/...")
+        _require(isinstance(self.model, GNN), "data=graph needs model=gnn: use an experiment node/...")
+        dense = isinstance(self.sparsifier, Dense) and not self.factored
+        _require(dense, "graphs are trained dense: use sparsifier=dense and parameterization=plain")
+        unused = {
+            "batch_size": self.batch_size != 1,
+            "optimizer.sam_rho": self.optimizer.sam_rho > 0,
+            "compute.amp": self.compute.amp,
+            "compute.channels_last": self.compute.channels_last,
+            "compute.compile": self.compute.compile,
+            "compute.sync_bn": self.compute.sync_bn,
+        }
+        for key, used in unused.items():
+            _require(not used, f"{key} has no meaning for a graph, which is one batch: leave it out")
 
     @property
     def decay_apart(self) -> bool:

@@ -102,12 +102,14 @@ class Cell:
         metric: key of a summary's `metrics`.
         paper: mean and, where it is printed, standard deviation, in percent.
         single_run: the paper marks it as one run.
+        seeds: of its runs where they are not the table's.
     """
 
     exp: str
     metric: str
     paper: tuple[float, ...] = ()
     single_run: bool = False
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,13 @@ class Table:
 
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[Run]:
         """The distinct runs behind the cells, without those whose masks they take."""
-        chosen = self.seeds if seeds is None else seeds
-        return list(dict.fromkeys(Run(c.exp, seed, demo=demo) for c in self.cells for seed in chosen))
+        return list(
+            dict.fromkeys(
+                Run(c.exp, seed, demo=demo)
+                for c in self.cells
+                for seed in ((c.seeds or self.seeds) if seeds is None else seeds)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -193,11 +200,16 @@ def table(name: str) -> Table:
     """Table `4`, `table04` or `control_str`. Raises PlanError."""
     name = _known(f"table{int(name):02}" if name.isdecimal() else name, tables(), "table")
     content = _yaml(CONFIGS / "tables" / f"{name}.yaml")
-    metric = content["metric"]
+    common = {"metric": content["metric"]}
+    columns = [{"seeds": tuple(seeds)} for seeds in content.get("column_seeds", [])]
+    columns = columns or [{}] * len(content["columns"])
     rows = tuple(
         Row(
             row["label"],
-            tuple(None if c is None else _cell({"metric": metric} | c) for c in row["cells"]),
+            tuple(
+                None if c is None else _cell(common | column | c)
+                for c, column in zip(row["cells"], columns, strict=True)
+            ),
             row.get("group", ""),
         )
         for row in content["rows"]

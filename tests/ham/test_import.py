@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torchvision", "timm", "hydra", "omegaconf", "wandb", "sklearn", "tqdm", "ffcv")
+HEAVY = ("torchvision", "timm", "hydra", "omegaconf", "wandb", "sklearn", "tqdm", "ffcv", "torch_geometric")
 
 
 def test_importing_the_libraries_loads_torch_alone():

@@ -134,7 +134,10 @@ def test_list_has_every_leaf_with_its_cell(command: Callable) -> None:
     outcome = command("--list")
     assert outcome.status == 0 and outcome.err == ""
     listed = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
-    leaves = {path.stem: path.read_text() for path in (TRAIN.parent / "configs/exp").glob("*.yaml")}
+    place = TRAIN.parent / "configs/exp"
+    leaves = {
+        str(path.relative_to(place).with_suffix("")): path.read_text() for path in place.rglob("*.yaml")
+    }
     assert listed.keys() == leaves.keys()
     assert all(f'cell: "{cell}"' in leaves[name] for name, cell in listed.items())
 

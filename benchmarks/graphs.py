@@ -1,0 +1,147 @@
+"""Seconds per epoch of node classification beside the same networks of PyTorch Geometric's convolutions.
+
+    python benchmarks/graphs.py [--sets cora squirrel] [--archs gcn] [--rounds 3] [--json results.json]
+
+An epoch is a training step and the evaluation that the protocol needs. Stock: torch_geometric.nn's layers on
+dense features and the whole graph, one forward pass without gradients for the evaluation, as in the paper's
+code base. Both take turns in one process on one thread, so that whatever else the machine does falls on both;
+medians of CPU seconds are printed. GAT is also measured as version 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ham.data import NodeTask
+from ham.models.gnn import GNN, Attention, Conv
+from ham.run.config import config_hash, load
+from ham.run.node import build_node, evaluate, train_step
+from ham.run.provenance import hardware
+from ham.run.schema import Config
+
+CPU = torch.device("cpu")
+
+
+class Stock(nn.Module):
+    """The network of `ham.models.gnn.Network` out of PyTorch Geometric's layers."""
+
+    def __init__(self, spec: GNN, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch_geometric import nn as pyg
+        plain = dict(heads=1, add_self_loops=False, bias=False)
+        layer = {
+            "gcn": pyg.GCNConv,
+            "sage": pyg.SAGEConv,
+            "gat": lambda *w: (pyg.GATConv if spec.attention is Attention.v1 else pyg.GATv2Conv)(*w, **plain),
+        }[spec.conv]
+        widths = [spec.hidden if spec.pre_linear else num_features, *[spec.hidden] * (spec.layers - 1)]
+        norm = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[spec.norm]
+        self.dropout = spec.dropout
+        self.first = nn.Linear(num_features, spec.hidden) if spec.pre_linear else None
+        self.convs = nn.ModuleList(layer(width, spec.hidden) for width in widths)
+        self.skips = nn.ModuleList(nn.Linear(width, spec.hidden) for width in widths if spec.residual)
+        self.norms = nn.ModuleList(norm(spec.hidden) for _ in widths)
+        self.classifier = nn.Linear(spec.hidden, num_classes)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits of all nodes."""
+        if self.first is not None:
+            x = F.dropout(self.first(x), self.dropout, self.training)
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            z = conv(x, edges)
+            if self.skips:
+                z = z + self.skips[number](x)
+            x = F.dropout(torch.relu(norm(z)), self.dropout, self.training)
+        return self.classifier(x)
+
+
+def stock_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
+    network = Stock(cfg.model, task.features.shape[1], cfg.data.num_classes)
+    o = cfg.optimizer
+    optimizer = torch.optim.Adam(network.parameters(), lr=o.lr, weight_decay=o.weight_decay)
+    train, valid = task.nodes["train"], task.nodes["valid"]
+
+    def epoch() -> None:
+        network.train()
+        F.cross_entropy(network(task.features, task.edges)[train], task.labels[train]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        network.eval()
+        with torch.no_grad():
+            answers = network(task.features, task.edges)[valid].argmax(dim=1)
+            (answers == task.labels[valid]).float().mean().item()
+
+    return epoch
+
+
+def own_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
+    run = build_node(cfg, config_hash(cfg), task, None, CPU)
+
+    def epoch() -> None:
+        train_step(run)
+        evaluate(run, "valid")
+
+    return epoch
+
+
+def compare(name: str, arch: str, rounds: int) -> list[dict[str, Any]]:
+    cfg = load([f"+exp=node/{name.replace('-', '_')}_{arch}"])
+    task = cfg.data.task(0, CPU)
+    found = []
+    for version in (Attention.v2, Attention.v1) if cfg.model.conv is Conv.gat else (Attention.v2,):
+        cfg.model.attention = version
+        seconds: dict[str, list[float]] = {"ours": [], "stock": []}
+        epochs = {"ours": own_epoch(cfg, task), "stock": stock_epoch(cfg, task)}
+        for turn in range(rounds + 1):
+            for who, epoch in epochs.items():
+                start = time.process_time()
+                epoch()
+                if turn:  # the first warms up
+                    seconds[who].append(time.process_time() - start)
+        ours, stock = (statistics.median(seconds[who]) for who in ("ours", "stock"))
+        label = f"gat {version}" if cfg.model.conv is Conv.gat else arch
+        found.append(
+            {"set": name, "arch": label, "ours_ms": round(1e3 * ours, 1), "stock_ms": round(1e3 * stock, 1)}
+            | {"ratio": round(stock / ours, 2), "run_seconds": round(ours * cfg.epochs), "epochs": cfg.epochs}
+        )
+        row = found[-1]
+        print(
+            f"{name:18}{label:8}{row['ours_ms']:10.1f} ms{row['stock_ms']:10.1f} ms{row['ratio']:8.1f} x"
+            f"   a run of {cfg.epochs} epochs: {row['run_seconds']} s",
+            flush=True,
+        )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", default=["cora", "citeseer", "chameleon", "squirrel"])
+    parser.add_argument("--archs", nargs="+", default=["gcn", "sage", "gat"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"{'':26}{'ours':>13}{'stock':>13}{'ratio':>10}")
+    rows = [row for name in args.sets for arch in args.archs for row in compare(name, arch, args.rounds)]
+    if args.json:
+        content = {"unit": "CPU milliseconds per epoch, one thread", "hardware": hardware(), "rows": rows}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,245 @@
+"""Carry out many node classification runs in one process: importing torch costs more than some of them.
+
+    python scripts/nodes.py --sets cora citeseer --archs gcn sage --methods base ham nham --jobs 2
+    python scripts/nodes.py --sets cora --archs gcn --grid      # the search of Tables 16 and 19
+
+The runs are those of `python train.py +exp=node/...`, in the same directories, with as many seeds as the
+paper has runs. What is done is skipped, what was stopped goes on: start the same command again, or on several
+machines with one --runs folder. Runs of one seed share split, initial weights and dropout.
+
+Exit status: 0 all are done, 1 some failed, 2 wrong use or missing data, 85 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from paper import plan
+
+METHODS = {"base": "", "ham": "_ham", "nham": "_nham"}
+ARCHS = ("gcn", "gat", "sage")
+# the paper's tuning range (App. G.6.2), and its mirror image for alpha < 0
+ALPHAS, BETAS = (1, 10, 100, 200), (0, 0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: `exp` of a set and architecture, perhaps with other (alpha, beta)."""
+
+    name: str
+    arch: str
+    method: str
+    seed: int
+    point: tuple[float, float] | None = None
+
+    @property
+    def exp(self) -> str:
+        """The experiment."""
+        return f"node/{self.name.replace('-', '_')}_{self.arch}{METHODS[self.method]}"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What differs from it."""
+        return () if self.point is None else (f"ham.alpha={self.point[0]}", f"ham.beta={self.point[1]}")
+
+    def __str__(self) -> str:
+        return " ".join([self.exp, *self.overrides, f"seed {self.seed}"])
+
+
+def seeds() -> dict[str, tuple[int, ...]]:
+    """Set -> seeds, as many as the paper has runs."""
+    cells = [cell for number in ("14", "15") for cell in plan.table(number).cells]
+    names = [name for number in ("14", "15") for name in plan.table(number).columns]
+    short = {name.replace("-", "_"): name for name in names}
+    return {
+        short[c.exp.removeprefix("node/").rpartition("_")[0]]: c.seeds
+        for c in cells
+        if c.exp.endswith("_gcn")
+    }
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """All runs that are asked for; those that are compared with each other stand together."""
+    known = seeds()
+    points: dict[str, list[Any]] = {"base": [None], "ham": [None], "nham": [None]}
+    if args.grid:
+        points["ham"] = [(a, b) for a in ALPHAS for b in BETAS]
+        points["nham"] = [(-a, b) for a in ALPHAS for b in BETAS]
+    return [
+        Job(name, arch, method, seed, point)
+        for name in args.sets
+        for arch in args.archs
+        for seed in (known[name] if args.seeds is None else range(args.seeds))
+        for method in args.methods
+        for point in points[method]
+    ]
+
+
+class Worker:
+    """Does jobs one after the other and tells how far all are.
+
+    Args:
+        work: all jobs.
+        runs: where run directories go.
+        workers: how many processes share the work.
+    """
+
+    def __init__(self, work: list[Job], runs: Path, workers: int) -> None:
+        from ham.run.config import config_hash, load
+        from ham.run.main import run_directory
+
+        self.workers, self.cfgs, self.folders = workers, {}, {}
+        for job in work:
+            key = replace(job, seed=0)
+            if key not in self.cfgs:
+                cfg = load([f"+exp={job.exp}", *job.overrides, f"runs_dir={runs}", "compute.threads=1"])
+                if job.point is not None and (cfg.ham.alpha, cfg.ham.beta) == published(job.exp):
+                    cfg.overridden = False  # the leaf's own values: that very run
+                self.cfgs[key] = cfg, config_hash(cfg)
+            cfg, identity = self.cfgs[key]
+            self.folders[job] = run_directory(replace_seed(cfg, job.seed), identity)
+
+    def summary(self, job: Job) -> dict[str, Any] | None:
+        """Of a job that is done."""
+        path = self.folders[job] / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def do(self, job: Job) -> None:
+        """One run, in silence; what it would print is in its train.log."""
+        from ham.run.main import main
+
+        cfg, _ = self.cfgs[replace(job, seed=0)]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            main(replace_seed(cfg, job.seed))
+
+    def is_taken(self, job: Job) -> bool:
+        """Is another process at it?"""
+        path = self.folders[job] / "lock"
+        if not path.exists():
+            return False
+        with open(path) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def left(self) -> str:
+        """How many jobs are done, and a guess at the time that the others take."""
+        seconds: dict[tuple[str, str], list[float]] = {}
+        waiting = []
+        for job in self.folders:
+            if summary := self.summary(job):
+                seconds.setdefault((job.name, job.arch), []).append(summary["timing"]["seconds"])
+            else:
+                waiting.append(job)
+        means = {key: sum(times) / len(times) for key, times in seconds.items()}
+        usual = sum(means.values()) / max(len(means), 1)
+        rest = sum(means.get((job.name, job.arch), usual) for job in waiting) / self.workers
+        total = len(self.folders)
+        return f"[{total - len(waiting)}/{total}, about {rest / 60:.0f} min left]"
+
+
+def published(exp: str) -> tuple[float, float]:
+    """The (alpha, beta) of a leaf, Tables 16 and 19."""
+    ham = yaml.safe_load((plan.CONFIGS / "exp" / f"{exp}.yaml").read_text())["ham"]
+    return ham["alpha"], ham["beta"]
+
+
+def replace_seed(cfg: Any, seed: int) -> Any:
+    """A copy of a configuration for another seed."""
+    cfg = copy.deepcopy(cfg)
+    cfg.seed = seed
+    return cfg
+
+
+def work_through(work: list[Job], runs: Path, workers: int) -> int:
+    """Do every job that nobody has done or is doing; returns the exit status."""
+    from ham.data import DataError
+    from ham.run.checkpoint import CheckpointError
+    from ham.run.loop import Diverged, Stopped
+    from ham.run.schema import ConfigError
+
+    worker, status = Worker(work, runs, workers), 0
+    for job in work:
+        if worker.summary(job) or worker.is_taken(job):
+            continue
+        try:
+            worker.do(job)
+        except Stopped:
+            return 85
+        except (ConfigError, DataError, Diverged, CheckpointError) as error:
+            print(f"nodes.py: {job}: {error}", file=sys.stderr, flush=True)
+            status = max(status, 2 if isinstance(error, (ConfigError, DataError)) else 1)
+            continue
+        summary = worker.summary(job)
+        metrics, seconds = summary["metrics"], summary["timing"]["seconds"]
+        print(
+            f"{job}: valid {metrics['valid_best']:.2f}, test {metrics['test_at_best']:.2f}, {seconds:.0f} s  "
+            f"{worker.left()}",
+            flush=True,
+        )
+    return status
+
+
+def share(argv: list[str], workers: int) -> int:
+    """Start `workers` processes with the same work, pass signals on, and wait for all."""
+    command = [sys.executable, __file__, *argv, "--worker"]
+    children = [subprocess.Popen(command) for _ in range(workers)]
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda n, _: [c.send_signal(n) for c in children if c.poll() is None])
+    statuses = [child.wait() for child in children]
+    return max(85 if status < 0 else status for status in statuses)  # a signal between two runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out the runs; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    known = list(seeds())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sets", nargs="+", choices=known, required=True, metavar="SET", help=", ".join(known)
+    )
+    parser.add_argument("--archs", nargs="+", choices=ARCHS, default=ARCHS, metavar="ARCH")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N - 1; default: the paper's number"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
+    parser.add_argument("--grid", action="store_true", help="all 12 (alpha, beta) of HAM, 12 of nHAM")
+    parser.add_argument("--list", action="store_true", help="only name the runs")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.jobs < 1 or (args.seeds is not None and args.seeds < 1):
+        parser.error("--jobs and --seeds must be at least 1")
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts
+    work = jobs(args)
+    if args.list:
+        print("\n".join(map(str, work)))
+        return 0
+    if args.jobs > 1 and not args.worker:
+        return share(argv, args.jobs)
+    try:
+        return work_through(work, args.runs, args.jobs)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

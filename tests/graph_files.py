@@ -1,0 +1,108 @@
+"""Small graphs in the formats of the 13 sets' raw files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from ham.data import graph_files
+
+NODES, FEATURES, CLASSES = 60, 12, 3
+PLANETOID = 600  # its reader takes the 500 nodes after the training nodes for validation
+
+
+def drawn(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features that tell a class a little, labels, and undirected edges that mostly stay within a class."""
+    draw, known = np.random.default_rng(0), graph_files.SETS[name]
+    count = PLANETOID if known.reader == "Planetoid" else NODES
+    labels = np.arange(count) % min(known.classes, CLASSES)
+    features = (draw.random((count, FEATURES)) < 0.15).astype(np.float32)
+    features[np.arange(count), labels] = draw.random(count) < 0.7
+    likely = np.where(labels[:, None] == labels, 0.12, 0.02)
+    return features, labels, np.argwhere(np.tril(draw.random((count, count)) < likely, -1))
+
+
+def masks(splits: int) -> dict[str, np.ndarray]:
+    """Halves and quarters, bool [splits, NODES]."""
+    draw = np.random.default_rng(1)
+    order = np.stack([draw.permutation(NODES) for _ in range(splits)])
+    bounds = {"train": (0, 24), "stopping": (24, 30), "val": (30, 45), "test": (45, NODES)}
+    found = {}
+    for part, (begin, end) in bounds.items():
+        found[part] = np.zeros((splits, NODES), dtype=bool)
+        for row, numbers in zip(found[part], order, strict=True):
+            row[numbers[begin:end]] = True
+    return found
+
+
+def write(name: str, root: Path) -> None:
+    """The small graph as the raw files of the set `name` below root."""
+    known = graph_files.SETS[name]
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    features, labels, edges = drawn(name)
+    if known.reader == "Planetoid":
+        _planetoid(folder, known.key, features, labels, edges)
+    elif known.reader in ("Amazon", "Coauthor"):
+        adjacency = scipy.sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(NODES, NODES)).tocsr()
+        matrices = {"adj": adjacency, "attr": scipy.sparse.csr_matrix(features)}
+        content = {
+            f"{key}_{part}": getattr(matrix, part)
+            for key, matrix in matrices.items()
+            for part in ("data", "indices", "indptr", "shape")
+        }
+        np.savez(folder / known.files[0], labels=labels, **content)
+        split = {"train": np.arange(30), "valid": np.arange(30, 45), "test": np.arange(45, NODES)}
+        (root / "splits").mkdir(exist_ok=True)
+        np.savez(root / "splits" / f"{name}_split.npz", **split)
+    elif known.reader == "WikiCS":
+        _wikics(folder, features, labels, edges)
+    else:
+        parts = {f"{part}_masks": mask for part, mask in masks(10).items()}
+        np.savez(folder / known.files[0], node_features=features, node_labels=labels, edges=edges, **parts)
+
+
+def small(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the sets be as small as `write` makes them."""
+    for name in names:
+        known = graph_files.SETS[name]
+        _, labels, edges = drawn(name)
+        sizes = dict(nodes=len(labels), edges=len(edges), features=FEATURES, classes=int(labels.max()) + 1)
+        fewer = replace(known, **sizes)
+        monkeypatch.setitem(graph_files.SETS, name, fewer)
+
+
+def _planetoid(folder: Path, key: str, features: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> None:
+    one_hot = np.eye(CLASSES)[labels]
+    graph: dict[int, list[int]] = {node: [] for node in range(PLANETOID)}
+    for i, j in edges.tolist():
+        graph[i].append(j)
+        graph[j].append(i)
+    sparse = scipy.sparse.csr_matrix(features)
+    train, rest = 15, 580  # the last 20 are test nodes, as test.index says
+    parts = {
+        **{"x": sparse[:train], "y": one_hot[:train], "allx": sparse[:rest], "ally": one_hot[:rest]},
+        **{"tx": sparse[rest:], "ty": one_hot[rest:], "graph": graph},
+    }
+    for part, content in parts.items():
+        (folder / f"ind.{key}.{part}").write_bytes(pickle.dumps(content))
+    (folder / f"ind.{key}.test.index").write_text("\n".join(map(str, range(rest, PLANETOID))) + "\n")
+
+
+def _wikics(folder: Path, features: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> None:
+    links: list[list[int]] = [[] for _ in range(NODES)]
+    for i, j in edges.tolist():
+        links[i].append(j)
+    parts = masks(20)
+    content = {
+        **{"features": features.tolist(), "labels": labels.tolist(), "links": links},
+        **{"train_masks": parts["train"].tolist(), "val_masks": parts["val"].tolist()},
+        **{"stopping_masks": parts["stopping"].tolist(), "test_mask": parts["test"][0].tolist()},
+    }
+    (folder / "data.json").write_text(json.dumps(content))

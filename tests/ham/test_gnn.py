@@ -1,0 +1,199 @@
+"""Our convolutions against PyTorch Geometric's, and views of a graph against the whole graph."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ham.models import gnn
+from ham.models.gnn import GNN, Attention, Conv, Norm
+from ham.models.receptive import View, edge_weights, sparse
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pyg = pytest.importorskip("torch_geometric.nn", reason="needs pip install -e '.[gnn]'")
+
+WIDTH, HIDDEN, NODES = 6, 8, 40
+KINDS = ("gcn", "sage", "v1", "v2")
+
+
+def random_edges(seed: int) -> Tensor:
+    """Directed, with loops, repeated edges, and nodes that have none."""
+    draw = torch.Generator().manual_seed(seed)
+    edges = torch.randint(NODES - 5, (2, 150), generator=draw)
+    loops = torch.tensor([[3, 4, 4], [3, 4, 4]])
+    return torch.cat([edges, edges[:, :10], loops], dim=1)
+
+
+def spec(kind: str, **more: object) -> GNN:
+    conv = Conv.gat if kind in ("v1", "v2") else Conv(kind)
+    attention = Attention(kind) if conv is Conv.gat else Attention.v2
+    return GNN(conv=conv, attention=attention, hidden=HIDDEN, **more)
+
+
+def ours_and_theirs(kind: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, str]]:
+    """Both layers with equal weights, and the names of the weights: ours -> theirs (transposed if 2-d)."""
+    ours = gnn.convolution(spec(kind), WIDTH).to(dtype)
+    plain = dict(heads=1, add_self_loops=False, bias=False)
+    theirs, names = {
+        "gcn": lambda: (pyg.GCNConv(WIDTH, HIDDEN), {"weight": "lin.weight", "bias": "bias"}),
+        "sage": lambda: (
+            pyg.SAGEConv(WIDTH, HIDDEN),
+            {"left.weight": "lin_l.weight", "left.bias": "lin_l.bias", "right": "lin_r.weight"},
+        ),
+        "v1": lambda: (
+            pyg.GATConv(WIDTH, HIDDEN, **plain),
+            {"weight": "lin.weight", "att_source": "att_src", "att_target": "att_dst"},
+        ),
+        "v2": lambda: (
+            pyg.GATv2Conv(WIDTH, HIDDEN, **plain),
+            {"left": "lin_l.weight", "right": "lin_r.weight", "att": "att"},
+        ),
+    }[kind]()
+    theirs = theirs.to(dtype)
+    assert {n for n, _ in ours.named_parameters()} == set(names)
+    assert {n for n, _ in theirs.named_parameters()} == set(names.values())
+    ours_named, theirs_named = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    with torch.no_grad():
+        for own, other in names.items():
+            theirs_named[other].copy_(like(ours_named[own], theirs_named[other]))
+    return ours, theirs, names
+
+
+def like(own: Tensor, other: Tensor) -> Tensor:
+    return own.view_as(other) if own.numel() == own.shape[-1] else own.t().reshape(other.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("inputs", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_equal_pyg(
+    kind: str, inputs: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ham.models.attention._BLOCK", 37 * HIDDEN)  # several blocks
+    near = dict(atol=1e-5, rtol=1e-5) if dtype is torch.float32 else dict(atol=1e-12, rtol=1e-10)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ours, theirs, names = ours_and_theirs(kind, dtype)
+        edges, weights = random_edges(seed), torch.randn(NODES, HIDDEN, dtype=dtype)
+        x = torch.randn(NODES, WIDTH, dtype=dtype) * (torch.rand(NODES, WIDTH) < 0.5)
+        of_ours, of_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        seen, values = edge_weights(ours_kind(kind), edges, NODES, dtype)
+        everything = torch.arange(NODES)
+        hop = View(x, seen, values, everything, 1, whole=True).hops[0]
+        out = ours(sparse(x) if inputs == "sparse" else of_ours, hop)
+        reference = theirs(of_theirs, edges)
+        torch.testing.assert_close(out, reference, **near)
+        (out * weights).sum().backward()
+        (reference * weights).sum().backward()
+        if inputs == "dense":
+            torch.testing.assert_close(of_ours.grad, of_theirs.grad, **near)
+        other = dict(theirs.named_parameters())
+        for name, parameter in ours.named_parameters():
+            theirs_grad = other[names[name]].grad
+            torch.testing.assert_close(like(parameter.grad, theirs_grad), theirs_grad, **near)
+
+
+def ours_kind(kind: str) -> str:
+    return "gat" if kind in ("v1", "v2") else kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [{}, {"residual": True, "norm": Norm.layer}, {"pre_linear": True}], ids=str)
+@pytest.mark.parametrize("share", [0.1, 0.9], ids=["sparse", "dense"])
+def test_what_the_outputs_do_not_depend_on_changes_nothing(kind: str, more: dict, share: float) -> None:
+    """The receptive field of some nodes gives the logits and gradients of the whole graph."""
+    torch.manual_seed(0)
+    x = torch.randn(NODES, WIDTH, dtype=torch.float64) * (torch.rand(NODES, WIDTH) < share)
+    edges = random_edges(1)[:, :60]
+    wanted = torch.tensor([7, 3, 39, 0])
+    model = spec(kind, layers=3, dropout=0.0, **more).build(num_features=WIDTH, num_classes=3).double()
+    seen, values = edge_weights(ours_kind(kind), edges, NODES, x.dtype)
+    gradients = []
+    for view in (View(x, seen, values, wanted, 3, whole=whole) for whole in (False, True)):
+        model.zero_grad()
+        for _ in range(2):  # the second time from what was kept
+            out = model(view)
+        out.square().sum().backward()
+        gradients.append([out.detach(), *(p.grad.clone() for p in model.parameters())])
+    for part, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, whole)
+    small = View(x, seen, values, wanted, 3, whole=False)
+    assert small.hops[-1].targets == 4 and small.features.shape[0] < NODES
+
+
+def test_a_view_of_a_path_by_hand() -> None:
+    """0 - 1 - 2 - 3 - 4: node 0 sees 1 after one layer and 2 after two."""
+    edges = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])
+    x = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
+    view = View(x, *edge_weights("sage", edges, 5, torch.float32), torch.tensor([0]), 2, whole=False)
+    assert view.features.flatten().tolist() == [1, 2, 4]
+    assert [hop.operator.shape for hop in view.hops] == [(2, 3), (1, 2)]
+    assert view.hops[0].gather(x[:3]).flatten().tolist() == [2, 2.5]  # node 0 sees 2, node 1 the mean of 1, 4
+
+
+def test_rows_of_a_sparse_matrix_by_hand() -> None:
+    dense = torch.tensor([[0.0, 1, 0], [0, 0, 0], [2, 0, 3], [0, 4, 0]])
+    rows = torch.tensor([2, 1, 0, 2])
+    assert torch.equal(sparse(dense).select(rows) @ torch.eye(3), dense[rows])
+    assert torch.equal(sparse(dense).head(2) @ torch.eye(3), dense[:2])
+
+
+def test_dropout_keeps_its_share_and_its_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, requires_grad=True)
+    for probability in (0.2, 0.5, 0.7):
+        out = gnn.drop(x, probability, True)
+        share = float((out == 0).float().mean())
+        assert abs(share - probability) < 2e-3
+        assert float(out.detach().max()) == pytest.approx(1 / (1 - probability), rel=1e-4)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        assert torch.equal(gradient, out.detach())
+        halves = (out.detach() != 0).float().view(-1)[: 4 * 250000].view(-1, 4)
+        correlation = torch.corrcoef(halves.t()) - torch.eye(4)
+        assert float(correlation.abs().max()) < 0.01  # the four draws of a word do not know of each other
+    assert gnn.drop(x, 0.5, False) is x and gnn.drop(x, 0.0, True) is x
+
+
+def test_initial_weights_are_pygs() -> None:
+    """Equal bounds: glorot for GCN and GAT, kaiming with a = sqrt(5) for SAGE and linear maps."""
+    torch.manual_seed(0)
+    for kind in KINDS:
+        ours = dict(gnn.convolution(spec(kind), 300).named_parameters())
+        theirs = {
+            "gcn": lambda: pyg.GCNConv(300, HIDDEN),
+            "sage": lambda: pyg.SAGEConv(300, HIDDEN),
+            "v1": lambda: pyg.GATConv(300, HIDDEN, bias=False),
+            "v2": lambda: pyg.GATv2Conv(300, HIDDEN, bias=False),
+        }[kind]()
+        bounds = sorted(float(p.detach().abs().max()) for p in ours.values() if p.numel() > 100)
+        others = sorted(float(p.detach().abs().max()) for p in theirs.parameters() if p.numel() > 100)
+        assert bounds == pytest.approx(others, rel=0.02), kind
+
+
+def test_a_network_is_what_its_spec_says() -> None:
+    network = spec("gcn", layers=3, norm=Norm.batch, residual=True, pre_linear=True).build(
+        num_features=WIDTH, num_classes=5
+    )
+    assert len(network.convs) == len(network.skips) == len(network.norms) == 3
+    assert network.first is not None and network.classifier.weight.shape == (5, HIDDEN)
+    assert all(isinstance(norm, nn.BatchNorm1d) for norm in network.norms)
+    plain = spec("sage", layers=2).build(num_features=WIDTH, num_classes=5)
+    assert plain.first is None and not plain.skips
+    names = {name.split(".")[0] for name, _ in plain.named_parameters()}
+    assert names == {"convs", "classifier"}
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [({"dropout": 1.0}, "dropout"), ({"layers": 0}, "layers"), ({"hidden": 0}, "hidden")],
+    ids=str,
+)
+def test_impossible_sizes_are_refused(values: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        GNN(**values)
+    with pytest.raises(ValueError, match="reads graphs"):
+        GNN().check(32)

@@ -1,0 +1,129 @@
+"""scripts/nodes.py carries runs out and goes on; scripts/node_report.py reads them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+import graph_files as small_files
+import node_report
+import nodes
+import pytest
+from paper import plan
+
+pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
+
+from ham.data import graphs
+from ham.run import config
+
+
+def test_there_are_as_many_seeds_as_the_paper_has_runs() -> None:
+    known = nodes.seeds()
+    assert len(known) == 13
+    assert {name: len(seeds) for name, seeds in known.items() if len(seeds) != 3} == {
+        **dict.fromkeys(("cora", "citeseer", "pubmed"), 5),
+        **dict.fromkeys(("squirrel", "chameleon"), 10),
+    }
+
+
+def test_the_grid_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--sets", "amazon-photo", "--archs", "gcn", "--seeds", "1", "--list"]
+    assert nodes.main(argv) == 0
+    named = capsys.readouterr().out.splitlines()
+    assert named == [f"node/amazon_photo_gcn{method} seed 0" for method in ("", "_ham", "_nham")]
+    assert nodes.main([*argv, "--grid"]) == 0
+    grid = capsys.readouterr().out.splitlines()
+    assert len(grid) == len({*grid}) == 25
+    assert "node/amazon_photo_gcn_ham ham.alpha=200 ham.beta=0.1 seed 0" in grid
+    assert "node/amazon_photo_gcn_nham ham.alpha=-1 ham.beta=0 seed 0" in grid
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small graphs and runs of three epochs; returns a folder for runs."""
+    small_files.write("chameleon", tmp_path / "graphs")
+    small_files.small(monkeypatch, "chameleon")
+    monkeypatch.setenv("HAM_DATA", str(tmp_path))
+    graphs._read.cache_clear()
+    whole = config.load
+
+    def load(overrides: list[str]) -> config.Config:
+        cfg = whole(overrides)
+        cfg.epochs, cfg.model.hidden = 3, 8
+        return cfg
+
+    monkeypatch.setattr(config, "load", load)
+    yield tmp_path / "runs"
+    graphs._read.cache_clear()
+
+
+def test_runs_are_carried_out_skipped_and_left_to_others(
+    short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--sets", "chameleon", "--archs", "gcn", "sage", "--seeds", "2", "--runs", str(short)]
+    taken = short / "node" / "chameleon_sage_ham" / "seed1"
+    taken.mkdir(parents=True)
+    with open(taken / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert nodes.main(argv) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 11 and "[11/12, about 0 min left]" in out[-1]
+    done = sorted(short.rglob("summary.json"))
+    assert len(done) == 11
+    times = [path.stat().st_mtime_ns for path in done]
+    assert nodes.main(argv) == 0  # now nobody holds the last one
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("node/chameleon_sage_ham seed 1: valid ")
+    assert [path.stat().st_mtime_ns for path in done] == times
+    first = [json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[0]) for path in done]
+    losses = {(path.parts[-3].split("_")[1], path.parts[-2]): set() for path in done}
+    for path, line in zip(done, first, strict=True):
+        losses[path.parts[-3].split("_")[1], path.parts[-2]].add(line["train_loss"])
+    assert all(len(values) == 1 for values in losses.values())  # paired
+    assert len({*map(tuple, losses.values())}) == 4
+
+
+def test_a_point_of_the_grid_that_is_the_leaf_is_that_run(short: Path) -> None:
+    argv = ["--sets", "chameleon", "--archs", "gcn", "--methods", "ham", "--seeds", "1", "--grid"]
+    assert nodes.main([*argv, "--runs", str(short)]) == 0
+    folders = sorted(path.name for path in (short / "node").iterdir())
+    assert len(folders) == 12 and folders[0] == "chameleon_gcn_ham"
+
+
+def test_missing_data_end_with_a_line_for_each_run(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HAM_DATA", str(short / "nowhere"))
+    argv = ["--sets", "chameleon", "--archs", "gcn", "--seeds", "1", "--runs", str(short)]
+    assert nodes.main(argv) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def summary(exp: str, seed: int, valid: float, test: float) -> dict:
+    return {
+        "config_hash": plan.Run(exp, seed).facts.config_hash,
+        "graph": {"name": "cora", "metric": "accuracy", "nodes": {"train": 140, "valid": 500, "test": 1000}},
+        "metrics": {"valid_best": valid, "test_at_best": test},
+    }
+
+
+def test_the_reading_by_hand(tmp_path: Path) -> None:
+    """Differences 0.2, 0.4, 0.0: mean 0.2, standard deviation 0.2, t 4.303 over sqrt(3): half width 0.50."""
+    runs = tmp_path / "runs"
+    cells = {"node/cora_gcn": [80, 81, 82], "node/cora_gcn_ham": [80.2, 81.4, 82]}
+    for exp, values in cells.items():
+        for seed, value in enumerate(values):
+            place = runs / exp / f"seed{seed}"
+            place.mkdir(parents=True)
+            (place / "summary.json").write_text(json.dumps(summary(exp, seed, value, value + 3)))
+    stale = runs / "node" / "cora_gcn_ham" / "seed3"  # of another configuration
+    stale.mkdir()
+    (stale / "summary.json").write_text(json.dumps(summary("node/cora_gcn", 3, 99, 99)))
+    page = tmp_path / "page.md"
+    assert node_report.main(["--runs", str(runs), "--to", str(page)]) == 0
+    base, ham = (line for line in page.read_text().splitlines() if line.startswith("| cora |"))
+    assert base == "| cora | GCN | 3 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |"
+    assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
+    assert "0 of 1 validation differences have an interval without 0." in page.read_text()
+    assert node_report.main(["--runs", str(tmp_path / "none"), "--to", str(page)]) == 2
