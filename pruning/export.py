@@ -91,4 +91,6 @@ def load_masks(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
         content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content["masks"]), dict(content["margins"]), dict(content["origin"])
     except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or holds no masks: train its run again") from error
+        raise ValueError(
+            f"{path} is damaged or holds no masks: delete {path.parent} and train its run again"
+        ) from error

@@ -27,7 +27,7 @@ from pathlib import Path
 from paper.records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, read, write
 
 ROOT = Path(__file__).resolve().parents[1]
-_MEMBER = re.compile(r"(?:\./)?([\w-]+)/seed(\d+)/(summary\.json|metrics\.jsonl)")
+_MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl)")
 _LARGEST = 2**26  # bytes of one file
 _LARGEST_ARCHIVE = 2**29  # unpacked
 
@@ -42,7 +42,7 @@ class Found:
 
     Args:
         place: where they lie, for the reader.
-        name: the run directory's name.
+        name: the run directory, which ends with the run's name.
         seed: as its folder says.
         summary: text of summary.json.
         metrics: text of metrics.jsonl, None if it is missing.
@@ -72,7 +72,11 @@ def find(source: Path) -> Iterator[Found]:
         UsageError: there is no such place, or the archive is damaged.
     """
     if source.is_dir():
-        folders = [source] if (source / "summary.json").exists() else sorted(source.glob("*/seed*"))
+        folders = (
+            [source]
+            if (source / "summary.json").exists()
+            else sorted(path.parent for path in source.glob("**/seed*/summary.json"))
+        )
         return (_read(folder) for folder in folders if (folder / "summary.json").exists())
     if not source.exists():
         raise UsageError(
@@ -86,7 +90,7 @@ def _read(folder: Path) -> Found:
     seed = re.fullmatch(r"seed(\d{1,10})", folder.name)
     return Found(
         str(folder),
-        folder.resolve().parent.name,
+        folder.resolve().parent.as_posix(),
         int(seed[1]) if seed else -1,
         _bytes(folder / "summary.json") or b"",  # which is not whole
         _bytes(folder / "metrics.jsonl"),
@@ -136,7 +140,8 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
     if run.demo != demo:
         tally.elsewhere += 1
         return
-    if (found.name, found.seed) not in ((run.name, run.seed), (run.exp, run.seed)):
+    named = any(f"/{found.name}".endswith(f"/{name}") for name in (run.name, run.exp))
+    if not named or found.seed != run.seed:
         raise Unfit(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
     path = path_of(run, results)
     if path.exists():

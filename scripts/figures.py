@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print("figures.py: matplotlib is missing: pip install -e '.[run]'", file=sys.stderr)
         return 2
+    if not args.results.is_dir():
+        parser.error(f"--results {args.results} is no folder of records")
     folder = args.to or args.results / "figures"
     if args.theory:
         return _theory(args, folder)

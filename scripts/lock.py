@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import OmegaConf
-from paper.plan import CONFIGS, LOCK, Facts, Run, figure, figures
+from paper.plan import CONFIGS, LOCK, Facts, Run, configs_digest, figure, figures
 from tqdm import tqdm
 
 from ham.run.config import config_hash, experiments, load
@@ -58,7 +58,8 @@ def content() -> dict[str, dict[str, Any]]:
 
 def main() -> int:
     """Write the file."""
-    LOCK.write_text(json.dumps(content(), indent=1, sort_keys=True) + "\n")
+    told = {"configs": configs_digest(), **content()}
+    LOCK.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     print(f"wrote {LOCK.relative_to(CONFIGS.parent)}")
     return 0
 

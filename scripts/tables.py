@@ -30,7 +30,10 @@ def names(chosen: list[str] | None) -> list[str]:
     if chosen is None:
         return sorted([*plan.tables(), *SHEETS])
     full = [f"table{int(name):02}" if name.isdecimal() else name for name in chosen]
-    return list(dict.fromkeys(name if name in SHEETS else plan.table(name).name for name in full))
+    if unknown := [name for name in full if name not in (*SHEETS, *plan.tables())]:
+        known = ", ".join(sorted([*plan.tables(), *SHEETS]))
+        raise PlanError(f"there is no table {unknown[0]!r}: choose one of {known}")
+    return list(dict.fromkeys(full))
 
 
 def contents(name: str, records: Mapping[Run, Record], demo: str) -> tuple[str, dict[str, str]] | None:
@@ -38,6 +41,8 @@ def contents(name: str, records: Mapping[Run, Record], demo: str) -> tuple[str, 
     if name in SHEETS:
         sheet = SHEETS[name]()
         return None if demo else _texts(sheet.text(), sheet.comma_separated)
+    if not plan.table(name).has_scale(demo):
+        return None
     made = report(name, records, demo)
     if demo and not any(entry.ours for entry in made.entries):
         return None
@@ -59,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the records are (results)")
     parser.add_argument("--to", type=Path, help="where the tables go (results/tables)")
     args = parser.parse_args(argv)
+    if not args.results.is_dir():
+        parser.error(f"--results {args.results} is no folder of records")
     folder = args.to or args.results / "tables"
     records, problems = read_all(args.demo, args.results)
     try:

@@ -18,7 +18,7 @@ from .build import Run, build, choose_device
 from .config import config_hash, to_yaml
 from .loop import train
 from .provenance import provenance
-from .record import Record, Silence
+from .record import Record, Silence, read_summary
 from .schema import Config, ConfigError
 from .search import search
 
@@ -47,7 +47,7 @@ def main(cfg: Config) -> dict[str, Any]:
 def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
     """Train, or go on training, in this directory; the first rank alone writes there."""
     device = choose_device(cfg)
-    done = distributed.told(cfg.resume and (folder / "summary.json").exists())  # then no data is needed
+    done = distributed.told(cfg.resume and read_summary(folder) is not None)  # then no data is needed
     me = distributed.world()
     part = dict(rank=me.rank, ranks=me.size)
     seed = derived_seed(cfg.seed, "data")
@@ -103,7 +103,10 @@ def _train(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
     record = run.record
     record.begin(provenance(run.identity), to_yaml(run.cfg))
     if state is None:
-        run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
+        try:
+            run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
+        except ValueError as error:  # such as SNIP's, where the data have too few batches
+            raise ConfigError(str(error)) from error
         run.flips.begin()
     else:
         run.load_state_dict(state)

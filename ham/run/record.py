@@ -51,7 +51,7 @@ class Record:
 
     def summary(self) -> dict[str, Any]:
         """The summary of a run that is done."""
-        return json.loads((self.folder / "summary.json").read_text())
+        return read_summary(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """One line per epoch so far."""
@@ -201,6 +201,14 @@ class Silence:
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the first rank writes checkpoints."""
         return {}
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in this directory; None if it is not done, or the file is not whole."""
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):  # not whole: the run ends anew from its last checkpoint
+        return None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

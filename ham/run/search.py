@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pruning.str import Calibrate, stable_decay
 
 from . import distributed
 from .build import build_schedule
-from .record import write_json
+from .record import read_summary, write_json
 from .reopen import reopen
 from .schema import Config, ConfigError, SGDConfig
 
@@ -39,8 +38,8 @@ def search(
     """
     if not isinstance(cfg.optimizer, SGDConfig):
         raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
-    if distributed.told(cfg.resume and (folder / "summary.json").exists()):
-        return _summary(folder)
+    if distributed.told(cfg.resume and read_summary(folder) is not None):
+        return read_summary(folder)
     if not cfg.resume:
         distributed.led(lambda: shutil.rmtree(folder, ignore_errors=True))
     momentum = cfg.optimizer.momentum
@@ -65,7 +64,7 @@ def search(
             decay = (low + high) / 2
     best = min(range(len(trials)), key=lambda k: abs(trials[k]["miss"]))
     distributed.led(lambda: _adopt(folder, best, trials))
-    return _summary(folder)
+    return read_summary(folder)
 
 
 def _lr_sum(cfg: Config) -> float:
@@ -75,14 +74,10 @@ def _lr_sum(cfg: Config) -> float:
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
-
-
 def _adopt(folder: Path, best: int, trials: list[dict[str, Any]]) -> None:
     """The best trial's files become those of the run; the summary comes last: it says that all is there."""
     chosen = folder / f"trial{best}"
     for path in chosen.iterdir():
         if path.is_file() and path.name not in ("lock", "summary.json"):
             shutil.copy2(path, folder / path.name)
-    write_json(folder / "summary.json", _summary(chosen) | {"search": trials})
+    write_json(folder / "summary.json", read_summary(chosen) | {"search": trials})

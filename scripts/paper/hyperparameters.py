@@ -1,4 +1,4 @@
-"""Tables 5 and 13, hyperparameters: not runs but what configs/ says."""
+"""Tables 5, 13, 16 and 19, hyperparameters: not runs but what configs/ says."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
 
+from paper import plan
 from paper.plan import CONFIGS, lock
 from paper.render import Text
 
@@ -88,12 +90,31 @@ def graph_classification() -> Sheet:
     return Sheet("table13", "Table 13. HAM's values for graph classification", note, tuple(rows))
 
 
-SHEETS: dict[str, Callable[[], Sheet]] = {"table05": training_details, "table13": graph_classification}
+def node_classification(number: int, method: str, sign: str) -> Sheet:
+    """Table 16 or 19: (alpha, beta) of each set and architecture."""
+    rows = []
+    for dataset in (*plan.table("14").columns, *plan.table("15").columns):
+        values = {}
+        for arch in ("gcn", "gat", "sage"):
+            ham = _yaml("exp/node", f"{dataset.replace('-', '_')}_{arch}_{method}")["ham"]
+            values[arch] = [float(ham["alpha"]), float(ham["beta"])]
+        rows.append({"dataset": dataset, **values})
+    note = "(alpha, beta) of the experiments node/..., as the paper chose them on the validation nodes."
+    title = f"Table {number}. HAM's values for node classification, alpha {sign} 0"
+    return Sheet(f"table{number}", title, note, tuple(rows))
+
+
+SHEETS: dict[str, Callable[[], Sheet]] = {
+    "table05": training_details,
+    "table13": graph_classification,
+    "table16": partial(node_classification, 16, "ham", ">"),
+    "table19": partial(node_classification, 19, "nham", "<"),
+}
 
 
 def _word(value: Any) -> str:
     if isinstance(value, list):
-        return " / ".join(map(str, value))
+        return " / ".join(map(_word, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

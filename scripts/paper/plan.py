@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,10 @@ class Table:
         """All of them, row by row."""
         return [cell for row in self.rows for cell in row.cells if cell is not None]
 
+    def has_scale(self, demo: str) -> bool:
+        """Can its runs be scaled down so? Graphs cannot."""
+        return all(cell.exp in lock()[demo] for cell in self.cells)
+
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[Run]:
         """The distinct runs behind the cells, without those whose masks they take."""
         return list(
@@ -199,7 +205,12 @@ def figures() -> list[str]:
 def table(name: str) -> Table:
     """Table `4`, `table04` or `control_str`. Raises PlanError."""
     name = _known(f"table{int(name):02}" if name.isdecimal() else name, tables(), "table")
-    content = _yaml(CONFIGS / "tables" / f"{name}.yaml")
+    path = CONFIGS / "tables" / f"{name}.yaml"
+    with _reading(path):
+        return _table(name, _yaml(path))
+
+
+def _table(name: str, content: dict[str, Any]) -> Table:
     common = {"metric": content["metric"]}
     columns = [{"seeds": tuple(seeds)} for seeds in content.get("column_seeds", [])]
     columns = columns or [{}] * len(content["columns"])
@@ -220,11 +231,18 @@ def table(name: str) -> Table:
 def figure(name: str) -> Figure:
     """Figure `11`, `2a` or `figure11`. Raises PlanError."""
     name = full_name(name)
-    content = _yaml(CONFIGS / "figures" / f"{_known(name, figures(), 'figure')}.yaml")
+    path = CONFIGS / "figures" / f"{_known(name, figures(), 'figure')}.yaml"
+    with _reading(path):
+        return _figure(name, _yaml(path))
+
+
+def _figure(name: str, content: dict[str, Any]) -> Figure:
     common = dict(name=name, kind=content["kind"], title=content["title"], seeds=tuple(content["seeds"]))
     if content["kind"] == "curves":
         panels = tuple(Panel(**panel) for panel in content["panels"])
         return Figure(**common, panels=panels, series={k: v["exp"] for k, v in content["series"].items()})
+    if content["kind"] != "grid":
+        raise ValueError(f"kind is curves or grid, not {content['kind']}")
     points = {
         (alpha, beta): Run(content["exp"], 0, (f"ham.alpha={alpha}", f"ham.beta={beta}"))
         for alpha in content["alpha"]
@@ -269,9 +287,33 @@ def with_sources(runs: list[Run]) -> list[Run]:
 
 @cache
 def lock() -> dict[str, dict[str, Facts]]:
-    """Scale ("" is the paper's) -> spec -> facts."""
-    content = json.loads(LOCK.read_text())
-    return {demo: {spec: Facts(**facts) for spec, facts in runs.items()} for demo, runs in content.items()}
+    """Scale ("" is the paper's) -> spec -> facts. Raises PlanError where configs/ is not what it was."""
+    with _reading(LOCK):
+        content = json.loads(LOCK.read_text())
+        if content.pop("configs") != configs_digest():
+            raise PlanError(f"configs/ has changed since {LOCK.name} was written: run python scripts/lock.py")
+        return {
+            demo: {spec: Facts(**facts) for spec, facts in runs.items()} for demo, runs in content.items()
+        }
+
+
+def configs_digest() -> str:
+    """SHA-256 of the configurations; tables/ only says where their runs are shown."""
+    digest = sha256()
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        if path.parent.name != "tables":
+            digest.update(f"{path.relative_to(CONFIGS)}\0{path.read_text()}\0".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What is wrong with a file of configs/, in one line."""
+    try:
+        yield
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise PlanError(f"{path.relative_to(CONFIGS.parent)} cannot be used: {what}") from None
 
 
 def _cell(content: dict[str, Any]) -> Cell:

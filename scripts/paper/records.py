@@ -101,22 +101,26 @@ def read(path: Path) -> Record:
     try:
         content = json.loads(path.read_text())
         run = check(content)
-        if path_of(run, path.parents[2]) != path:
-            raise Unfit(f"it says that it is {run}: it belongs into {path_of(run, path.parents[2]).name}")
+        results = path.parents[2 + run.name.count("/")]
+        if (place := path_of(run, results)) != path:
+            raise Unfit(f"it says that it is {run}: it belongs into {place.relative_to(results)}")
         if record(content) != content:
             raise Unfit("it holds more than a record may: collect the run anew")
     except (OSError, ValueError, RecursionError) as error:
         raise Unfit(f"{path}: it cannot be read ({_reason(error)}): collect the run anew") from None
     except (Unfit, PlanError) as error:
         raise Unfit(f"{path}: {error}") from None
-    return Record(run, content, path)
+    kept = Record(run, content, path)
+    if metrics_path(path).exists():
+        kept.epochs()  # which contradict neither the summary nor themselves
+    return kept
 
 
 def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[Run, Record], list[str]]:
     """Every record of a scale, and one line for each file that is none."""
     found: dict[Run, Record] = {}
     problems = []
-    for path in sorted(folder_of(demo, results).glob("*/*.json")):
+    for path in sorted(folder_of(demo, results).rglob("*.json")):
         try:
             kept = read(path)
             found[kept.run] = kept
@@ -138,7 +142,7 @@ def write(run: Run, summary: dict[str, Any], lines: list[dict[str, Any]] | None,
 def keeps_epochs(run: Run) -> bool:
     """Are a run's epochs kept? At the paper's scale always; of a demo only where a figure has its curve."""
     if not run.demo:
-        return True
+        return not run.exp.startswith("node/")  # no figure shows them, and they are hundreds
     return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
 
 

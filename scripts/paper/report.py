@@ -17,11 +17,11 @@ SCALED_DOWN = {  # row of Table 5 -> what +demo=digits makes of its model
     "imagenet_deit": "a DeiT of 4 blocks of width 64",
 }
 SPREAD = (
-    "Ours: mean +- sample standard deviation (ddof 1) over seeds {seeds} that have a record, n of them; "
+    "Ours: mean +- sample standard deviation (ddof 1) over the {seeds} that have a record, n of them; "
     "a single run has no +-."
 )
 PAPER = (
-    "Paper: as printed, three seeds, (*) a single run; by which convention its +- was computed is unknown, "
+    "Paper: as printed, as many seeds, (*) a single run; by which convention its +- was computed is unknown, "
     "it is taken for a sample standard deviation. Difference: ours - paper, with Welch's 95 % interval where "
     "both have a +-."
 )
@@ -97,13 +97,17 @@ def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
     """Table `name` from the records of one scale. Raises PlanError, Unfit."""
     table = plan.table(name)
     lines = tuple(
-        Line(row.group, row.label, tuple(c and _entry(c, table.seeds, records, demo) for c in row.cells))
+        Line(
+            row.group,
+            row.label,
+            tuple(c and _entry(c, c.seeds or table.seeds, records, demo) for c in row.cells),
+        )
         for row in table.rows
     )
     number = _number(table.name)
     heading = f"{number}. {table.title}" if number else table.title
     made = Report(table.name, heading, table.columns, lines, ())
-    spread = SPREAD.format(seeds=", ".join(map(str, table.seeds)))
+    spread = SPREAD.format(seeds=_seeds(table))
     sparse = (SPARSITY,) if any(entry.target for entry in made.entries) else ()
     if demo:
         notes = (_scaled_down(table, demo), spread, *sparse)
@@ -124,7 +128,9 @@ def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], de
         cell,
         Sample.of([record.metric(cell.metric) for record in found]) if found else None,
         tuple(record.run.seed for record in found),
-        Sample.of_paper(cell.paper, single_run=cell.single_run) if cell.paper and not demo else None,
+        Sample.of_paper(cell.paper, 1 if cell.single_run else len(seeds))
+        if cell.paper and not demo
+        else None,
         Run(cell.exp, 0, demo=demo).facts.sparsity,
         Sample.of(achieved).mean if found else None,
         tuple(sorted({ranks for record in found for ranks in _ranks(record)})),
@@ -135,6 +141,14 @@ def _ranks(record: Record) -> list[int]:
     """Processes of each stretch of a run: BatchNorm's batches are those of one process."""
     facts = record.content["provenance"]
     return [part["ranks"] for part in (facts, *facts["resumed_from"]) if part.get("ranks")]
+
+
+def _seeds(table: plan.Table) -> str:
+    """`seeds 0, 1, 2`, or how many of each column."""
+    counts = sorted({len(cell.seeds or table.seeds) for cell in table.cells})
+    if len(counts) == 1 and not table.cells[0].seeds:
+        return f"seeds {', '.join(map(str, table.seeds))}"
+    return f"{' or '.join(map(str, counts))} seeds of each column"
 
 
 def _number(name: str) -> str:

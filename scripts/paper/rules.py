@@ -15,7 +15,7 @@ DEMOS = ("digits",)  # scaled-down runs that may become records; tiny ones learn
 
 _FIELDS = (
     *("exp", "cell", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
-    *("metrics", "sparsity", "timing", "provenance"),
+    *("graph", "ham", "metrics", "sparsity", "timing", "provenance"),
 )
 _FACTS = (
     *("commit", "dirty", "python", "versions", "hardware", "threads", "ranks", "slurm_job", "argv"),
@@ -26,10 +26,7 @@ _EARLIER = ("commit", "dirty", "hardware", "ranks")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PLACE = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.]")  # AC/DC is none
-_BOUNDS = (
-    *(("metrics", "top1_last", 100), ("metrics", "top1_best", 100)),
-    *(("sparsity", "target", 1), ("sparsity", "overall", 1)),
-)
+_BEST = {True: ("valid_last", "valid_best"), False: ("top1_last", "top1_best")}  # of graphs, of images
 
 
 class Unfit(Exception):
@@ -77,6 +74,8 @@ def check(summary: Any) -> Run:
         raise Unfit(f"it has another configuration ({here[:8]}, now {facts.config_hash[:8]}): run it again")
     if summary["provenance"].get("config_hash", here) != here or summary["epochs"] != facts.epochs:
         raise Unfit("its hash, provenance and epochs contradict each other: run it again")
+    if abs(summary["sparsity"]["target"] - facts.sparsity) > 1e-9:
+        raise Unfit(f"its target sparsity is not the experiment's {facts.sparsity:g}: run it again")
     if (source := run.source()) and not _is_from(source, summary["sparsity"].get("masks_from")):
         raise Unfit(f"its masks are not those of today's {source}: run that again, then this")
     for made in (summary["provenance"], *summary["provenance"].get("resumed_from", [])):
@@ -101,10 +100,22 @@ def _lacking(summary: Any) -> str:
         return "no seed within 0 and 2^32"
     if "demo" not in summary or not isinstance(summary["demo"], str | None):
         return "no demo"
-    for part, name, most in _BOUNDS:
+    last, best = _BEST["graph" in summary]
+    bounds = (
+        ("metrics", last, 100),
+        ("metrics", best, 100),
+        ("sparsity", "target", 1),
+        ("sparsity", "overall", 1),
+    )
+    for part, name, most in bounds:
         value = summary[part].get(name)
         if not is_number(value) or not 0 <= value <= most:
             return f"no {part}.{name} within 0 and {most}"
+    if summary["metrics"][last] > summary["metrics"][best]:
+        return f"{last} is above {best}"
+    kept, total = (summary["sparsity"].get(key) for key in ("kept", "total"))
+    if is_number(kept) and total and abs(1 - kept / total - summary["sparsity"]["overall"]) > 1e-6:
+        return "sparsity.overall is not 1 - kept / total"
     argv = summary["provenance"].get("argv")
     if not isinstance(argv, list) or not all(isinstance(text, str) for text in argv):
         return "no provenance.argv"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-PAPER_SEEDS = 3
 CONFIDENCE = 0.95
 
 
@@ -29,10 +28,9 @@ class Sample:
         )
 
     @staticmethod
-    def of_paper(printed: Sequence[float], *, single_run: bool) -> Sample:
-        """That of a cell of the paper: the mean and, where it is printed, the +-."""
-        mean, std = printed[0], printed[1] if len(printed) > 1 else None
-        return Sample(mean, std, 1 if single_run else PAPER_SEEDS)
+    def of_paper(printed: Sequence[float], runs: int) -> Sample:
+        """That of a cell of the paper over so many runs: the mean and, where it is printed, the +-."""
+        return Sample(printed[0], printed[1] if len(printed) > 1 else None, runs)
 
     @property
     def variance_of_mean(self) -> float:

@@ -16,8 +16,8 @@ def test_mean_and_sample_standard_deviation_by_hand() -> None:
     assert Sample.of([76.0, 77.0, 78.0]) == Sample(77.0, 1.0, 3)
     assert Sample.of([98.0, 99.0]) == Sample(98.5, math.sqrt(0.5), 2)
     assert Sample.of([75.25]) == Sample(75.25, None, 1)
-    assert Sample.of_paper((76.66, 0.12), single_run=False) == Sample(76.66, 0.12, 3)
-    assert Sample.of_paper((52.9,), single_run=True) == Sample(52.9, None, 1)
+    assert Sample.of_paper((76.66, 0.12), 3) == Sample(76.66, 0.12, 3)
+    assert Sample.of_paper((52.9,), 1) == Sample(52.9, None, 1)
 
 
 def test_welch_by_hand() -> None:

@@ -17,7 +17,7 @@ import tables
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paper import hyperparameters, plan, render
+from paper import hyperparameters, plan, records, render
 from paper.plan import ROOT, Run
 from paper.records import RESULTS, Record, record
 from paper.report import SCALED_DOWN, report
@@ -106,6 +106,30 @@ def test_table_13_is_the_papers_but_for_two_counts_that_it_exchanges(paper: dict
     assert [row["dataset"] for row in rows] == paper["table12"]["columns"]
     ppa, molpcba, molhiv, code2 = paper["table13"]["num_graphs"]
     assert [row["graphs"] for row in rows] == [ppa, molpcba, code2, molhiv]
+
+
+def test_graphs_have_records_and_tables_but_no_demo(
+    tmp_path: Path, made_up: Callable[..., dict[str, Any]]
+) -> None:
+    """Table 14 has five seeds of cora; Welch's interval is over five and five runs."""
+    metrics = {"valid_best": 81.0, "valid_last": 79.0, "test_at_best": 83.0}
+    for seed in range(5):
+        run = Run("node/cora_gcn", seed)
+        found = made_up(run, graph={"name": "cora"}, metrics=metrics | {"valid_best": 81.0 + seed / 10})
+        path = records.write(run, found, None, tmp_path)
+        assert path == tmp_path / "runs" / "node" / "cora_gcn" / f"seed{seed}.json"
+    found, problems = records.read_all("", tmp_path)
+    assert len(found) == 5 and not problems
+    entry = report("table14", found).lines[0].entries[0]
+    assert entry.ours.n == entry.paper.n == 5 and entry.ours.mean == pytest.approx(81.2)
+    assert not plan.table("14").has_scale("digits") and plan.table("4").has_scale("digits")
+
+
+@pytest.mark.parametrize("number", [16, 19])
+def test_tables_16_and_19_are_the_papers(number: int, paper: dict[str, Any]) -> None:
+    rows = hyperparameters.SHEETS[f"table{number}"]().rows
+    archs = ("gcn", "gat", "sage")
+    assert {row["dataset"]: {arch: row[arch] for arch in archs} for row in rows} == paper[f"table{number}"]
 
 
 def test_scaled_down_models_are_what_the_headings_say() -> None:

@@ -114,6 +114,24 @@ def test_records_state_target_and_achieved_sparsity(name: str, kept: Callable) -
     ]
 
 
+def test_a_summary_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
+    folder = carry_out("random_sign_in_s90", tmp_path)
+    whole, epochs = json.loads((folder / "summary.json").read_text()), (folder / "metrics.jsonl").read_bytes()
+    for left in (200, 0):
+        with open(folder / "summary.json", "r+b") as file:
+            file.truncate(left)
+        assert carry_out("random_sign_in_s90", tmp_path) == folder
+        again = json.loads((folder / "summary.json").read_text())
+        told = ("metrics", "sparsity", "config_hash", "status", "epochs")
+        assert {key: again[key] for key in told} == {key: whole[key] for key in told}
+        assert (folder / "metrics.jsonl").read_bytes() == epochs
+
+
+def test_snip_without_enough_batches_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"SNIP asks for 10 batches, got 3: lower its batches"):
+        main(load(["+exp=snip_s90", *TINY, f"runs_dir={tmp_path}"]))
+
+
 def test_train_accuracy_counts_every_image_once(
     tmp_path: Path, kept: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
