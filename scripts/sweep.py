@@ -7,22 +7,25 @@
 
 Runs whose masks others take are added and come first; a run that several tables show exists once. The same
 command again submits, or carries out, what is neither done nor under way: that is also how failed runs are
-tried again, and they go on from their checkpoints. Exit status: 0 fine, 1 a run failed, 2 wrong use, or SLURM
-is missing or refuses, 130 Ctrl-C.
+tried again, and they go on from their checkpoints. Exit status: 0 fine, 1 a run failed (with --local and
+--status), 2 wrong use, or SLURM is missing or refuses, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from pathlib import Path
+from signal import SIGPIPE
 from typing import NoReturn
 
-from cluster.launch import alone, amount, resource_class, resources, submit
+from cluster.launch import alone, amount, resource_class, resources, submit, uncommitted
 from cluster.local_runs import carry_out
 from cluster.states import Kind, State, SweepError, Sweeps, blocked, open_runs
 from paper.plan import ROOT, PlanError, Run, figure, figures, lock, table, tables
+from paper.records import DEMOS
 
 TOLD = (Kind.FAILED, Kind.STALE, Kind.RUNNING, Kind.QUEUED)
 
@@ -58,19 +61,24 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--only", nargs="+", default=[], metavar="TEXT", help="runs whose experiment holds one of these")
     add("--runs", type=Path, default=ROOT / "runs", help="where run directories go")
     add("--jobs", type=int, default=1, help="with --local: runs side by side")
+    add(
+        "--allow-dirty",
+        action="store_true",
+        help="launch code that is not committed, and count its runs as done although they become no records",
+    )
     mode = parser.add_mutually_exclusive_group()
     for name, what in (
         ("dry-run", "count what there is to do and estimate it; the default"),
         ("submit", "send what is neither done nor under way to SLURM; arguments after -- go to sbatch"),
         ("local", "carry it out on this machine, without SLURM"),
-        ("status", "every run that is not done, with the reason where it failed"),
+        ("status", "every run that is not done, with the reason where it failed; exit status 1 if one did"),
     ):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=what)
     args = parser.parse_args(own)
     if not (args.table or args.figure or args.all):
         parser.error("nothing chosen: give --table N, --figure N or --all")
-    if args.jobs < 1 or min(args.seeds or [0]) < 0:
-        parser.error("--jobs counts from 1 and --seeds from 0")
+    if args.jobs < 1 or not all(0 <= seed < 2**32 for seed in args.seeds or []):
+        parser.error("--jobs counts from 1, and --seeds from 0 to 2^32 - 1")
     args.mode, args.extra = args.mode or "dry-run", extra
     if extra and args.mode != "submit":
         parser.error("arguments after -- are for sbatch: give them with --submit")
@@ -134,7 +142,11 @@ def warn(states: dict[Run, State]) -> None:
         if state.kind is Kind.STALE:
             print(f"sweep.py: {run} is stale: {state.note}", file=sys.stderr)
     if held := blocked(states):
-        print(f"sweep.py: {amount(len(held))} not launched, for want of a stale run's masks", file=sys.stderr)
+        print(
+            f"sweep.py: {amount(len(held))} not launched, for want of the masks of runs that are stale "
+            "or run on this machine",
+            file=sys.stderr,
+        )
 
 
 def details(states: dict[Run, State]) -> None:
@@ -145,20 +157,46 @@ def details(states: dict[Run, State]) -> None:
                 print(f"{kind:<8} {run}" + "".join(f"  {text}" for text in (state.job, state.note) if text))
 
 
+def demand_a_commit(args: argparse.Namespace) -> None:
+    """Runs of the paper's scale are too dear to be no records. Raises SweepError."""
+    if args.allow_dirty or args.demo not in ("", *DEMOS) or not (reason := uncommitted()):
+        return
+    if not args.demo:
+        raise SweepError(f"{reason}, or give --allow-dirty")
+    print(f"sweep.py: {reason} (--allow-dirty counts them as done)", file=sys.stderr)
+
+
+def tell(line: str) -> None:
+    """Print at once; a reader that has left stops no submission."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        silence()
+
+
+def silence() -> None:
+    """Nobody reads stdout any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def carry_on(args: argparse.Namespace) -> int:
     """Do what the command line asks; returns the exit status."""
-    chosen, sweeps = shown(args), Sweeps(args.runs)
+    chosen, sweeps = shown(args), Sweeps(args.runs, lenient=args.allow_dirty)
     runs = list(dict.fromkeys(run for part in chosen.values() for run in part))
     if not runs:
         raise SweepError(f"no run's experiment holds {' or '.join(args.only)}: see python train.py --list")
+    if args.mode in ("dry-run", "submit"):
+        resources()  # an error in that file is told first
     if args.mode == "submit":
         with alone(sweeps):
             sweeps.queue()
             states = sweeps.survey(runs)
             warn(states)
-            for line in submit(open_runs(states), states, sweeps, args.extra):
-                print(line, flush=True)
-        if not open_runs(states):
+            if todo := open_runs(states):
+                demand_a_commit(args)
+                for line in submit(todo, states, sweeps, args.extra):
+                    tell(line)
+        if not todo:
             print(f"nothing to submit: {counted(list(states.values()))}")
         return 0
     try:
@@ -171,22 +209,29 @@ def carry_on(args: argparse.Namespace) -> int:
         warn(states)
         elsewhere = {run for run, state in states.items() if state.live}
         todo = [run for run in open_runs(states) if run.source() not in elsewhere]
+        if todo:
+            demand_a_commit(args)
         failures = carry_out(todo, sweeps, args.jobs)
-        print(counted(list(Sweeps(args.runs).survey(runs).values())))
+        print(counted(list(Sweeps(args.runs, lenient=args.allow_dirty).survey(runs).values())))
         return 1 if failures else 0
     overview(chosen, states)
     if args.mode == "status":
         details(states)
-    else:
-        estimate(states)
-        warn(states)
+        return int(any(state.kind is Kind.FAILED for state in states.values()))
+    estimate(states)
+    warn(states)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
-        return carry_on(arguments(sys.argv[1:] if argv is None else argv))
+        status = carry_on(arguments(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # | head
+        silence()
+        return 128 + SIGPIPE
     except (PlanError, SweepError, OSError) as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2

@@ -44,12 +44,19 @@ ham_task() {
 
 # Run train.py with these arguments, once per task of the job.
 ham_train() {
-    local restarts=${SLURM_RESTART_COUNT:-0} status=0
+    local restarts=${SLURM_RESTART_COUNT:-0} status=0 name found=0
+    for name in HAM_MAX_RESTARTS HAM_TERM_WAIT; do
+        [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] ||
+            ham_fail 2 "$name=${!name} is no number: set it in slurm/site.sh or the environment"
+    done
     ((restarts <= HAM_MAX_RESTARTS)) ||
         ham_fail "$SAVED" "restarted $restarts times, HAM_MAX_RESTARTS is $HAM_MAX_RESTARTS: submit again"
     set +u # modules and activation scripts are not written for it
     ham_activate
     set -u
+    python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null || found=$?
+    ((found == 0 || found > 128)) || # a signal's
+        ham_fail 2 "$(command -v python || echo "no python: it") has no torch: set HAM_VENV, see slurm/site.sh"
     ham_say "job $(ham_task), start $((restarts + 1)), on ${SLURM_JOB_NODELIST:-?}: train.py $*"
 
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from the job
@@ -67,7 +74,7 @@ ham_train() {
 
     # 128 + n: the signal came before train.py had its handlers, so there was nothing to save
     if [[ $caught == *TERM* || $status = $((128 + 15)) || ($status = "$SAVED" && -z $caught) ]]; then
-        ham_wait
+        ham_wait "$status"
     elif [[ $caught == *USR1* && ($status = "$SAVED" || $status = $((128 + 10))) ]]; then
         ham_requeue
     fi
@@ -87,9 +94,11 @@ ham_requeue() {
     ham_say "scontrol requeue $task failed: submit again to go on"
 }
 
-ham_wait() {
-    local deadline=$((SECONDS + HAM_TERM_WAIT))
-    ham_say "stopped by SIGTERM (preempted or cancelled); SLURM has $HAM_TERM_WAIT s to end this job"
+ham_wait() { # train.py's exit status
+    local deadline=$((SECONDS + HAM_TERM_WAIT)) left="ended with $1"
+    case $1 in "$SAVED") left=saved ;; $((128 + 15))) left="nothing to save yet" ;; esac
+    ham_say "SLURM has $HAM_TERM_WAIT s to end this job"
+    ham_say "stopped by SIGTERM: cancelled or preempted, $left" # what --status shows in the end
     while ((SECONDS < deadline)); do
         sleep 1 &
         wait $! || true

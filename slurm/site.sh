@@ -13,12 +13,14 @@ export HAM_MAX_RESTARTS=${HAM_MAX_RESTARTS:-20}         # a job that was restart
 # Seconds that a job stays alive after SIGTERM for SLURM to end or requeue it: more than its GraceTime.
 export HAM_TERM_WAIT=${HAM_TERM_WAIT:-900}
 
-# Modules and the Python environment; only jobs call it.
+# Modules and the Python environment, $HAM_VENV if it is set; only jobs call it.
 ham_activate() {
     # module load cuda/12.8
     local venv=${HAM_VENV:-${VIRTUAL_ENV:-$HAM_ROOT/.venv}}
     if [ -e "$venv/bin/activate" ]; then
         # shellcheck disable=SC1091
         . "$venv/bin/activate"
+    elif [ -n "${HAM_VENV:-}" ]; then
+        ham_fail 2 "HAM_VENV=$HAM_VENV has no bin/activate: give a Python environment that every node sees"
     fi
 }

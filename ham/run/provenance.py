@@ -26,7 +26,9 @@ _PACKAGES = (
     "ffcv",
     "wandb",
 )
-_CODE = ("--", ".", ":!results")  # records that come in while others still train do not count as changes
+# What decides a run's result; scripts/cluster/launch.py has the same list. Settings of a cluster, notes and
+# records that come in while others still train do not count as changes.
+_CODE = ("--", "train.py", "ham", "pruning", "configs", "scripts/theory_runs.py")
 _ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -8,16 +8,18 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
 import yaml
 from paper.plan import ROOT, Run
 
-from cluster.states import JOB, State, SweepError, Sweeps, slurm, waves
+from cluster.states import JOB, Refused, State, SweepError, Sweeps, slurm, waves
 
 SLURM = ROOT / "slurm"
+CODE = ("--", "train.py", "ham", "pruning", "configs", "scripts/theory_runs.py")  # as ham/run/provenance.py
+_LIMITS = ("HAM_ARRAY_THROTTLE", "HAM_MAX_RESTARTS", "HAM_TERM_WAIT")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,36 @@ class Resources:
 
 @cache
 def resources() -> dict[str, Resources]:
-    """Name of a resource class -> what its runs ask for."""
-    content = yaml.safe_load((SLURM / "resources.yaml").read_text())
-    return {name: Resources(**entry) for name, entry in content.items()}
+    """Name of a resource class -> what its runs ask for. Raises SweepError where the file has an error."""
+    try:
+        content = yaml.safe_load((SLURM / "resources.yaml").read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SweepError(
+            f"slurm/resources.yaml{where}: {getattr(error, 'problem', None) or 'no YAML'}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepError(f"slurm/resources.yaml cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise SweepError("slurm/resources.yaml holds no entries")
+    return {name: _entry(name, entry) for name, entry in content.items()}
+
+
+def _entry(name: str, entry: Any) -> Resources:
+    wrong = f"slurm/resources.yaml: {name}"
+    if not isinstance(entry, dict):
+        raise SweepError(f"{wrong} is no mapping")
+    known = [field.name for field in fields(Resources)]
+    if unknown := [key for key in entry if key not in known]:
+        raise SweepError(f"{wrong} has an unknown key {unknown[0]!r}: choose of {', '.join(known)}")
+    if missing := [key for key in known if key not in entry]:
+        raise SweepError(f"{wrong} has no {missing[0]}")
+    for key in known:
+        kind = dict if key == "sbatch" else int | float
+        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            raise SweepError(f"{wrong}: {key} is no {'mapping' if kind is dict else 'number'}")
+    return Resources(**entry)
 
 
 def resource_class(run: Run) -> str:
@@ -58,19 +87,31 @@ def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: lis
     Runs whose sources are not done wait for those tasks to end, however they end: without masks a run fails
     in one line, where a job that waits for success would stay pending for ever.
 
+    Where a compute node has no git, jobs tell the commit of their code by $HAM_COMMIT.
+
     Raises:
-        SweepError: sbatch refused one; what was submitted before stays.
+        SweepError: a setting is wrong, or sbatch refused one; what was submitted before stays.
     """
+    for run in todo:
+        resource_class(run)
     site = site_environment()
+    for name in _LIMITS:
+        if not re.fullmatch(r"0|[1-9]\d*", site.get(name, "0")):
+            raise SweepError(f"{name}={site[name]} is no number: set it in slurm/site.sh or the environment")
+    if commit := _git("rev-parse", "HEAD"):
+        site.pop("HAM_COMMIT", None)
+        if not uncommitted():
+            site["HAM_COMMIT"] = commit
     limit = largest_array()
-    jobs = {run: state.job for run, state in states.items() if state.live}
+    jobs = {run: state.job for run, state in states.items() if state.job}
     for waiting, base, runs in _arrays(todo, jobs):
         for chunk in (runs[start : start + limit] for start in range(0, len(runs), limit)):
+            before = set(sweeps.folder.glob("manifest-*"))
             manifest = sweeps.write(chunk)
             name = manifest.stem.removeprefix("manifest-")
             options = [f"--{key}={value}" for key, value in resources()[base].sbatch.items()]
             sources = sorted({jobs[run.source()] for run in chunk}) if waiting else []
-            job = slurm(
+            command = [
                 "sbatch",
                 "--parsable",
                 f"--job-name={JOB}{name}",
@@ -81,8 +122,13 @@ def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: lis
                 *extra,
                 str(SLURM / "array.sbatch"),
                 str(manifest),
-                environment=site,
-            )
+            ]
+            try:
+                job = slurm(*command, environment=site)
+            except Refused:
+                if manifest not in before:  # else its runs would count as launched, and failed
+                    manifest.unlink()
+                raise
             job = job.strip().partition(";")[0]  # the cluster's name may follow
             jobs |= {run: f"{job}_{task}" for task, run in enumerate(chunk, start=1)}
             after = f", after {amount(len(sources))} whose masks they take" if sources else ""
@@ -117,6 +163,25 @@ def site_environment() -> dict[str, str]:
         raise SweepError(f"slurm/site.sh fails: {(done.stderr.decode().strip().splitlines() or ['?'])[-1]}")
     entries = (entry.partition("=") for entry in done.stdout.decode().split("\0") if entry)
     return {name: value for name, _, value in entries}
+
+
+def uncommitted() -> str:
+    """Why runs of this code would become no records, "" if they may."""
+    if _git("rev-parse", "HEAD"):
+        dirty = _git("status", "--porcelain", *CODE)
+        return "runs of uncommitted code become no records: commit first" if dirty else ""
+    if re.fullmatch(r"[0-9a-f]{7,64}", os.environ.get("HAM_COMMIT", "")):
+        return ""
+    return "git knows no commit here, and runs without one become no records: set HAM_COMMIT"
+
+
+def _git(*arguments: str) -> str:
+    """What git says, "" where it is missing or fails."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @contextmanager

@@ -65,6 +65,7 @@ class Processes:
             if self._stopping:
                 return "stopped"
             with log.open("ab") as file:
+                start = file.tell()
                 process = subprocess.Popen(  # in a session of its own: Ctrl-C is ours to pass on
                     command, stdout=file, stderr=file, env=os.environ | single, start_new_session=True
                 )
@@ -72,7 +73,7 @@ class Processes:
         status = process.wait()
         with self._lock:
             self._running.discard(process)
-        return f"{last_words(log)} (exit status {status})" if status else ""
+        return f"{last_words(log, start)} (exit status {status})" if status else ""
 
     def stop(self) -> None:
         """Ask all to save and end, kill those that do not, and start no more."""

@@ -1,10 +1,12 @@
 """What is known of each run of a sweep: done, running, queued, failed, stale, or not launched yet.
 
 Knows run directories, committed records, manifests and logs in <runs>/.sweeps, and squeue; imports no torch.
+A run is done where the rules of records say so: what they refuse would be missing from tables and figures.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -16,8 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from paper.plan import Run, with_sources
-from paper.records import DEMOS, RESULTS, path_of
+from paper.plan import PlanError, Run, with_sources
+from paper.records import DEMOS, RESULTS, Unfit, check, keeps_epochs, metrics_path, path_of, read
 
 JOB = "ham-"  # a job's name is this and its manifest's hash
 _SAFE = re.compile(r"[\w./@+=:-]+")
@@ -27,6 +29,10 @@ _NOISE = re.compile(r"srun: (error: .*Exited with exit|launch/slurm|.*Terminat|J
 
 class SweepError(Exception):
     """A sweep that cannot go on; the message is one line and names the cure."""
+
+
+class Refused(SweepError):
+    """A command of SLURM has answered no, and has done nothing."""
 
 
 class Kind(StrEnum):
@@ -42,7 +48,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class State:
-    """A run's state; `note`: why it failed, waits or is stale; `job`: <array>_<task> of a live one."""
+    """A run's state; `note`: why it failed, waits or is stale; `job`: <array>_<task> of what SLURM has."""
 
     kind: Kind
     note: str = ""
@@ -50,7 +56,7 @@ class State:
 
     @property
     def live(self) -> bool:
-        """Does SLURM have it?"""
+        """Is it under way, with SLURM or on this machine?"""
         return self.kind in (Kind.RUNNING, Kind.QUEUED)
 
     @property
@@ -65,13 +71,17 @@ class Sweeps:
     Args:
         runs: where run directories go.
         live: line of a manifest -> state, of what SLURM has; see `queue`.
+        lenient: finished runs count as done although the rules of records refuse them.
 
     Raises:
-        SweepError: the folder's name cannot stand in a manifest.
+        SweepError: the folder's name cannot stand in a manifest, or it is no folder.
     """
 
-    def __init__(self, runs: Path, live: dict[str, State] | None = None) -> None:
-        self.runs = runs.resolve()
+    def __init__(self, runs: Path, live: dict[str, State] | None = None, lenient: bool = False) -> None:
+        self.runs, self._lenient = runs.resolve(), lenient
+        there = next(path for path in (self.runs, *self.runs.parents) if path.exists())
+        if not there.is_dir():
+            raise SweepError(f"{there} is no folder: choose other --runs")
         if not _SAFE.fullmatch(str(self.runs)):
             raise SweepError(f"{self.runs} has a space or another sign that Hydra reads: choose other --runs")
         self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
@@ -115,7 +125,7 @@ class Sweeps:
     def queue(self) -> None:
         """Ask SLURM what it has. Raises SweepError where there is none or it does not answer."""
         manifests = {f"{JOB}{_hash(path)}": _lines(path) for path in self.folder.glob("manifest-*.txt")}
-        for line in slurm("squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines():
+        for line in slurm("squeue", "--me", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines():
             name, job, task, status, reason = (line.split("|", 4) + [""] * 5)[:5]
             lines = manifests.get(name, [])
             if task.isdecimal() and 1 <= int(task) <= len(lines):
@@ -140,16 +150,32 @@ class Sweeps:
         if summary and masks and not (folder / "masks.pt").exists():
             cure = "delete it to run it anew"
             return State(Kind.STALE, f"{folder} has no masks.pt, which others need: {cure}")
-        if summary and summary.get("status") == "done":
+        ended = summary is not None and summary.get("status") == "done"
+        refusal = self._refusal(run, folder, summary) if ended else ""
+        if ended and not refusal:
             return State(Kind.DONE)
         if live:
             return live
-        path = path_of(run, RESULTS)
-        if not masks and run.demo in ("", *DEMOS) and (record := _json(path)):
-            if record.get("config_hash") == expected:
-                return State(Kind.DONE)
-            return State(Kind.STALE, f"{path} is of another configuration: delete it to run it anew")
-        return self._unfinished(run, folder)
+        if _is_locked(folder):
+            return State(Kind.RUNNING, "on this machine")
+        recorded = None if masks else _recorded(run)
+        if refusal and (recorded is None or recorded.kind is not Kind.DONE):
+            return State(Kind.STALE, f"{folder}: {refusal} (move it away first)")
+        return recorded or self._unfinished(run, folder)
+
+    def _refusal(self, run: Run, folder: Path, summary: dict[str, Any]) -> str:
+        """Why a finished run becomes no record, "" if it may, or if its scale has no records."""
+        if self._lenient or run.demo not in ("", *DEMOS):
+            return ""
+        try:
+            told = check(summary)
+        except (Unfit, PlanError) as error:
+            return str(error)
+        if (told.name, told.seed) != (run.name, run.seed):
+            return f"it says that it is {told}, which lies in {told.name}/seed{told.seed}"
+        if keeps_epochs(run) and not (folder / "metrics.jsonl").exists():
+            return "it has no metrics.jsonl: run it again"
+        return ""
 
     def _unfinished(self, run: Run, folder: Path) -> State:
         """A run that is nowhere done: was it launched, and what were its last words?"""
@@ -175,15 +201,15 @@ class Sweeps:
 
 
 def open_runs(states: dict[Run, State]) -> list[Run]:
-    """What is to be launched: neither done nor live nor stale, nor in need of a stale run's masks."""
+    """What is to be launched: neither done nor live nor stale, and whose masks are there or will come."""
     held = set(blocked(states))
     return [run for run, state in states.items() if state.open and run not in held]
 
 
 def blocked(states: dict[Run, State]) -> list[Run]:
-    """Runs that cannot be launched, since the run whose masks they take is stale."""
-    stale = {run for run, state in states.items() if state.kind is Kind.STALE}
-    return [run for run, state in states.items() if state.open and run.source() in stale]
+    """Runs that cannot be launched: the run whose masks they take is stale, or SLURM cannot wait for it."""
+    unsure = {run for run, s in states.items() if s.kind is Kind.STALE or (s.live and not s.job)}
+    return [run for run, state in states.items() if state.open and run.source() in unsure]
 
 
 def waves(todo: list[Run]) -> list[list[Run]]:
@@ -208,25 +234,59 @@ def slurm(*command: str, environment: dict[str, str] | None = None) -> str:
         raise SweepError(f"{command[0]} does not answer: try again later") from None
     if done.returncode:
         said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
-        raise SweepError(f"{command[0]} failed: {said[-1].removeprefix(f'{command[0]}: ')}")
+        clear = [line for line in said if "error" in line] or [line for line in said if "--help" not in line]
+        told = f"{command[0]} failed: {(clear or said)[0].removeprefix(f'{command[0]}: ')}"
+        raise (SweepError if "timed out" in told.lower() else Refused)(told)
     return done.stdout
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log that tells something, without progress bars and srun's echo."""
+def last_words(log: Path, start: int = 0) -> str:
+    """The last line of a log that tells something, without progress bars and srun's echo.
+
+    Args:
+        log: the file.
+        start: what stands before this byte does not count.
+    """
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 2**16))
+        file.seek(max(start, log.stat().st_size - 2**16))
         lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
     told = [text for line in lines if (text := _BAR.sub("", line).strip())]
     clear = [line for line in told if not _NOISE.match(line)]
-    return (clear or told or [f"{log} is empty"])[-1][:200]
+    return (clear or told or [f"{log} is empty" if not start else f"it added nothing to {log}"])[-1][:200]
+
+
+def _recorded(run: Run) -> State | None:
+    """What its committed record says; None where there is none, or its epochs are missing."""
+    path = path_of(run, RESULTS)
+    if run.demo not in ("", *DEMOS) or not path.exists():
+        return None
+    try:
+        read(path)
+    except Unfit as error:
+        return State(Kind.STALE, f"{error} (delete it first)")
+    whole = metrics_path(path).exists() or not keeps_epochs(run)
+    return State(Kind.DONE) if whole else None
+
+
+def _is_locked(folder: Path) -> bool:
+    """Does a process on this machine train in this run directory, or in one of a search's trials?"""
+    for path in (folder / "lock", *folder.glob("trial*/lock")):
+        try:
+            with path.open() as lock:  # closing it gives it free at once
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none, or this file system has no locks
+            continue
+    return False
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def _lines(manifest: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import json
 import os
 import re
@@ -11,14 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import sweep
-from cluster import launch, states
+from cluster import launch, local_runs, states
 from cluster.states import Kind, State, SweepError, Sweeps
 from paper import plan
 from paper.plan import Run
-from paper.records import path_of
+from paper.records import metrics_path, path_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "sweep.py"
@@ -34,6 +38,7 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("bash", "env"):
         (binaries / name).symlink_to(f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", str(binaries))
+    monkeypatch.setenv("HAM_COMMIT", "c0ffee0")  # nor is there git
     monkeypatch.setattr(states, "RESULTS", tmp_path / "results")
     return binaries
 
@@ -61,12 +66,25 @@ def sweeps(tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path / "runs")
 
 
-def finish(run: Run, sweeps: Sweeps, masks: bool = True, **altered: str) -> Path:
+def whole(run: Run, dirty: bool | None = False, **altered: Any) -> dict[str, Any]:
+    """A summary that the rules of records accept."""
+    origin = {"exp": run.exp, "seed": run.seed, "config_hash": run.facts.config_hash}
+    if source := run.source():
+        from_source = {"exp": source.exp, "seed": source.seed, "config_hash": source.facts.config_hash}
+    summary = origin | {"demo": run.demo or None, "overridden": bool(run.overrides), "status": "done"}
+    summary |= {"epochs": run.facts.epochs, "metrics": {"top1_last": 50.0, "top1_best": 50.0}}
+    summary["sparsity"] = {"target": run.facts.sparsity, "overall": run.facts.sparsity}
+    summary["sparsity"]["masks_from"] = from_source if source else None
+    summary["provenance"] = {"commit": "c0ffee0", "dirty": dirty, "argv": []}
+    return summary | altered
+
+
+def finish(run: Run, sweeps: Sweeps, masks: bool = True, **altered: Any) -> Path:
     """What a finished run leaves."""
     folder = run.folder(sweeps.runs)
     folder.mkdir(parents=True)
-    summary = {"config_hash": run.facts.config_hash, "status": "done"} | altered
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "summary.json").write_text(json.dumps(whole(run, **altered)))
+    (folder / "metrics.jsonl").touch()
     if masks:
         (folder / "masks.pt").touch()
     return folder
@@ -119,6 +137,47 @@ def test_every_base_has_resources_and_headers_warn_in_time() -> None:
         assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()
 
 
+RESOURCES = (ROOT / "slurm" / "resources.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("demo: [", "slurm/resources.yaml, line"),
+        ("", "slurm/resources.yaml holds no entries"),
+        ("demo: 4", "slurm/resources.yaml: demo is no mapping"),
+        (RESOURCES.replace("disk_gb", "disk"), "imagenet_rn50 has an unknown key 'disk'"),
+        (RESOURCES.replace("  disk_gb: 1.4\n", ""), "imagenet_rn50 has no disk_gb"),
+        (RESOURCES.replace("disk_gb: 1.4", "disk_gb: much"), "imagenet_rn50: disk_gb is no number"),
+    ],
+)
+def test_an_error_in_the_resources_is_one_line(
+    say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, complaint: str
+) -> None:
+    (tmp_path / "resources.yaml").write_text(content)
+    monkeypatch.setattr(launch, "SLURM", tmp_path)
+    launch.resources.cache_clear()
+    status, _, err = say("--table=4")
+    launch.resources.cache_clear()
+    assert status == 2 and err.count("\n") == 1 and complaint in err
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--submit", "--local", "--status"])
+def test_a_file_in_the_place_of_the_runs_is_one_line(
+    say: Callable[..., Said], tmp_path: Path, mode: str
+) -> None:
+    (tmp_path / "runs").touch()
+    assert say("--table=4", mode) == (2, "", f"sweep.py: {tmp_path}/runs is no folder: choose other --runs\n")
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--all", f"--runs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait() == 141 and "BrokenPipe" not in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize("script", [*(ROOT / "slurm").glob("*.s*"), *(ROOT / "tests" / "slurm").glob("*.sh")])
 def test_scripts_are_bash(script: Path) -> None:
     subprocess.run(["/bin/bash", "-n", str(script)], check=True)
@@ -137,6 +196,7 @@ def test_torch_is_not_imported() -> None:
         ("--figure=99", "there is no figure"),
         ("", "nothing chosen: give --table N"),
         ("--table=4 --jobs=0", "--jobs counts from 1"),
+        ("--table=4 --seeds=4294967296", "--seeds from 0 to 2^32 - 1"),
         ("--table=4 --demo=huge", "invalid choice: 'huge'"),
         ("--table=4 --submit --local", "not allowed with argument"),
         ("--table=4 --only=nothing", "no run's experiment holds nothing"),
@@ -163,18 +223,84 @@ def test_a_run_is_done_by_its_summary_or_by_a_committed_record(sweeps: Sweeps) -
     finish(SOURCE, sweeps)
     assert sweeps.state(SOURCE) == State(Kind.DONE)
     for run in (Run("dense", 1), Run("dense", 1, demo="digits")):
-        record = path_of(run, states.RESULTS)
-        record.parent.mkdir(parents=True)
-        record.write_text(json.dumps({"config_hash": run.facts.config_hash}))
+        commit(run)
         assert sweeps.state(run) == State(Kind.DONE)
         assert sweeps.state(run, masks=True) == State(Kind.FRESH)  # a record holds no masks
 
 
+def commit(run: Run, **altered: Any) -> Path:
+    """A record of a run, with its epochs."""
+    record = path_of(run, states.RESULTS)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(whole(run, **altered)))
+    metrics_path(record).touch()
+    return record
+
+
+def test_what_the_rules_of_records_refuse_is_not_done(sweeps: Sweeps, tmp_path: Path) -> None:
+    for run in (Run("dense", 1), Run("dense", 1, demo="digits")):
+        record = commit(run, dirty=True)
+        state = sweeps.state(run)
+        assert state.kind is Kind.STALE and "\n" not in state.note
+        assert state.note.startswith(f"{record}: its code had uncommitted changes")
+        assert "delete it first" in state.note
+        record.unlink()
+        folder = finish(run, sweeps, dirty=True)
+        state = sweeps.state(run)
+        assert state.kind is Kind.STALE
+        assert state.note.startswith(f"{folder}: its code had uncommitted") and "move it away" in state.note
+        assert Sweeps(sweeps.runs, lenient=True).state(run) == State(Kind.DONE)
+        commit(run)  # a good record is enough
+        assert sweeps.state(run) == State(Kind.DONE)
+    finish(SOURCE, sweeps, dirty=True)  # tiny runs become no records
+    assert sweeps.state(SOURCE) == State(Kind.DONE)
+    folder = finish(Run("dense", 2), sweeps, seed=3)
+    assert "it says that it is dense seed 3" in sweeps.state(Run("dense", 2)).note
+    (folder / "summary.json").write_text("[]")
+    assert sweeps.state(Run("dense", 2)).kind is Kind.FRESH
+
+
+def test_a_record_without_the_epochs_that_a_figure_shows_is_not_done(sweeps: Sweeps) -> None:
+    run = Run("dense", 0)
+    metrics_path(commit(run)).unlink()
+    assert sweeps.state(run) == State(Kind.FRESH)
+    finish(run, sweeps)
+    assert sweeps.state(run) == State(Kind.DONE)
+
+
+def test_a_survey_of_every_run_is_fast(sweeps: Sweeps) -> None:
+    runs = plan.every_run()
+    for run in runs:
+        commit(run)
+        finish(run, sweeps, dirty=True)
+    begun = time.perf_counter()
+    assert {state.kind for state in sweeps.survey(runs).values()} == {Kind.DONE}
+    assert time.perf_counter() - begun < 3  # 1 s, on a machine that others use too
+
+
+def test_what_trains_on_this_machine_is_left_alone(sweeps: Sweeps, say: Callable[..., Said]) -> None:
+    folder = SOURCE.folder(sweeps.runs)
+    folder.mkdir(parents=True)
+    (folder / "train.log").write_text("epoch 1/2\n")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        states_now = sweeps.survey([DEPENDENT])
+        assert states_now[SOURCE] == State(Kind.RUNNING, "on this machine")
+        assert states.open_runs(states_now) == []  # SLURM cannot wait for it
+        choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
+        assert say(*choice, "--local") == (0, "1 running, 1 not launched\n", ANY)
+        assert "running  acdc_s90 seed 0 (tiny)  on this machine" in say(*choice, "--status")[1]
+        (folder / "trial0").mkdir()
+        (folder / "lock").rename(folder / "trial0" / "lock")  # a search locks its trials
+        assert sweeps.state(SOURCE).kind is Kind.RUNNING
+    assert sweeps.state(SOURCE) == State(Kind.FAILED, "epoch 1/2")
+    with (folder / "trial0" / "lock").open("w") as lock:  # the probe has kept nothing
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_source_runs_again_where_its_masks_are_missing(sweeps: Sweeps) -> None:
     source, dependent = Run("acdc_s90", 0), Run("mask_acdc_s90", 0)
-    record = states.RESULTS / "runs" / "acdc_s90" / "seed0.json"
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"config_hash": source.facts.config_hash}))
+    commit(source)
     assert list(sweeps.survey([dependent, source]).items()) == [
         (source, State(Kind.FRESH)),
         (dependent, State(Kind.FRESH)),
@@ -197,15 +323,13 @@ def test_a_stale_run_is_named_with_its_cure_and_holds_its_dependents(
     stand_in(no_slurm, "scontrol", "echo MaxArraySize = 1001")
     status, out, err = say(*choice, "--submit")
     assert status == 0 and out.startswith("nothing to submit: 1 stale, 1 not launched")
-    assert f"{SOURCE} is stale: {folder}" in err and "1 run not launched, for want of a stale" in err
+    assert f"{SOURCE} is stale: {folder}" in err and "1 run not launched, for want of the masks of" in err
     (folder / "summary.json").rename(folder / "provenance.json")  # one that is not done
     (folder / "last.pt").touch()
     assert sweeps.state(SOURCE).kind is Kind.STALE
     (folder / "last.pt").unlink()  # nothing to go on from: train.py starts anew
     assert sweeps.state(SOURCE).kind is Kind.FRESH
-    (folder / "summary.json").write_text(
-        json.dumps({"config_hash": SOURCE.facts.config_hash, "status": "done"})
-    )
+    (folder / "summary.json").write_text(json.dumps(whole(SOURCE)))
     (folder / "masks.pt").unlink()
     assert "has no masks.pt, which others need: delete it" in sweeps.survey([DEPENDENT])[SOURCE].note
 
@@ -233,6 +357,86 @@ def test_a_failed_run_tells_the_last_line_of_its_log(sweeps: Sweeps) -> None:
     killed = "srun: error: n0: task 0: Killed"
     log.write_text(f"{told}\n{bar}{killed}\nsrun: Force Terminated StepId=4.0\n")
     assert sweeps.state(SOURCE) == State(Kind.FAILED, killed)
+
+
+def test_status_tells_by_its_exit_status_that_a_run_failed(say: Callable[..., Said], sweeps: Sweeps) -> None:
+    choice = ("--table=4", "--demo=tiny", "--seeds=0", "--only=acdc_s90", "--status")
+    assert say(*choice)[0] == 0
+    sweeps.write([SOURCE])
+    status, out, _ = say(*choice)
+    assert status == 1 and f"failed   {SOURCE}  ended before it started" in out
+
+
+def test_a_local_failure_is_not_told_in_old_words(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_runs, "ROOT", sweeps.runs)  # where there is no train.py
+    sweeps.logs.mkdir(parents=True)
+    sweeps.local_log(SOURCE).write_text("train.py: words of another day\n")
+    (failure,) = local_runs.carry_out([SOURCE], sweeps, 1)
+    assert "No such file" in failure and "another day" not in failure
+    assert states.last_words(sweeps.local_log(SOURCE), 10**6).startswith("it added nothing to")
+
+
+# code that is not committed
+
+
+@pytest.fixture
+def repository(tmp_path: Path, no_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean git repository in the place of this one, with stand-ins for SLURM."""
+    folder = tmp_path / "repository"
+    (folder / "ham").mkdir(parents=True)
+    (folder / "ham" / "code.py").write_text("1\n")
+    (folder / "slurm").symlink_to(ROOT / "slurm")
+    (no_slurm / "git").symlink_to("/usr/bin/git")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "a")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    monkeypatch.setattr(launch, "ROOT", folder)
+    stand_in(no_slurm, "squeue", "")
+    stand_in(no_slurm, "scontrol", "echo MaxArraySize = 1001")
+    stand_in(no_slurm, "sbatch", f'echo "commit ${{HAM_COMMIT-none}}" >>{tmp_path}/calls; echo 1')
+    return folder
+
+
+def test_the_code_is_what_provenance_calls_so() -> None:
+    tree = ast.parse((ROOT / "ham" / "run" / "provenance.py").read_text())
+    (told,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_CODE"
+    )
+    assert told == launch.CODE
+    assert all((ROOT / path).exists() for path in told[1:])
+
+
+def test_jobs_are_told_the_commit_of_clean_code_alone(
+    say: Callable[..., Said], repository: Path, tmp_path: Path
+) -> None:
+    choice = ("--table=4", "--seeds=0", "--only=acdc_s90", "--submit")
+    (repository / "notes.txt").touch()  # neither notes nor links nor settings count
+    (repository / "runs").symlink_to(tmp_path)
+    assert launch.uncommitted() == ""
+    assert say(*choice)[0] == 0
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True).stdout
+    assert (tmp_path / "calls").read_text() == f"commit {head}"
+    (repository / "ham" / "code.py").write_text("2\n")
+    status, out, err = say(*choice)
+    cure = "runs of uncommitted code become no records: commit first, or give --allow-dirty"
+    assert (status, out, err) == (2, "", f"sweep.py: {cure}\n")
+    status, out, err = say(*choice, "--demo=digits")
+    assert status == 0 and "become no records" in err and err.count("\n") == 1
+    assert say(*choice, "--allow-dirty")[::2] == (0, "")
+    assert (tmp_path / "calls").read_text() == f"commit {head}" + "commit none\n" * 2
+    (repository / "ham" / "code.py").write_text("1\n")
+    (repository / "ham" / "new.py").touch()
+    assert launch.uncommitted()
+
+
+def test_without_git_and_commit_nothing_is_launched_at_the_papers_scale(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HAM_COMMIT")
+    status, out, err = say("--table=4", "--local")
+    assert (status, out) == (2, "") and "set HAM_COMMIT, or give --allow-dirty" in err
 
 
 def test_a_silent_squeue_stops_a_submission_but_no_overview(say: Callable[..., Said], no_slurm: Path) -> None:
@@ -286,6 +490,39 @@ def test_what_sbatch_refuses_is_told_in_one_line(say: Callable[..., Said], no_sl
     stand_in(no_slurm, "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     status, out, err = say("--table=4", "--submit")
     assert (status, out, err) == (2, "", "sweep.py: sbatch failed: error: Invalid account\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "left"),
+    [
+        ("unrecognized option '--foo=nope'\\nTry 'sbatch --help'", "unrecognized option '--foo=nope'", 0),
+        ("lua: hello\\nsbatch: error: no memory\\nsbatch: error: Batch job", "error: no memory", 0),
+        ("error: Socket timed out on send/recv operation", "error: Socket timed out", 1),  # it may be there
+    ],
+)
+def test_a_refused_manifest_is_removed(
+    say: Callable[..., Said], no_slurm: Path, sweeps: Sweeps, said: str, told: str, left: int
+) -> None:
+    stand_in(no_slurm, "squeue", "")
+    stand_in(no_slurm, "scontrol", "echo MaxArraySize = 1001")
+    stand_in(no_slurm, "sbatch", f'echo -e "sbatch: {said}" >&2; exit 1')
+    status, out, err = say("--table=4", "--submit", "--seeds=0", "--only=acdc_s90")
+    assert (status, out) == (2, "") and err.startswith(f"sweep.py: sbatch failed: {told}")
+    assert err.count("\n") == 1 and "sbatch --help" not in err
+    assert len(list(sweeps.folder.glob("manifest-*"))) == left
+    earlier = sweeps.write([Run("acdc_s90", 0)])
+    assert say("--table=4", "--submit", "--seeds=0", "--only=acdc_s90")[0] == 2
+    assert earlier.exists()
+
+
+def test_limits_are_numbers(
+    say: Callable[..., Said], no_slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(no_slurm, "squeue", "")
+    monkeypatch.setenv("HAM_MAX_RESTARTS", "x")
+    status, _, err = say("--table=4", "--submit")
+    assert status == 2
+    assert err == ("sweep.py: HAM_MAX_RESTARTS=x is no number: set it in slurm/site.sh or the environment\n")
 
 
 def test_the_environment_wins_over_site_settings(monkeypatch: pytest.MonkeyPatch) -> None:
