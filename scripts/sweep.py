@@ -88,6 +88,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def shown(args: argparse.Namespace) -> dict[str, list[Run]]:
     """The chosen tables and figures with their runs. Raises PlanError."""
     named = [table(name) for name in (tables() if args.all else args.table)]
+    named = [item for item in named if not args.all or item.has_scale(args.demo)]
     drawn = [figure(name) for name in (figures() if args.all else args.figure)]
     seeds = tuple(dict.fromkeys(args.seeds)) if args.seeds else None
     content = {}

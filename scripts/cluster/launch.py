@@ -75,7 +75,7 @@ def _entry(name: str, entry: Any) -> Resources:
 
 def resource_class(run: Run) -> str:
     """Name of a run's resource class. Raises SweepError where slurm/resources.yaml lacks it."""
-    name = "demo" if run.demo else run.facts.base
+    name = "demo" if run.demo else run.facts.base.partition("/")[0]  # node/cora_gcn is of class node
     if name not in resources():
         raise SweepError(f"slurm/resources.yaml has no entry {name}: add one")
     return name

@@ -72,6 +72,8 @@ class Run:
         try:
             return lock()[self.demo][self.spec]
         except KeyError:
+            if self.demo and self.spec in lock()[""]:
+                raise PlanError(f"{self.exp} has no demo={self.demo}: leave --demo out") from None
             scale = f" at demo={self.demo}" if self.demo else ""
             raise PlanError(
                 f"{LOCK.name} knows no {self.spec!r}{scale}: run python scripts/lock.py"

@@ -79,12 +79,17 @@ def whole(run: Run, dirty: bool | None = False, **altered: Any) -> dict[str, Any
     return summary | altered
 
 
+def lines(run: Run) -> str:
+    """Its epochs."""
+    return "".join(f"{json.dumps({'epoch': epoch, 'top1': 50.0})}\n" for epoch in range(run.facts.epochs))
+
+
 def finish(run: Run, sweeps: Sweeps, masks: bool = True, **altered: Any) -> Path:
     """What a finished run leaves."""
     folder = run.folder(sweeps.runs)
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(whole(run, **altered)))
-    (folder / "metrics.jsonl").touch()
+    (folder / "metrics.jsonl").write_text(lines(run))
     if masks:
         (folder / "masks.pt").touch()
     return folder
@@ -131,7 +136,7 @@ def test_gpu_hours_count_passes_and_epochs() -> None:
 
 
 def test_every_base_has_resources_and_headers_warn_in_time() -> None:
-    assert {run.facts.base for run in plan.every_run()} < set(launch.resources())
+    assert {launch.resource_class(run) for run in plan.every_run()} | {"demo"} == set(launch.resources())
     for script in sorted((ROOT / "slurm").glob("*.sbatch")):
         assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", script.read_text(), re.M)[1]) >= 120
         assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()
@@ -233,7 +238,7 @@ def commit(run: Run, **altered: Any) -> Path:
     record = path_of(run, states.RESULTS)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(whole(run, **altered)))
-    metrics_path(record).touch()
+    metrics_path(record).write_text(lines(run))
     return record
 
 
@@ -273,9 +278,9 @@ def test_a_survey_of_every_run_is_fast(sweeps: Sweeps) -> None:
     for run in runs:
         commit(run)
         finish(run, sweeps, dirty=True)
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert {state.kind for state in sweeps.survey(runs).values()} == {Kind.DONE}
-    assert time.perf_counter() - begun < 3  # 1 s, on a machine that others use too
+    assert time.process_time() - begun < 4  # of 725 runs, whose records are read with all their epochs
 
 
 def test_what_trains_on_this_machine_is_left_alone(sweeps: Sweeps, say: Callable[..., Said]) -> None:
