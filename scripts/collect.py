@@ -6,7 +6,7 @@
 
 Writes results/runs/<name>/seed<k>.json with its epochs in seed<k>.metrics.jsonl beside it; of a demo
 results/demo/<exp>/seed<k>.json, with epochs only where a figure has its curve. A record that is there is left
-as it is. Runs that are no record are named, one line each. Exit status: 0 all collected, 1 something was
+as it is, unless its epochs are missing. Runs that are no record are named, one line each. Exit status: 0 all collected, 1 something was
 left out, 2 wrong use or a damaged archive.
 """
 
@@ -24,7 +24,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from paper.records import DEMOS, RESULTS, Unfit, check, epochs, keeps_epochs, path_of, read, write
+from paper.catalog import Run
+from paper.records import (
+    DEMOS,
+    RESULTS,
+    Unfit,
+    check,
+    epochs,
+    keeps_epochs,
+    metrics_path,
+    path_of,
+    read,
+    write,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 _MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl)")
@@ -144,12 +156,8 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
     if not named or found.seed != run.seed:
         raise Unfit(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
     path = path_of(run, results)
-    if path.exists():
+    if path.exists() and not _lacks_epochs(path, run):
         tally.there += 1
-        try:
-            read(path)
-        except Unfit as error:  # it may be somebody's: named, not replaced
-            print(f"{error}; delete it to collect this run")
         return
     lines = None
     if keeps_epochs(run):
@@ -157,6 +165,16 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
             raise Unfit("it has no metrics.jsonl: run it again")
         lines = epochs(found.metrics.decode(errors="replace"), summary)
     tally.written.append(write(run, summary, lines, results))
+
+
+def _lacks_epochs(path: Path, run: Run) -> bool:
+    """Is that record whole but for its epochs? One that cannot be read may be somebody's: named, not replaced."""
+    try:
+        read(path)
+    except Unfit as error:
+        print(f"{error}; delete it to collect this run")
+        return False
+    return keeps_epochs(run) and not metrics_path(path).exists()
 
 
 def main(argv: list[str] | None = None) -> int:

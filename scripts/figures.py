@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from paper.plan import PlanError, full_name
+from paper.catalog import PlanError
+from paper.plan import full_name
 from paper.records import DEMOS, RESULTS, Unfit, read_all
 
 ROOT = Path(__file__).resolve().parents[1]

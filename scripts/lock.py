@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import OmegaConf
-from paper.plan import CONFIGS, LOCK, Facts, Run, configs_digest, figure, figures
+from paper.catalog import CONFIGS, LOCK, Facts, Run, configs_digest
+from paper.plan import figure, figures
 from tqdm import tqdm
 
 from ham.run.config import config_hash, experiments, load

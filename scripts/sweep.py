@@ -24,7 +24,8 @@ from typing import NoReturn
 from cluster.launch import alone, amount, resource_class, resources, submit, uncommitted
 from cluster.local_runs import carry_out
 from cluster.states import Kind, State, SweepError, Sweeps, blocked, open_runs
-from paper.plan import ROOT, PlanError, Run, figure, figures, lock, table, tables
+from paper.catalog import ROOT, PlanError, Run, lock
+from paper.plan import figure, figures, table, tables
 from paper.records import DEMOS
 
 TOLD = (Kind.FAILED, Kind.STALE, Kind.RUNNING, Kind.QUEUED)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from paper import plan, render
+from paper.catalog import PlanError, Run
 from paper.hyperparameters import SHEETS
-from paper.plan import PlanError, Run
 from paper.records import DEMOS, RESULTS, Record, Unfit, read_all
 from paper.report import report
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import yaml
-from paper.plan import ROOT, Run
+from paper.catalog import ROOT, Run
 
 from cluster.states import JOB, Refused, State, SweepError, Sweeps, slurm, waves
 

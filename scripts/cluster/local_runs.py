@@ -9,7 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from paper.plan import ROOT, Run
+from paper.catalog import ROOT, Run
 from tqdm import tqdm
 
 from cluster.states import Sweeps, last_words, waves

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from paper.plan import PlanError, Run, with_sources
+from paper.catalog import PlanError, Run, with_sources
 from paper.records import DEMOS, RESULTS, Unfit, check, keeps_epochs, metrics_path, path_of, read
 
 JOB = "ham-"  # a job's name is this and its manifest's hash

@@ -13,7 +13,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from paper import plan, style
-from paper.plan import Figure, Panel, Run, canonical
+from paper.catalog import Run, canonical
+from paper.plan import Figure, Panel
 from paper.records import Record, Unfit, metrics_path
 from paper.rules import is_number
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from paper import plan
-from paper.plan import CONFIGS, lock
+from paper.catalog import CONFIGS, lock
 from paper.render import Text
 
 BASES = ("cifar100_rn18", "imagenet_rn50", "imagenet_deit")  # rows of Table 5, in the paper's order

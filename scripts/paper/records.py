@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.plan import PlanError, Run, figure, figures
+from paper.catalog import PlanError, Run
+from paper.plan import figure, figures
 from paper.rules import DEMOS, PLACES, Unfit, check, epochs, is_number, placeless, record
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from paper import plan
-from paper.plan import Cell, Run
+from paper.catalog import Run
+from paper.plan import Cell
 from paper.records import Record
 from paper.sample import Difference, Sample, difference
 

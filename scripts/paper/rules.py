@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from paper.plan import Run, lock
+from paper.catalog import Run, lock
 
 PLACES = ("runs_dir", "data.root")
 DEMOS = ("digits",)  # scaled-down runs that may become records; tiny ones learn nothing

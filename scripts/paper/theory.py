@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper.plan import PlanError
+from paper.catalog import PlanError
 from paper.records import RESULTS
 from paper.style import SERIES, panels, save, styled
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from paper import records
-from paper.plan import ROOT, Run
+from paper.catalog import ROOT, Run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,7 @@ from typing import Any
 import collect
 import pytest
 from paper import records
-from paper.plan import Run
+from paper.catalog import Run
 from study import Cell, Study, pack
 
 RUN = Run("rigl_s90", 1)
@@ -76,6 +76,15 @@ def test_a_record_that_is_there_stays(tmp_path: Path, finish: Any, run: Any) -> 
     assert (status, err) == (0, []) and "new records: 0, there before: 1" in out
     assert f"{path}: it cannot be read" in out and "delete it to collect this run" in out
     assert path.read_text() == "mine"
+
+
+def test_a_record_without_its_epochs_gets_them(tmp_path: Path, finish: Any, run: Any) -> None:
+    folder = finish(RUN)
+    assert run(folder)[0] == 0
+    epochs = tmp_path / "results" / "runs" / "rigl_s90" / "seed1.metrics.jsonl"
+    content = epochs.read_text()
+    epochs.unlink()
+    assert run(folder)[0] == 0 and epochs.read_text() == content
 
 
 def test_what_is_left_out_is_named_and_the_rest_collected(tmp_path: Path, finish: Any, run: Any) -> None:

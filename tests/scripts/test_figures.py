@@ -11,8 +11,9 @@ from typing import Any
 import figures
 import pytest
 from matplotlib.figure import Figure
-from paper import drawing, plan, style, theory
-from paper.plan import Panel, Run
+from paper import catalog, drawing, plan, style, theory
+from paper.catalog import Run
+from paper.plan import Panel
 from paper.records import metrics_path, path_of, read_all
 
 
@@ -158,6 +159,6 @@ def test_nothing_is_cut_off(demo: str, tmp_path: Path, keep: Callable[..., Path]
 def test_committed_figures_are_those_of_the_committed_records(tmp_path: Path) -> None:
     for demo in ([], ["--demo", "digits"]):
         assert figures.main([*demo, "--to", str(tmp_path)]) == 0
-    kept = {path.name for path in (plan.ROOT / "results" / "figures").glob("*.p*")}
+    kept = {path.name for path in (catalog.ROOT / "results" / "figures").glob("*.p*")}
     kept -= {f"{name}.{ending}" for name in theory.FIGURES for ending in ("pdf", "png")}
     assert {path.name for path in tmp_path.glob("*")} == kept

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from paper import plan
-from paper.plan import PlanError
+from paper import catalog, plan
+from paper.catalog import PlanError
 
 
 @pytest.fixture
@@ -17,8 +17,9 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of configs/ that may be spoiled."""
     folder = tmp_path / "configs"
     shutil.copytree(plan.CONFIGS, folder)
-    monkeypatch.setattr(plan, "CONFIGS", folder)
-    monkeypatch.setattr(plan, "LOCK", folder / "lock.json")
+    for module in (plan, catalog):
+        monkeypatch.setattr(module, "CONFIGS", folder)
+    monkeypatch.setattr(catalog, "LOCK", folder / "lock.json")
     plan.lock.cache_clear()
     yield folder
     plan.lock.cache_clear()

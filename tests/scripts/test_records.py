@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper import records
-from paper.plan import Run
+from paper.catalog import Run
 from paper.records import Unfit
 
 RUN = Run("rigl_s90", 1)

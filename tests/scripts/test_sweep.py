@@ -21,7 +21,7 @@ import sweep
 from cluster import launch, local_runs, states
 from cluster.states import Kind, State, SweepError, Sweeps
 from paper import plan
-from paper.plan import Run
+from paper.catalog import Run
 from paper.records import metrics_path, path_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper import hyperparameters, plan, records, render
-from paper.plan import ROOT, Run
+from paper.catalog import ROOT, Run
 from paper.records import RESULTS, Record, record
 from paper.report import SCALED_DOWN, report
 

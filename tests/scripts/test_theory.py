@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import theory_runs
 from paper import theory as figures
-from paper.plan import PlanError
+from paper.catalog import PlanError
 
 from ham import theory
 

@@ -14,7 +14,7 @@ from typing import Any
 import lock
 import pytest
 import torch
-from paper import plan
+from paper import catalog, plan
 
 from ham.data import Digits, Loaders
 from ham.models import DeiT
@@ -207,7 +207,7 @@ def test_a_cell_of_a_table_says_so_in_its_leaf() -> None:
 @pytest.mark.parametrize("demo", lock.DEMOS)
 def test_the_lock_file_says_what_the_configurations_say(demo: str) -> None:
     """python scripts/lock.py writes it anew."""
-    known = json.loads(plan.LOCK.read_text())[demo]
+    known = json.loads(catalog.LOCK.read_text())[demo]
     specs = {run.spec: plan.Run(run.exp, 0, run.overrides, demo) for run in lock.specs(demo)}
     assert known.keys() == specs.keys()
     altered = [spec for spec, run in specs.items() if run.overrides]
@@ -233,7 +233,7 @@ def test_a_point_of_the_grid_that_has_a_name_is_that_experiment() -> None:
 
 def test_masks_come_from_the_plain_runs_of_the_same_seed() -> None:
     """Table 10 draws weights anew on masks that were found without HAM."""
-    runs = plan.with_sources(plan.table("10").runs((2,)))
+    runs = catalog.with_sources(plan.table("10").runs((2,)))
     before = {}
     for place, run in enumerate(runs):
         if (source := run.source()) is not None:
