@@ -6,8 +6,8 @@
 
 Writes results/runs/<name>/seed<k>.json with its epochs in seed<k>.metrics.jsonl beside it; of a demo
 results/demo/<exp>/seed<k>.json, with epochs only where a figure has its curve. A record that is there is left
-as it is, unless its epochs are missing. Runs that are no record are named, one line each. Exit status: 0 all collected, 1 something was
-left out, 2 wrong use or a damaged archive.
+as it is, unless its epochs are missing. Runs that are no record are named, one line each. Exit status: 0 all
+collected, 1 something was left out, 2 wrong use or a damaged archive.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
 
 
 def _lacks_epochs(path: Path, run: Run) -> bool:
-    """Is that record whole but for its epochs? One that cannot be read may be somebody's: named, not replaced."""
+    """Is it whole but for its epochs? One that cannot be read may be somebody's: named, not replaced."""
     try:
         read(path)
     except Unfit as error:
