@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for cluster.py beside this file
-from cluster import ROOT, Slurm, Toy
+sys.path.insert(0, str(Path(__file__).parent))  # for private.py beside this file
+from private import ROOT, Slurm, Toy
 
 UP = Path(__file__).parent / "up.sh"
 

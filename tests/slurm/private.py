@@ -18,6 +18,7 @@ TOY = """\
 #!/usr/bin/env bash
 # In the place of python: trains until a signal, then "saves"; started again, it is done at once.
 say() { echo "rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS start ${SLURM_RESTART_COUNT:-0}: $*" >>"$TOY_LOG"; }
+[ "$1" != -c ] || exit 0 # it has torch
 trap 'say USR1; exit 85' USR1
 trap 'say TERM; exit 85' TERM
 say "nodes $SLURM_STEP_NUM_NODES gpus ${CUDA_VISIBLE_DEVICES:-none} cpus $SLURM_CPUS_PER_TASK: $*"
@@ -34,11 +35,11 @@ class Slurm:
     folder: Path
     environment: dict[str, str]
 
-    def __call__(self, *command: str, cwd: Path = ROOT, **extra: str) -> str:
-        """What a command prints; it must not fail."""
+    def __call__(self, *command: str, cwd: Path = ROOT, status: int = 0, **extra: str) -> str:
+        """What a command prints; it must end with this exit status."""
         environment = self.environment | extra
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.returncode == status, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
     def sbatch(self, *command: str, cwd: Path = ROOT, **extra: str) -> str:

@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cluster import ROOT, Slurm, Toy, lines
 from cluster.launch import resources
+from private import ROOT, Slurm, Toy, lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -57,6 +57,29 @@ def test_restarts_are_capped(slurm: Slurm, toy: Toy) -> None:
     assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", "1", "85:0")
     assert lines(toy.log, "restarted 1 times, HAM_MAX_RESTARTS is 0: submit again")
     assert not toy.ranks("start 1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"HAM_MAX_RESTARTS": "x"}, "HAM_MAX_RESTARTS=x is no number: set it in slurm/site.sh"),
+        ({"HAM_VENV": "/nowhere"}, "HAM_VENV=/nowhere has no bin/activate"),
+    ],
+)
+def test_wrong_settings_are_one_line(slurm: Slurm, toy: Toy, setting: dict[str, str], complaint: str) -> None:
+    toy.environment |= setting
+    job = toy.submit(slurm, "--ntasks-per-node=1", "slurm/train.sbatch", "+exp=dense")
+    assert slurm.wait(job)["ExitCode"] == "2:0"
+    (line,) = toy.log.read_text().splitlines()
+    assert complaint in line
+
+
+def test_a_python_without_torch_is_one_line(slurm: Slurm, toy: Toy) -> None:
+    Path(toy.environment["HAM_VENV"], "bin", "python").write_text("#!/bin/sh\nexit 1\n")
+    job = toy.submit(slurm, "--ntasks-per-node=1", "slurm/train.sbatch", "+exp=dense")
+    assert slurm.wait(job)["ExitCode"] == "2:0"
+    (line,) = toy.log.read_text().splitlines()
+    assert "has no torch: set HAM_VENV" in line
 
 
 @pytest.mark.parametrize(

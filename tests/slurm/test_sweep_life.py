@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import Slurm, Training, lines, until
+from private import Slurm, Training, lines, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
 # six runs: the source comes first, its dependent waits in an array of its own
@@ -41,9 +41,9 @@ def story(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Submit, disturb, wait, submit again, wait."""
     runs = tmp_path_factory.mktemp("sweep") / "runs"
 
-    def sweep(*mode: str) -> str:
+    def sweep(*mode: str, status: int = 0) -> str:
         command = [sys.executable, "scripts/sweep.py", *CHOICE, f"--runs={runs}", *mode]
-        return slurm(*command, HAM_ARRAY_THROTTLE="2")
+        return slurm(*command, status=status, HAM_ARRAY_THROTTLE="2")
 
     first = sweep("--submit", "--", "--partition=low")
     array, dependent = (line.split()[2].rstrip(":") for line in first.splitlines())
@@ -70,7 +70,7 @@ def story(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Story:
     slurm.wait(dependent, 60)
     ends = {exp: slurm.show(job) for exp, job in task.items()} | {SECOND: slurm.show(f"{dependent}_1")}
 
-    status = sweep("--status")
+    status = sweep("--status", status=1)
     retry = sweep("--submit")
     while_retrying = sweep("--submit")
     slurm.wait(retry.split()[2].rstrip(":"), 120)
@@ -108,7 +108,7 @@ def test_killed_and_cancelled_runs_are_reported_and_submitted_again(story: Story
     failed = [line for line in story.status.splitlines() if line.startswith("failed")]
     assert len(failed) == 2
     assert any(f"{FIRST[1]} seed 0" in line and "Killed" in line for line in failed)
-    assert any(f"{FIRST[2]} seed 0" in line and "stopped by SIGTERM" in line for line in failed)
+    assert any(f"{FIRST[2]} seed 0" in line and "cancelled or preempted, saved" in line for line in failed)
     assert story.retry.endswith(": 2 runs, demo")
     assert lines(story.log(FIRST[2]), "resumed at epoch")
 
