@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C: not ours
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tests share their cores
 
 ROOT = Path(__file__).resolve().parents[1]

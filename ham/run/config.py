@@ -259,8 +259,10 @@ def _explain_unknown(key: str, parsed: list[Override]) -> str:
         ]
         choices = " or ".join(_choices(group, owners))
         return f"{key} belongs to {group}={choices} alone: choose that, or leave it out"
-    by_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = by_leaf or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
+    leaf, leaves = key.rpartition(".")[2], {name: name.rpartition(".")[2] for name in known}
+    alike = [leaf] if leaf in leaves.values() else difflib.get_close_matches(leaf, {*leaves.values()}, n=1)
+    nearest = [name for name, last in leaves.items() if last in alike]
+    nearest = nearest or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
     return f"unknown key {key}; nearest: {', '.join(dict.fromkeys(nearest))}"
 
 

@@ -207,7 +207,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of the run in this directory; None if it is not done, or the file is not whole."""
     try:
         return json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):  # not whole: the run ends anew from its last checkpoint
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+    ):  # not whole: the run ends anew from its last checkpoint
         return None
 
 
