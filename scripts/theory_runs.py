@@ -1,6 +1,6 @@
 """Simulate what Figures 1, 2b, 3, 4, 6, 7 and 8 show, on a CPU, into results/theory/*.json.
 
-    python scripts/theory_runs.py                    # all, two to six minutes on one core
+    python scripts/theory_runs.py                    # all, two minutes on one core
     python scripts/theory_runs.py --figure 6 7       # these
 
 `scripts/figures.py --theory` draws them from these files without torch. Exit status: 0 done, 2 wrong use.
