@@ -4,8 +4,9 @@
     python scripts/nodes.py --sets cora --archs gcn --grid      # the search of Tables 16 and 19
 
 The runs are those of `python train.py +exp=node/...`, in the same directories, with as many seeds as the
-paper has runs. What is done is skipped, what was stopped goes on: start the same command again, or on several
-machines with one --runs folder. Runs of one seed share split, initial weights and dropout.
+paper has runs. What is done or has a committed record is skipped, what was stopped goes on: start the same
+command again, or on several machines with one --runs folder. Runs of one seed share split, initial weights
+and dropout.
 
 Exit status: 0 all are done, 1 some failed, 2 wrong use or missing data, 85 stopped by a signal.
 """
@@ -28,6 +29,7 @@ from typing import Any
 
 import yaml
 from paper import plan
+from paper.records import record_path
 
 METHODS = {"base": "", "ham": "_ham", "nham": "_nham"}
 ARCHS = ("gcn", "gat", "sage")
@@ -113,9 +115,15 @@ class Worker:
             self.folders[job] = run_directory(replace_seed(cfg, job.seed), identity)
 
     def summary(self, job: Job) -> dict[str, Any] | None:
-        """Of a job that is done."""
+        """Of a job that is done here, or its committed record."""
         path = self.folders[job] / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if path.exists():
+            return json.loads(path.read_text())
+        path = record_path(job.exp, job.seed)
+        if job.point is not None or not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        return record if record["config_hash"] == self.cfgs[replace(job, seed=0)][1] else None
 
     def do(self, job: Job) -> None:
         """One run, in silence; what it would print is in its train.log."""
