@@ -17,8 +17,9 @@ from pruning import MaskFrom, Sparsifier
 from pruning.stats import SignFlips
 
 from . import distributed
+from .optimization import AdamConfig, AdamWConfig, Schedule, SGDConfig
 from .record import Record, Silence
-from .schema import AdamConfig, AdamWConfig, Config, ConfigError, Device, Schedule, SGDConfig
+from .schema import Config, ConfigError, Device
 from .tally import Tally
 
 

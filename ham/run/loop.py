@@ -21,7 +21,7 @@ from pruning.stats import inverse_metric_at_zero, l1_norm
 from . import checkpoint, distributed
 from .build import Run
 from .evaluate import evaluate
-from .schema import Ascent
+from .optimization import Ascent
 
 
 class Diverged(Exception):

@@ -22,7 +22,7 @@ from pruning import (
     SynFlow,
 )
 
-from .schema import AdamConfig, AdamWConfig, HamConfig, SGDConfig
+from .optimization import AdamConfig, AdamWConfig, HamConfig, SGDConfig
 
 
 def _with_demo(schema: type) -> type:

@@ -14,9 +14,10 @@ from pruning.str import Calibrate, stable_decay
 
 from . import distributed
 from .build import build_schedule
+from .optimization import SGDConfig
 from .record import read_summary, write_json
 from .reopen import reopen
-from .schema import Config, ConfigError, SGDConfig
+from .schema import Config, ConfigError
 
 TOLERANCE = 0.004  # of the sparsity
 TRIALS = 6
