@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -42,10 +43,9 @@ def test_slices_stop_go_on_and_end_and_a_failing_cell_stops_nobody(tmp_path: Pat
             "--seconds",
             str(seconds),
         ]
+        environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable}
         began = time.monotonic()
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"OUT": str(out)}, timeout=300
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert time.monotonic() - began < seconds + 5
         return done
 

@@ -127,3 +127,8 @@ def test_the_reading_by_hand(tmp_path: Path) -> None:
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
     assert "0 of 1 validation differences have an interval without 0." in page.read_text()
     assert node_report.main(["--runs", str(tmp_path / "none"), "--to", str(page)]) == 2
+
+
+def test_the_committed_reading_is_that_of_the_committed_records(tmp_path: Path) -> None:
+    assert node_report.main(["--to", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_text() == node_report.TARGET.read_text()
