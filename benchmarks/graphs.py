@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from ham.data import NodeTask
 from ham.models.gnn import GNN, Attention, Conv
 from ham.run.config import config_hash, load
-from ham.run.node import build_node, evaluate, train_step
+from ham.run.node import train_step
+from ham.run.node_build import build_node
+from ham.run.node_summary import evaluate
 from ham.run.provenance import hardware
 from ham.run.schema import Config
 

@@ -13,7 +13,7 @@ from pruning import STR
 from pruning.export import MASKS, save_masks
 from pruning.str import Calibrate
 
-from . import checkpoint, distributed, node
+from . import checkpoint, distributed, node, node_summary
 from .build import Run, build, choose_device
 from .config import config_hash, to_yaml
 from .loop import train
@@ -58,7 +58,7 @@ def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
         else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **part)
     )
     loaders = None if done else distributed.together(load)
-    tell = node.tell if graph else _tell
+    tell = node_summary.tell if graph else _tell
     record = distributed.led(lambda: Record(folder, cfg)) or Silence(folder, cfg)
     try:
         if not cfg.resume:

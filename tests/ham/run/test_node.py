@@ -19,7 +19,9 @@ pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 from ham.data import graphs
 from ham.run import node
 from ham.run.config import config_hash, load
-from ham.run.node import build_node, negative_share, roc_auc, train_step
+from ham.run.node import train_step
+from ham.run.node_build import NodeRun, build_node
+from ham.run.node_summary import evaluate, negative_share, roc_auc
 from ham.run.schema import ConfigError
 
 CPU = torch.device("cpu")
@@ -46,7 +48,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs._read.cache_clear()
 
 
-def built(*overrides: str) -> node.NodeRun:
+def built(*overrides: str) -> NodeRun:
     cfg = load([*overrides, *SMALL])
     return build_node(cfg, config_hash(cfg), cfg.data.task(cfg.seed, CPU), Silent(), CPU)
 
@@ -91,7 +93,7 @@ def test_stopped_anywhere_a_run_goes_on_bit_for_bit(
     assert command(*argv, f"runs_dir={tmp_path}/whole").status == 0
     steps = iter(range(100))
 
-    def interrupted(run: node.NodeRun) -> torch.Tensor:
+    def interrupted(run: NodeRun) -> torch.Tensor:
         if next(steps) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(run)
@@ -115,7 +117,7 @@ def test_killed_between_checkpoints_a_run_repeats_what_it_lost(
     assert command(*argv, f"runs_dir={tmp_path}/whole").status == 0
     steps = iter(range(100))
 
-    def killed(run: node.NodeRun) -> torch.Tensor:
+    def killed(run: NodeRun) -> torch.Tensor:
         if next(steps) == 7:
             raise KeyboardInterrupt
         return train_step(run)
@@ -188,11 +190,11 @@ def test_training_equals_a_plain_loop_of_pyg() -> None:
             for p in (p for conv in convs for p in conv.parameters()):
                 beta = cfg.ham.beta * (p.grad != 0)
                 p *= torch.exp((-cfg.optimizer.lr * (cfg.ham.alpha * p.sign() * p.grad + beta)).clamp(-5, 5))
-        assert float(train_step(run)) == pytest.approx(float(loss), rel=1e-5)
+        assert float(train_step(run)) == pytest.approx(loss.item(), rel=1e-5)
     with torch.no_grad():
         for part in ("valid", "test"):
             right = (logits().argmax(dim=1) == task.labels)[task.nodes[part]].float().mean()
-            assert node.evaluate(run, part) == pytest.approx(100 * float(right))
+            assert evaluate(run, part) == pytest.approx(100 * float(right))
 
 
 def test_roc_auc_is_scikit_learns_with_ties() -> None:
