@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from functools import cache
@@ -19,11 +18,10 @@ from typing import Any
 
 from paper import plan
 from paper.records import RESULTS, Record, read_all
+from paper.sample import mean_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "results" / "tables" / "node_reading.md"
-# two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 HEAD = """\
 # Reading the node classification tables
 
@@ -92,7 +90,7 @@ def rows(runs: Path | None) -> tuple[list[str], int, int]:
                 lines.append("| " + " | ".join(told) + " |")
                 if len(differences) > 1:
                     compared += 1
-                    clear += abs(statistics.mean(differences)) > half_width(differences)
+                    clear += mean_of(differences).is_clear
     return lines, compared, clear
 
 
@@ -130,22 +128,9 @@ def paired(found: dict, base: dict, seeds: list[int], metric: str) -> list[float
     return [found[s]["metrics"][metric] - base[s]["metrics"][metric] for s in seeds]
 
 
-def half_width(differences: list[float]) -> float:
-    """Half of the 95 % interval of the mean."""
-    count = len(differences)
-    point = T95[min(count - 1, len(T95)) - 1]
-    return point * statistics.stdev(differences) / math.sqrt(count)
-
-
 def interval(differences: list[float]) -> str:
     """Mean and 95 % interval."""
-    if not differences:
-        return ""
-    mean = statistics.mean(differences)
-    if len(differences) == 1:
-        return f"{mean:+.2f}"
-    half = half_width(differences)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    return str(mean_of(differences)) if differences else ""
 
 
 def in_nodes(differences: list[float], found: dict[int, dict[str, Any]]) -> str:

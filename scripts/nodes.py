@@ -23,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ METHODS = {"base": "", "ham": "_ham", "nham": "_nham"}
 ARCHS = ("gcn", "gat", "sage")
 # the paper's tuning range (App. G.6.2), and its mirror image for alpha < 0
 ALPHAS, BETAS = (1, 10, 100, 200), (0, 0.01, 0.1)
+GRID: dict[str, list[tuple[float, float] | None]] = {
+    "base": [None],
+    "ham": [(a, b) for a in ALPHAS for b in BETAS] + [(0, b) for b in BETAS if b],  # decay alone, a control
+    "nham": [(-a, b) for a in ALPHAS for b in BETAS],
+}
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,23 @@ def seeds() -> dict[str, tuple[int, ...]]:
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
-    """All runs that are asked for; those that are compared with each other stand together."""
+    """All runs that are asked for."""
     known = seeds()
-    points: dict[str, list[Any]] = {"base": [None], "ham": [None], "nham": [None]}
-    if args.grid:
-        points["ham"] = [(a, b) for a in ALPHAS for b in BETAS]
-        points["nham"] = [(-a, b) for a in ALPHAS for b in BETAS]
+    points = {method: GRID[method] if args.grid else [None] for method in args.methods}
     return [
-        Job(name, arch, method, seed, point)
+        job
         for name in args.sets
         for arch in args.archs
-        for seed in (known[name] if args.seeds is None else range(args.seeds))
-        for method in args.methods
+        for job in every(name, arch, known[name] if args.seeds is None else range(args.seeds), points)
+    ]
+
+
+def every(name: str, arch: str, seeds: Sequence[int], points: Mapping[str, Sequence[Any]]) -> list[Job]:
+    """The runs of one set and architecture; those that are compared with each other stand together."""
+    return [
+        Job(name, arch, method, seed, point)
+        for seed in seeds
+        for method in points
         for point in points[method]
     ]
 
@@ -120,7 +131,7 @@ class Worker:
         if path.exists():
             return json.loads(path.read_text())
         path = record_path(job.exp, job.seed)
-        if job.point is not None or not path.exists():
+        if (job.point is not None and job.point != published(job.exp)) or not path.exists():
             return None
         record = json.loads(path.read_text())
         return record if record["config_hash"] == self.cfgs[replace(job, seed=0)][1] else None
@@ -230,7 +241,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
-    parser.add_argument("--grid", action="store_true", help="all 12 (alpha, beta) of HAM, 12 of nHAM")
+    parser.add_argument(
+        "--grid", action="store_true", help="all 12 (alpha, beta) of HAM, 12 of nHAM, beta alone"
+    )
     parser.add_argument("--list", action="store_true", help="only name the runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -73,11 +73,7 @@ def paper(entry: Entry) -> str:
 
 def apart(entry: Entry) -> str:
     """`+0.05 [-0.18, +0.28]`."""
-    if entry.difference is None:
-        return NONE
-    low_high = entry.difference.interval
-    interval = f" [{low_high[0]:+.2f}, {low_high[1]:+.2f}]" if low_high else ""
-    return f"{entry.difference.value:+.2f}{interval}"
+    return NONE if entry.difference is None else str(entry.difference)
 
 
 def sparsity(entry: Entry) -> str:

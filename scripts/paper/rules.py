@@ -79,7 +79,7 @@ def check(summary: Any) -> Run:
     if (source := run.source()) and not _is_from(source, summary["sparsity"].get("masks_from")):
         raise Unfit(f"its masks are not those of today's {source}: run that again, then this")
     for made in (summary["provenance"], *summary["provenance"].get("resumed_from", [])):
-        _check_code(made)
+        check_code(made)
     if found := next(filter(_PLACE.search, _texts(record(summary))), None):
         raise Unfit(f"it names a place on a machine ({found!r}): take that out")
     return run
@@ -149,7 +149,8 @@ def _is_from(source: Run, told: Any) -> bool:
     return isinstance(told, dict) and all(told.get(key) == fact for key, fact in facts.items())
 
 
-def _check_code(made: Any) -> None:
+def check_code(made: Any) -> None:
+    """Raise Unfit unless a provenance names the commit that made it, without uncommitted changes."""
     if not isinstance(made, dict) or not _COMMIT.fullmatch(str(made.get("commit"))):
         raise Unfit("the commit of its code is unknown: set HAM_COMMIT where git knows none and run it again")
     if made.get("dirty") not in (False, None):  # None: copied without git, $HAM_COMMIT told the commit

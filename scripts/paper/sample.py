@@ -47,6 +47,16 @@ class Difference:
     value: float
     interval: tuple[float, float] | None
 
+    def __str__(self) -> str:
+        """As `+0.20 [-0.30, +0.70]`."""
+        interval = f" [{self.interval[0]:+.2f}, {self.interval[1]:+.2f}]" if self.interval else ""
+        return f"{self.value:+.2f}{interval}"
+
+    @property
+    def is_clear(self) -> bool:
+        """Does the interval leave 0 out?"""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
 
 def difference(ours: Sample, theirs: Sample) -> Difference:
     """Our mean less theirs, with Welch's interval.
@@ -62,3 +72,12 @@ def difference(ours: Sample, theirs: Sample) -> Difference:
     degrees = 1 / sum((v / total) ** 2 / free for v, free in parts)
     half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
     return Difference(value, (value - half, value + half))
+
+
+def mean_of(differences: Sequence[float]) -> Difference:
+    """Mean of paired differences with Student's interval, d +- t(0.975, n - 1) std / sqrt(n), if n > 1."""
+    sample = Sample.of(differences)
+    if sample.std is None:
+        return Difference(sample.mean, None)
+    half = float(stdtrit(sample.n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(sample.variance_of_mean)
+    return Difference(sample.mean, (sample.mean - half, sample.mean + half))

@@ -34,9 +34,10 @@ def test_the_grid_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
     assert named == [f"node/amazon_photo_gcn{method} seed 0" for method in ("", "_ham", "_nham")]
     assert nodes.main([*argv, "--grid"]) == 0
     grid = capsys.readouterr().out.splitlines()
-    assert len(grid) == len({*grid}) == 25
+    assert len(grid) == len({*grid}) == 1 + 12 + 12 + 2
     assert "node/amazon_photo_gcn_ham ham.alpha=200 ham.beta=0.1 seed 0" in grid
     assert "node/amazon_photo_gcn_nham ham.alpha=-1 ham.beta=0 seed 0" in grid
+    assert "node/amazon_photo_gcn_ham ham.alpha=0 ham.beta=0.01 seed 0" in grid  # decay alone
 
 
 @pytest.fixture
@@ -88,7 +89,38 @@ def test_a_point_of_the_grid_that_is_the_leaf_is_that_run(short: Path) -> None:
     argv = ["--sets", "chameleon", "--archs", "gcn", "--methods", "ham", "--seeds", "1", "--grid"]
     assert nodes.main([*argv, "--runs", str(short)]) == 0
     folders = sorted(path.name for path in (short / "node").iterdir())
-    assert len(folders) == 12 and folders[0] == "chameleon_gcn_ham"
+    assert len(folders) == 14 and folders[0] == "chameleon_gcn_ham"
+
+
+def test_a_grid_is_recorded_when_it_is_whole(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import node_grid
+
+    monkeypatch.setattr(nodes, "seeds", lambda: {"chameleon": (0, 1)})
+    monkeypatch.setattr(node_grid, "check_code", lambda made: None)  # a working tree may have changes
+    monkeypatch.setattr(nodes, "record_path", lambda exp, seed: tmp_path / "nothing is committed")
+    told = ["--runs", str(short), "--records", str(tmp_path / "grids"), "--to", str(tmp_path / "page.md")]
+    grid = ["--sets", "chameleon", "--archs", "gcn", "--grid", "--runs", str(short)]
+    assert nodes.main([*grid, "--methods", "ham", "nham"]) == 0
+    assert node_grid.main(told) == 2  # the base is missing
+    assert (
+        "chameleon_gcn: 2 of 54 runs are not done, such as node/chameleon_gcn seed 0"
+        in capsys.readouterr().err
+    )
+    assert nodes.main(grid) == 0
+    whole = node_grid.collect(nodes.every("chameleon", "gcn", (0, 1), nodes.GRID), short)
+    assert len(whole.points) == 27 and whole.exp == "node/chameleon_gcn" and whole.seeds == (0, 1)
+    for point in whole.points:  # every number is that of the run which it is said to be of
+        name = "_".join(
+            ["chameleon_gcn", *["nham" if point.alpha < 0 else "ham"] * any((point.alpha, point.beta))]
+        )
+        summaries = [json.loads(p.read_text()) for p in (short / "node").glob(f"{name}*/seed*/summary.json")]
+        mine = [s for s in summaries if s["ham"] == {"alpha": point.alpha, "beta": point.beta}]
+        mine.sort(key=lambda s: s["seed"])
+        assert {s["config_hash"] for s in mine} == {point.config_hash}
+        assert tuple(s["metrics"]["valid_best"] for s in mine) == point.valid
+        assert tuple(s["metrics"]["test_at_best"] for s in mine) == point.test
 
 
 def test_missing_data_end_with_a_line_for_each_run(

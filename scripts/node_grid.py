@@ -1,0 +1,286 @@
+"""What the search for (alpha, beta) of Tables 16 and 19 is worth: all pairs of a set and architecture.
+
+    python scripts/nodes.py --sets cora --archs sage --grid --jobs 2     # the runs
+    python scripts/node_grid.py --runs runs                              # record whole grids, write the page
+
+A record is results/node_grid/<set>_<arch>.json; the page results/tables/node_grid.md is written from the
+records alone, which needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import nodes
+from paper.catalog import Run
+from paper.records import RESULTS, Unfit, placeless
+from paper.rules import check_code, is_number
+from paper.sample import mean_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = RESULTS / "node_grid"
+TARGET = RESULTS / "tables" / "node_grid.md"
+_MOST_FLIPPED = 12  # seeds whose signs are flipped in all ways
+HEAD = """\
+# The search for alpha and beta in node classification
+
+Written by `python scripts/node_grid.py` from results/node_grid; not edited by hand.
+
+The paper takes, of 12 pairs (alpha, beta), the one with the best mean validation metric and prints that
+metric (App. G.6.2): a method without any effect would gain too. For each grid: **chosen**, the pair so
+taken; **gain**, its validation metric less the base's, paired by seed, with Student's 95 % interval, which
+knows nothing of the choice; **p**, how often the best of the 12 gains as much when a method has no effect
+(all seeds' signs flipped in all ways, the 12 pairs of a seed together); **left out**, the gain of a seed
+whose pair was chosen on the other seeds; **test**, the chosen pair's gain on the test nodes; **paper's
+pair**, that of Tables 16 and 19, with its gain and its place among the 12.
+
+| set | method | seeds | chosen | gain | p | left out | test | paper's pair |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The best validation metric and the test metric then, a value per seed; alpha = beta = 0 is the base."""
+
+    alpha: float
+    beta: float
+    config_hash: str
+    valid: tuple[float, ...]
+    test: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All pairs of one set and architecture.
+
+    Args:
+        exp: the base's experiment.
+        seeds: of every point.
+        graph: name, metric and numbers of nodes.
+        points: the base first.
+        provenance: what made them, each kind once.
+    """
+
+    exp: str
+    seeds: tuple[int, ...]
+    graph: dict[str, Any]
+    points: tuple[Point, ...]
+    provenance: tuple[dict[str, Any], ...]
+
+    def of(self, sign: int) -> list[Point]:
+        """The pairs of HAM (1), of nHAM (-1), or beta alone (0)."""
+        return [p for p in self.points[1:] if (p.alpha > 0) - (p.alpha < 0) == sign]
+
+    def gains(self, point: Point, metric: str = "valid") -> list[float]:
+        """A point less the base, seed by seed."""
+        return [a - b for a, b in zip(getattr(point, metric), getattr(self.points[0], metric), strict=True)]
+
+
+def best(gains: list[list[float]], seeds: list[int]) -> int:
+    """The point with the highest mean over these seeds, the first of equals."""
+    means = [round(mean(values[s] for s in seeds), 9) for values in gains]
+    return means.index(max(means))
+
+
+def left_out(gains: list[list[float]]) -> list[float]:
+    """Each seed's gain of the point that is the best of the other seeds."""
+    seeds = list(range(len(gains[0])))
+    return [gains[best(gains, [s for s in seeds if s != out])][out] for out in seeds]
+
+
+def chance(gains: list[list[float]]) -> float:
+    """Share of all flips of the seeds' signs under which the best point gains at least as much.
+
+    Without an effect a seed's differences are as likely as their negatives; the points of a seed go together,
+    since they share its base. Exact: the maximum over the points is the statistic.
+    """
+    count = len(gains[0])
+    if count > _MOST_FLIPPED:
+        raise ValueError(f"at most {_MOST_FLIPPED} seeds, got {count}")
+    observed = max(map(mean, gains))
+    flips = list(product((1, -1), repeat=count))
+    as_good = sum(
+        max(mean(s * g for s, g in zip(signs, values, strict=True)) for values in gains) >= observed - 1e-9
+        for signs in flips
+    )
+    return as_good / len(flips)
+
+
+def collect(jobs: list[nodes.Job], runs: Path) -> Grid:
+    """The grid of one set and architecture.
+
+    Raises:
+        Unfit: a run is missing, or its code is unknown.
+    """
+    worker = nodes.Worker(jobs, runs, 1)
+    found = {job: worker.summary(job) for job in jobs}
+    if missing := [job for job, summary in found.items() if summary is None]:
+        raise Unfit(f"{len(missing)} of {len(jobs)} runs are not done, such as {missing[0]}")
+    made: list[dict[str, Any]] = []
+    points: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for job, summary in found.items():
+        points.setdefault(job.point or (0, 0), []).append(summary)
+        facts = placeless(summary["provenance"])
+        facts = {k: v for k, v in facts.items() if k not in ("argv", "config_hash")}
+        for part in (facts, *facts["resumed_from"]):
+            check_code(part)
+        if facts not in made:
+            made.append(facts)
+    whole = tuple(
+        Point(*pair, summaries[0]["config_hash"], *_metrics(summaries)) for pair, summaries in points.items()
+    )
+    base = next(job for job in jobs if job.point is None)
+    seeds = tuple(sorted({job.seed for job in jobs}))
+    return Grid(base.exp, seeds, found[base]["graph"], whole, tuple(made))
+
+
+def _metrics(summaries: list[dict[str, Any]]) -> Iterator[tuple[float, ...]]:
+    for name in ("valid_best", "test_at_best"):
+        yield tuple(summary["metrics"][name] for summary in summaries)
+
+
+def read(path: Path) -> Grid:
+    """A record. Raises Unfit where it is none of today's configuration."""
+    try:
+        content = json.loads(path.read_text())
+        points = tuple(
+            Point(p["alpha"], p["beta"], p["config_hash"], tuple(p["valid"]), tuple(p["test"]))
+            for p in content.pop("points")
+        )
+        grid = Grid(
+            content["exp"],
+            tuple(content["seeds"]),
+            content["graph"],
+            points,
+            tuple(content["provenance"]),
+        )
+        _check(grid)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unfit(f"{path}: it cannot be read ({error!r}): collect it anew with --runs") from None
+    except Unfit as error:
+        raise Unfit(f"{path}: {error}") from None
+    return grid
+
+
+def _check(grid: Grid) -> None:
+    pairs = [(0, 0), *(pair for method in ("ham", "nham") for pair in nodes.GRID[method])]
+    if sorted(pairs) != sorted((p.alpha, p.beta) for p in grid.points):
+        raise Unfit("its pairs are not those of the grid: collect it anew with --runs")
+    for point in grid.points:
+        values = (*point.valid, *point.test)
+        if len(values) != 2 * len(grid.seeds) or not all(is_number(v) and 0 <= v <= 100 for v in values):
+            raise Unfit(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
+    known = {(0.0, 0.0): grid.exp} | {
+        nodes.published(exp): exp for exp in (f"{grid.exp}_ham", f"{grid.exp}_nham")
+    }
+    for point in grid.points:
+        exp = known.get((point.alpha, point.beta))
+        if exp and Run(exp, 0).facts.config_hash != point.config_hash:
+            raise Unfit(f"{exp} has another configuration today: run the grid again")
+
+
+def line(grid: Grid, sign: int) -> str:
+    """A grid's row of HAM or nHAM."""
+    points, seeds = grid.of(sign), list(range(len(grid.seeds)))
+    gains = [grid.gains(point) for point in points]
+    chosen = points[best(gains, seeds)]
+    method = "ham" if sign > 0 else "nham"
+    own = next(p for p in points if (p.alpha, p.beta) == nodes.published(f"{grid.exp}_{method}"))
+    place = 1 + sum(mean(g) > mean(grid.gains(own)) + 1e-9 for g in gains)
+    arch = grid.exp.rpartition("_")[2].upper()
+    told = [
+        *(grid.graph["name"], f"{arch}+{'HAM' if sign > 0 else 'nHAM'}", str(len(seeds)), _pair(chosen)),
+        *(str(mean_of(grid.gains(chosen))), f"{chance(gains):.2f}", str(mean_of(left_out(gains)))),
+        str(mean_of(grid.gains(chosen, "test"))),
+        f"{_pair(own)}: {mean(grid.gains(own)):+.2f}, {place} of {len(points)}",
+    ]
+    return "| " + " | ".join(told) + " |"
+
+
+def _pair(point: Point) -> str:
+    return f"({point.alpha:g}, {point.beta:g})"
+
+
+def square(grid: Grid) -> list[str]:
+    """All gains of a grid, validation and test."""
+    base = grid.points[0]
+    lines = [
+        f"\n## {grid.exp.removeprefix('node/').replace('_', ' ')}\n",
+        f"Base: validation {mean(base.valid):.2f}, test {mean(base.test):.2f}, {len(grid.seeds)} seeds. "
+        "Cells: gain in validation / in test. alpha = 0 is beta alone, decoupled weight decay of the "
+        "convolutions: a control that the paper's grid lacks.\n",
+    ]
+    betas = sorted({point.beta for point in grid.points})
+    lines.append("| alpha | " + " | ".join(f"beta = {beta:g}" for beta in betas) + " |")
+    lines.append("|---" * (1 + len(betas)) + "|")
+    for alpha in sorted({point.alpha for point in grid.points}):
+        row = {point.beta: point for point in grid.points if point.alpha == alpha}
+        cells = (f"{mean(grid.gains(row[b])):+.2f} / {mean(grid.gains(row[b], 'test')):+.2f}" for b in betas)
+        lines.append(f"| {alpha:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(grids: list[Grid]) -> str:
+    """The whole page."""
+    rows = [line(grid, sign) for grid in grids for sign in (1, -1)]
+    squares = [text for grid in grids for text in square(grid)]
+    return HEAD + "\n".join([*rows, *squares]) + "\n"
+
+
+def record(runs: Path, folder: Path) -> list[str]:
+    """Record every grid of which there are runs; returns a line for each that is not whole."""
+    problems = []
+    for name, seeds in nodes.seeds().items():
+        for arch in nodes.ARCHS:
+            exp = f"{name.replace('-', '_')}_{arch}"
+            if not any(runs.glob(f"node/{exp}_*ham-*/seed*/summary.json")):
+                continue
+            jobs = nodes.every(name, arch, seeds, nodes.GRID)
+            try:
+                grid = collect(jobs, runs)
+            except Unfit as error:
+                problems.append(f"{exp}: {error}")
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{exp}.json").write_text(json.dumps(asdict(grid), indent=1) + "\n")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Record grids and write the page; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, help="record the whole grids among these run directories first")
+    parser.add_argument("--records", type=Path, default=FOLDER, metavar="DIR")
+    parser.add_argument("--to", type=Path, default=TARGET, metavar="FILE")
+    args = parser.parse_args(argv)
+    problems = record(args.runs, args.records) if args.runs else []
+    for problem in problems:
+        print(f"node_grid.py: left out {problem}", file=sys.stderr)
+    try:
+        grids = [read(path) for path in sorted(args.records.glob("*.json"))]
+    except Unfit as error:
+        print(f"node_grid.py: {error}", file=sys.stderr)
+        return 2
+    if not grids:
+        print(
+            f"node_grid.py: no grid in {args.runs or args.records}: python scripts/nodes.py --grid makes one",
+            file=sys.stderr,
+        )
+        return 2
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    args.to.write_text(page(grids))
+    print(args.to)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
