@@ -32,14 +32,19 @@ was chosen on the same validation nodes. Runs of one seed share split, initial w
 differences are paired. **difference**: method minus base, mean over seeds, with a 95 % interval (Student's t)
 where there are two seeds. **nodes**: the mean difference as a number of validation nodes of one run.
 **+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch of the
-best validation metric. An interval that holds 0 shows no effect; with {count} comparisons about one in twenty
-that does not is chance too. On cora, citeseer, pubmed, the Amazon and the Coauthor sets all seeds share one
-split: an interval there is over initial weights and dropout alone. On the others the seeds' splits are of one
-graph and overlap: intervals are too narrow there rather than too wide.
+best validation metric. **inverted**: share of the convolutions' weights with abs(theta) > 1/abs(alpha), where
+nHAM's inverse metric 1 + alpha abs(theta) is negative, at that epoch and at the last.
 
-| set | method | seeds | valid | paper | difference | nodes | + / = / - | paper's | test | test difference |
-|---|---|---|---|---|---|---|---|---|---|---|
+An interval that holds 0 shows no effect; with {count} comparisons about one in twenty that does not is chance
+too. On cora, citeseer, pubmed, the Amazon and the Coauthor sets all seeds share one split: an interval there
+is over initial weights and dropout alone. On the others the seeds' splits are of one graph and overlap:
+intervals are too narrow there rather than too wide.
+
 """
+COLUMNS = (
+    *("set", "method", "seeds", "valid", "paper", "difference", "nodes", "+ / = / -", "paper's"),
+    *("test", "test difference", "inverted"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         else "\nNo method stands beside its base with two seeds yet.\n"
     )
     args.to.parent.mkdir(parents=True, exist_ok=True)
-    args.to.write_text(HEAD.format(count=compared) + "\n".join(lines) + "\n" + tail)
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    args.to.write_text(HEAD.format(count=compared) + "\n".join([*head, *lines]) + "\n" + tail)
     print(args.to)
     return 0
 
@@ -83,10 +89,11 @@ def rows(runs: Path | None) -> tuple[list[str], int, int]:
                 told.append(f"{cell.paper[0]:.2f} ± {cell.paper[1]:.2f}")
                 both = sorted(found.keys() & base.keys()) if "+" in row.label else []
                 differences = paired(found, base, both, "valid_best")
-                told += [interval(differences), in_nodes(differences, found), signs(differences)]
+                told += [interval(differences), in_nodes(found, base, both), signs(differences)]
                 told.append(f"{cell.paper[0] - paper_base:+.2f}" if "+" in row.label else "")
                 told.append(spread(values(found, "test_at_best")))
                 told.append(interval(paired(found, base, both, "test_at_best")))
+                told.append(inverted(found))
                 lines.append("| " + " | ".join(told) + " |")
                 if len(differences) > 1:
                     compared += 1
@@ -133,12 +140,15 @@ def interval(differences: list[float]) -> str:
     return str(mean_of(differences)) if differences else ""
 
 
-def in_nodes(differences: list[float], found: dict[int, dict[str, Any]]) -> str:
-    """The mean difference of an accuracy as a number of validation nodes."""
-    graph = next(iter(found.values()))["graph"]
-    if not differences or graph["metric"] != "accuracy":
+def in_nodes(found: dict, base: dict, seeds: list[int]) -> str:
+    """The mean difference of an accuracy as a number of validation nodes, of how many in the mean."""
+    graphs = [found[seed]["graph"] for seed in seeds]
+    if not seeds or graphs[0]["metric"] != "accuracy":
         return ""
-    return f"{statistics.mean(differences) * graph['nodes']['valid'] / 100:+.1f} of {graph['nodes']['valid']}"
+    counts = [graph["nodes"]["valid"] for graph in graphs]
+    differences = paired(found, base, seeds, "valid_best")
+    nodes = statistics.mean(d * count / 100 for d, count in zip(differences, counts, strict=True))
+    return f"{nodes:+.1f} of {statistics.mean(counts):.0f}"
 
 
 def signs(differences: list[float]) -> str:
@@ -147,6 +157,14 @@ def signs(differences: list[float]) -> str:
         return ""
     above, below = (sum(sign * d > 1e-9 for d in differences) for sign in (1, -1))
     return f"{above} / {len(differences) - above - below} / {below}"
+
+
+def inverted(found: dict[int, dict[str, Any]]) -> str:
+    """Share of nHAM's weights whose inverse metric is negative, at the best epoch and at the last."""
+    if not all("negative_metric_last" in summary["metrics"] for summary in found.values()):
+        return ""
+    shares = (statistics.mean(values(found, f"negative_metric_{when}")) for when in ("best", "last"))
+    return " / ".join(f"{100 * share:.1f} %" for share in shares)
 
 
 def spread(numbers: list[float]) -> str:

@@ -155,7 +155,7 @@ def test_the_reading_by_hand(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     assert node_report.main(["--runs", str(runs), "--to", str(page)]) == 0
     base, ham = (line for line in page.read_text().splitlines() if line.startswith("| cora |"))
-    assert base == "| cora | GCN | 3 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |"
+    assert base == "| cora | GCN | 3 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
     assert "0 of 1 validation differences have an interval without 0." in page.read_text()
     assert node_report.main(["--runs", str(tmp_path / "none"), "--to", str(page)]) == 2
