@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import fcntl
 import io
 import json
 import os
@@ -144,18 +143,6 @@ class Worker:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             main(replace_seed(cfg, job.seed))
 
-    def is_taken(self, job: Job) -> bool:
-        """Is another process at it?"""
-        path = self.folders[job] / "lock"
-        if not path.exists():
-            return False
-        with open(path) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
-
     def left(self) -> str:
         """How many jobs are done, and a guess at the time that the others take."""
         seconds: dict[tuple[str, str], list[float]] = {}
@@ -190,16 +177,19 @@ def work_through(work: list[Job], runs: Path, workers: int) -> int:
     from ham.data import DataError
     from ham.run.checkpoint import CheckpointError
     from ham.run.loop import Diverged, Stopped
+    from ham.run.record import Taken
     from ham.run.schema import ConfigError
 
     worker, status = Worker(work, runs, workers), 0
     for job in work:
-        if worker.summary(job) or worker.is_taken(job):
+        if worker.summary(job):
             continue
         try:
             worker.do(job)
         except Stopped:
             return 85
+        except Taken:
+            continue
         except (ConfigError, DataError, Diverged, CheckpointError) as error:
             print(f"nodes.py: {job}: {error}", file=sys.stderr, flush=True)
             status = max(status, 2 if isinstance(error, (ConfigError, DataError)) else 1)

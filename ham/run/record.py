@@ -20,6 +20,10 @@ _REFRESH_SECONDS = 5.0
 _UNTOLD = ("kept", "l1_sum", "l1_mean", "inverse_metric_at_zero")  # in metrics.jsonl, not in the terminal
 
 
+class Taken(ConfigError):
+    """Another process is at this run."""
+
+
 class Record:
     """Writes what a run tells. metrics.jsonl knows no clock: a resumed run repeats it exactly.
 
@@ -28,7 +32,8 @@ class Record:
         cfg: the run.
 
     Raises:
-        ConfigError: the directory cannot be written, or another process runs in it.
+        ConfigError: the directory cannot be written.
+        Taken: another process runs in it.
     """
 
     def __init__(self, folder: Path, cfg: Config) -> None:
@@ -239,9 +244,7 @@ def _locked(folder: Path) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ConfigError(
-            f"another process is running in {folder}: wait for it or choose another seed"
-        ) from None
+        raise Taken(f"another process is running in {folder}: wait for it or choose another seed") from None
     return lock
 
 
