@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 import nodes
-from paper.catalog import Run
+from paper.catalog import PlanError, Run
 from paper.records import RESULTS, Unfit, placeless
 from paper.rules import check_code, is_number
 from paper.sample import mean_of
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"node_grid.py: left out {problem}", file=sys.stderr)
     try:
         grids = [read(path) for path in sorted(args.records.glob("*.json"))]
-    except Unfit as error:
+    except (PlanError, Unfit) as error:
         print(f"node_grid.py: {error}", file=sys.stderr)
         return 2
     if not grids:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paper import plan
+from paper.catalog import PlanError, lock
 from paper.records import RESULTS, Record, read_all
 from paper.sample import mean_of
 
@@ -53,7 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="run directories in place of the committed records")
     parser.add_argument("--to", type=Path, default=TARGET, metavar="FILE")
     args = parser.parse_args(argv)
-    lines, compared, clear = rows(args.runs)
+    try:
+        lock()
+        lines, compared, clear = rows(args.runs)
+    except PlanError as error:
+        print(f"node_report.py: {error}", file=sys.stderr)
+        return 2
     if not lines:
         place = args.runs or RESULTS
         print(f"node_report.py: no node run in {place}: python scripts/nodes.py makes them", file=sys.stderr)

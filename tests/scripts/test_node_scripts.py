@@ -164,3 +164,24 @@ def test_the_reading_by_hand(tmp_path: Path) -> None:
 def test_the_committed_reading_is_that_of_the_committed_records(tmp_path: Path) -> None:
     assert node_report.main(["--to", str(tmp_path / "page.md")]) == 0
     assert (tmp_path / "page.md").read_text() == node_report.TARGET.read_text()
+
+
+def test_configurations_that_moved_on_are_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import node_grid
+    from paper import catalog
+
+    kept = sorted(node_grid.FOLDER.glob("*.json"))
+    catalog.lock.cache_clear()
+    monkeypatch.setattr(catalog, "configs_digest", lambda: "another")
+    try:
+        assert node_report.main(["--to", str(tmp_path / "page.md")]) == 2
+        if kept:
+            assert node_grid.main(["--to", str(tmp_path / "page.md")]) == 2
+    finally:
+        catalog.lock.cache_clear()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 + bool(kept)
+    assert all("configs/ has changed since lock.json was written" in line for line in lines)
+    assert not (tmp_path / "page.md").exists()
