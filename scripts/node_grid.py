@@ -20,6 +20,7 @@ from statistics import mean
 from typing import Any
 
 import nodes
+from paper import node_runs
 from paper.catalog import PlanError, Run
 from paper.records import RESULTS, Unfit, placeless
 from paper.rules import check_code, is_number
@@ -115,7 +116,7 @@ def chance(gains: list[list[float]]) -> float:
     return as_good / len(flips)
 
 
-def collect(jobs: list[nodes.Job], runs: Path) -> Grid:
+def collect(jobs: list[node_runs.Job], runs: Path) -> Grid:
     """The grid of one set and architecture.
 
     Raises:
@@ -172,7 +173,7 @@ def read(path: Path) -> Grid:
 
 
 def _check(grid: Grid) -> None:
-    pairs = [(0, 0), *(pair for method in ("ham", "nham") for pair in nodes.GRID[method])]
+    pairs = [(0, 0), *(pair for method in ("ham", "nham") for pair in node_runs.GRID[method])]
     if sorted(pairs) != sorted((p.alpha, p.beta) for p in grid.points):
         raise Unfit("its pairs are not those of the grid: collect it anew with --runs")
     for point in grid.points:
@@ -180,7 +181,7 @@ def _check(grid: Grid) -> None:
         if len(values) != 2 * len(grid.seeds) or not all(is_number(v) and 0 <= v <= 100 for v in values):
             raise Unfit(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
     known = {(0.0, 0.0): grid.exp} | {
-        nodes.published(exp): exp for exp in (f"{grid.exp}_ham", f"{grid.exp}_nham")
+        node_runs.published(exp): exp for exp in (f"{grid.exp}_ham", f"{grid.exp}_nham")
     }
     for point in grid.points:
         exp = known.get((point.alpha, point.beta))
@@ -194,7 +195,7 @@ def line(grid: Grid, sign: int) -> str:
     gains = [grid.gains(point) for point in points]
     chosen = points[best(gains, seeds)]
     method = "ham" if sign > 0 else "nham"
-    own = next(p for p in points if (p.alpha, p.beta) == nodes.published(f"{grid.exp}_{method}"))
+    own = next(p for p in points if (p.alpha, p.beta) == node_runs.published(f"{grid.exp}_{method}"))
     place = 1 + sum(mean(g) > mean(grid.gains(own)) + 1e-9 for g in gains)
     arch = grid.exp.rpartition("_")[2].upper()
     told = [
@@ -239,12 +240,12 @@ def page(grids: list[Grid]) -> str:
 def record(runs: Path, folder: Path) -> list[str]:
     """Record every grid of which there are runs; returns a line for each that is not whole."""
     problems = []
-    for name, seeds in nodes.seeds().items():
-        for arch in nodes.ARCHS:
+    for name, seeds in node_runs.seeds().items():
+        for arch in node_runs.ARCHS:
             exp = f"{name.replace('-', '_')}_{arch}"
             if not any(runs.glob(f"node/{exp}_*ham-*/seed*/summary.json")):
                 continue
-            jobs = nodes.every(name, arch, seeds, nodes.GRID)
+            jobs = node_runs.every(name, arch, seeds, node_runs.GRID)
             try:
                 grid = collect(jobs, runs)
             except Unfit as error:
@@ -262,22 +263,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=FOLDER, metavar="DIR")
     parser.add_argument("--to", type=Path, default=TARGET, metavar="FILE")
     args = parser.parse_args(argv)
-    problems = record(args.runs, args.records) if args.runs else []
-    for problem in problems:
-        print(f"node_grid.py: left out {problem}", file=sys.stderr)
+    problems = []
     try:
+        if args.runs:
+            problems = record(args.runs, args.records)
+        for problem in problems:
+            print(f"node_grid.py: left out {problem}", file=sys.stderr)
         grids = [read(path) for path in sorted(args.records.glob("*.json"))]
-    except (PlanError, Unfit) as error:
+        if not grids:
+            place = args.runs or args.records
+            raise Unfit(f"no whole grid in {place}: python scripts/nodes.py --grid makes one")
+        args.to.parent.mkdir(parents=True, exist_ok=True)
+        args.to.write_text(page(grids))
+    except (PlanError, Unfit, OSError) as error:
         print(f"node_grid.py: {error}", file=sys.stderr)
         return 2
-    if not grids:
-        print(
-            f"node_grid.py: no grid in {args.runs or args.records}: python scripts/nodes.py --grid makes one",
-            file=sys.stderr,
-        )
-        return 2
-    args.to.parent.mkdir(parents=True, exist_ok=True)
-    args.to.write_text(page(grids))
     print(args.to)
     return 1 if problems else 0
 

@@ -69,9 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         if compared
         else "\nNo method stands beside its base with two seeds yet.\n"
     )
-    args.to.parent.mkdir(parents=True, exist_ok=True)
     head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    args.to.write_text(HEAD.format(count=compared) + "\n".join([*head, *lines]) + "\n" + tail)
+    try:
+        args.to.parent.mkdir(parents=True, exist_ok=True)
+        args.to.write_text(HEAD.format(count=compared) + "\n".join([*head, *lines]) + "\n" + tail)
+    except OSError as error:
+        print(f"node_report.py: {error}", file=sys.stderr)
+        return 2
     print(args.to)
     return 0
 
@@ -115,10 +119,15 @@ def summaries(cell: plan.Cell, runs: Path | None) -> dict[int, dict[str, Any]]:
     found = {}
     for run in cell_runs:
         path = run.folder(runs) / "summary.json"
-        if path.is_file():
+        try:
             summary = json.loads(path.read_text())
-            if summary["config_hash"] == run.facts.config_hash:
-                found[run.seed] = summary
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            print(f"node_report.py: left out {path}: it is not whole, run it again", file=sys.stderr)
+            continue
+        if summary["config_hash"] == run.facts.config_hash:
+            found[run.seed] = summary
     return found
 
 

@@ -4,9 +4,9 @@
     python scripts/nodes.py --sets cora --archs gcn --grid      # the search of Tables 16 and 19
 
 The runs are those of `python train.py +exp=node/...`, in the same directories, with as many seeds as the
-paper has runs. What is done or has a committed record is skipped, what was stopped goes on: start the same
-command again, or on several machines with one --runs folder. Runs of one seed share split, initial weights
-and dropout.
+paper has runs. What is done or has a committed record is skipped (--again: only what is done here), what was
+stopped goes on: start the same command again, or on several machines with one --runs folder. Runs of one seed
+share split, initial weights and dropout.
 
 Exit status: 0 all are done, 1 some failed, 2 wrong use or missing data, 85 stopped by a signal.
 """
@@ -22,60 +22,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from paper import plan
+from paper.node_runs import ARCHS, GRID, METHODS, Job, every, published, seeds
 from paper.records import record_path
-
-METHODS = {"base": "", "ham": "_ham", "nham": "_nham"}
-ARCHS = ("gcn", "gat", "sage")
-# the paper's tuning range (App. G.6.2), and its mirror image for alpha < 0
-ALPHAS, BETAS = (1, 10, 100, 200), (0, 0.01, 0.1)
-GRID: dict[str, list[tuple[float, float] | None]] = {
-    "base": [None],
-    "ham": [(a, b) for a in ALPHAS for b in BETAS] + [(0, b) for b in BETAS if b],  # decay alone, a control
-    "nham": [(-a, b) for a in ALPHAS for b in BETAS],
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: `exp` of a set and architecture, perhaps with other (alpha, beta)."""
-
-    name: str
-    arch: str
-    method: str
-    seed: int
-    point: tuple[float, float] | None = None
-
-    @property
-    def exp(self) -> str:
-        """The experiment."""
-        return f"node/{self.name.replace('-', '_')}_{self.arch}{METHODS[self.method]}"
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """What differs from it."""
-        return () if self.point is None else (f"ham.alpha={self.point[0]}", f"ham.beta={self.point[1]}")
-
-    def __str__(self) -> str:
-        return " ".join([self.exp, *self.overrides, f"seed {self.seed}"])
-
-
-def seeds() -> dict[str, tuple[int, ...]]:
-    """Set -> seeds, as many as the paper has runs."""
-    cells = [cell for number in ("14", "15") for cell in plan.table(number).cells]
-    names = [name for number in ("14", "15") for name in plan.table(number).columns]
-    short = {name.replace("-", "_"): name for name in names}
-    return {
-        short[c.exp.removeprefix("node/").rpartition("_")[0]]: c.seeds
-        for c in cells
-        if c.exp.endswith("_gcn")
-    }
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -90,16 +42,6 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     ]
 
 
-def every(name: str, arch: str, seeds: Sequence[int], points: Mapping[str, Sequence[Any]]) -> list[Job]:
-    """The runs of one set and architecture; those that are compared with each other stand together."""
-    return [
-        Job(name, arch, method, seed, point)
-        for seed in seeds
-        for method in points
-        for point in points[method]
-    ]
-
-
 class Worker:
     """Does jobs one after the other and tells how far all are.
 
@@ -107,13 +49,14 @@ class Worker:
         work: all jobs.
         runs: where run directories go.
         workers: how many processes share the work.
+        again: committed records do not count as done.
     """
 
-    def __init__(self, work: list[Job], runs: Path, workers: int) -> None:
+    def __init__(self, work: list[Job], runs: Path, workers: int, again: bool = False) -> None:
         from ham.run.config import config_hash, load
         from ham.run.main import run_directory
 
-        self.workers, self.cfgs, self.folders = workers, {}, {}
+        self.workers, self.again, self.cfgs, self.folders = workers, again, {}, {}
         for job in work:
             key = replace(job, seed=0)
             if key not in self.cfgs:
@@ -126,14 +69,27 @@ class Worker:
 
     def summary(self, job: Job) -> dict[str, Any] | None:
         """Of a job that is done here, or its committed record."""
-        path = self.folders[job] / "summary.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        return self.done(job) or self.recorded(job)
+
+    def done(self, job: Job) -> dict[str, Any] | None:
+        """The summary in its run directory, if it is of this configuration."""
+        from ham.run.record import read_summary
+
+        return self._same(job, read_summary(self.folders[job]))
+
+    def recorded(self, job: Job) -> dict[str, Any] | None:
+        """The committed record, unless it is to be done again."""
         path = record_path(job.exp, job.seed)
-        if (job.point is not None and job.point != published(job.exp)) or not path.exists():
-            return None
-        record = json.loads(path.read_text())
-        return record if record["config_hash"] == self.cfgs[replace(job, seed=0)][1] else None
+        other = job.point is not None and job.point != published(job.exp)
+        return (
+            None
+            if self.again or other or not path.exists()
+            else self._same(job, json.loads(path.read_text()))
+        )
+
+    def _same(self, job: Job, summary: dict[str, Any] | None) -> dict[str, Any] | None:
+        _, identity = self.cfgs[replace(job, seed=0)]
+        return summary if summary and summary["config_hash"] == identity else None
 
     def do(self, job: Job) -> None:
         """One run, in silence; what it would print is in its train.log."""
@@ -142,6 +98,16 @@ class Worker:
         cfg, _ = self.cfgs[replace(job, seed=0)]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             main(replace_seed(cfg, job.seed))
+
+    def stand(self) -> str:
+        """How many jobs are done before it begins, and where."""
+        total = len(self.folders)
+        here = sum(self.done(job) is not None for job in self.folders)
+        recorded = sum(self.summary(job) is not None for job in self.folders) - here
+        told = f"{total} runs: {here} done, "
+        if recorded:
+            told += f"{recorded} with a committed record (--again does these here too), "
+        return f"{told}{total - here - recorded} to do"
 
     def left(self) -> str:
         """How many jobs are done, and a guess at the time that the others take."""
@@ -159,12 +125,6 @@ class Worker:
         return f"[{total - len(waiting)}/{total}, about {rest / 60:.0f} min left]"
 
 
-def published(exp: str) -> tuple[float, float]:
-    """The (alpha, beta) of a leaf, Tables 16 and 19."""
-    ham = yaml.safe_load((plan.CONFIGS / "exp" / f"{exp}.yaml").read_text())["ham"]
-    return ham["alpha"], ham["beta"]
-
-
 def replace_seed(cfg: Any, seed: int) -> Any:
     """A copy of a configuration for another seed."""
     cfg = copy.deepcopy(cfg)
@@ -172,7 +132,7 @@ def replace_seed(cfg: Any, seed: int) -> Any:
     return cfg
 
 
-def work_through(work: list[Job], runs: Path, workers: int) -> int:
+def work_through(work: list[Job], args: argparse.Namespace) -> int:
     """Do every job that nobody has done or is doing; returns the exit status."""
     from ham.data import DataError
     from ham.run.checkpoint import CheckpointError
@@ -180,7 +140,9 @@ def work_through(work: list[Job], runs: Path, workers: int) -> int:
     from ham.run.record import Taken
     from ham.run.schema import ConfigError
 
-    worker, status = Worker(work, runs, workers), 0
+    worker, status = Worker(work, args.runs, args.jobs, args.again), 0
+    if not args.worker:  # the first of several tells for all
+        print(worker.stand(), flush=True)
     for job in work:
         if worker.summary(job):
             continue
@@ -207,7 +169,7 @@ def work_through(work: list[Job], runs: Path, workers: int) -> int:
 def share(argv: list[str], workers: int) -> int:
     """Start `workers` processes with the same work, pass signals on, and wait for all."""
     command = [sys.executable, __file__, *argv, "--worker"]
-    children = [subprocess.Popen(command) for _ in range(workers)]
+    children = [subprocess.Popen([*command, str(number)]) for number in range(workers)]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda n, _: [c.send_signal(n) for c in children if c.poll() is None])
     statuses = [child.wait() for child in children]
@@ -234,8 +196,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--grid", action="store_true", help="all 12 (alpha, beta) of HAM, 12 of nHAM, beta alone"
     )
+    parser.add_argument("--again", action="store_true", help="also what has a committed record")
     parser.add_argument("--list", action="store_true", help="only name the runs")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.jobs < 1 or (args.seeds is not None and args.seeds < 1):
         parser.error("--jobs and --seeds must be at least 1")
@@ -244,10 +207,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(map(str, work)))
         return 0
-    if args.jobs > 1 and not args.worker:
+    if args.jobs > 1 and args.worker is None:
         return share(argv, args.jobs)
     try:
-        return work_through(work, args.runs, args.jobs)
+        return work_through(work, args)
     except KeyboardInterrupt:
         return 130
 

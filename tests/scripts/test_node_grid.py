@@ -7,20 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 import node_grid
-import nodes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from node_grid import Grid, Point, best, chance, left_out
+from paper import node_runs
 from paper.catalog import Run
+from paper.records import record_path
 
 EXP = "node/cora_sage"
-PAIRS = [pair for method in ("ham", "nham") for pair in nodes.GRID[method]]
+PAIRS = [pair for method in ("ham", "nham") for pair in node_runs.GRID[method]]
 
 
 def grid(gains: dict[tuple[float, float], list[float]] | None = None) -> Grid:
     """One of three seeds; pairs that are not named gain nothing."""
-    hashes = {nodes.published(f"{EXP}_{m}"): Run(f"{EXP}_{m}", 0).facts.config_hash for m in ("ham", "nham")}
+    hashes = {
+        node_runs.published(f"{EXP}_{m}"): Run(f"{EXP}_{m}", 0).facts.config_hash for m in ("ham", "nham")
+    }
     hashes[0, 0] = Run(EXP, 0).facts.config_hash
     points = []
     for pair in [(0, 0), *PAIRS]:
@@ -55,7 +58,7 @@ def test_a_search_is_no_worse_than_its_points(gains: list[list[int]]) -> None:
 
 def test_the_page_by_hand() -> None:
     """HAM's best pair is (10, 0.01); the paper's (alpha, beta) of cora, SAGE gains nothing."""
-    own = nodes.published(f"{EXP}_ham")
+    own = node_runs.published(f"{EXP}_ham")
     assert own != (10, 0.01)
     text = node_grid.page([grid({(10, 0.01): [0.2, 0.4, 0.0]})])
     ham, nham = (line for line in text.splitlines() if line.startswith("| cora |"))
@@ -95,7 +98,7 @@ def test_what_is_no_record_is_told_in_a_line(
     path = tmp_path / "cora_sage.json"
     argv = ["--records", str(tmp_path), "--to", str(tmp_path / "page.md")]
     assert node_grid.main(argv) == 2
-    assert "no grid in" in capsys.readouterr().err
+    assert "no whole grid in" in capsys.readouterr().err
     path.write_text(json.dumps(asdict(grid())))
     assert node_grid.main(argv) == 0 and node_grid.read(path) == grid()
     content = json.loads(path.read_text())
@@ -115,10 +118,10 @@ def test_the_committed_page_is_that_of_the_committed_grids(tmp_path: Path) -> No
     for path in node_grid.FOLDER.glob("*.json"):
         whole = node_grid.read(path)
         for suffix in ("", "_ham", "_nham"):  # what is also a record of the tables is the same
-            pair = nodes.published(whole.exp + suffix) if suffix else (0, 0)
+            pair = node_runs.published(whole.exp + suffix) if suffix else (0, 0)
             (point,) = (p for p in whole.points if (p.alpha, p.beta) == pair)
             for place, seed in enumerate(whole.seeds):
-                kept = nodes.record_path(whole.exp + suffix, seed)
+                kept = record_path(whole.exp + suffix, seed)
                 if kept.exists():
                     metrics = json.loads(kept.read_text())["metrics"]
                     assert metrics["valid_best"] == point.valid[place]

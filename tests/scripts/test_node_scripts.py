@@ -10,7 +10,7 @@ import graph_files as small_files
 import node_report
 import nodes
 import pytest
-from paper import plan
+from paper import node_runs, plan
 
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
@@ -19,7 +19,7 @@ from ham.run import config
 
 
 def test_there_are_as_many_seeds_as_the_paper_has_runs() -> None:
-    known = nodes.seeds()
+    known = node_runs.seeds()
     assert len(known) == 13
     assert {name: len(seeds) for name, seeds in known.items() if len(seeds) != 3} == {
         **dict.fromkeys(("cora", "citeseer", "pubmed"), 5),
@@ -68,13 +68,15 @@ def test_runs_are_carried_out_skipped_and_left_to_others(
     with open(taken / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert nodes.main(argv) == 0
-    out = capsys.readouterr().out.splitlines()
+    stand, *out = capsys.readouterr().out.splitlines()
+    assert stand == "12 runs: 0 done, 12 to do"
     assert len(out) == 11 and "[11/12, about 0 min left]" in out[-1]
     done = sorted(short.rglob("summary.json"))
     assert len(done) == 11
     times = [path.stat().st_mtime_ns for path in done]
     assert nodes.main(argv) == 0  # now nobody holds the last one
-    (line,) = capsys.readouterr().out.splitlines()
+    stand, line = capsys.readouterr().out.splitlines()
+    assert stand == "12 runs: 11 done, 1 to do"
     assert line.startswith("node/chameleon_sage_ham seed 1: valid ")
     assert [path.stat().st_mtime_ns for path in done] == times
     first = [json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[0]) for path in done]
@@ -83,6 +85,33 @@ def test_runs_are_carried_out_skipped_and_left_to_others(
         losses[path.parts[-3].split("_")[1], path.parts[-2]].add(line["train_loss"])
     assert all(len(values) == 1 for values in losses.values())  # paired
     assert len({*map(tuple, losses.values())}) == 4
+
+
+def test_what_has_a_committed_record_is_done_again_when_asked(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["--sets", "chameleon", "--archs", "gcn", "--seeds", "1", "--runs", str(short)]
+    assert nodes.main(argv) == 0
+    kept = tmp_path / "results"
+    short.rename(kept)
+    for path in kept.rglob("summary.json"):
+        path.rename(path.parent.with_suffix(".json"))
+    monkeypatch.setattr(nodes, "record_path", lambda exp, seed: kept / exp / f"seed{seed}.json")
+    other = json.loads((kept / "node" / "chameleon_gcn" / "seed0.json").read_text())
+    (kept / "node" / "chameleon_gcn_ham" / "seed0.json").write_text(
+        json.dumps(other)
+    )  # of another configuration
+    capsys.readouterr()
+    assert nodes.main(argv) == 0
+    stand, *lines = capsys.readouterr().out.splitlines()
+    assert stand == "3 runs: 0 done, 2 with a committed record (--again does these here too), 1 to do"
+    assert [line.partition(":")[0] for line in lines] == ["node/chameleon_gcn_ham seed 0"]
+    assert nodes.main([*argv, "--again"]) == 0
+    stand, *lines = capsys.readouterr().out.splitlines()
+    assert stand == "3 runs: 1 done, 2 to do" and len(lines) == 2
+    (short / "node" / "chameleon_gcn" / "seed0" / "summary.json").write_text("{")  # the disk was full
+    assert nodes.main([*argv, "--again"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "3 runs: 2 done, 1 to do"
 
 
 def test_a_point_of_the_grid_that_is_the_leaf_is_that_run(short: Path) -> None:
@@ -97,7 +126,8 @@ def test_a_grid_is_recorded_when_it_is_whole(
 ) -> None:
     import node_grid
 
-    monkeypatch.setattr(nodes, "seeds", lambda: {"chameleon": (0, 1)})
+    for module in (node_runs, nodes):
+        monkeypatch.setattr(module, "seeds", lambda: {"chameleon": (0, 1)})
     monkeypatch.setattr(node_grid, "check_code", lambda made: None)  # a working tree may have changes
     monkeypatch.setattr(nodes, "record_path", lambda exp, seed: tmp_path / "nothing is committed")
     told = ["--runs", str(short), "--records", str(tmp_path / "grids"), "--to", str(tmp_path / "page.md")]
@@ -109,7 +139,7 @@ def test_a_grid_is_recorded_when_it_is_whole(
         in capsys.readouterr().err
     )
     assert nodes.main(grid) == 0
-    whole = node_grid.collect(nodes.every("chameleon", "gcn", (0, 1), nodes.GRID), short)
+    whole = node_grid.collect(node_runs.every("chameleon", "gcn", (0, 1), node_runs.GRID), short)
     assert len(whole.points) == 27 and whole.exp == "node/chameleon_gcn" and whole.seeds == (0, 1)
     for point in whole.points:  # every number is that of the run which it is said to be of
         name = "_".join(
@@ -140,7 +170,7 @@ def summary(exp: str, seed: int, valid: float, test: float) -> dict:
     }
 
 
-def test_the_reading_by_hand(tmp_path: Path) -> None:
+def test_the_reading_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Differences 0.2, 0.4, 0.0: mean 0.2, standard deviation 0.2, t 4.303 over sqrt(3): half width 0.50."""
     runs = tmp_path / "runs"
     cells = {"node/cora_gcn": [80, 81, 82], "node/cora_gcn_ham": [80.2, 81.4, 82]}
@@ -152,13 +182,21 @@ def test_the_reading_by_hand(tmp_path: Path) -> None:
     stale = runs / "node" / "cora_gcn_ham" / "seed3"  # of another configuration
     stale.mkdir()
     (stale / "summary.json").write_text(json.dumps(summary("node/cora_gcn", 3, 99, 99)))
+    torn = runs / "node" / "cora_gcn_ham" / "seed4"
+    torn.mkdir()
+    (torn / "summary.json").write_text('{"config_hash"')
     page = tmp_path / "page.md"
     assert node_report.main(["--runs", str(runs), "--to", str(page)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"node_report.py: left out {torn / 'summary.json'}: it is not whole, run it again"
+    ]
     base, ham = (line for line in page.read_text().splitlines() if line.startswith("| cora |"))
     assert base == "| cora | GCN | 3 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
     assert "0 of 1 validation differences have an interval without 0." in page.read_text()
     assert node_report.main(["--runs", str(tmp_path / "none"), "--to", str(page)]) == 2
+    assert node_report.main(["--runs", str(runs), "--to", "/proc/page.md"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
 
 
 def test_the_committed_reading_is_that_of_the_committed_records(tmp_path: Path) -> None:
