@@ -22,7 +22,7 @@ from typing import Any
 import nodes
 from paper import node_runs
 from paper.catalog import PlanError, Run
-from paper.records import RESULTS, Unfit, placeless
+from paper.records import RESULTS, Unfit, placeless, write_whole
 from paper.rules import check_code, is_number
 from paper.sample import mean_of
 
@@ -36,12 +36,19 @@ HEAD = """\
 Written by `python scripts/node_grid.py` from results/node_grid; not edited by hand.
 
 The paper takes, of 12 pairs (alpha, beta), the one with the best mean validation metric and prints that
-metric (App. G.6.2): a method without any effect would gain too. For each grid: **chosen**, the pair so
-taken; **gain**, its validation metric less the base's, paired by seed, with Student's 95 % interval, which
-knows nothing of the choice; **p**, how often the best of the 12 gains as much when a method has no effect
-(all seeds' signs flipped in all ways, the 12 pairs of a seed together); **left out**, the gain of a seed
-whose pair was chosen on the other seeds; **test**, the chosen pair's gain on the test nodes; **paper's
-pair**, that of Tables 16 and 19, with its gain and its place among the 12.
+metric (App. G.6.2): a method without any effect would gain too. All gains are over the base, paired by
+seed.
+
+**chosen**: the pair with the best mean, the first of equals, and how many others equal it. **gain**: its
+validation metric less the base's, with Student's 95 % interval, which knows nothing of the choice. **p**:
+in what share of all ways to flip the seeds' signs, the pairs of a seed together, the best pair gains at
+least as much; without an effect, and with noise that is symmetric about 0, a p below 0.05 comes up in one
+grid of twenty for each method. It cannot fall below 1 / 2^seeds, and the page shows one p for each row
+without correction. **left out**: mean gain of a seed whose pair was chosen on the other seeds; where all
+seeds share one split (cora, citeseer, pubmed, the Amazon and the Coauthor sets) the choice has still seen
+the very validation nodes. **test**: the chosen pair's gain on the test nodes, at the epochs of the best
+validation metric. **paper's pair**: that of Tables 16 and 19, its validation gain, and its place among the
+12.
 
 | set | method | seeds | chosen | gain | p | left out | test | paper's pair |
 |---|---|---|---|---|---|---|---|---|
@@ -77,6 +84,11 @@ class Grid:
     points: tuple[Point, ...]
     provenance: tuple[dict[str, Any], ...]
 
+    @property
+    def arch(self) -> str:
+        """GCN, GAT or SAGE."""
+        return self.exp.rpartition("_")[2].upper()
+
     def of(self, sign: int) -> list[Point]:
         """The pairs of HAM (1), of nHAM (-1), or beta alone (0)."""
         return [p for p in self.points[1:] if (p.alpha > 0) - (p.alpha < 0) == sign]
@@ -98,22 +110,21 @@ def left_out(gains: list[list[float]]) -> list[float]:
     return [gains[best(gains, [s for s in seeds if s != out])][out] for out in seeds]
 
 
-def chance(gains: list[list[float]]) -> float:
-    """Share of all flips of the seeds' signs under which the best point gains at least as much.
+def chance(gains: list[list[float]]) -> int:
+    """In how many flips of the seeds' signs the best point gains at least as much; of 2^seeds.
 
-    Without an effect a seed's differences are as likely as their negatives; the points of a seed go together,
-    since they share its base. Exact: the maximum over the points is the statistic.
+    The points of a seed go together, since they share its base; the maximum over the points is the statistic.
+    It assumes that without an effect a seed's differences are jointly as likely as their negatives.
     """
     count = len(gains[0])
     if count > _MOST_FLIPPED:
         raise ValueError(f"at most {_MOST_FLIPPED} seeds, got {count}")
     observed = max(map(mean, gains))
-    flips = list(product((1, -1), repeat=count))
-    as_good = sum(
+    flips = product((1, -1), repeat=count)
+    return sum(
         max(mean(s * g for s, g in zip(signs, values, strict=True)) for values in gains) >= observed - 1e-9
         for signs in flips
     )
-    return as_good / len(flips)
 
 
 def collect(jobs: list[node_runs.Job], runs: Path) -> Grid:
@@ -165,6 +176,8 @@ def read(path: Path) -> Grid:
             tuple(content["provenance"]),
         )
         _check(grid)
+        if path.stem != grid.exp.removeprefix("node/"):
+            raise Unfit(f"it is of {grid.exp}: it belongs into {grid.exp.removeprefix('node/')}.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unfit(f"{path}: it cannot be read ({error!r}): collect it anew with --runs") from None
     except Unfit as error:
@@ -174,19 +187,28 @@ def read(path: Path) -> Grid:
 
 def _check(grid: Grid) -> None:
     pairs = [(0, 0), *(pair for method in ("ham", "nham") for pair in node_runs.GRID[method])]
-    if sorted(pairs) != sorted((p.alpha, p.beta) for p in grid.points):
+    if (grid.points[0].alpha, grid.points[0].beta) != (0, 0) or sorted(pairs) != sorted(
+        (p.alpha, p.beta) for p in grid.points
+    ):
         raise Unfit("its pairs are not those of the grid: collect it anew with --runs")
+    if grid.seeds != node_runs.seeds()[grid.graph["name"]]:
+        raise Unfit("its seeds are not the paper's number: collect it anew with --runs")
     for point in grid.points:
-        values = (*point.valid, *point.test)
-        if len(values) != 2 * len(grid.seeds) or not all(is_number(v) and 0 <= v <= 100 for v in values):
+        told = (point.valid, point.test)
+        whole = all(len(values) == len(grid.seeds) for values in told)
+        if not whole or not all(is_number(v) and 0 <= v <= 100 for values in told for v in values):
             raise Unfit(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
-    known = {(0.0, 0.0): grid.exp} | {
-        node_runs.published(exp): exp for exp in (f"{grid.exp}_ham", f"{grid.exp}_nham")
-    }
+    if len({point.config_hash for point in grid.points}) < len(grid.points):
+        raise Unfit("two of its pairs are one configuration: collect it anew with --runs")
+    leaves = [f"{grid.exp}_ham", f"{grid.exp}_nham"]
+    known = {(0.0, 0.0): grid.exp} | {node_runs.published(exp): exp for exp in leaves}
     for point in grid.points:
         exp = known.get((point.alpha, point.beta))
         if exp and Run(exp, 0).facts.config_hash != point.config_hash:
             raise Unfit(f"{exp} has another configuration today: run the grid again")
+    for made in grid.provenance:
+        made["hardware"], made["versions"]["torch"]
+        check_code(made)
 
 
 def line(grid: Grid, sign: int) -> str:
@@ -195,16 +217,26 @@ def line(grid: Grid, sign: int) -> str:
     gains = [grid.gains(point) for point in points]
     chosen = points[best(gains, seeds)]
     method = "ham" if sign > 0 else "nham"
-    own = next(p for p in points if (p.alpha, p.beta) == node_runs.published(f"{grid.exp}_{method}"))
-    place = 1 + sum(mean(g) > mean(grid.gains(own)) + 1e-9 for g in gains)
-    arch = grid.exp.rpartition("_")[2].upper()
+    pair = node_runs.published(f"{grid.exp}_{method}")
+    own = next(p for p in points if (p.alpha, p.beta) == pair)
+    equals = len(tied(gains, grid.gains(chosen))) - 1
+    above = sum(mean(g) > mean(grid.gains(own)) + 1e-9 for g in gains)
+    places = (above + 1, above + len(tied(gains, grid.gains(own))))
+    place = "-".join(map(str, dict.fromkeys(places)))
     told = [
-        *(grid.graph["name"], f"{arch}+{'HAM' if sign > 0 else 'nHAM'}", str(len(seeds)), _pair(chosen)),
-        *(str(mean_of(grid.gains(chosen))), f"{chance(gains):.2f}", str(mean_of(left_out(gains)))),
+        *(grid.graph["name"], f"{grid.arch}+{'HAM' if sign > 0 else 'nHAM'}", str(len(seeds))),
+        _pair(chosen) + (f", {equals} equal" if equals else ""),
+        *(str(mean_of(grid.gains(chosen))), f"{chance(gains)} / {2 ** len(seeds)}"),
+        f"{mean(left_out(gains)):+.2f}",
         str(mean_of(grid.gains(chosen, "test"))),
-        f"{_pair(own)}: {mean(grid.gains(own)):+.2f}, {place} of {len(points)}",
+        f"{_pair(own)}: {mean_of(grid.gains(own))}, {place} of {len(points)}",
     ]
     return "| " + " | ".join(told) + " |"
+
+
+def tied(gains: list[list[float]], values: list[float]) -> list[list[float]]:
+    """Those with the same mean."""
+    return [other for other in gains if abs(mean(other) - mean(values)) < 1e-9]
 
 
 def _pair(point: Point) -> str:
@@ -214,8 +246,10 @@ def _pair(point: Point) -> str:
 def square(grid: Grid) -> list[str]:
     """All gains of a grid, validation and test."""
     base = grid.points[0]
+    mixed = len({json.dumps([made["hardware"], made["versions"]["torch"]]) for made in grid.provenance}) > 1
     lines = [
-        f"\n## {grid.exp.removeprefix('node/').replace('_', ' ')}\n",
+        f"\n## {grid.graph['name']}, {grid.arch}\n",
+        *(["Its runs are from several machines or versions of torch, which round differently.\n"] * mixed),
         f"Base: validation {mean(base.valid):.2f}, test {mean(base.test):.2f}, {len(grid.seeds)} seeds. "
         "Cells: gain in validation / in test. alpha = 0 is beta alone, decoupled weight decay of the "
         "convolutions: a control that the paper's grid lacks.\n",
@@ -245,14 +279,16 @@ def record(runs: Path, folder: Path) -> list[str]:
             exp = f"{name.replace('-', '_')}_{arch}"
             if not any(runs.glob(f"node/{exp}_*ham-*/seed*/summary.json")):
                 continue
+            path = folder / f"{exp}.json"
             jobs = node_runs.every(name, arch, seeds, node_runs.GRID)
             try:
                 grid = collect(jobs, runs)
             except Unfit as error:
-                problems.append(f"{exp}: {error}")
+                kept = "; its older record stays" if path.exists() else ""
+                problems.append(f"{exp}: {error}{kept}")
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{exp}.json").write_text(json.dumps(asdict(grid), indent=1) + "\n")
+            write_whole(path, json.dumps(asdict(grid), indent=1) + "\n")
     return problems
 
 

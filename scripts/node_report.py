@@ -2,8 +2,8 @@
 
     python scripts/node_report.py [--runs DIR]
 
-Reads results/runs/node/<exp>/seed<k>.json, or the run directories of --runs, and writes
-results/tables/node_reading.md. Imports no torch.
+Reads results/runs/node/<exp>/seed<k>.json and writes results/tables/node_reading.md, or reads the run
+directories of --runs and writes node_reading.md among them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,24 +26,29 @@ TARGET = ROOT / "results" / "tables" / "node_reading.md"
 HEAD = """\
 # Reading the node classification tables
 
-Written by `python scripts/node_report.py` from the committed records; not edited by hand.
+Written by `python scripts/node_report.py` from {source}; not edited by hand.
 
-The paper's tables print the best validation metric over the epochs, under the best of 12 (alpha, beta) that
-was chosen on the same validation nodes. Runs of one seed share split, initial weights and dropout, so their
-differences are paired. **difference**: method minus base, mean over seeds, with a 95 % interval (Student's t)
-where there are two seeds. **nodes**: the mean difference as a number of validation nodes of one run.
-**+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch of the
-best validation metric. **inverted**: share of the convolutions' weights with abs(theta) > 1/abs(alpha), where
-nHAM's inverse metric 1 + alpha abs(theta) is negative, at that epoch and at the last.
+The paper's tables print the best validation metric over the epochs, under the best of 12 (alpha, beta)
+that was chosen on the same validation nodes; ours are runs of the pair that the paper chose. Runs of one
+seed share split, initial weights and dropout, so their differences are paired. **valid**: mean and sample
+standard deviation over our seeds; **paper**: as printed; **paper's difference**: method minus base there.
+**difference**: method minus base, mean over the seeds that have both, with a 95 % interval (Student's t)
+where they differ. **nodes**: that as a number of validation nodes of one run. **+ / = / -**: seeds in
+which the method is above, equal, below. **test**: the test metric at the epoch of the best validation
+metric. **inverted**: share of the convolutions' weights with abs(theta) > 1/abs(alpha), where nHAM's
+inverse metric 1 + alpha abs(theta) is negative, at that epoch and at the last: there the method's reading
+as mirror descent ends.
 
-An interval that holds 0 shows no effect; with {count} comparisons about one in twenty that does not is chance
-too. On cora, citeseer, pubmed, the Amazon and the Coauthor sets all seeds share one split: an interval there
-is over initial weights and dropout alone. On the others the seeds' splits are of one graph and overlap:
-intervals are too narrow there rather than too wide.
+An interval that holds 0 is compatible with no effect, and its width tells which effects could have been
+missed; with {count} comparisons about one in twenty that leaves 0 out is chance. On cora, citeseer,
+pubmed, the Amazon and the Coauthor sets all seeds share one split: an interval there is over initial
+weights and dropout alone. On the others the seeds' splits are of one graph and overlap: intervals are too
+narrow there rather than too wide.
 
 """
 COLUMNS = (
-    *("set", "method", "seeds", "valid", "paper", "difference", "nodes", "+ / = / -", "paper's"),
+    *("set", "method", "seeds", "valid", "paper", "difference", "nodes", "+ / = / -"),
+    "paper's difference",
     *("test", "test difference", "inverted"),
 )
 
@@ -52,11 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     """Write the page; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="run directories in place of the committed records")
-    parser.add_argument("--to", type=Path, default=TARGET, metavar="FILE")
+    parser.add_argument("--to", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
+    if args.runs and not args.runs.is_dir():
+        parser.error(f"--runs {args.runs} is no folder")
+    target = args.to or (args.runs / TARGET.name if args.runs else TARGET)
     try:
         lock()
-        lines, compared, clear = rows(args.runs)
+        lines, compared, clear, absent = rows(args.runs)
     except PlanError as error:
         print(f"node_report.py: {error}", file=sys.stderr)
         return 2
@@ -64,25 +72,32 @@ def main(argv: list[str] | None = None) -> int:
         place = args.runs or RESULTS
         print(f"node_report.py: no node run in {place}: python scripts/nodes.py makes them", file=sys.stderr)
         return 2
-    tail = (
-        f"\n{clear} of {compared} validation differences have an interval without 0.\n"
-        if compared
-        else "\nNo method stands beside its base with two seeds yet.\n"
-    )
+    about = "run directories" if args.runs else "the committed records"
+    tail = [f"{len(clear)} of {compared} differences with an interval leave 0 out{_named(clear)}."]
+    if absent:
+        tail.append(f"Without a run: {', '.join(absent)}.")
     head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     try:
-        args.to.parent.mkdir(parents=True, exist_ok=True)
-        args.to.write_text(HEAD.format(count=compared) + "\n".join([*head, *lines]) + "\n" + tail)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(
+            HEAD.format(count=compared, source=about) + "\n".join([*head, *lines, "", *tail, ""])
+        )
     except OSError as error:
         print(f"node_report.py: {error}", file=sys.stderr)
         return 2
-    print(args.to)
+    print(target)
     return 0
 
 
-def rows(runs: Path | None) -> tuple[list[str], int, int]:
-    """Lines of the table, how many differences have an interval, and how many of these leave 0 out."""
-    lines, compared, clear = [], 0, 0
+def _named(rows: list[str]) -> str:
+    return f" ({', '.join(rows)})" if rows else ""
+
+
+def rows(runs: Path | None) -> tuple[list[str], int, list[str], list[str]]:
+    """Lines of the table, how many differences have an interval, which leave 0 out, what has no run."""
+    lines, compared = [], 0
+    clear: list[str] = []
+    absent: dict[str, list[str]] = {}
     for number in ("17", "18"):
         table = plan.table(number)
         for column, name in enumerate(table.columns):
@@ -94,8 +109,10 @@ def rows(runs: Path | None) -> tuple[list[str], int, int]:
                 if "+" not in row.label:
                     base, paper_base = found, cell.paper[0]
                 if not found:
+                    absent.setdefault(name, []).append(row.label)
                     continue
-                told = [name, row.label, str(len(found)), spread(values(found, "valid_best"))]
+                of = f" of {len(cell.seeds)}" if len(found) < len(cell.seeds) else ""
+                told = [name, row.label, f"{len(found)}{of}", spread(values(found, "valid_best"))]
                 told.append(f"{cell.paper[0]:.2f} ± {cell.paper[1]:.2f}")
                 both = sorted(found.keys() & base.keys()) if "+" in row.label else []
                 differences = paired(found, base, both, "valid_best")
@@ -105,10 +122,15 @@ def rows(runs: Path | None) -> tuple[list[str], int, int]:
                 told.append(interval(paired(found, base, both, "test_at_best")))
                 told.append(inverted(found))
                 lines.append("| " + " | ".join(told) + " |")
-                if len(differences) > 1:
+                if differences and mean_of(differences).interval:
                     compared += 1
-                    clear += mean_of(differences).is_clear
-    return lines, compared, clear
+                    if mean_of(differences).is_clear:
+                        clear.append(f"{row.label} on {name}")
+    every = {row.label for row in plan.table("17").rows}
+    told = [
+        name if {*labels} == every else f"{name} ({', '.join(labels)})" for name, labels in absent.items()
+    ]
+    return lines, compared, clear, told
 
 
 def summaries(cell: plan.Cell, runs: Path | None) -> dict[int, dict[str, Any]]:
@@ -126,7 +148,9 @@ def summaries(cell: plan.Cell, runs: Path | None) -> dict[int, dict[str, Any]]:
         except ValueError:
             print(f"node_report.py: left out {path}: it is not whole, run it again", file=sys.stderr)
             continue
-        if summary["config_hash"] == run.facts.config_hash:
+        if missing := [key for key in ("config_hash", "graph", "metrics") if key not in summary]:
+            print(f"node_report.py: left out {path}: it has no {missing[0]}, run it again", file=sys.stderr)
+        elif summary["config_hash"] == run.facts.config_hash:
             found[run.seed] = summary
     return found
 
@@ -163,7 +187,7 @@ def in_nodes(found: dict, base: dict, seeds: list[int]) -> str:
     counts = [graph["nodes"]["valid"] for graph in graphs]
     differences = paired(found, base, seeds, "valid_best")
     nodes = statistics.mean(d * count / 100 for d, count in zip(differences, counts, strict=True))
-    return f"{nodes:+.1f} of {statistics.mean(counts):.0f}"
+    return f"{round(nodes, 9) + 0.0:+.1f} of {statistics.mean(counts):.0f}"
 
 
 def signs(differences: list[float]) -> str:

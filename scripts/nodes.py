@@ -8,7 +8,8 @@ paper has runs. What is done or has a committed record is skipped (--again: only
 stopped goes on: start the same command again, or on several machines with one --runs folder. Runs of one seed
 share split, initial weights and dropout.
 
-Exit status: 0 all are done, 1 some failed, 2 wrong use or missing data, 85 stopped by a signal.
+Exit status: 0 all are done, or another process is at them; 1 some failed, 2 wrong use or missing data,
+85 stopped by a signal, 130 by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paper.catalog import PlanError
 from paper.node_runs import ARCHS, GRID, METHODS, Job, every, published, seeds
 from paper.records import record_path
 
@@ -79,17 +82,16 @@ class Worker:
 
     def recorded(self, job: Job) -> dict[str, Any] | None:
         """The committed record, unless it is to be done again."""
-        path = record_path(job.exp, job.seed)
-        other = job.point is not None and job.point != published(job.exp)
-        return (
-            None
-            if self.again or other or not path.exists()
-            else self._same(job, json.loads(path.read_text()))
-        )
+        if self.again or (job.point is not None and job.point != published(job.exp)):
+            return None
+        try:
+            return self._same(job, json.loads(record_path(job.exp, job.seed).read_text()))
+        except (FileNotFoundError, ValueError):  # none, or it is not whole
+            return None
 
     def _same(self, job: Job, summary: dict[str, Any] | None) -> dict[str, Any] | None:
         _, identity = self.cfgs[replace(job, seed=0)]
-        return summary if summary and summary["config_hash"] == identity else None
+        return summary if summary and summary.get("config_hash") == identity else None
 
     def do(self, job: Job) -> None:
         """One run, in silence; what it would print is in its train.log."""
@@ -140,21 +142,35 @@ def work_through(work: list[Job], args: argparse.Namespace) -> int:
     from ham.run.record import Taken
     from ham.run.schema import ConfigError
 
-    worker, status = Worker(work, args.runs, args.jobs, args.again), 0
+    try:
+        worker = Worker(work, args.runs, args.jobs, args.again)
+    except ConfigError as error:
+        print(f"nodes.py: {error}", file=sys.stderr)
+        return 2
+    status, taken, missing, parent = 0, 0, set(), os.getppid()
     if not args.worker:  # the first of several tells for all
         print(worker.stand(), flush=True)
     for job in work:
-        if worker.summary(job):
+        if args.worker is not None and os.getppid() != parent:
+            return 85  # whoever shared the work out is gone
+        if job.name in missing or worker.summary(job):
             continue
         try:
             worker.do(job)
-        except Stopped:
-            return 85
+        except (Stopped, KeyboardInterrupt) as stop:
+            print(f"nodes.py: stopped in {job}: start the same command again to go on", file=sys.stderr)
+            return 85 if isinstance(stop, Stopped) else 130
         except Taken:
+            taken += 1
             continue
-        except (ConfigError, DataError, Diverged, CheckpointError) as error:
+        except DataError as error:
+            print(f"nodes.py: {error}", file=sys.stderr, flush=True)
+            missing.add(job.name)
+            status = 2
+            continue
+        except (ConfigError, Diverged, CheckpointError) as error:
             print(f"nodes.py: {job}: {error}", file=sys.stderr, flush=True)
-            status = max(status, 2 if isinstance(error, (ConfigError, DataError)) else 1)
+            status = max(status, 2 if isinstance(error, ConfigError) else 1)
             continue
         summary = worker.summary(job)
         metrics, seconds = summary["metrics"], summary["timing"]["seconds"]
@@ -163,7 +179,21 @@ def work_through(work: list[Job], args: argparse.Namespace) -> int:
             f"{worker.left()}",
             flush=True,
         )
+    if taken and args.worker is None:
+        print(f"{taken} are under way in other processes: start this again to see them done", flush=True)
     return status
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Between two runs the signals that stop a run end the process as inside one."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: sys.exit(85)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def share(argv: list[str], workers: int) -> int:
@@ -172,14 +202,23 @@ def share(argv: list[str], workers: int) -> int:
     children = [subprocess.Popen([*command, str(number)]) for number in range(workers)]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda n, _: [c.send_signal(n) for c in children if c.poll() is None])
-    statuses = [child.wait() for child in children]
-    return max(85 if status < 0 else status for status in statuses)  # a signal between two runs
+    return max(_status(child.wait()) for child in children)
+
+
+def _status(code: int) -> int:
+    """A child's exit status; signals reach it between two runs too, and SIGKILL is no request to stop."""
+    by_signal = {-signal.SIGTERM: 85, -signal.SIGUSR1: 85, -signal.SIGINT: 130}
+    return code if code >= 0 else by_signal.get(code, 1)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out the runs; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    known = list(seeds())
+    try:
+        known = list(seeds())
+    except PlanError as error:
+        print(f"nodes.py: {error}", file=sys.stderr)
+        return 2
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,7 +233,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
     parser.add_argument(
-        "--grid", action="store_true", help="all 12 (alpha, beta) of HAM, 12 of nHAM, beta alone"
+        "--grid",
+        action="store_true",
+        help="all 12 (alpha, beta) of HAM, 12 of nHAM, beta alone: 27 runs a seed",
     )
     parser.add_argument("--again", action="store_true", help="also what has a committed record")
     parser.add_argument("--list", action="store_true", help="only name the runs")
@@ -210,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.jobs > 1 and args.worker is None:
         return share(argv, args.jobs)
     try:
-        return work_through(work, args)
+        with stoppable():
+            return work_through(work, args)
     except KeyboardInterrupt:
         return 130
 

@@ -63,6 +63,8 @@ def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
     try:
         if not cfg.resume:
             distributed.led(record.clear)
+        elif not done:  # perhaps another process ended this run while its data were read here
+            done = distributed.told(read_summary(folder) is not None)
         if done:
             summary = distributed.told(record.summary() if me.leads else {})
             _check_identity(record, summary["config_hash"], identity)

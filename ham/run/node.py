@@ -21,6 +21,7 @@ from .record import Record
 from .schema import Config, ConfigError
 
 _TOLD = 10  # lines of a run in its log
+_MINUTES = 1.0  # the most that a run killed without a signal repeats: a graph's checkpoint is small
 
 
 def check_ranks() -> None:
@@ -55,7 +56,7 @@ def train_node(
         while run.epoch < cfg.epochs:
             run.lines.append(finish_epoch(run, train_step(run)))
             record.step()
-            if time.monotonic() - saved_at >= 60 * cfg.checkpoint.minutes or received:
+            if time.monotonic() - saved_at >= 60 * min(cfg.checkpoint.minutes, _MINUTES) or received:
                 save(run)
                 saved_at = time.monotonic()
             if received and run.epoch < cfg.epochs:

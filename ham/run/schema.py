@@ -62,7 +62,10 @@ class ComputeConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """A checkpoint is written after every epoch and inside one every `minutes`; 0: after every step."""
+    """A checkpoint is written after every epoch and inside one every `minutes`; 0: after every step.
+
+    A graph's epochs are short: there after a minute, or `minutes` if that is less.
+    """
 
     minutes: float = 15.0
 

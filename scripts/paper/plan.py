@@ -46,13 +46,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or a control the paper lacks (name control_*)."""
+    """A table of the paper, or a control the paper lacks (name control_*); `note` is for its reader."""
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
+    note: str = ""
 
     @property
     def cells(self) -> list[Cell]:
@@ -146,7 +147,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
         )
         for row in content["rows"]
     )
-    return Table(name, content["title"], tuple(content["columns"]), rows, tuple(content["seeds"]))
+    columns, seeds = tuple(content["columns"]), tuple(content["seeds"])
+    return Table(name, content["title"], columns, rows, seeds, content.get("note", ""))
 
 
 def figure(name: str) -> Figure:

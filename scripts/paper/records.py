@@ -41,6 +41,7 @@ __all__ = [  # with names of rules.py: whoever reads records imports this module
     "record",
     "record_path",
     "write",
+    "write_whole",
 ]
 
 
@@ -135,8 +136,8 @@ def write(run: Run, summary: dict[str, Any], lines: list[dict[str, Any]] | None,
     path = path_of(run, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     if lines is not None:  # first: a record is there only when all of it is
-        _replace(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
-    _replace(path, json.dumps(record(summary), indent=1) + "\n")
+        write_whole(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
+    write_whole(path, json.dumps(record(summary), indent=1) + "\n")
     return path
 
 
@@ -147,7 +148,8 @@ def keeps_epochs(run: Run) -> bool:
     return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

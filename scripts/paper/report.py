@@ -119,7 +119,8 @@ def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
     about = PAPER if made.has_paper else CONTROL
     ranks = sorted({ranks for entry in made.entries for ranks in entry.ranks})
     mixed = (MIXED.format(ranks=", ".join(map(str, ranks))),) if len(ranks) > 1 else ()
-    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse, *mixed))
+    note = (table.note,) if table.note else ()
+    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse, *mixed, *note))
 
 
 def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], demo: str) -> Entry:

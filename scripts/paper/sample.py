@@ -49,13 +49,18 @@ class Difference:
 
     def __str__(self) -> str:
         """As `+0.20 [-0.30, +0.70]`."""
-        interval = f" [{self.interval[0]:+.2f}, {self.interval[1]:+.2f}]" if self.interval else ""
-        return f"{self.value:+.2f}{interval}"
+        interval = " [{:+.2f}, {:+.2f}]".format(*map(_clean, self.interval)) if self.interval else ""
+        return f"{_clean(self.value):+.2f}{interval}"
 
     @property
     def is_clear(self) -> bool:
         """Does the interval leave 0 out?"""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def _clean(value: float) -> float:
+    """Without the residue of a sum, which would print as -0.00."""
+    return round(value, 9) + 0.0
 
 
 def difference(ours: Sample, theirs: Sample) -> Difference:
@@ -75,9 +80,12 @@ def difference(ours: Sample, theirs: Sample) -> Difference:
 
 
 def mean_of(differences: Sequence[float]) -> Difference:
-    """Mean of paired differences with Student's interval, d +- t(0.975, n - 1) std / sqrt(n), if n > 1."""
+    """Mean of paired differences with Student's interval, d +- t(0.975, n - 1) std / sqrt(n).
+
+    None for a single one, and where all are equal: a spread of 0 is the metric's steps, not certainty.
+    """
     sample = Sample.of(differences)
-    if sample.std is None:
+    if sample.std is None or sample.std < 1e-9:
         return Difference(sample.mean, None)
     half = float(stdtrit(sample.n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(sample.variance_of_mean)
     return Difference(sample.mean, (sample.mean - half, sample.mean + half))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import graph_files as small_files
 import node_report
 import nodes
 import pytest
-from paper import node_runs, plan
+from paper import catalog, node_runs, plan
 
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
@@ -68,9 +70,10 @@ def test_runs_are_carried_out_skipped_and_left_to_others(
     with open(taken / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert nodes.main(argv) == 0
-    stand, *out = capsys.readouterr().out.splitlines()
+    stand, *out, last = capsys.readouterr().out.splitlines()
     assert stand == "12 runs: 0 done, 12 to do"
     assert len(out) == 11 and "[11/12, about 0 min left]" in out[-1]
+    assert last == "1 are under way in other processes: start this again to see them done"
     done = sorted(short.rglob("summary.json"))
     assert len(done) == 11
     times = [path.stat().st_mtime_ns for path in done]
@@ -112,6 +115,9 @@ def test_what_has_a_committed_record_is_done_again_when_asked(
     (short / "node" / "chameleon_gcn" / "seed0" / "summary.json").write_text("{")  # the disk was full
     assert nodes.main([*argv, "--again"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "3 runs: 2 done, 1 to do"
+    (short / "node" / "chameleon_gcn_ham" / "seed0" / "summary.json").write_text(json.dumps(other))
+    assert nodes.main([*argv, "--again"]) == 2  # an older configuration's run lies there
+    assert "chameleon_gcn_ham seed 0" in capsys.readouterr().err
 
 
 def test_a_point_of_the_grid_that_is_the_leaf_is_that_run(short: Path) -> None:
@@ -127,7 +133,7 @@ def test_a_grid_is_recorded_when_it_is_whole(
     import node_grid
 
     for module in (node_runs, nodes):
-        monkeypatch.setattr(module, "seeds", lambda: {"chameleon": (0, 1)})
+        monkeypatch.setattr(module, "seeds", lambda: {"chameleon": (3, 4)})
     monkeypatch.setattr(node_grid, "check_code", lambda made: None)  # a working tree may have changes
     monkeypatch.setattr(nodes, "record_path", lambda exp, seed: tmp_path / "nothing is committed")
     told = ["--runs", str(short), "--records", str(tmp_path / "grids"), "--to", str(tmp_path / "page.md")]
@@ -135,12 +141,21 @@ def test_a_grid_is_recorded_when_it_is_whole(
     assert nodes.main([*grid, "--methods", "ham", "nham"]) == 0
     assert node_grid.main(told) == 2  # the base is missing
     assert (
-        "chameleon_gcn: 2 of 54 runs are not done, such as node/chameleon_gcn seed 0"
+        "chameleon_gcn: 2 of 54 runs are not done, such as node/chameleon_gcn seed 3"
         in capsys.readouterr().err
     )
     assert nodes.main(grid) == 0
-    whole = node_grid.collect(node_runs.every("chameleon", "gcn", (0, 1), node_runs.GRID), short)
-    assert len(whole.points) == 27 and whole.exp == "node/chameleon_gcn" and whole.seeds == (0, 1)
+    capsys.readouterr()
+    assert node_grid.main(told) == 2  # three epochs are not the paper's run
+
+    def run(exp: str, seed: int) -> SimpleNamespace:
+        summary = json.loads((short / exp / "seed3" / "summary.json").read_text())
+        return SimpleNamespace(facts=SimpleNamespace(config_hash=summary["config_hash"]))
+
+    monkeypatch.setattr(node_grid, "Run", run)
+    assert node_grid.main(told) == 0
+    whole = node_grid.read(tmp_path / "grids" / "chameleon_gcn.json")
+    assert "## chameleon, GCN" in (tmp_path / "page.md").read_text()
     for point in whole.points:  # every number is that of the run which it is said to be of
         name = "_".join(
             ["chameleon_gcn", *["nham" if point.alpha < 0 else "ham"] * any((point.alpha, point.beta))]
@@ -151,6 +166,10 @@ def test_a_grid_is_recorded_when_it_is_whole(
         assert {s["config_hash"] for s in mine} == {point.config_hash}
         assert tuple(s["metrics"]["valid_best"] for s in mine) == point.valid
         assert tuple(s["metrics"]["test_at_best"] for s in mine) == point.test
+    next((short / "node").glob("chameleon_gcn_ham-*/seed3/summary.json")).unlink()
+    assert node_grid.main(told) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 54 runs are not done" in line and line.endswith("; its older record stays")
 
 
 def test_missing_data_end_with_a_line_for_each_run(
@@ -159,7 +178,7 @@ def test_missing_data_end_with_a_line_for_each_run(
     monkeypatch.setenv("HAM_DATA", str(short / "nowhere"))
     argv = ["--sets", "chameleon", "--archs", "gcn", "--seeds", "1", "--runs", str(short)]
     assert nodes.main(argv) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1  # the set's other runs lack them too
 
 
 def summary(exp: str, seed: int, valid: float, test: float) -> dict:
@@ -191,12 +210,18 @@ def test_the_reading_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         f"node_report.py: left out {torn / 'summary.json'}: it is not whole, run it again"
     ]
     base, ham = (line for line in page.read_text().splitlines() if line.startswith("| cora |"))
-    assert base == "| cora | GCN | 3 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
+    assert base == "| cora | GCN | 3 of 5 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
-    assert "0 of 1 validation differences have an interval without 0." in page.read_text()
-    assert node_report.main(["--runs", str(tmp_path / "none"), "--to", str(page)]) == 2
+    assert "0 of 1 differences with an interval leave 0 out." in page.read_text()
+    assert "Without a run: cora (GCN+nHAM, GAT, GAT+HAM, GAT+nHAM, SAGE, SAGE+HAM" in page.read_text()
+    assert node_report.main(["--runs", str(runs)]) == 0  # among the runs: the committed page stays
+    assert (runs / "node_reading.md").read_text() == page.read_text()
+    (runs / "empty").mkdir()
+    assert node_report.main(["--runs", str(runs / "empty")]) == 2
     assert node_report.main(["--runs", str(runs), "--to", "/proc/page.md"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    with pytest.raises(SystemExit, match="2"):
+        node_report.main(["--runs", str(tmp_path / "none")])
+    assert "none is no folder" in capsys.readouterr().err
 
 
 def test_the_committed_reading_is_that_of_the_committed_records(tmp_path: Path) -> None:
@@ -207,19 +232,44 @@ def test_the_committed_reading_is_that_of_the_committed_records(tmp_path: Path) 
 def test_configurations_that_moved_on_are_told_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import node_grid
-    from paper import catalog
-
-    kept = sorted(node_grid.FOLDER.glob("*.json"))
     catalog.lock.cache_clear()
     monkeypatch.setattr(catalog, "configs_digest", lambda: "another")
     try:
         assert node_report.main(["--to", str(tmp_path / "page.md")]) == 2
-        if kept:
-            assert node_grid.main(["--to", str(tmp_path / "page.md")]) == 2
     finally:
         catalog.lock.cache_clear()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 + bool(kept)
-    assert all("configs/ has changed since lock.json was written" in line for line in lines)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "configs/ has changed since lock.json was written" in line
     assert not (tmp_path / "page.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        ((0, 0), 0),
+        ((0, 2), 2),
+        ((1, 0), 1),
+        ((85, 0), 85),
+        ((-signal.SIGTERM, 0), 85),
+        ((-signal.SIGINT, 0), 130),
+        ((-signal.SIGKILL, 0), 1),  # out of memory: no request to stop
+    ],
+)
+def test_a_shared_sweep_ends_as_its_workers_do(
+    ends: tuple[int, int], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        f"end = {[int(end) for end in ends]}[int(sys.argv[-1])]\n"
+        "os.kill(os.getpid(), -end) if end < 0 else sys.exit(end)\n"
+    )
+    monkeypatch.setattr(nodes, "__file__", str(script))
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        assert nodes.share(["--sets", "cora"], 2) == status
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from paper.sample import Sample, difference
+from paper.sample import Difference, Sample, difference, mean_of
 
 values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), min_size=2, max_size=6)
 
@@ -53,3 +53,13 @@ def test_welch_is_scipys(ours: list[float], theirs: list[float]) -> None:
 def test_without_spreads_there_is_no_interval(ours: Sample, theirs: Sample) -> None:
     assert difference(ours, theirs).value == 1.0
     assert difference(ours, theirs).interval is None
+
+
+def test_paired_differences_by_hand() -> None:
+    """0.2, 0.4, 0.0: mean 0.2, standard deviation 0.2, t(2) = 4.302653, half width 0.496828."""
+    told = mean_of([0.2, 0.4, 0.0])
+    assert told.interval == pytest.approx((0.2 - 0.496828, 0.2 + 0.496828), abs=1e-5)
+    assert str(told) == "+0.20 [-0.30, +0.70]" and not told.is_clear
+    assert mean_of([0.2, 0.3, 0.2]).is_clear and mean_of([-0.2, -0.3, -0.2]).is_clear
+    assert mean_of([0.4]) == Difference(0.4, None) == mean_of([0.4, 0.4])  # equal: steps of the metric
+    assert str(mean_of([0.1, 0.2, -0.3])).startswith("+0.00 [")  # the sum's residue is -1.9e-17
