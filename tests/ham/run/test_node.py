@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_killed_between_checkpoints_a_run_repeats_what_it_lost(
     assert command(*argv, f"runs_dir={tmp_path}/cut", "checkpoint.minutes=0").status == 0
     whole, cut = (next((tmp_path / name).rglob("metrics.jsonl")) for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_run_that_another_process_ends_meanwhile_is_kept(
+    command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held no checkpoint, so that starting over would have deleted it."""
+    argv = [LEAF, *SMALL, f"runs_dir={tmp_path}/runs"]
+    assert command(*argv).status == 0
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    read = graphs.Graph.task
+
+    def slow(*args: Any) -> graphs.NodeTask:
+        shutil.copytree(tmp_path / "elsewhere", tmp_path / "runs")
+        return read(*args)
+
+    monkeypatch.setattr(graphs.Graph, "task", slow)
+    monkeypatch.setattr(node, "train_step", lambda run: pytest.fail("it is done"))
+    outcome = command(*argv)
+    assert outcome.status == 0 and "done before" in outcome.out
+    kept, ours = (next((tmp_path / n).rglob("summary.json")).read_text() for n in ("elsewhere", "runs"))
+    assert kept == ours
 
 
 def test_a_run_that_diverges_says_so(command: Callable, tmp_path: Path) -> None:
