@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node_grid import Grid, Point, best, chance, left_out
 from paper import catalog, node_runs
 from paper.catalog import Run
+from paper.grid import Grid, Point, best, chance, left_out, read
 from paper.records import record_path
 
 EXP = "node/cora_sage"
@@ -152,7 +152,7 @@ def test_what_is_no_record_is_told_in_a_line(
     assert node_grid.main(argv) == 2
     assert "no whole grid in" in capsys.readouterr().err
     path.write_text(json.dumps(asdict(grid())))
-    assert node_grid.main(argv) == 0 and node_grid.read(path) == grid()
+    assert node_grid.main(argv) == 0 and read(path) == grid()
     content = json.loads(path.read_text())
     damaged(content, how)
     path.write_text(json.dumps(content))
@@ -191,7 +191,7 @@ def test_the_committed_page_is_that_of_the_committed_grids(tmp_path: Path) -> No
     assert node_grid.main(["--to", str(tmp_path / "page.md")]) == 0
     assert (tmp_path / "page.md").read_text() == node_grid.TARGET.read_text()
     for path in node_grid.FOLDER.glob("*.json"):
-        whole = node_grid.read(path)
+        whole = read(path)
         for suffix in ("", "_ham", "_nham"):  # what is also a record of the tables is the same
             pair = node_runs.published(whole.exp + suffix) if suffix else (0, 0)
             (point,) = (p for p in whole.points if (p.alpha, p.beta) == pair)

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import graph_files as small_files
+import node_grid
 import node_report
 import nodes
 import pytest
 from paper import catalog, node_runs, plan
+from paper import grid as grid_records
 
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
@@ -130,11 +132,10 @@ def test_a_point_of_the_grid_that_is_the_leaf_is_that_run(short: Path) -> None:
 def test_a_grid_is_recorded_when_it_is_whole(
     short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import node_grid
-
     for module in (node_runs, nodes):
         monkeypatch.setattr(module, "seeds", lambda: {"chameleon": (3, 4)})
-    monkeypatch.setattr(node_grid, "check_code", lambda made: None)  # a working tree may have changes
+    for module in (node_grid, grid_records):  # a working tree may have changes
+        monkeypatch.setattr(module, "check_code", lambda made: None)
     monkeypatch.setattr(nodes, "record_path", lambda exp, seed: tmp_path / "nothing is committed")
     told = ["--runs", str(short), "--records", str(tmp_path / "grids"), "--to", str(tmp_path / "page.md")]
     grid = ["--sets", "chameleon", "--archs", "gcn", "--grid", "--runs", str(short)]
@@ -152,9 +153,9 @@ def test_a_grid_is_recorded_when_it_is_whole(
         summary = json.loads((short / exp / "seed3" / "summary.json").read_text())
         return SimpleNamespace(facts=SimpleNamespace(config_hash=summary["config_hash"]))
 
-    monkeypatch.setattr(node_grid, "Run", run)
+    monkeypatch.setattr(grid_records, "Run", run)
     assert node_grid.main(told) == 0
-    whole = node_grid.read(tmp_path / "grids" / "chameleon_gcn.json")
+    whole = grid_records.read(tmp_path / "grids" / "chameleon_gcn.json")
     assert "## chameleon, GCN" in (tmp_path / "page.md").read_text()
     for point in whole.points:  # every number is that of the run which it is said to be of
         name = "_".join(
