@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from paper.catalog import Run
 from paper.records import (
@@ -69,12 +70,16 @@ class Found:
 
 @dataclass
 class Tally:
-    """Records written, how many were there before or are of another scale, a line for each run left out."""
+    """Records written, a line for each run left out, and how many runs are no matter of this command.
+
+    `there`: have a record; `elsewhere`: of another scale; `points`: of a node grid, scripts/node_grid.py's.
+    """
 
     written: list[Path]
-    there: int
-    elsewhere: int
     left_out: list[str]
+    there: int = 0
+    elsewhere: int = 0
+    points: int = 0
 
 
 def find(source: Path) -> Iterator[Found]:
@@ -148,6 +153,9 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
         summary = json.loads(found.summary)
     except (ValueError, RecursionError):
         raise Unfit("summary.json is not whole: start the run again") from None
+    if _is_point(summary):
+        tally.points += 1
+        return
     run = check(summary)
     if run.demo != demo:
         tally.elsewhere += 1
@@ -167,6 +175,12 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
     tally.written.append(write(run, summary, lines, results))
 
 
+def _is_point(summary: Any) -> bool:
+    """Is it a node run with another (alpha, beta)? Grids are recorded whole, by a script of their own."""
+    told = summary if isinstance(summary, dict) else {}
+    return told.get("overridden") is True and str(told.get("exp")).startswith("node/")
+
+
 def _lacks_epochs(path: Path, run: Run) -> bool:
     """Is it whole but for its epochs? One that cannot be read may be somebody's: named, not replaced."""
     try:
@@ -184,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--demo", default="", choices=DEMOS, help="collect scaled-down runs instead")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where records go (results)")
     args = parser.parse_args(argv)
-    tally = Tally([], 0, 0, [])
+    tally = Tally([], [])
     try:
         for source in args.sources or [ROOT / "runs"]:
             for found in find(source):
@@ -206,6 +220,8 @@ def _tell(tally: Tally, demo: str) -> None:
     if tally.elsewhere:
         other = "of the paper's setting (without --demo)" if demo else "scaled down (--demo)"
         print(f"runs that are {other}: {tally.elsewhere}")
+    if tally.points:
+        print(f"node runs with altered values (scripts/node_grid.py records grids): {tally.points}")
     for line in tally.left_out:
         print(f"collect.py: left out {line}", file=sys.stderr)
 

@@ -133,6 +133,18 @@ def test_scaled_down_runs_go_elsewhere_and_only_figures_have_their_epochs(
     assert {r.demo for r in records.read_all(results=tmp_path / "results")[0]} == {""}
 
 
+def test_points_of_a_node_grid_are_counted_and_left_alone(tmp_path: Path, run: Any) -> None:
+    folder = tmp_path / "runs" / "node" / "cora_gcn_ham-1234abcd" / "seed0"
+    folder.mkdir(parents=True)
+    summary = {"exp": "node/cora_gcn_ham", "overridden": True, "ham": {"alpha": 1, "beta": 0}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    status, out, err = run(tmp_path / "runs")
+    assert (status, err) == (0, []) and "new records: 0, there before: 0, left out: 0" in out
+    assert "node runs with altered values (scripts/node_grid.py records grids): 1" in out
+    (folder / "summary.json").write_text(json.dumps(summary | {"overridden": False}))  # no record either
+    assert run(tmp_path / "runs")[0] == 1
+
+
 def test_an_archive_is_read_and_nothing_of_it_lands_elsewhere(tmp_path: Path, finish: Any, run: Any) -> None:
     mine = texts(finish(RUN))
     members = {f"rigl_s90/seed1/{name}": text for name, text in mine.items()}
