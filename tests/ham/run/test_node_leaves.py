@@ -43,7 +43,7 @@ chameleon         gcn 512 5 .2 5e-3 1e-3 none - 200     sage 256 4 .7 1e-2 1e-3 
 """  # noqa: E501
 SPLITS = {
     **dict.fromkeys(("cora", "citeseer", "pubmed"), ("per_class", 123)),
-    **dict.fromkeys(("amazon-computer", "amazon-photo"), ("per_class", 42)),
+    **dict.fromkeys(("amazon-computer", "amazon-photo"), ("per_class", 123)),
     **dict.fromkeys(("coauthor-cs", "coauthor-physics"), ("fixed", 123)),
 }
 
