@@ -103,20 +103,15 @@ def cifar100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def small_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `cifar-100-python` of noise, all 100 classes with 3 training images and 1 test image each."""
-    import numpy as np
+    import cifar_noise
 
     from ham.data import cifar_files
 
     folder = tmp_path / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
-    noise = np.random.default_rng(0)
-    for split, each in (("train", 3), ("test", 1)):
+    for split, each in cifar_noise.EACH.items():
         monkeypatch.setitem(cifar_files.PER_CLASS, split, each)
-        record = {
-            b"data": noise.integers(0, 256, (100 * each, 3072), dtype=np.uint8),
-            b"fine_labels": noise.permutation(np.repeat(np.arange(100), each)).tolist(),
-        }
-        (folder / split).write_bytes(pickle.dumps(record))
+        (folder / split).write_bytes(pickle.dumps(cifar_noise.record(split)))
     names = [f"class{number}".encode() for number in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}))
     return folder

@@ -13,6 +13,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import cifar_noise
 import numpy as np
 import pytest
 import torch
@@ -40,9 +41,9 @@ def load(
     return data.load(batch_size=batch_size, seed=seed, device=CPU, rank=rank, ranks=ranks)
 
 
-def raw(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 3, 32, 32] and classes, by pickle itself: these files are our own."""
-    record = pickle.loads((folder / split).read_bytes(), encoding="bytes")
+def raw(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 3, 32, 32] and classes, as `small_cifar100` wrote them."""
+    record = cifar_noise.record(split)
     return record[b"data"].reshape(-1, 3, 32, 32), np.array(record[b"fine_labels"])
 
 
@@ -163,7 +164,7 @@ def test_an_images_crop_depends_on_seed_and_epoch_not_on_the_batch_size(small_ci
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_test_images_are_whole_plain_and_once(ranks: int, small_cifar100: Path) -> None:
-    pixels, classes = raw(small_cifar100, "test")
+    pixels, classes = raw("test")
     expected = [(slow(image, 0, 0, False, 0), name) for image, name in zip(pixels, classes, strict=True)]
     for rank in range(ranks):
         loader = load(small_cifar100, rank=rank, ranks=ranks).test
@@ -235,9 +236,9 @@ FORMS: dict[str, Callable[[dict[bytes, Any]], bytes]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_pickles_of_every_age_hold_the_same_images(form: str, small_cifar100: Path) -> None:
     path = small_cifar100 / "test"
-    record = pickle.loads(path.read_bytes())
-    path.write_bytes(FORMS[form](record))
-    theirs = pickle.loads(path.read_bytes(), encoding="bytes")  # the form is what it claims to be
+    record = cifar_noise.record("test")
+    path.write_bytes(written := FORMS[form](record))
+    theirs = pickle.loads(written, encoding="bytes")  # bytes made here: the reference is pickle itself
     assert np.array_equal(theirs.get(b"data", theirs.get("data")), record[b"data"])
     pixels, classes = cifar_files.read_official(small_cifar100)["test"]
     assert np.array_equal(pixels.reshape(-1, 3072), record[b"data"]) and pixels.dtype == np.uint8
@@ -268,7 +269,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(
         "getattr": Call(getattr, Call(getattr, [], "append"), "__self__"),
     }[function]
     path = small_cifar100 / "test"
-    record = {**pickle.loads(path.read_bytes()), b"fine_labels": evil}
+    record = {**cifar_noise.record("test"), b"fine_labels": evil}
     path.write_bytes(pickle.dumps(record if inside else evil, protocol=protocol))
     refuses(small_cifar100, f"{path} cannot be unpickled", "do not trust it", "prepare_data.py cifar100")
     assert not trace.exists()
@@ -324,7 +325,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[bytes, Any]], Any], str]] = {
 def test_wrong_contents_are_one_line_with_the_cure(kind: str, small_cifar100: Path) -> None:
     change, words = DAMAGE[kind]
     path = small_cifar100 / "test"
-    path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+    path.write_bytes(pickle.dumps(change(cifar_noise.record("test"))))
     refuses(small_cifar100, str(path), words, f"prepare_data.py cifar100 --to {small_cifar100.parent}")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO
 
+import cifar_noise
 import pytest
 import torch
 from torchvision.datasets import CIFAR100
@@ -192,9 +193,7 @@ def test_wrong_files_leave_nothing_behind(
     elif change == "truncated":
         path.write_bytes(content[:-1000])
     else:
-        record = pickle.loads(content)
-        record[b"fine_labels"] = [5] * 100
-        path.write_bytes(pickle.dumps(record))
+        path.write_bytes(pickle.dumps(cifar_noise.record("test") | {b"fine_labels": [5] * 100}))
     source = small_cifar100 if kind == "folder" else pack(small_cifar100, tmp_path / "a.tar.gz")
     assert_refused(prepare(source), tmp_path / "to", f"{source}: test ", "--from")
 
