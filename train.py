@@ -130,5 +130,5 @@ def _fail(error: object, status: int, *, always: bool = False) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     if distributed := sys.modules.get("ham.run.distributed"):
-        distributed.leave()
+        distributed.leave(status)
     sys.exit(status)

@@ -5,9 +5,11 @@ Everything here is a no-op in a single process.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +98,19 @@ def first_node(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def leave() -> None:
-    """Part from the other ranks in peace; the process may then end."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+def leave(status: int = 0) -> None:
+    """Part from the other ranks in peace and end this process; does nothing where there are no others.
+
+    Python is not taken down in the common way: DistributedDataParallel keeps gloo's threads alive, and one of
+    them that frees a tensor meanwhile aborts a process that has done all its work.
+    """
+    if not distributed.is_initialized():
+        return
+    distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def gpu(me: World) -> torch.device:

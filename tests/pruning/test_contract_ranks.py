@@ -25,6 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from ham.run.distributed import leave
 from pruning import ACDC, RandomPruning, RigL
 from pruning.ranks import checksum
 
@@ -140,7 +141,7 @@ def main(rank: int, folder: Path) -> None:
         "weights": complaint(lambda: disagree_on_weights(rank)),
     }
     torch.save(report, folder / f"rank{rank}.pt")
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

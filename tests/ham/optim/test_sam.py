@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ham import HAM, perturbed
 from ham.optim import frozen_running_statistics
+from ham.run.distributed import leave
 
 LR, RHO = 0.1, 0.3
 
@@ -221,7 +222,7 @@ def run_rank(rank: int, folder: Path) -> None:
         optimizer.step()
         saved[ascent, "final"] = model.weight.detach().clone()
     torch.save(saved, folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_ascent_per_rank_and_averaged_over_two_ranks(tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -76,3 +80,31 @@ def test_where_the_ranks_of_a_slurm_step_meet() -> None:
     assert (
         distributed._meeting_point(other)["MASTER_PORT"] != distributed._meeting_point(alone)["MASTER_PORT"]
     )
+
+
+END = """
+import atexit, sys, torch
+from ham.run import distributed
+
+class Late:
+    def __del__(self):
+        print("python was taken down")
+
+if len(sys.argv) > 1:
+    torch.distributed.init_process_group("gloo", init_method=sys.argv[1], rank=0, world_size=1)
+late = Late()
+atexit.register(print, "tidied up")
+sys.stdout.write("said ")
+distributed.leave(3)
+"""
+
+
+def test_a_rank_ends_tidily_but_does_not_take_python_down(tmp_path: Path) -> None:
+    """That would race with threads of gloo, which DistributedDataParallel keeps, and abort a finished run."""
+    rendezvous = (tmp_path / "rendezvous").as_uri()
+    rank = subprocess.run(
+        [sys.executable, "-c", END, rendezvous], capture_output=True, text=True, timeout=120
+    )
+    assert (rank.returncode, rank.stdout) == (3, "said tidied up\n"), rank.stderr
+    alone = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, timeout=120)
+    assert (alone.returncode, alone.stdout) == (0, "said tidied up\npython was taken down\n"), alone.stderr
