@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
 import io
 import json
 import os
@@ -31,6 +32,8 @@ from typing import Any
 from paper.catalog import PlanError
 from paper.node_runs import ARCHS, GRID, METHODS, Job, every, published, seeds
 from paper.records import record_path
+
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -147,12 +150,10 @@ def work_through(work: list[Job], args: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"nodes.py: {error}", file=sys.stderr)
         return 2
-    status, taken, missing, parent = 0, 0, set(), os.getppid()
+    status, taken, missing = 0, 0, set()
     if not args.worker:  # the first of several tells for all
         print(worker.stand(), flush=True)
     for job in work:
-        if args.worker is not None and os.getppid() != parent:
-            return 85  # whoever shared the work out is gone
         if job.name in missing or worker.summary(job):
             continue
         try:
@@ -194,6 +195,12 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Should whoever shared the work out be killed, this process gets SIGTERM. On Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
 
 
 def share(argv: list[str], workers: int) -> int:
@@ -252,6 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         return share(argv, args.jobs)
     try:
         with stoppable():
+            if args.worker is not None:
+                stop_with_parent()
             return work_through(work, args)
     except KeyboardInterrupt:
         return 130

@@ -31,7 +31,7 @@ from ham.data.beton import Beton, import_ffcv
 from ham.data.imagenet_source import COUNTS, Source, is_official, open_source
 
 _CHUNK = 16  # images that a worker takes at a time
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _work(source: Source, writer: Any, allocator: Any, todo: Any, sender: Any, p
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         return
     cv2.setNumThreads(0)

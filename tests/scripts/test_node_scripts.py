@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -274,3 +278,32 @@ def test_a_shared_sweep_ends_as_its_workers_do(
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is told on Linux alone")
+def test_workers_stop_when_whoever_shared_the_work_out_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import pathlib, sys, time, nodes\n"
+        "with nodes.stoppable():\n"
+        "    nodes.stop_with_parent()\n"
+        "    place = pathlib.Path(__file__).with_name(sys.argv[-1])\n"
+        "    try:\n"
+        "        place.with_suffix('.begun').touch()\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        place.with_suffix('.ended').touch()\n"
+    )
+    share = f"import nodes; nodes.__file__ = {str(script)!r}; nodes.share([], 2)"
+    environment = os.environ | {"PYTHONPATH": str(Path(nodes.__file__).parent)}
+    parent = subprocess.Popen([sys.executable, "-c", share], env=environment)
+    try:
+        for stage in ("begun", "ended"):
+            until = time.monotonic() + 30
+            while len([*tmp_path.glob(f"*.{stage}")]) < 2:
+                assert time.monotonic() < until, f"no two workers have {stage}"
+                time.sleep(0.02)
+            parent.kill()
+    finally:
+        parent.kill()
+        parent.wait()
