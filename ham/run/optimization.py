@@ -36,6 +36,7 @@ class Rule(StrEnum):
     ndim2 = "ndim2"
     everything = "everything"
     convolutions = "convs.*"
+    convolutions_but_biases = "convs.*[!s]"  # a name that does not end as "bias" does
 
 
 @dataclass(kw_only=True)

@@ -168,14 +168,20 @@ def test_runs_of_one_seed_are_paired() -> None:
     assert all(torch.equal(weights[0], other) for other in weights)
 
 
-@pytest.mark.parametrize("arch", ["gcn", "sage", "gat"])
-def test_ham_acts_on_the_convolutions_alone(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["gcn", "sage", "gat", "gat model.attention=v1"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_ham_acts_on_the_convolutions_alone(arch: str, biases: bool) -> None:
     """Weights, biases and attention parameters of convolutions; not norms, skips and the classifier."""
-    run = built(f"+exp=node/squirrel_{arch}_ham", "data.name=chameleon", "model.layers=2")
+    arch, *overrides = arch.split()
+    overrides += [] if biases else ["ham.select=convolutions_but_biases"]
+    run = built(f"+exp=node/squirrel_{arch}_ham", "data.name=chameleon", "model.layers=2", *overrides)
     acted = {id(p) for group in run.optimizer.param_groups if group["ham_alpha"] for p in group["params"]}
-    names = {name for name, p in run.model.named_parameters() if id(p) in acted}
-    assert names == {name for name, _ in run.model.named_parameters() if name.startswith("convs.")}
-    assert any("skips" in name for name, _ in run.model.named_parameters())
+    every = dict(run.model.named_parameters())
+    names = {name for name, p in every.items() if id(p) in acted}
+    convolutions = {name for name in every if name.startswith("convs.")}
+    assert names == {name for name in convolutions if biases or not name.endswith(".bias")}
+    assert (names < convolutions) == (not biases and arch != "gat")
+    assert any("skips" in name for name in every)
     assert {group["weight_decay"] for group in run.optimizer.param_groups} == {5e-4}
     assert {group["lr"] for group in run.optimizer.param_groups} == {run.cfg.optimizer.lr}
 
