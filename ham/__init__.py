@@ -3,4 +3,4 @@
 from .optim import HAM, hyperbolic_step_, param_groups, perturbed
 
 __all__ = ["HAM", "hyperbolic_step_", "param_groups", "perturbed"]
-__version__ = "0.4.2"
+__version__ = "0.4.3"

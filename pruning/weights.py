@@ -191,6 +191,8 @@ def parametrize_(
 ) -> list[nn.Module]:
     """Register `make()` on every prunable weight; returns the parametrizations, in the order of the weights.
 
+    A parametrization's own parameters are put on the device of its weight, in the weight's dtype.
+
     Raises:
         ValueError: a weight is shared between layers or parametrized already.
     """
@@ -208,7 +210,8 @@ def parametrize_(
             chosen.append((module, attribute))
     made = []
     for module, attribute in chosen:
-        made.append(make())
+        weight = getattr(module, attribute)
+        made.append(make().to(device=weight.device, dtype=weight.dtype))
         parametrize.register_parametrization(module, attribute, made[-1])
     return made
 
