@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 
 from cells import STOPPED, UsageError, say, train
-from paper import plan
-from paper.records import RECORDS
 from study import ROOT, Cell, Study, placeless_text
+
+from ham.report import plan
+from ham.report.records import RECORDS
 
 STAGES = ("tests", "bench", "cells")
 SEEDS = (0, 1, 2)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.records import placeless, record, record_path
+from ham.report.records import record, record_path, strip_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 ENOUGH = 2  # failures of a run before it is left out
@@ -129,10 +129,10 @@ def pack(study: Study, out: Path) -> None:
             if not (folder / "summary.json").exists():
                 continue
             summary = record(json.loads((folder / "summary.json").read_text()))
-            facts = placeless(json.loads((folder / "provenance.json").read_text()))
+            info = strip_paths(json.loads((folder / "provenance.json").read_text()))
             contents = {
                 "summary.json": json.dumps(summary, indent=1) + "\n",
-                "provenance.json": json.dumps(facts, indent=1) + "\n",
+                "provenance.json": json.dumps(info, indent=1) + "\n",
                 "metrics.jsonl": (folder / "metrics.jsonl").read_text(),
                 "config.yaml": _PLACE.sub(r"\1 ''", (folder / "config.yaml").read_text()),
             }

@@ -25,19 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.catalog import Run
-from paper.records import (
+from ham.report.records import (
     DEMOS,
     RESULTS,
-    Unfit,
+    InvalidRecord,
     check,
     epochs,
-    keeps_epochs,
     metrics_path,
     path_of,
     read,
+    stores_history,
     write,
 )
+from ham.report.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 _MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl)")
@@ -50,7 +50,7 @@ class UsageError(Exception):
 
 
 @dataclass
-class Found:
+class FinishedRun:
     """The files of a finished run.
 
     Args:
@@ -69,7 +69,7 @@ class Found:
 
 
 @dataclass
-class Tally:
+class CollectResult:
     """Records written, a line for each run left out, and how many runs are no matter of this command.
 
     `there`: have a record; `elsewhere`: of another scale; `points`: of a node grid, scripts/node_grid.py's.
@@ -77,12 +77,12 @@ class Tally:
 
     written: list[Path]
     left_out: list[str]
-    there: int = 0
-    elsewhere: int = 0
-    points: int = 0
+    existing: int = 0
+    other_scale: int = 0
+    grid_points: int = 0
 
 
-def find(source: Path) -> Iterator[Found]:
+def find(source: Path) -> Iterator[FinishedRun]:
     """The finished runs in a folder of run directories, in a run directory, or in an archive.
 
     Raises:
@@ -102,10 +102,10 @@ def find(source: Path) -> Iterator[Found]:
     return iter(_unpack(source))
 
 
-def _read(folder: Path) -> Found:
+def _read(folder: Path) -> FinishedRun:
     folder = folder.resolve() if folder.name in ("", ".", "..") else folder
     seed = re.fullmatch(r"seed(\d{1,10})", folder.name)
-    return Found(
+    return FinishedRun(
         str(folder),
         folder.resolve().parent.as_posix(),
         int(seed[1]) if seed else -1,
@@ -121,7 +121,7 @@ def _bytes(path: Path) -> bytes | None:
         return None
 
 
-def _unpack(archive: Path) -> list[Found]:
+def _unpack(archive: Path) -> list[FinishedRun]:
     """Nothing is extracted: two kinds of plain files are read by their names, the rest is passed over."""
     files: dict[tuple[str, str], dict[str, bytes]] = {}
     try:
@@ -137,13 +137,15 @@ def _unpack(archive: Path) -> list[Found]:
     except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
         raise UsageError(f"{archive} is no whole archive of runs ({error}): fetch it anew") from None
     return [
-        Found(f"{archive}:{name}/seed{seed}", name, int(seed), run["summary.json"], run.get("metrics.jsonl"))
+        FinishedRun(
+            f"{archive}:{name}/seed{seed}", name, int(seed), run["summary.json"], run.get("metrics.jsonl")
+        )
         for (name, seed), run in files.items()
         if "summary.json" in run
     ]
 
 
-def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
+def collect(found: FinishedRun, demo: str, results: Path, tally: CollectResult) -> None:
     """Write the record of a run, if it is one of this scale that has none yet.
 
     Raises:
@@ -152,25 +154,25 @@ def collect(found: Found, demo: str, results: Path, tally: Tally) -> None:
     try:
         summary = json.loads(found.summary)
     except (ValueError, RecursionError):
-        raise Unfit("summary.json is not whole: start the run again") from None
+        raise InvalidRecord("summary.json is not whole: start the run again") from None
     if _is_point(summary):
-        tally.points += 1
+        tally.grid_points += 1
         return
     run = check(summary)
     if run.demo != demo:
-        tally.elsewhere += 1
+        tally.other_scale += 1
         return
     named = any(f"/{found.name}".endswith(f"/{name}") for name in (run.name, run.exp))
     if not named or found.seed != run.seed:
-        raise Unfit(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
+        raise InvalidRecord(f"it says that it is {run}, which lies in {run.name}/seed{run.seed}")
     path = path_of(run, results)
     if path.exists() and not _lacks_epochs(path, run):
-        tally.there += 1
+        tally.existing += 1
         return
     lines = None
-    if keeps_epochs(run):
+    if stores_history(run):
         if found.metrics is None:
-            raise Unfit("it has no metrics.jsonl: run it again")
+            raise InvalidRecord("it has no metrics.jsonl: run it again")
         lines = epochs(found.metrics.decode(errors="replace"), summary)
     tally.written.append(write(run, summary, lines, results))
 
@@ -181,14 +183,14 @@ def _is_point(summary: Any) -> bool:
     return told.get("overridden") is True and str(told.get("exp")).startswith("node/")
 
 
-def _lacks_epochs(path: Path, run: Run) -> bool:
+def _lacks_epochs(path: Path, run: RunSpec) -> bool:
     """Is it whole but for its epochs? One that cannot be read may be somebody's: named, not replaced."""
     try:
         read(path)
-    except Unfit as error:
+    except InvalidRecord as error:
         print(f"{error}; delete it to collect this run")
         return False
-    return keeps_epochs(run) and not metrics_path(path).exists()
+    return stores_history(run) and not metrics_path(path).exists()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,13 +200,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--demo", default="", choices=DEMOS, help="collect scaled-down runs instead")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where records go (results)")
     args = parser.parse_args(argv)
-    tally = Tally([], [])
+    tally = CollectResult([], [])
     try:
         for source in args.sources or [ROOT / "runs"]:
             for found in find(source):
                 try:
                     collect(found, args.demo, args.results, tally)
-                except Unfit as error:
+                except InvalidRecord as error:
                     tally.left_out.append(f"{found.place}: {error}")
     except (UsageError, OSError) as error:
         print(f"collect.py: {error}", file=sys.stderr)
@@ -213,15 +215,17 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if tally.left_out else 0
 
 
-def _tell(tally: Tally, demo: str) -> None:
+def _tell(tally: CollectResult, demo: str) -> None:
     for path in tally.written:
         print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-    print(f"new records: {len(tally.written)}, there before: {tally.there}, left out: {len(tally.left_out)}")
-    if tally.elsewhere:
+    print(
+        f"new records: {len(tally.written)}, there before: {tally.existing}, left out: {len(tally.left_out)}"
+    )
+    if tally.other_scale:
         other = "of the paper's setting (without --demo)" if demo else "scaled down (--demo)"
-        print(f"runs that are {other}: {tally.elsewhere}")
-    if tally.points:
-        print(f"node runs with altered values (scripts/node_grid.py records grids): {tally.points}")
+        print(f"runs that are {other}: {tally.other_scale}")
+    if tally.grid_points:
+        print(f"node runs with altered values (scripts/node_grid.py records grids): {tally.grid_points}")
     for line in tally.left_out:
         print(f"collect.py: left out {line}", file=sys.stderr)
 

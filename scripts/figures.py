@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from paper.catalog import PlanError
-from paper.plan import full_name
-from paper.records import DEMOS, RESULTS, Unfit, read_all
+from ham.report.plan import full_name
+from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_all
+from ham.report.spec import PlanError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="where the figures go (results/figures)")
     args = parser.parse_args(argv)
     try:
-        from paper import drawing, style
+        from ham.report import figures as drawing
+        from ham.report import style
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("matplotlib"):
             raise
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
                     continue
                 name = f"demo_{figure.name}" if args.demo else figure.name
                 _tell(style.save(picture, folder / name))
-    except (PlanError, Unfit, OSError) as error:
+    except (PlanError, InvalidRecord, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 2
     for problem in dict.fromkeys(problems):
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _theory(args: argparse.Namespace, folder: Path) -> int:
-    from paper import theory
+    from ham.report import theory_figures as theory
 
     if args.demo:
         print("figures.py: --demo is for runs, and the theory has none: leave it out", file=sys.stderr)

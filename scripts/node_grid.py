@@ -19,17 +19,18 @@ from statistics import mean
 from typing import Any
 
 import nodes
-from paper import node_runs
-from paper.catalog import PlanError
-from paper.grid import Grid, Point, best, chance, left_out, read, tied
-from paper.records import RESULTS, Unfit, placeless, write_whole
-from paper.rules import check_code
-from paper.sample import mean_of
+
+from ham.report import node_runs
+from ham.report.grid import Grid, Point, best, leave_one_seed_out, read, sign_flip_count, tied
+from ham.report.records import RESULTS, InvalidRecord, atomic_write_text, strip_paths
+from ham.report.spec import PlanError
+from ham.report.statistics import mean_of
+from ham.report.validation import check_code
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = RESULTS / "node_grid"
 TARGET = RESULTS / "tables" / "node_grid.md"
-HEAD = """\
+PAGE_HEAD = """\
 # The search for alpha and beta in node classification
 
 Written by `python scripts/node_grid.py` from results/node_grid; not edited by hand.
@@ -63,17 +64,17 @@ def collect(jobs: list[node_runs.Job], runs: Path) -> Grid:
     worker = nodes.Worker(jobs, runs, 1)
     found = {job: worker.summary(job) for job in jobs}
     if missing := [job for job, summary in found.items() if summary is None]:
-        raise Unfit(f"{len(missing)} of {len(jobs)} runs are not done, such as {missing[0]}")
+        raise InvalidRecord(f"{len(missing)} of {len(jobs)} runs are not done, such as {missing[0]}")
     made: list[dict[str, Any]] = []
     points: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for job, summary in found.items():
         points.setdefault(job.point or (0, 0), []).append(summary)
-        facts = placeless(summary["provenance"])
-        facts = {k: v for k, v in facts.items() if k not in ("argv", "config_hash")}
-        for part in (facts, *facts["resumed_from"]):
+        info = strip_paths(summary["provenance"])
+        info = {k: v for k, v in info.items() if k not in ("argv", "config_hash")}
+        for part in (info, *info["resumed_from"]):
             check_code(part)
-        if facts not in made:
-            made.append(facts)
+        if info not in made:
+            made.append(info)
     whole = tuple(
         Point(*pair, summaries[0]["config_hash"], *_metrics(summaries)) for pair, summaries in points.items()
     )
@@ -102,8 +103,8 @@ def line(grid: Grid, sign: int) -> str:
     told = [
         *(grid.graph["name"], f"{grid.arch}+{'HAM' if sign > 0 else 'nHAM'}", str(len(seeds))),
         _pair(chosen) + (f", {equals} equal" if equals else ""),
-        *(str(mean_of(grid.gains(chosen))), f"{chance(gains)} / {2 ** len(seeds)}"),
-        f"{mean(left_out(gains)):+.2f}",
+        *(str(mean_of(grid.gains(chosen))), f"{sign_flip_count(gains)} / {2 ** len(seeds)}"),
+        f"{mean(leave_one_seed_out(gains)):+.2f}",
         str(mean_of(grid.gains(chosen, "test"))),
         f"{_pair(own)}: {mean_of(grid.gains(own))}, {place} of {len(points)}",
     ]
@@ -139,7 +140,7 @@ def page(grids: list[Grid]) -> str:
     """The whole page."""
     rows = [line(grid, sign) for grid in grids for sign in (1, -1)]
     squares = [text for grid in grids for text in square(grid)]
-    return HEAD + "\n".join([*rows, *squares]) + "\n"
+    return PAGE_HEAD + "\n".join([*rows, *squares]) + "\n"
 
 
 def record(runs: Path, folder: Path) -> list[str]:
@@ -154,12 +155,12 @@ def record(runs: Path, folder: Path) -> list[str]:
             jobs = node_runs.every(name, arch, seeds, node_runs.GRID)
             try:
                 grid = collect(jobs, runs)
-            except Unfit as error:
+            except InvalidRecord as error:
                 kept = "; its older record stays" if path.exists() else ""
                 problems.append(f"{exp}: {error}{kept}")
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(asdict(grid), indent=1) + "\n")
+            atomic_write_text(path, json.dumps(asdict(grid), indent=1) + "\n")
     return problems
 
 
@@ -179,10 +180,10 @@ def main(argv: list[str] | None = None) -> int:
         grids = [read(path) for path in sorted(args.records.glob("*.json"))]
         if not grids:
             place = args.runs or args.records
-            raise Unfit(f"no whole grid in {place}: python scripts/nodes.py --grid makes one")
+            raise InvalidRecord(f"no whole grid in {place}: python scripts/nodes.py --grid makes one")
         args.to.parent.mkdir(parents=True, exist_ok=True)
         args.to.write_text(page(grids))
-    except (PlanError, Unfit, OSError) as error:
+    except (PlanError, InvalidRecord, OSError) as error:
         print(f"node_grid.py: {error}", file=sys.stderr)
         return 2
     print(args.to)

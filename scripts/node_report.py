@@ -16,14 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from paper import plan
-from paper.catalog import PlanError, lock
-from paper.records import RESULTS, Record, read_all
-from paper.sample import mean_of
+from ham.report import plan
+from ham.report.records import RESULTS, Record, read_all
+from ham.report.spec import PlanError, lock
+from ham.report.statistics import mean_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "results" / "tables" / "node_reading.md"
-HEAD = """\
+PAGE_HEAD = """\
 # Reading the node classification tables
 
 Written by `python scripts/node_report.py` from {source}; not edited by hand.
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
-            HEAD.format(count=compared, source=about) + "\n".join([*head, *lines, "", *tail, ""])
+            PAGE_HEAD.format(count=compared, source=about) + "\n".join([*head, *lines, "", *tail, ""])
         )
     except OSError as error:
         print(f"node_report.py: {error}", file=sys.stderr)
@@ -135,7 +135,7 @@ def rows(runs: Path | None) -> tuple[list[str], int, list[str], list[str]]:
 
 def summaries(cell: plan.Cell, runs: Path | None) -> dict[int, dict[str, Any]]:
     """Seed -> committed record, or summary in `runs`, of a cell's runs in the configuration of today."""
-    cell_runs = [plan.Run(cell.exp, seed) for seed in cell.seeds]
+    cell_runs = [plan.RunSpec(cell.exp, seed) for seed in cell.seeds]
     if runs is None:
         return {run.seed: committed()[run].content for run in cell_runs if run in committed()}
     found = {}
@@ -150,13 +150,13 @@ def summaries(cell: plan.Cell, runs: Path | None) -> dict[int, dict[str, Any]]:
             continue
         if missing := [key for key in ("config_hash", "graph", "metrics") if key not in summary]:
             print(f"node_report.py: left out {path}: it has no {missing[0]}, run it again", file=sys.stderr)
-        elif summary["config_hash"] == run.facts.config_hash:
+        elif summary["config_hash"] == run.info.config_hash:
             found[run.seed] = summary
     return found
 
 
 @cache
-def committed() -> dict[plan.Run, Record]:
+def committed() -> dict[plan.RunSpec, Record]:
     """The records that the tables are made of; what is left out of them is named."""
     records, problems = read_all()
     for problem in problems:

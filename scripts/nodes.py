@@ -29,9 +29,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paper.catalog import PlanError
-from paper.node_runs import ARCHS, GRID, METHODS, Job, every, published, seeds
-from paper.records import record_path
+from ham.report.node_runs import ARCHS, GRID, METHODS, Job, every, published, seeds
+from ham.report.records import record_path
+from ham.report.spec import PlanError
 
 _SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
 

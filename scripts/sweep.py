@@ -21,14 +21,14 @@ from pathlib import Path
 from signal import SIGPIPE
 from typing import NoReturn
 
-from cluster.launch import alone, amount, resource_class, resources, submit, uncommitted
-from cluster.local_runs import carry_out
-from cluster.states import Kind, State, SweepError, Sweeps, blocked, open_runs
-from paper.catalog import ROOT, PlanError, Run, lock
-from paper.plan import figure, figures, table, tables
-from paper.records import DEMOS
+from ham.report.plan import figure, figures, table, tables
+from ham.report.records import DEMOS
+from ham.report.spec import ROOT, PlanError, RunSpec, lock
+from ham.sweep.local import carry_out
+from ham.sweep.slurm import pluralize, resource_class, resources, submit, sweep_lock, uncommitted
+from ham.sweep.status import RunStatus, Status, SweepError, Sweeps, blocked, open_runs
 
-TOLD = (Kind.FAILED, Kind.STALE, Kind.RUNNING, Kind.QUEUED)
+TOLD = (Status.FAILED, Status.STALE, Status.RUNNING, Status.QUEUED)
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +86,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def shown(args: argparse.Namespace) -> dict[str, list[Run]]:
+def shown(args: argparse.Namespace) -> dict[str, list[RunSpec]]:
     """The chosen tables and figures with their runs. Raises PlanError."""
     named = [table(name) for name in (tables() if args.all else args.table)]
     named = [item for item in named if not args.all or item.has_scale(args.demo)]
@@ -99,13 +99,13 @@ def shown(args: argparse.Namespace) -> dict[str, list[Run]]:
     return content
 
 
-def counted(states: list[State]) -> str:
+def counted(states: list[RunStatus]) -> str:
     """States and how often each: 3 done, 2 running."""
     counts = Counter(state.kind for state in states)
-    return ", ".join(f"{counts[kind]} {kind}" for kind in Kind if counts[kind]) or "nothing"
+    return ", ".join(f"{counts[kind]} {kind}" for kind in Status if counts[kind]) or "nothing"
 
 
-def overview(chosen: dict[str, list[Run]], states: dict[Run, State]) -> None:
+def overview(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus]) -> None:
     """Print each table's runs by state."""
     for name, runs in chosen.items():
         cells, seeds = len({run.spec for run in runs}), len({run.seed for run in runs})
@@ -116,7 +116,7 @@ def overview(chosen: dict[str, list[Run]], states: dict[Run, State]) -> None:
         print(f"{'their masks':<20} {len(sources):>3} more runs: {counted(sources)}")
 
 
-def estimate(states: dict[Run, State]) -> None:
+def estimate(states: dict[RunSpec, RunStatus]) -> None:
     """Print what the runs to be launched ask for and will use."""
     todo = open_runs(states)
     if not todo:
@@ -133,25 +133,27 @@ def estimate(states: dict[Run, State]) -> None:
     print(f"{'total':<16}{len(todo):>6}{hours:>12,.0f}{disk:>10,.1f}")
     if hours:
         print("GPU hours rest on images per second that are assumed, see slurm/resources.yaml")
-    waiting = [run for run in todo if run.source() in states and states[run.source()].kind is not Kind.DONE]
+    waiting = [
+        run for run in todo if run.depends_on in states and states[run.depends_on].kind is not Status.DONE
+    ]
     if waiting:
-        print(f"{len(waiting)} runs wait for the masks of {len({run.source() for run in waiting})}")
+        print(f"{len(waiting)} runs wait for the masks of {len({run.depends_on for run in waiting})}")
 
 
-def warn(states: dict[Run, State]) -> None:
+def warn(states: dict[RunSpec, RunStatus]) -> None:
     """Name the stale runs with their cure."""
     for run, state in states.items():
-        if state.kind is Kind.STALE:
+        if state.kind is Status.STALE:
             print(f"sweep.py: {run} is stale: {state.note}", file=sys.stderr)
     if held := blocked(states):
         print(
-            f"sweep.py: {amount(len(held))} not launched, for want of the masks of runs that are stale "
+            f"sweep.py: {pluralize(len(held))} not launched, for want of the masks of runs that are stale "
             "or run on this machine",
             file=sys.stderr,
         )
 
 
-def details(states: dict[Run, State]) -> None:
+def details(states: dict[RunSpec, RunStatus]) -> None:
     """Print every run that is not done, with what is known of it."""
     for kind in TOLD:
         for run, state in states.items():
@@ -190,7 +192,7 @@ def carry_on(args: argparse.Namespace) -> int:
     if args.mode in ("dry-run", "submit"):
         resources()  # an error in that file is told first
     if args.mode == "submit":
-        with alone(sweeps):
+        with sweep_lock(sweeps):
             sweeps.queue()
             states = sweeps.survey(runs)
             warn(states)
@@ -209,8 +211,8 @@ def carry_on(args: argparse.Namespace) -> int:
     states = sweeps.survey(runs)
     if args.mode == "local":
         warn(states)
-        elsewhere = {run for run, state in states.items() if state.live}
-        todo = [run for run in open_runs(states) if run.source() not in elsewhere]
+        elsewhere = {run for run, state in states.items() if state.is_active}
+        todo = [run for run in open_runs(states) if run.depends_on not in elsewhere]
         if todo:
             demand_a_commit(args)
         failures = carry_out(todo, sweeps, args.jobs)
@@ -219,7 +221,7 @@ def carry_on(args: argparse.Namespace) -> int:
     overview(chosen, states)
     if args.mode == "status":
         details(states)
-        return int(any(state.kind is Kind.FAILED for state in states.values()))
+        return int(any(state.kind is Status.FAILED for state in states.values()))
     estimate(states)
     warn(states)
     return 0

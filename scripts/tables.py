@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from paper import plan, render
-from paper.catalog import PlanError, Run
-from paper.hyperparameters import SHEETS
-from paper.records import DEMOS, RESULTS, Record, Unfit, read_all
-from paper.report import report
+from ham.report import plan, render
+from ham.report.hyperparameters import SHEETS
+from ham.report.records import DEMOS, RESULTS, InvalidRecord, Record, read_all
+from ham.report.spec import PlanError, RunSpec
+from ham.report.tables import report
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("md", "csv", "tex")
@@ -36,7 +36,7 @@ def names(chosen: list[str] | None) -> list[str]:
     return list(dict.fromkeys(full))
 
 
-def contents(name: str, records: Mapping[Run, Record], demo: str) -> tuple[str, dict[str, str]] | None:
+def contents(name: str, records: Mapping[RunSpec, Record], demo: str) -> tuple[str, dict[str, str]] | None:
     """A table's file name and its text by format; None where it shows scaled-down runs and there are none."""
     if name in SHEETS:
         sheet = SHEETS[name]()
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
             if args.table:
                 print(f"\n{texts[1]['md']}")
-    except (PlanError, Unfit, OSError) as error:
+    except (PlanError, InvalidRecord, OSError) as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
     for problem in problems:

@@ -15,8 +15,9 @@ from pathlib import Path
 import cells
 import on_gpu
 import pytest
-from paper import plan
 from study import Cell, Study
+
+from ham.report import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = {"summary.json", "metrics.jsonl", "provenance.json", "config.yaml"}
@@ -63,8 +64,8 @@ def test_slices_stop_go_on_and_end_and_a_failing_cell_stops_nobody(tmp_path: Pat
     assert finished.returncode == 1, finished.stderr  # the cell that is none
     assert "nonsense/seed0                  failed 2 times: train.py: " in finished.stdout
     assert "1 of 2 runs done, 0 epochs left" in finished.stdout
-    facts = json.loads((begun / "provenance.json").read_text())
-    assert len(facts["resumed_from"]) == 1
+    info = json.loads((begun / "provenance.json").read_text())
+    assert len(info["resumed_from"]) == 1
 
     again = piece(60)
     assert again.returncode == 1 and "begins" not in again.stdout

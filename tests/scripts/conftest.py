@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from paper import records
-from paper.catalog import ROOT, Run
+
+from ham.report import records
+from ham.report.spec import ROOT, RunSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
+def _summary(run: RunSpec, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
     """The summary of a run of the plan, as ham.run.main.summarize writes it."""
-    facts = run.facts
+    info = run.info
     provenance = {
         "commit": COMMIT,
         "dirty": False,
@@ -30,20 +31,20 @@ def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
         "ranks": 1,
         "slurm_job": None,
         "argv": [*run.argv, "runs_dir=/home/me/runs", "data.root=/data"],
-        "config_hash": facts.config_hash,
+        "config_hash": info.config_hash,
         "resumed_from": [],
     }
-    source = run.source()
-    masks = source and {"exp": source.exp, "seed": source.seed, "config_hash": source.facts.config_hash}
+    source = run.depends_on
+    masks = source and {"exp": source.exp, "seed": source.seed, "config_hash": source.info.config_hash}
     summary = {
         "exp": run.exp,
         "cell": "Table 4, AC/DC + HAM, s = 0.9",
         "demo": run.demo or None,
         "overridden": bool(run.overrides),
         "seed": run.seed,
-        "config_hash": facts.config_hash,
+        "config_hash": info.config_hash,
         "status": "done",
-        "epochs": facts.epochs,
+        "epochs": info.epochs,
         "metrics": {
             "train_loss": 0.5,
             "test_loss": 1.0,
@@ -51,9 +52,9 @@ def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
             "top1_best": min(100.0, top1 + 0.5),
         },
         "sparsity": {
-            "target": facts.sparsity,
-            "overall": facts.sparsity,
-            "layers": {"conv1": facts.sparsity},
+            "target": info.sparsity,
+            "overall": info.sparsity,
+            "layers": {"conv1": info.sparsity},
             "masks_from": masks,
         },
         "timing": {"seconds": 60.0, "steps": 100, "steps_per_second": 1.7},
@@ -62,9 +63,9 @@ def _summary(run: Run, top1: float = 75.0, **altered: Any) -> dict[str, Any]:
     return summary | altered
 
 
-def _epochs(run: Run, top1: float = 75.0) -> list[dict[str, Any]]:
+def _epochs(run: RunSpec, top1: float = 75.0) -> list[dict[str, Any]]:
     """Plausible epochs, the layers included."""
-    total = run.facts.epochs
+    total = run.info.epochs
     strength = (sum(map(ord, run.exp)) % 7 + 1) / 7
     lines = []
     for epoch in range(total):
@@ -101,7 +102,7 @@ def epochs_of() -> Callable[..., list[dict[str, Any]]]:
 def keep() -> Callable[..., Path]:
     """`keep(results, run, top1, **altered)`: its record with epochs; returns the record's path."""
 
-    def make(results: Path, run: Run, top1: float = 75.0, **altered: Any) -> Path:
+    def make(results: Path, run: RunSpec, top1: float = 75.0, **altered: Any) -> Path:
         lines = [{k: v for k, v in line.items() if k != "layers"} for line in _epochs(run, top1)]
         return records.write(run, _summary(run, top1, **altered), lines, results)
 
@@ -112,7 +113,7 @@ def keep() -> Callable[..., Path]:
 def finish(tmp_path: Path) -> Callable[..., Path]:
     """`finish(run, top1, **altered)`: a finished run directory in tmp_path/runs; returns it."""
 
-    def make(run: Run, top1: float = 75.0, **altered: Any) -> Path:
+    def make(run: RunSpec, top1: float = 75.0, **altered: Any) -> Path:
         folder = run.folder(tmp_path / "runs")
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps(_summary(run, top1, **altered)))

@@ -11,12 +11,13 @@ from typing import Any
 
 import collect
 import pytest
-from paper import records
-from paper.catalog import Run
 from study import Cell, Study, pack
 
-RUN = Run("rigl_s90", 1)
-POINT = Run("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
+from ham.report import records
+from ham.report.spec import RunSpec
+
+RUN = RunSpec("rigl_s90", 1)
+POINT = RunSpec("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
 
 
 def archive(path: Path, members: dict[str, str], *, link: str = "") -> Path:
@@ -58,7 +59,7 @@ def test_finished_runs_become_records_with_their_epochs(tmp_path: Path, finish: 
     (tmp_path / "runs" / "dense" / "seed0").mkdir(parents=True)  # not finished
     status, out, err = run(tmp_path / "runs")
     assert (status, err) == (0, []) and "new records: 2" in out
-    altered = f"runs/cifar100_ham-{POINT.facts.config_hash[:8]}/seed0"
+    altered = f"runs/cifar100_ham-{POINT.info.config_hash[:8]}/seed0"
     paths = (f"{altered}.json", f"{altered}.metrics.jsonl", "runs/rigl_s90/seed1.json")
     assert files(tmp_path / "results") == [*paths, "runs/rigl_s90/seed1.metrics.jsonl"]
     found, problems = records.read_all(results=tmp_path / "results")
@@ -89,18 +90,18 @@ def test_a_record_without_its_epochs_gets_them(tmp_path: Path, finish: Any, run:
 
 def test_what_is_left_out_is_named_and_the_rest_collected(tmp_path: Path, finish: Any, run: Any) -> None:
     finish(RUN)
-    dirty = finish(Run("acdc_s90", 0))
+    dirty = finish(RunSpec("acdc_s90", 0))
     summary = json.loads((dirty / "summary.json").read_text())
     summary["provenance"]["dirty"] = True
     (dirty / "summary.json").write_text(json.dumps(summary))
-    half = finish(Run("acdc_s90", 1))
+    half = finish(RunSpec("acdc_s90", 1))
     (half / "summary.json").write_text((half / "summary.json").read_text()[:200])
-    finish(Run("str_s90", 0), config_hash="0" * 64)
-    finish(Run("str_s90", 1), overridden=True, config_hash="1" * 64)
-    finish(Run("str_s90", 2), status="diverged")
-    finish(Run("dense", 0, demo="tiny"))
-    (finish(Run("snip_s90", 0)) / "metrics.jsonl").unlink()
-    finish(Run("snip_s90", 1)).rename(tmp_path / "runs" / "snip_s90" / "seed7")
+    finish(RunSpec("str_s90", 0), config_hash="0" * 64)
+    finish(RunSpec("str_s90", 1), overridden=True, config_hash="1" * 64)
+    finish(RunSpec("str_s90", 2), status="diverged")
+    finish(RunSpec("dense", 0, demo="tiny"))
+    (finish(RunSpec("snip_s90", 0)) / "metrics.jsonl").unlink()
+    finish(RunSpec("snip_s90", 1)).rename(tmp_path / "runs" / "snip_s90" / "seed7")
     status, out, err = run(tmp_path / "runs")
     assert status == 1 and "new records: 1" in out and "left out: 8" in out
     expected = {
@@ -123,7 +124,11 @@ def test_what_is_left_out_is_named_and_the_rest_collected(tmp_path: Path, finish
 def test_scaled_down_runs_go_elsewhere_and_only_figures_have_their_epochs(
     tmp_path: Path, finish: Any, run: Any
 ) -> None:
-    finish(RUN), finish(Run("rigl_s90", 0, demo="digits")), finish(Run("random_s90", 0, demo="digits"))
+    (
+        finish(RUN),
+        finish(RunSpec("rigl_s90", 0, demo="digits")),
+        finish(RunSpec("random_s90", 0, demo="digits")),
+    )
     status, out, _ = run(tmp_path / "runs", "--demo", "digits")
     assert status == 0 and "new records: 2" in out and "(without --demo): 1" in out
     demo = ("random_s90/seed0.json", "random_s90/seed0.metrics.jsonl", "rigl_s90/seed0.json")
@@ -160,7 +165,7 @@ def test_an_archive_is_read_and_nothing_of_it_lands_elsewhere(tmp_path: Path, fi
 
 
 def test_what_benchmarks_gpu_brings_back_becomes_records(tmp_path: Path, finish: Any, run: Any) -> None:
-    wanted = [Run("cifar100", 0), Run("cifar100_sam_ham", 2)]
+    wanted = [RunSpec("cifar100", 0), RunSpec("cifar100_sam_ham", 2)]
     for folder in map(finish, wanted):
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "provenance.json").write_text(json.dumps(summary["provenance"]))

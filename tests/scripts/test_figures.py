@@ -11,10 +11,14 @@ from typing import Any
 import figures
 import pytest
 from matplotlib.figure import Figure
-from paper import catalog, drawing, plan, style, theory
-from paper.catalog import Run
-from paper.plan import Panel
-from paper.records import metrics_path, path_of, read_all
+
+from ham.report import figures as drawing
+from ham.report import plan, style
+from ham.report import spec as catalog
+from ham.report import theory_figures as theory
+from ham.report.plan import Panel
+from ham.report.records import metrics_path, path_of, read_all
+from ham.report.spec import RunSpec
 
 
 def draw(name: str, results: Path, demo: str = "") -> Figure | None:
@@ -40,8 +44,8 @@ def test_a_curve_is_mean_and_spread_by_hand() -> None:
 
 def test_sign_flips_are_drawn_where_intervals_end(tmp_path: Path, keep: Callable[..., Path]) -> None:
     for seed in (0, 1, 2):
-        path = keep(tmp_path, Run("random_ham_s90", seed))
-    keep(tmp_path, Run("random_s90", 0))
+        path = keep(tmp_path, RunSpec("random_ham_s90", seed))
+    keep(tmp_path, RunSpec("random_s90", 0))
     picture = draw("2a", tmp_path)
     assert legend(picture) == ["Random (n = 1)", "+ Sign-In (not run)", "+ HAM (n = 3)"]
     random, sign_in, ham = picture.axes[0].get_lines()
@@ -56,7 +60,7 @@ def test_sign_flips_are_drawn_where_intervals_end(tmp_path: Path, keep: Callable
 
 def test_hams_inverse_metric_at_zero_is_one(tmp_path: Path, keep: Callable[..., Path]) -> None:
     for exp in plan.figure("5").series.values():
-        keep(tmp_path, Run(exp, 0))
+        keep(tmp_path, RunSpec(exp, 0))
     ham, sign_in, *_ = draw("5", tmp_path).axes[0].get_lines()
     assert set(ham.get_ydata()) == {1.0} and list(ham.get_xdata()) == list(range(10, 101, 10))
     assert max(sign_in.get_ydata()) < 1
@@ -70,7 +74,7 @@ def test_a_grid_shows_values_gaps_and_the_papers_choice(
     tmp_path: Path, keep: Callable[..., Path], made_up: Callable[..., dict[str, Any]]
 ) -> None:
     grid = plan.figure("11")
-    keep(tmp_path, Run("cifar100_ham", 0), 76.12)  # the named experiment is the point (200, 0.016)
+    keep(tmp_path, RunSpec("cifar100_ham", 0), 76.12)  # the named experiment is the point (200, 0.016)
     keep(tmp_path, grid.points[50, 0.001], 75.5)
     keep(tmp_path, grid.points[0, 0], 1.0)  # altered on the command line to what cifar100 is
     picture = draw("11", tmp_path)
@@ -80,7 +84,7 @@ def test_a_grid_shows_values_gaps_and_the_papers_choice(
         (found,) = (t for t in picture.axes[0].texts if t.get_text() == text)
         assert found.get_position() == place
     assert {patch.get_x() for patch in picture.axes[0].patches} == {4.5, 4.5 + 0.06}
-    keep(tmp_path, Run("cifar100", 0), 75.25)  # the experiment itself counts before an altered one
+    keep(tmp_path, RunSpec("cifar100", 0), 75.25)  # the experiment itself counts before an altered one
     assert {"75.25", "76.12", "75.50"} < set(grid_of(draw("11", tmp_path)))
     low, high = picture.axes[0].images[0].get_clim()
     assert (low, high) == pytest.approx((71.12, 76.12))  # the failed run does not flatten the others
@@ -119,8 +123,8 @@ def test_a_figure_without_records_is_not_drawn(tmp_path: Path, capsys: pytest.Ca
 def test_damaged_epochs_are_named_and_left_out(
     tmp_path: Path, keep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep(tmp_path, Run("dense", 0))
-    path = metrics_path(keep(tmp_path, Run("dense", 1)))
+    keep(tmp_path, RunSpec("dense", 0))
+    path = metrics_path(keep(tmp_path, RunSpec("dense", 1)))
     path.write_text(path.read_text()[:-40])
     assert figures.main(["--figure", "9", "10", "--results", str(tmp_path)]) == 1
     (said,) = capsys.readouterr().err.splitlines()
@@ -129,7 +133,7 @@ def test_damaged_epochs_are_named_and_left_out(
 
 
 def test_scaled_down_figures_say_so(tmp_path: Path, keep: Callable[..., Path]) -> None:
-    run = Run("random_s90", 0, demo="digits")
+    run = RunSpec("random_s90", 0, demo="digits")
     keep(tmp_path, run)
     assert figures.main(["--results", str(tmp_path), "--demo", "digits"]) == 0
     made = sorted(path.name for path in (tmp_path / "figures").iterdir())

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paper import catalog, node_runs
-from paper.catalog import Run
-from paper.grid import Grid, Point, best, chance, left_out, read
-from paper.records import record_path
+
+from ham.report import node_runs
+from ham.report import spec as catalog
+from ham.report.grid import Grid, Point, best, leave_one_seed_out, read, sign_flip_count
+from ham.report.records import record_path
+from ham.report.spec import RunSpec
 
 EXP = "node/cora_sage"
 PAIRS = [pair for method in ("ham", "nham") for pair in node_runs.GRID[method]]
@@ -26,8 +28,8 @@ MADE = {"commit": "a" * 40, "dirty": False, "hardware": {"cpu": "x"}, "versions"
 def grid(valid: dict[tuple, list[float]] | None = None, test: dict[tuple, list[float]] | None = None) -> Grid:
     """One of five seeds; what is not named gains nothing."""
     leaves = [f"{EXP}_{method}" for method in ("ham", "nham")]
-    hashes = {node_runs.published(exp): Run(exp, 0).facts.config_hash for exp in leaves}
-    hashes[0, 0] = Run(EXP, 0).facts.config_hash
+    hashes = {node_runs.published(exp): RunSpec(exp, 0).info.config_hash for exp in leaves}
+    hashes[0, 0] = RunSpec(EXP, 0).info.config_hash
     points = []
     for number, pair in enumerate([(0, 0), *PAIRS]):
         gains = ((told or {}).get(pair, [0.0] * 5) for told in (valid, test))
@@ -42,13 +44,13 @@ def test_the_search_by_hand() -> None:
     gains = [[0.4, 0.0, -0.1], [0.2, 0.2, -0.4], [-0.2, 0.1, 0.3]]  # means 0.1, 0, 0.0667
     assert best(gains, [0, 1, 2]) == 0
     # without seed 0 the third is best, without 1 the first, without 2 the first two: the first of them
-    assert left_out(gains) == [-0.2, 0.0, -0.1]
+    assert leave_one_seed_out(gains) == [-0.2, 0.0, -0.1]
     # the best of each flip: +++ .1, ++- .27, +-+ .1, -++ .2, +-- .17, -+- .13, --+ .13, and --- below .1
-    assert chance(gains) == 7
-    assert chance([[0.1, 0.1, 0.1]]) == 1
-    assert chance([[0.0, 0.0]]) == 4
+    assert sign_flip_count(gains) == 7
+    assert sign_flip_count([[0.1, 0.1, 0.1]]) == 1
+    assert sign_flip_count([[0.0, 0.0]]) == 4
     with pytest.raises(ValueError, match="at most 12 seeds"):
-        chance([[0.0] * 13])
+        sign_flip_count([[0.0] * 13])
 
 
 @given(st.lists(st.lists(st.integers(-9, 9), min_size=4, max_size=4), min_size=1, max_size=5))
@@ -56,8 +58,8 @@ def test_the_chance_counts_flips(gains: list[list[int]]) -> None:
     """Against whole numbers; and the more points, the better the best one looks by chance."""
     signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)  # all 16
     count = int(((np.array(gains) @ signs).max(axis=0) >= np.array(gains).sum(axis=1).max()).sum())
-    assert chance(gains) == count >= 1
-    assert count >= max(chance([values]) for values in gains if sum(values) == max(map(sum, gains)))
+    assert sign_flip_count(gains) == count >= 1
+    assert count >= max(sign_flip_count([values]) for values in gains if sum(values) == max(map(sum, gains)))
 
 
 def test_the_page_by_hand() -> None:

@@ -17,8 +17,10 @@ import node_grid
 import node_report
 import nodes
 import pytest
-from paper import catalog, node_runs, plan
-from paper import grid as grid_records
+
+from ham.report import grid as grid_records
+from ham.report import node_runs, plan
+from ham.report import spec as catalog
 
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
@@ -155,9 +157,9 @@ def test_a_grid_is_recorded_when_it_is_whole(
 
     def run(exp: str, seed: int) -> SimpleNamespace:
         summary = json.loads((short / exp / "seed3" / "summary.json").read_text())
-        return SimpleNamespace(facts=SimpleNamespace(config_hash=summary["config_hash"]))
+        return SimpleNamespace(info=SimpleNamespace(config_hash=summary["config_hash"]))
 
-    monkeypatch.setattr(grid_records, "Run", run)
+    monkeypatch.setattr(grid_records, "RunSpec", run)
     assert node_grid.main(told) == 0
     whole = grid_records.read(tmp_path / "grids" / "chameleon_gcn.json")
     assert "## chameleon, GCN" in (tmp_path / "page.md").read_text()
@@ -188,7 +190,7 @@ def test_missing_data_end_with_a_line_for_each_run(
 
 def summary(exp: str, seed: int, valid: float, test: float) -> dict:
     return {
-        "config_hash": plan.Run(exp, seed).facts.config_hash,
+        "config_hash": plan.RunSpec(exp, seed).info.config_hash,
         "graph": {"name": "cora", "metric": "accuracy", "nodes": {"train": 140, "valid": 500, "test": 1000}},
         "metrics": {"valid_best": valid, "test_at_best": test},
     }

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from paper import catalog, plan
-from paper.catalog import PlanError
+
+from ham.report import plan
+from ham.report import spec as catalog
+from ham.report.spec import PlanError
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paper import records
-from paper.catalog import Run
-from paper.records import Unfit
 
-RUN = Run("rigl_s90", 1)
+from ham.report import records
+from ham.report.records import InvalidRecord
+from ham.report.spec import RunSpec
+
+RUN = RunSpec("rigl_s90", 1)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
@@ -68,14 +69,14 @@ ALTERED = {
 
 @pytest.mark.parametrize("reason", ALTERED)
 def test_what_is_no_record_is_told_in_a_line(reason: str, made_up: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(Unfit) as told:
+    with pytest.raises(InvalidRecord) as told:
         records.check(made_up(RUN) | ALTERED[reason])
     assert reason in str(told.value)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
-    ("facts", "reason"),
+    ("info", "reason"),
     [
         ({"dirty": True}, "uncommitted changes"),
         ({"commit": None}, "commit of its code is unknown"),
@@ -86,21 +87,21 @@ def test_what_is_no_record_is_told_in_a_line(reason: str, made_up: Callable[...,
     ],
 )
 def test_its_code_is_known_to_the_letter(
-    facts: dict[str, Any], reason: str, made_up: Callable[..., dict[str, Any]]
+    info: dict[str, Any], reason: str, made_up: Callable[..., dict[str, Any]]
 ) -> None:
     summary = made_up(RUN)
-    summary["provenance"] |= facts
-    with pytest.raises(Unfit, match=reason):
+    summary["provenance"] |= info
+    with pytest.raises(InvalidRecord, match=reason):
         records.check(summary)
 
 
 def test_masks_come_from_todays_source(made_up: Callable[..., dict[str, Any]]) -> None:
-    run = Run("mask_str_s90", 2)
+    run = RunSpec("mask_str_s90", 2)
     summary = made_up(run)
     assert records.check(summary) == run
     for altered in ({"seed": 1}, {"exp": "acdc_s90"}, {"config_hash": "0" * 64}):
         stale = summary["sparsity"] | {"masks_from": summary["sparsity"]["masks_from"] | altered}
-        with pytest.raises(Unfit, match="masks are not those of today's str_s90 seed 2"):
+        with pytest.raises(InvalidRecord, match="masks are not those of today's str_s90 seed 2"):
             records.check(summary | {"sparsity": stale})
 
 
@@ -111,10 +112,10 @@ def test_code_copied_without_git_may_name_its_commit(made_up: Callable[..., dict
 
 
 def test_an_altered_run_counts_where_a_figure_shows_it(made_up: Callable[..., dict[str, Any]]) -> None:
-    point = Run("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
+    point = RunSpec("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
     assert records.check(made_up(point)) == point
-    assert records.path_of(point).parent.name == f"cifar100_ham-{point.facts.config_hash[:8]}"
-    assert records.path_of(Run("dense", 2, demo="digits")).relative_to(records.RESULTS) == Path(
+    assert records.path_of(point).parent.name == f"cifar100_ham-{point.info.config_hash[:8]}"
+    assert records.path_of(RunSpec("dense", 2, demo="digits")).relative_to(records.RESULTS) == Path(
         "demo/dense/seed2.json"
     )
 
@@ -132,7 +133,7 @@ def test_any_json_is_a_record_or_unfit(
         summary["provenance"] |= {"resumed_from": content, "dirty": content, "hardware": content}
     try:
         assert records.check(summary).exp == RUN.exp
-    except Unfit as error:
+    except InvalidRecord as error:
         assert "\n" not in str(error)
 
 
@@ -151,20 +152,20 @@ def test_epochs_are_whole_and_without_layers(
         "[]\n",
         text.replace("75.0", "7"),
     ):
-        with pytest.raises(Unfit, match="its metrics"):
+        with pytest.raises(InvalidRecord, match="its metrics"):
             records.epochs(damaged, summary)
 
 
 def test_files_that_are_no_records_are_named(tmp_path: Path, keep: Callable[..., Path]) -> None:
-    good, stale, moved = (keep(tmp_path, Run(exp, 0)) for exp in ("rigl_s90", "acdc_s90", "str_s90"))
-    stale.write_text(stale.read_text().replace(Run("acdc_s90", 0).facts.config_hash, "0" * 64))
+    good, stale, moved = (keep(tmp_path, RunSpec(exp, 0)) for exp in ("rigl_s90", "acdc_s90", "str_s90"))
+    stale.write_text(stale.read_text().replace(RunSpec("acdc_s90", 0).info.config_hash, "0" * 64))
     moved.rename(moved.with_name("seed5.json"))
-    half = keep(tmp_path, Run("dense", 0))
+    half = keep(tmp_path, RunSpec("dense", 0))
     half.write_text(half.read_text()[:100])
-    bulky = keep(tmp_path, Run("dense_ham", 0))
+    bulky = keep(tmp_path, RunSpec("dense_ham", 0))
     bulky.write_text(json.dumps(json.loads(bulky.read_text()) | {"host": "node17"}))
     found, problems = records.read_all(results=tmp_path)
-    assert {run.exp for run in found} == {"rigl_s90"} and found[Run("rigl_s90", 0)].path == good
+    assert {run.exp for run in found} == {"rigl_s90"} and found[RunSpec("rigl_s90", 0)].path == good
     reasons = ("another configuration", "half", "more than a record", "belongs into")
     assert [p.count("\n") for p in problems] == [0] * 4
     for path, reason in zip((stale, half, bulky, moved.with_name("seed5.json")), reasons, strict=True):
@@ -177,8 +178,8 @@ def test_committed_records_are_whole_and_of_todays_configuration(demo: str) -> N
     found, problems = records.read_all(demo)
     assert not problems
     for run, record in found.items():
-        if records.keeps_epochs(run) and (not demo or records.metrics_path(record.path).exists()):
-            assert len(record.epochs()) == run.facts.epochs
+        if records.stores_history(run) and (not demo or records.metrics_path(record.path).exists()):
+            assert len(record.epochs()) == run.info.epochs
     known = {path.relative_to(records.RESULTS) for path in records.folder_of(demo).rglob("*.json")}
     assert known == {record.path.relative_to(records.RESULTS) for record in found.values()}
 

@@ -7,7 +7,8 @@ import math
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from paper.sample import Difference, Sample, difference, mean_of
+
+from ham.report.statistics import Difference, Sample, difference, mean_of
 
 values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), min_size=2, max_size=6)
 

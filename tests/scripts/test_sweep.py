@@ -18,15 +18,18 @@ from unittest.mock import ANY
 
 import pytest
 import sweep
-from cluster import launch, local_runs, states
-from cluster.states import Kind, State, SweepError, Sweeps
-from paper import plan
-from paper.catalog import Run
-from paper.records import metrics_path, path_of
+
+from ham.report import plan
+from ham.report.records import metrics_path, path_of
+from ham.report.spec import RunSpec
+from ham.sweep import local as local_runs
+from ham.sweep import slurm as launch
+from ham.sweep import status as states
+from ham.sweep.status import RunStatus, Status, SweepError, Sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "sweep.py"
-SOURCE, DEPENDENT = Run("acdc_s90", 0, demo="tiny"), Run("mask_acdc_s90", 0, demo="tiny")
+SOURCE, DEPENDENT = RunSpec("acdc_s90", 0, demo="tiny"), RunSpec("mask_acdc_s90", 0, demo="tiny")
 Said = tuple[int, str, str]
 
 
@@ -66,25 +69,25 @@ def sweeps(tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path / "runs")
 
 
-def whole(run: Run, dirty: bool | None = False, **altered: Any) -> dict[str, Any]:
+def whole(run: RunSpec, dirty: bool | None = False, **altered: Any) -> dict[str, Any]:
     """A summary that the rules of records accept."""
-    origin = {"exp": run.exp, "seed": run.seed, "config_hash": run.facts.config_hash}
-    if source := run.source():
-        from_source = {"exp": source.exp, "seed": source.seed, "config_hash": source.facts.config_hash}
+    origin = {"exp": run.exp, "seed": run.seed, "config_hash": run.info.config_hash}
+    if source := run.depends_on:
+        from_source = {"exp": source.exp, "seed": source.seed, "config_hash": source.info.config_hash}
     summary = origin | {"demo": run.demo or None, "overridden": bool(run.overrides), "status": "done"}
-    summary |= {"epochs": run.facts.epochs, "metrics": {"top1_last": 50.0, "top1_best": 50.0}}
-    summary["sparsity"] = {"target": run.facts.sparsity, "overall": run.facts.sparsity}
+    summary |= {"epochs": run.info.epochs, "metrics": {"top1_last": 50.0, "top1_best": 50.0}}
+    summary["sparsity"] = {"target": run.info.sparsity, "overall": run.info.sparsity}
     summary["sparsity"]["masks_from"] = from_source if source else None
     summary["provenance"] = {"commit": "c0ffee0", "dirty": dirty, "argv": []}
     return summary | altered
 
 
-def lines(run: Run) -> str:
+def lines(run: RunSpec) -> str:
     """Its epochs."""
-    return "".join(f"{json.dumps({'epoch': epoch, 'top1': 50.0})}\n" for epoch in range(run.facts.epochs))
+    return "".join(f"{json.dumps({'epoch': epoch, 'top1': 50.0})}\n" for epoch in range(run.info.epochs))
 
 
-def finish(run: Run, sweeps: Sweeps, masks: bool = True, **altered: Any) -> Path:
+def finish(run: RunSpec, sweeps: Sweeps, masks: bool = True, **altered: Any) -> Path:
     """What a finished run leaves."""
     folder = run.folder(sweeps.runs)
     folder.mkdir(parents=True)
@@ -130,7 +133,7 @@ def test_runs_that_tables_share_exist_once(say: Callable[..., Said]) -> None:
 
 def test_gpu_hours_count_passes_and_epochs() -> None:
     asks = launch.resources()["imagenet_rn50"]
-    dense, sam = asks.gpu_hours(Run("dense", 0)), asks.gpu_hours(Run("dense_sam", 0))
+    dense, sam = asks.gpu_hours(RunSpec("dense", 0)), asks.gpu_hours(RunSpec("dense_sam", 0))
     assert dense == pytest.approx(100 * 1281167 / asks.images_per_second / 3600)
     assert sam == pytest.approx(2 * dense)
 
@@ -224,16 +227,16 @@ def test_a_folder_that_a_manifest_cannot_name_is_refused(tmp_path: Path) -> None
 
 
 def test_a_run_is_done_by_its_summary_or_by_a_committed_record(sweeps: Sweeps) -> None:
-    assert sweeps.state(SOURCE) == State(Kind.FRESH)
+    assert sweeps.state(SOURCE) == RunStatus(Status.NOT_LAUNCHED)
     finish(SOURCE, sweeps)
-    assert sweeps.state(SOURCE) == State(Kind.DONE)
-    for run in (Run("dense", 1), Run("dense", 1, demo="digits")):
+    assert sweeps.state(SOURCE) == RunStatus(Status.DONE)
+    for run in (RunSpec("dense", 1), RunSpec("dense", 1, demo="digits")):
         commit(run)
-        assert sweeps.state(run) == State(Kind.DONE)
-        assert sweeps.state(run, masks=True) == State(Kind.FRESH)  # a record holds no masks
+        assert sweeps.state(run) == RunStatus(Status.DONE)
+        assert sweeps.state(run, masks=True) == RunStatus(Status.NOT_LAUNCHED)  # a record holds no masks
 
 
-def commit(run: Run, **altered: Any) -> Path:
+def commit(run: RunSpec, **altered: Any) -> Path:
     """A record of a run, with its epochs."""
     record = path_of(run, states.RESULTS)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -243,34 +246,34 @@ def commit(run: Run, **altered: Any) -> Path:
 
 
 def test_what_the_rules_of_records_refuse_is_not_done(sweeps: Sweeps, tmp_path: Path) -> None:
-    for run in (Run("dense", 1), Run("dense", 1, demo="digits")):
+    for run in (RunSpec("dense", 1), RunSpec("dense", 1, demo="digits")):
         record = commit(run, dirty=True)
         state = sweeps.state(run)
-        assert state.kind is Kind.STALE and "\n" not in state.note
+        assert state.kind is Status.STALE and "\n" not in state.note
         assert state.note.startswith(f"{record}: its code had uncommitted changes")
         assert "delete it first" in state.note
         record.unlink()
         folder = finish(run, sweeps, dirty=True)
         state = sweeps.state(run)
-        assert state.kind is Kind.STALE
+        assert state.kind is Status.STALE
         assert state.note.startswith(f"{folder}: its code had uncommitted") and "move it away" in state.note
-        assert Sweeps(sweeps.runs, lenient=True).state(run) == State(Kind.DONE)
+        assert Sweeps(sweeps.runs, lenient=True).state(run) == RunStatus(Status.DONE)
         commit(run)  # a good record is enough
-        assert sweeps.state(run) == State(Kind.DONE)
+        assert sweeps.state(run) == RunStatus(Status.DONE)
     finish(SOURCE, sweeps, dirty=True)  # tiny runs become no records
-    assert sweeps.state(SOURCE) == State(Kind.DONE)
-    folder = finish(Run("dense", 2), sweeps, seed=3)
-    assert "it says that it is dense seed 3" in sweeps.state(Run("dense", 2)).note
+    assert sweeps.state(SOURCE) == RunStatus(Status.DONE)
+    folder = finish(RunSpec("dense", 2), sweeps, seed=3)
+    assert "it says that it is dense seed 3" in sweeps.state(RunSpec("dense", 2)).note
     (folder / "summary.json").write_text("[]")
-    assert sweeps.state(Run("dense", 2)).kind is Kind.FRESH
+    assert sweeps.state(RunSpec("dense", 2)).kind is Status.NOT_LAUNCHED
 
 
 def test_a_record_without_the_epochs_that_a_figure_shows_is_not_done(sweeps: Sweeps) -> None:
-    run = Run("dense", 0)
+    run = RunSpec("dense", 0)
     metrics_path(commit(run)).unlink()
-    assert sweeps.state(run) == State(Kind.FRESH)
+    assert sweeps.state(run) == RunStatus(Status.NOT_LAUNCHED)
     finish(run, sweeps)
-    assert sweeps.state(run) == State(Kind.DONE)
+    assert sweeps.state(run) == RunStatus(Status.DONE)
 
 
 def test_a_survey_of_every_run_is_fast(sweeps: Sweeps) -> None:
@@ -279,7 +282,7 @@ def test_a_survey_of_every_run_is_fast(sweeps: Sweeps) -> None:
         commit(run)
         finish(run, sweeps, dirty=True)
     begun = time.process_time()
-    assert {state.kind for state in sweeps.survey(runs).values()} == {Kind.DONE}
+    assert {state.kind for state in sweeps.survey(runs).values()} == {Status.DONE}
     assert time.process_time() - begun < 4  # of 725 runs, whose records are read with all their epochs
 
 
@@ -290,28 +293,28 @@ def test_what_trains_on_this_machine_is_left_alone(sweeps: Sweeps, say: Callable
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         states_now = sweeps.survey([DEPENDENT])
-        assert states_now[SOURCE] == State(Kind.RUNNING, "on this machine")
+        assert states_now[SOURCE] == RunStatus(Status.RUNNING, "on this machine")
         assert states.open_runs(states_now) == []  # SLURM cannot wait for it
         choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
         assert say(*choice, "--local") == (0, "1 running, 1 not launched\n", ANY)
         assert "running  acdc_s90 seed 0 (tiny)  on this machine" in say(*choice, "--status")[1]
         (folder / "trial0").mkdir()
         (folder / "lock").rename(folder / "trial0" / "lock")  # a search locks its trials
-        assert sweeps.state(SOURCE).kind is Kind.RUNNING
-    assert sweeps.state(SOURCE) == State(Kind.FAILED, "epoch 1/2")
+        assert sweeps.state(SOURCE).kind is Status.RUNNING
+    assert sweeps.state(SOURCE) == RunStatus(Status.FAILED, "epoch 1/2")
     with (folder / "trial0" / "lock").open("w") as lock:  # the probe has kept nothing
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_source_runs_again_where_its_masks_are_missing(sweeps: Sweeps) -> None:
-    source, dependent = Run("acdc_s90", 0), Run("mask_acdc_s90", 0)
+    source, dependent = RunSpec("acdc_s90", 0), RunSpec("mask_acdc_s90", 0)
     commit(source)
     assert list(sweeps.survey([dependent, source]).items()) == [
-        (source, State(Kind.FRESH)),
-        (dependent, State(Kind.FRESH)),
+        (source, RunStatus(Status.NOT_LAUNCHED)),
+        (dependent, RunStatus(Status.NOT_LAUNCHED)),
     ]
     finish(dependent, sweeps)
-    assert sweeps.survey([dependent, source])[source] == State(Kind.DONE)
+    assert sweeps.survey([dependent, source])[source] == RunStatus(Status.DONE)
     assert list(sweeps.survey([dependent])) == [dependent]  # nobody needs the source any more
 
 
@@ -320,7 +323,7 @@ def test_a_stale_run_is_named_with_its_cure_and_holds_its_dependents(
 ) -> None:
     folder = finish(SOURCE, sweeps, config_hash="0123456789")
     state = sweeps.state(SOURCE)
-    assert state.kind is Kind.STALE
+    assert state.kind is Status.STALE
     assert "is of configuration 01234567, now" in state.note and "move it away to run it anew" in state.note
     choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
     stand_in(no_slurm, "squeue", "")
@@ -331,25 +334,25 @@ def test_a_stale_run_is_named_with_its_cure_and_holds_its_dependents(
     assert f"{SOURCE} is stale: {folder}" in err and "1 run not launched, for want of the masks of" in err
     (folder / "summary.json").rename(folder / "provenance.json")  # one that is not done
     (folder / "last.pt").touch()
-    assert sweeps.state(SOURCE).kind is Kind.STALE
+    assert sweeps.state(SOURCE).kind is Status.STALE
     (folder / "last.pt").unlink()  # nothing to go on from: train.py starts anew
-    assert sweeps.state(SOURCE).kind is Kind.FRESH
+    assert sweeps.state(SOURCE).kind is Status.NOT_LAUNCHED
     (folder / "summary.json").write_text(json.dumps(whole(SOURCE)))
     (folder / "masks.pt").unlink()
     assert "has no masks.pt, which others need: delete it" in sweeps.survey([DEPENDENT])[SOURCE].note
 
 
 def test_squeue_tells_what_is_queued_and_running(sweeps: Sweeps, no_slurm: Path) -> None:
-    runs = [SOURCE, DEPENDENT, Run("dense", 0, demo="tiny")]
+    runs = [SOURCE, DEPENDENT, RunSpec("dense", 0, demo="tiny")]
     name = sweeps.write(runs).stem.removeprefix("manifest-")
     listed = [f"ham-{name}|7|1|RUNNING|None", f"ham-{name}|7|2|PENDING|Dependency", "other|8|1|RUNNING|None"]
     listed += ["ham-unknown|9|1|RUNNING|None", f"ham-{name}|7|99|RUNNING|None", "ham|5|N/A|RUNNING|None"]
     stand_in(no_slurm, "squeue", "\n".join(f"echo '{line}'" for line in listed))
     sweeps.queue()
     known = [sweeps.state(run) for run in runs]
-    assert known[:2] == [State(Kind.RUNNING, "", "7_1"), State(Kind.QUEUED, "Dependency", "7_2")]
-    assert known[2] == State(Kind.FAILED, "ended before it started")  # in a manifest, and nowhere else
-    assert [run for run, state in sweeps.survey(runs).items() if state.open] == runs[2:]
+    assert known[:2] == [RunStatus(Status.RUNNING, "", "7_1"), RunStatus(Status.QUEUED, "Dependency", "7_2")]
+    assert known[2] == RunStatus(Status.FAILED, "ended before it started")  # in a manifest, and nowhere else
+    assert [run for run, state in sweeps.survey(runs).items() if state.is_launchable] == runs[2:]
 
 
 def test_a_failed_run_tells_the_last_line_of_its_log(sweeps: Sweeps) -> None:
@@ -358,10 +361,10 @@ def test_a_failed_run_tells_the_last_line_of_its_log(sweeps: Sweeps) -> None:
     bar = "  5%|5         | 1/20 [00:00<00:01, 3.02step/s]"
     told = "train.py: diverged: the loss is not finite at step 3"
     log.write_text(f"{bar}\r{bar}\n{told}\n{bar}\nsrun: error: n0: task 0: Exited with exit code 1\n")
-    assert sweeps.state(SOURCE) == State(Kind.FAILED, told)
+    assert sweeps.state(SOURCE) == RunStatus(Status.FAILED, told)
     killed = "srun: error: n0: task 0: Killed"
     log.write_text(f"{told}\n{bar}{killed}\nsrun: Force Terminated StepId=4.0\n")
-    assert sweeps.state(SOURCE) == State(Kind.FAILED, killed)
+    assert sweeps.state(SOURCE) == RunStatus(Status.FAILED, killed)
 
 
 def test_status_tells_by_its_exit_status_that_a_run_failed(say: Callable[..., Said], sweeps: Sweeps) -> None:
@@ -378,7 +381,7 @@ def test_a_local_failure_is_not_told_in_old_words(sweeps: Sweeps, monkeypatch: p
     sweeps.local_log(SOURCE).write_text("train.py: words of another day\n")
     (failure,) = local_runs.carry_out([SOURCE], sweeps, 1)
     assert "No such file" in failure and "another day" not in failure
-    assert states.last_words(sweeps.local_log(SOURCE), 10**6).startswith("it added nothing to")
+    assert states.last_log_line(sweeps.local_log(SOURCE), 10**6).startswith("it added nothing to")
 
 
 # code that is not committed
@@ -515,7 +518,7 @@ def test_a_refused_manifest_is_removed(
     assert (status, out) == (2, "") and err.startswith(f"sweep.py: sbatch failed: {told}")
     assert err.count("\n") == 1 and "sbatch --help" not in err
     assert len(list(sweeps.folder.glob("manifest-*"))) == left
-    earlier = sweeps.write([Run("acdc_s90", 0)])
+    earlier = sweeps.write([RunSpec("acdc_s90", 0)])
     assert say("--table=4", "--submit", "--seeds=0", "--only=acdc_s90")[0] == 2
     assert earlier.exists()
 

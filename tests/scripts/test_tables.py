@@ -17,10 +17,11 @@ import tables
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paper import hyperparameters, plan, records, render
-from paper.catalog import ROOT, Run
-from paper.records import RESULTS, Record, record
-from paper.report import SCALED_DOWN, report
+
+from ham.report import hyperparameters, plan, records, render
+from ham.report.records import RESULTS, Record, record
+from ham.report.spec import ROOT, RunSpec
+from ham.report.tables import SCALED_DOWN, report
 
 _NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
 _NAMES = {
@@ -82,14 +83,14 @@ def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
 
 def test_each_cells_run_is_what_its_row_and_column_say() -> None:
     for row in plan.table("4").rows:
-        assert [Run(cell.exp, 0).facts.sparsity for cell in row.cells] == [0.8, 0.9, 0.95]
-    assert {Run(cell.exp, 0).facts.sparsity for cell in plan.table("10").cells} == {0.9}
-    assert {Run(cell.exp, 0).facts.sparsity for cell in plan.table("9").cells} == {0.5}
+        assert [RunSpec(cell.exp, 0).info.sparsity for cell in row.cells] == [0.8, 0.9, 0.95]
+    assert {RunSpec(cell.exp, 0).info.sparsity for cell in plan.table("10").cells} == {0.9}
+    assert {RunSpec(cell.exp, 0).info.sparsity for cell in plan.table("9").cells} == {0.5}
     for row in plan.table("3").rows:
-        facts = [Run(cell.exp, 0).facts for cell in row.cells]
-        assert [(f.epochs, f.passes) for f in facts] == [(100, 1), (200, 1), (100, 2), (200, 2)]
+        info = [RunSpec(cell.exp, 0).info for cell in row.cells]
+        assert [(f.epochs, f.passes) for f in info] == [(100, 1), (200, 1), (100, 2), (200, 2)]
     for row in plan.table("6").rows:
-        told = {(facts.epochs, facts.passes) for facts in (Run(cell.exp, 0).facts for cell in row.cells)}
+        told = {(info.epochs, info.passes) for info in (RunSpec(cell.exp, 0).info for cell in row.cells)}
         assert told == {(200 if "200" in row.label else 100, 2 if "SAM" in row.label else 1)}
 
 
@@ -114,7 +115,7 @@ def test_graphs_have_records_and_tables_but_no_demo(
     """Table 14 has five seeds of cora; Welch's interval is over five and five runs."""
     metrics = {"valid_best": 81.0, "valid_last": 79.0, "test_at_best": 83.0}
     for seed in range(5):
-        run = Run("node/cora_gcn", seed)
+        run = RunSpec("node/cora_gcn", seed)
         found = made_up(run, graph={"name": "cora"}, metrics=metrics | {"valid_best": 81.0 + seed / 10})
         path = records.write(run, found, None, tmp_path)
         assert path == tmp_path / "runs" / "node" / "cora_gcn" / f"seed{seed}.json"
@@ -135,11 +136,11 @@ def test_tables_16_and_19_are_the_papers(number: int, paper: dict[str, Any]) -> 
 def test_scaled_down_models_are_what_the_headings_say() -> None:
     for exp, model in (("dense", "resnet50"), ("cifar100", "resnet18"), ("deit", "deit_small")):
         demo = yaml.safe_load((plan.CONFIGS / "model" / f"{model}.yaml").read_text())["demo"]
-        told = SCALED_DOWN[Run(exp, 0).facts.base]
-        facts = (
+        told = SCALED_DOWN[RunSpec(exp, 0).info.base]
+        info = (
             [str(demo[key]) for key in ("depth", "embed_dim")] if model == "deit_small" else ["narrow", "one"]
         )
-        assert all(fact in told for fact in facts)
+        assert all(fact in told for fact in info)
         assert model == "deit_small" or demo["layers"] == [1, 1, 1, 1]
 
 
@@ -161,9 +162,9 @@ def test_a_table_shows_both_numbers_and_how_far_they_are_apart(
     tmp_path: Path, keep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, top1 in enumerate((76.0, 77.0, 78.0)):
-        keep(tmp_path, Run("acdc_ham_s90", seed), top1)
-    keep(tmp_path, Run("acdc_ham_s95", 0), 75.0)
-    keep(tmp_path, Run("pilot_s80", 0), 75.0), keep(tmp_path, Run("pilot_s80", 1), 76.0)
+        keep(tmp_path, RunSpec("acdc_ham_s90", seed), top1)
+    keep(tmp_path, RunSpec("acdc_ham_s95", 0), 75.0)
+    keep(tmp_path, RunSpec("pilot_s80", 0), 75.0), keep(tmp_path, RunSpec("pilot_s80", 1), 76.0)
     assert tables.main(["--table", "4", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "tables" / "table04.md").read_text()
     assert text in capsys.readouterr().out
@@ -180,7 +181,7 @@ def test_a_table_shows_both_numbers_and_how_far_they_are_apart(
 
 
 def test_controls_have_no_paper_and_each_cell_its_metric(tmp_path: Path, keep: Callable[..., Path]) -> None:
-    keep(tmp_path, Run("dense", 0), 75.0)
+    keep(tmp_path, RunSpec("dense", 0), 75.0)
     assert tables.main(["--table", "control_best_epoch", "--results", str(tmp_path), "--format", "md"]) == 0
     (path,) = (tmp_path / "tables").iterdir()
     assert line(path.read_text(), "Dense", "ours") == ["75.00 (n = 1)", "75.50 (n = 1)"]
@@ -188,7 +189,7 @@ def test_controls_have_no_paper_and_each_cell_its_metric(tmp_path: Path, keep: C
 
 
 def test_scaled_down_runs_have_tables_of_their_own(tmp_path: Path, keep: Callable[..., Path]) -> None:
-    keep(tmp_path, Run("rigl_s90", 0, demo="digits"), 98.0)
+    keep(tmp_path, RunSpec("rigl_s90", 0, demo="digits"), 98.0)
     assert tables.main(["--results", str(tmp_path), "--demo", "digits"]) == 0
     made = sorted(path.name for path in (tmp_path / "tables").glob("*.md"))
     shown = ("control_alpha_beta", "control_best_epoch", "table04")
@@ -209,7 +210,7 @@ def test_scaled_down_runs_have_tables_of_their_own(tmp_path: Path, keep: Callabl
 def test_bad_records_are_named_and_left_out(
     tmp_path: Path, keep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stale = keep(tmp_path, Run("deit", 0), 72.0)
+    stale = keep(tmp_path, RunSpec("deit", 0), 72.0)
     stale.write_text(stale.read_text().replace('"dirty": false', '"dirty": true'))
     assert tables.main(["--table", "8", "--results", str(tmp_path)]) == 1
     (said,) = capsys.readouterr().err.splitlines()
@@ -228,7 +229,7 @@ def test_all_formats_tell_the_same_numbers(
     found = {}
     for exp, tops in (("deit_acdc_s50", dense), ("deit_acdc_ham_s50", ham)):
         for seed, top1 in enumerate(tops):
-            run = Run(exp, seed)
+            run = RunSpec(exp, seed)
             found[run] = Record(run, record(made_up(run, top1)), Path("none"))
     made = report("9", found)
     table = render.text(made)
@@ -276,7 +277,7 @@ def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     argv = [str(tmp_path / "runs")] if script == "collect" else []
     code = (
-        "import sys; sys.modules |= dict.fromkeys(['torch', 'wandb', 'hydra', 'ham', 'pruning'])\n"
+        "import sys; sys.modules |= dict.fromkeys(['torch', 'wandb', 'hydra', 'pruning'])\n"
         f"sys.path.insert(0, 'scripts'); import {script}\n"
         f"sys.exit({script}.main({json.dumps([*argv, '--results', str(tmp_path)])}))"
     )

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import theory_runs
-from paper import theory as figures
-from paper.catalog import PlanError
 
 from ham import theory
+from ham.report import theory_figures as figures
+from ham.report.spec import PlanError
 
 DRAWN = ["figure01", "figure02b", "figure03", "figure04", "figure06", "figure07", "figure08"]
 

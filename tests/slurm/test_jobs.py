@@ -9,8 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cluster.launch import resources
 from private import ROOT, Slurm, Toy, lines
+
+from ham.sweep.slurm import resources
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 

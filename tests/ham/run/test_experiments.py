@@ -14,10 +14,11 @@ from typing import Any
 import lock
 import pytest
 import torch
-from paper import catalog, plan
 
 from ham.data import Digits, Loaders
 from ham.models import DeiT
+from ham.report import plan
+from ham.report import spec as catalog
 from ham.run.build import build
 from ham.run.config import config_hash, experiments, flatten, load, to_plain
 from ham.run.loop import train_step
@@ -208,7 +209,7 @@ def test_a_cell_of_a_table_says_so_in_its_leaf() -> None:
 def test_the_lock_file_says_what_the_configurations_say(demo: str) -> None:
     """python scripts/lock.py writes it anew."""
     known = json.loads(catalog.LOCK.read_text())[demo]
-    specs = {run.spec: plan.Run(run.exp, 0, run.overrides, demo) for run in lock.specs(demo)}
+    specs = {run.spec: plan.RunSpec(run.exp, 0, run.overrides, demo) for run in lock.specs(demo)}
     assert known.keys() == specs.keys()
     altered = [spec for spec, run in specs.items() if run.overrides]
     some = random.Random(0).sample  # composing takes a tenth of a second: at lesser scales some will do
@@ -236,7 +237,7 @@ def test_masks_come_from_the_plain_runs_of_the_same_seed() -> None:
     runs = catalog.with_sources(plan.table("10").runs((2,)))
     before = {}
     for place, run in enumerate(runs):
-        if (source := run.source()) is not None:
+        if (source := run.depends_on) is not None:
             assert source.seed == 2 and runs.index(source) < place
             before.setdefault(source.exp, []).append(run.exp)
     assert before == {

@@ -10,9 +10,9 @@ from typing import Any
 import lock
 import pytest
 import yaml
-from paper import plan
 
 from ham.data import graph_files
+from ham.report import plan
 from ham.run.config import config_hash, experiments, load
 from ham.run.main import run_directory
 from ham.run.schema import Config
@@ -149,7 +149,7 @@ def test_the_lock_file_knows_the_graphs_at_the_papers_scale_alone() -> None:
     for demo, known in plan.lock().items():
         assert {name for name in known if name.startswith("node/")} == (set() if demo else {*LEAVES})
     for name in LEAVES[::9]:
-        run, cfg = plan.Run(name, 2), composed(name)
+        run, cfg = plan.RunSpec(name, 2), composed(name)
         assert run.facts == lock.facts(run, cfg)
         if name.endswith("ham"):
             alpha = yaml.safe_load((plan.CONFIGS / "exp" / f"{name}.yaml").read_text())["ham"]["alpha"]

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from paper import node_runs
-from paper.catalog import Run
-from paper.records import Unfit
-from paper.rules import check_code, is_number
+from . import node_runs
+from .records import InvalidRecord
+from .spec import RunSpec
+from .validation import check_code, is_number
 
 _MOST_FLIPPED = 12  # seeds whose signs are flipped in all ways
 
@@ -77,11 +77,11 @@ def read(path: Path) -> Grid:
         )
         _check(grid)
         if path.stem != grid.exp.removeprefix("node/"):
-            raise Unfit(f"it is of {grid.exp}: it belongs into {grid.exp.removeprefix('node/')}.json")
+            raise InvalidRecord(f"it is of {grid.exp}: it belongs into {grid.exp.removeprefix('node/')}.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unfit(f"{path}: it cannot be read ({error!r}): collect it anew with --runs") from None
-    except Unfit as error:
-        raise Unfit(f"{path}: {error}") from None
+        raise InvalidRecord(f"{path}: it cannot be read ({error!r}): collect it anew with --runs") from None
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{path}: {error}") from None
     return grid
 
 
@@ -90,22 +90,22 @@ def _check(grid: Grid) -> None:
     if (grid.points[0].alpha, grid.points[0].beta) != (0, 0) or sorted(pairs) != sorted(
         (p.alpha, p.beta) for p in grid.points
     ):
-        raise Unfit("its pairs are not those of the grid: collect it anew with --runs")
+        raise InvalidRecord("its pairs are not those of the grid: collect it anew with --runs")
     if grid.seeds != node_runs.seeds()[grid.graph["name"]]:
-        raise Unfit("its seeds are not the paper's number: collect it anew with --runs")
+        raise InvalidRecord("its seeds are not the paper's number: collect it anew with --runs")
     for point in grid.points:
         told = (point.valid, point.test)
         whole = all(len(values) == len(grid.seeds) for values in told)
         if not whole or not all(is_number(v) and 0 <= v <= 100 for values in told for v in values):
-            raise Unfit(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
+            raise InvalidRecord(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
     if len({point.config_hash for point in grid.points}) < len(grid.points):
-        raise Unfit("two of its pairs are one configuration: collect it anew with --runs")
+        raise InvalidRecord("two of its pairs are one configuration: collect it anew with --runs")
     leaves = [f"{grid.exp}_ham", f"{grid.exp}_nham"]
     known = {(0.0, 0.0): grid.exp} | {node_runs.published(exp): exp for exp in leaves}
     for point in grid.points:
         exp = known.get((point.alpha, point.beta))
-        if exp and Run(exp, 0).facts.config_hash != point.config_hash:
-            raise Unfit(f"{exp} has another configuration today: run the grid again")
+        if exp and RunSpec(exp, 0).info.config_hash != point.config_hash:
+            raise InvalidRecord(f"{exp} has another configuration today: run the grid again")
     for made in grid.provenance:
         made["hardware"], made["versions"]["torch"]
         check_code(made)
@@ -117,13 +117,13 @@ def best(gains: list[list[float]], seeds: list[int]) -> int:
     return means.index(max(means))
 
 
-def left_out(gains: list[list[float]]) -> list[float]:
+def leave_one_seed_out(gains: list[list[float]]) -> list[float]:
     """Each seed's gain of the point that is the best of the other seeds."""
     seeds = list(range(len(gains[0])))
     return [gains[best(gains, [s for s in seeds if s != out])][out] for out in seeds]
 
 
-def chance(gains: list[list[float]]) -> int:
+def sign_flip_count(gains: list[list[float]]) -> int:
     """In how many flips of the seeds' signs the best point gains at least as much; of 2^seeds.
 
     The points of a seed go together, since they share its base; the maximum over the points is the statistic.

@@ -25,7 +25,7 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What configs/lock.json says of a run, the seed apart.
 
     Args:
@@ -34,7 +34,7 @@ class Facts:
         epochs: how many.
         passes: forward and backward passes per step; SAM takes two.
         sparsity: the target, 0 for dense.
-        needs: the experiment whose masks it takes, from the run of the same seed; "" for none.
+        depends_on: the experiment whose masks it takes, from the run of the same seed; "" for none.
     """
 
     config_hash: str
@@ -42,11 +42,11 @@ class Facts:
     epochs: int
     passes: int
     sparsity: float
-    needs: str
+    depends_on: str
 
 
 @dataclass(frozen=True, order=True)
-class Run:
+class RunSpec:
     """One training run: an experiment, altered values if any, a scale ("" is the paper's), a seed."""
 
     exp: str
@@ -66,7 +66,7 @@ class Run:
         return [f"+exp={self.exp}", *demo, *self.overrides, f"seed={self.seed}"]
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> RunInfo:
         """What the lock file says. Raises PlanError where it knows no such run."""
         try:
             return lock()[self.demo][self.spec]
@@ -81,51 +81,50 @@ class Run:
     @property
     def name(self) -> str:
         """The run directory's first part, as `ham.run.main.run_directory` names it."""
-        altered = self.facts.config_hash[:8] if self.overrides else ""
+        altered = self.info.config_hash[:8] if self.overrides else ""
         return "-".join(filter(None, [self.exp, self.demo, altered]))
 
     def folder(self, runs: Path) -> Path:
         """Its run directory."""
         return runs / self.name / f"seed{self.seed}"
 
-    def source(self) -> Run | None:
+    @property
+    def depends_on(self) -> RunSpec | None:
         """The run whose masks it takes, which must be done before."""
-        return Run(self.facts.needs, self.seed, demo=self.demo) if self.facts.needs else None
+        return RunSpec(self.info.depends_on, self.seed, demo=self.demo) if self.info.depends_on else None
 
     def __str__(self) -> str:
         return f"{self.spec} seed {self.seed}" + (f" ({self.demo})" if self.demo else "")
 
 
-def canonical(run: Run) -> Run:
+def canonical(run: RunSpec) -> RunSpec:
     """The named experiment of the same configuration where there is one: (200, 0.016) is cifar100_ham."""
     if not run.overrides:
         return run
-    mine = run.facts.config_hash
-    named = (
-        spec for spec, facts in lock()[run.demo].items() if facts.config_hash == mine and " " not in spec
-    )
+    mine = run.info.config_hash
+    named = (spec for spec, info in lock()[run.demo].items() if info.config_hash == mine and " " not in spec)
     return next((replace(run, exp=spec, overrides=()) for spec in named), run)
 
 
-def with_sources(runs: list[Run]) -> list[Run]:
+def with_sources(runs: list[RunSpec]) -> list[RunSpec]:
     """The runs and those whose masks they take, each once and none before its source."""
-    ordered: dict[Run, None] = {}
+    ordered: dict[RunSpec, None] = {}
     for run in runs:
-        if (source := run.source()) is not None:
+        if (source := run.depends_on) is not None:
             ordered.update(dict.fromkeys(with_sources([source])))
         ordered[run] = None
     return list(ordered)
 
 
 @cache
-def lock() -> dict[str, dict[str, Facts]]:
+def lock() -> dict[str, dict[str, RunInfo]]:
     """Scale ("" is the paper's) -> spec -> facts. Raises PlanError where configs/ is not what it was."""
     with reading(LOCK):
         content = json.loads(LOCK.read_text())
         if content.pop("configs") != configs_digest():
             raise PlanError(f"configs/ has changed since {LOCK.name} was written: run python scripts/lock.py")
         return {
-            demo: {spec: Facts(**facts) for spec, facts in runs.items()} for demo, runs in content.items()
+            demo: {spec: RunInfo(**info) for spec, info in runs.items()} for demo, runs in content.items()
         }
 
 

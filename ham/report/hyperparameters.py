@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from paper import plan
-from paper.catalog import CONFIGS, lock
-from paper.render import Text
+from . import plan
+from .render import Text
+from .spec import CONFIGS, lock
 
 BASES = ("cifar100_rn18", "imagenet_rn50", "imagenet_deit")  # rows of Table 5, in the paper's order
 GRAPH_SETS = {  # rows of Table 13 -> number of graphs, of OGB; the paper has molhiv's and code2's exchanged
@@ -62,15 +62,15 @@ def _training_details(name: str) -> dict[str, Any]:
     groups = {key: value for entry in base["defaults"] for key, value in entry.items()}
     kind = groups["override /optimizer"]
     optimizer = _yaml("optimizer", kind) | base["optimizer"]
-    over = [facts for facts in lock()[""].values() if facts.base == name]
+    over = [info for info in lock()[""].values() if info.base == name]
     momentum = f" m={optimizer['momentum']:g}" if "momentum" in optimizer else ""
-    sam = ", sam" if any(facts.passes == 2 for facts in over) else ""
+    sam = ", sam" if any(info.passes == 2 for info in over) else ""
     return {
         "dataset": groups["override /data"],
         "model": groups["override /model"],
         "lr": float(optimizer["lr"]),  # YAML 1.1 reads 5e-5 as text
         "weight_decay": float(optimizer["weight_decay"]),
-        "epochs": sorted({facts.epochs for facts in over}),
+        "epochs": sorted({info.epochs for info in over}),
         "batch_size": base["batch_size"],
         "optimizer": f"{kind}{momentum}{sam}",
         "lr_schedule": optimizer["schedule"]["kind"],

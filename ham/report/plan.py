@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from paper.catalog import CONFIGS, PlanError, Run, canonical, lock, reading
+from .spec import CONFIGS, PlanError, RunSpec, canonical, lock, reading
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Table:
         """Can its runs be scaled down so? Graphs cannot."""
         return all(cell.exp in lock()[demo] for cell in self.cells)
 
-    def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[Run]:
+    def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
         """The distinct runs behind the cells, without those whose masks they take."""
         return list(
             dict.fromkeys(
-                Run(c.exp, seed, demo=demo)
+                RunSpec(c.exp, seed, demo=demo)
                 for c in self.cells
                 for seed in ((c.seeds or self.seeds) if seeds is None else seeds)
             )
@@ -98,18 +98,18 @@ class Figure:
     seeds: tuple[int, ...]
     panels: tuple[Panel, ...] = ()
     series: dict[str, str] = field(default_factory=dict)
-    points: dict[tuple[float, float], Run] = field(default_factory=dict)
+    points: dict[tuple[float, float], RunSpec] = field(default_factory=dict)
     metric: str = "top1_last"
     chosen: tuple[float, float] | None = None
 
-    def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[Run]:
+    def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
         """The distinct runs it shows."""
         chosen = self.seeds if seeds is None else seeds
         return list(dict.fromkeys(run for seed in chosen for run in self._of_seed(seed, demo)))
 
-    def _of_seed(self, seed: int, demo: str) -> Iterator[Run]:
+    def _of_seed(self, seed: int, demo: str) -> Iterator[RunSpec]:
         for exp in self.series.values():
-            yield Run(exp, seed, demo=demo)
+            yield RunSpec(exp, seed, demo=demo)
         for run in self.points.values():
             yield canonical(replace(run, seed=seed, demo=demo))
 
@@ -167,7 +167,7 @@ def _figure(name: str, content: dict[str, Any]) -> Figure:
     if content["kind"] != "grid":
         raise ValueError(f"kind is curves or grid, not {content['kind']}")
     points = {
-        (alpha, beta): Run(content["exp"], 0, (f"ham.alpha={alpha}", f"ham.beta={beta}"))
+        (alpha, beta): RunSpec(content["exp"], 0, (f"ham.alpha={alpha}", f"ham.beta={beta}"))
         for alpha in content["alpha"]
         for beta in content["beta"]
     }
@@ -181,7 +181,7 @@ def full_name(figure: str) -> str:
     return f"figure{int(digits):02}{figure[len(digits) :]}" if digits.isdecimal() else figure
 
 
-def every_run() -> list[Run]:
+def every_run() -> list[RunSpec]:
     """The runs of all tables and figures at the paper's scale, one per configuration and seed."""
     runs = [run for name in tables() for run in table(name).runs()]
     return list(dict.fromkeys([*runs, *(run for name in figures() for run in figure(name).runs())]))

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from paper.report import Entry, Line, Report
-from paper.sample import Sample
+from .statistics import Sample
+from .tables import CellResult, RowResult, TableResult
 
 NOT_RUN = "not run"
 NONE = "-"  # there is no such cell or number
@@ -17,7 +17,7 @@ _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
 _SPECIAL |= {char: f"\\{char}" for char in "&%$#_{}"}
 _SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "*": r"$\ast$", '"': "''"}
 _NUMBER = re.compile(r"^Table \d+\. ")  # LaTeX counts itself
-HEAD = (
+CSV_COLUMNS = (
     *("table", "group", "row", "column", "exp", "metric", "seeds", "n", "mean", "std"),
     *("paper_mean", "paper_std", "paper_single_run", "difference", "low", "high"),
     *("target_sparsity", "achieved_sparsity", "processes"),
@@ -35,7 +35,7 @@ class Text:
     blocks: tuple[tuple[tuple[str, ...], ...], ...]
 
 
-def text(report: Report) -> Text:
+def text(report: TableResult) -> Text:
     """The report in words: a block per method, with a row for each kind of number."""
     grouped = any(line.group for line in report.lines)
     start = ("type", "method", "") if grouped else ("", "")
@@ -50,10 +50,10 @@ def text(report: Report) -> Text:
     return Text(report.name, report.title, report.notes, (*start, *report.columns), tuple(blocks))
 
 
-def _kinds(report: Report, line: Line) -> list[tuple[str, list[str]]]:
-    kinds: list[tuple[str, Callable[[Entry], str]]] = [("ours", lambda e: ours(e.ours))]
+def _kinds(report: TableResult, line: RowResult) -> list[tuple[str, list[str]]]:
+    kinds: list[tuple[str, Callable[[CellResult], str]]] = [("ours", lambda e: ours(e.ours))]
     if report.has_paper:
-        kinds += [("paper", paper), ("difference", apart)]
+        kinds += [("paper", paper), ("difference", difference_text)]
     if any(entry is not None and entry.target for entry in line.entries):
         kinds.append(("sparsity", sparsity))
     return [(kind, [NONE if e is None else said(e) for e in line.entries]) for kind, said in kinds]
@@ -64,19 +64,19 @@ def ours(sample: Sample | None) -> str:
     return f"{_spread(sample)} (n = {sample.n})" if sample else NOT_RUN
 
 
-def paper(entry: Entry) -> str:
+def paper(entry: CellResult) -> str:
     """`76.66 +- 0.12`, `52.90 (*)` for a single run."""
     if entry.paper is None:
         return NONE
     return _spread(entry.paper) + (" (*)" if entry.cell.single_run else "")
 
 
-def apart(entry: Entry) -> str:
+def difference_text(entry: CellResult) -> str:
     """`+0.05 [-0.18, +0.28]`."""
     return NONE if entry.difference is None else str(entry.difference)
 
 
-def sparsity(entry: Entry) -> str:
+def sparsity(entry: CellResult) -> str:
     """`90.00 % (target 90 %)`."""
     if not entry.target:
         return "dense"
@@ -123,11 +123,11 @@ def escape(plain: str) -> str:
     return re.sub(r"(?<![\w$.])([+-])(?=\d)", r"$\1$", escaped)
 
 
-def comma_separated(report: Report) -> str:
+def comma_separated(report: TableResult) -> str:
     """Tidy: a line per cell with all its numbers, unrounded; sparsities are shares."""
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
-    lines.writerow(HEAD)
+    lines.writerow(CSV_COLUMNS)
     for line in report.lines:
         for column, entry in zip(report.columns, line.entries, strict=True):
             if entry is not None:
@@ -135,7 +135,7 @@ def comma_separated(report: Report) -> str:
     return out.getvalue()
 
 
-def _numbers(entry: Entry) -> list[str | int]:
+def _numbers(entry: CellResult) -> list[str | int]:
     mine, theirs, gap = entry.ours, entry.paper, entry.difference
     low, high = gap.interval if gap and gap.interval else (None, None)
     return [

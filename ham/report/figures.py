@@ -12,11 +12,11 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from paper import plan, style
-from paper.catalog import Run, canonical
-from paper.plan import Figure, Panel
-from paper.records import Record, Unfit, metrics_path
-from paper.rules import is_number
+from . import plan, style
+from .plan import Figure, Panel
+from .records import InvalidRecord, Record, metrics_path
+from .spec import RunSpec, canonical
+from .validation import is_number
 
 NOT_RUN = "not run"
 BAND = "(mean over seeds, band: +- one sample standard deviation)"
@@ -56,20 +56,20 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
 
 
 def draw(
-    figure: Figure, records: Mapping[Run, Record], demo: str = "", problems: list[str] | None = None
+    figure: Figure, records: Mapping[RunSpec, Record], demo: str = "", problems: list[str] | None = None
 ) -> Picture | None:
     """The figure; None where none of its runs can be shown. Damaged epochs are told to `problems`."""
     if figure.kind == "grid":
         return _grid(figure, records, demo) if any(run in records for run in shown(figure, demo)) else None
     epochs = {
-        label: _epochs([Run(exp, seed, demo=demo) for seed in figure.seeds], records, problems)
+        label: _epochs([RunSpec(exp, seed, demo=demo) for seed in figure.seeds], records, problems)
         for label, exp in figure.series.items()
     }
     return _curves(figure, epochs, demo) if any(epochs.values()) else None
 
 
 def _epochs(
-    runs: Sequence[Run], records: Mapping[Run, Record], problems: list[str] | None
+    runs: Sequence[RunSpec], records: Mapping[RunSpec, Record], problems: list[str] | None
 ) -> list[list[dict]]:
     """The epochs of those runs that have them; a demo's record may be without."""
     found = []
@@ -78,13 +78,13 @@ def _epochs(
             continue
         try:
             found.append(record.epochs())
-        except Unfit as error:
+        except InvalidRecord as error:
             if problems is not None:
                 problems.append(str(error))
     return found
 
 
-def shown(figure: Figure, demo: str) -> list[Run]:
+def shown(figure: Figure, demo: str) -> list[RunSpec]:
     """The runs whose records it can show."""
     altered = [replace(run, seed=seed, demo=demo) for run in figure.points.values() for seed in figure.seeds]
     return [*figure.runs(demo=demo), *altered]
@@ -118,7 +118,7 @@ def _line(axis: Axes, points: Curve, number: int) -> None:
 
 
 def value(
-    figure: Figure, point: tuple[float, float], records: Mapping[Run, Record], demo: str
+    figure: Figure, point: tuple[float, float], records: Mapping[RunSpec, Record], demo: str
 ) -> float | None:
     """A grid's value: the mean over its seeds' records, of the named experiment where there is one."""
     found = []
@@ -129,7 +129,7 @@ def value(
     return statistics.mean(found) if found else None
 
 
-def _grid(figure: Figure, records: Mapping[Run, Record], demo: str) -> Picture:
+def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Picture:
     alphas, betas = (sorted({point[i] for point in figure.points}) for i in (0, 1))
     picture, (axis,) = style.panels(1, width=1.3 + 0.62 * len(betas), height=1.1 + 0.42 * len(alphas))
     values = {point: value(figure, point, records, demo) for point in figure.points}

@@ -10,14 +10,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.catalog import PlanError, Run
-from paper.plan import figure, figures
-from paper.rules import DEMOS, PLACES, Unfit, check, epochs, is_number, placeless, record
+from ham.files import atomic_write_text
+
+from .plan import figure, figures
+from .spec import PlanError, RunSpec
+from .validation import DEMOS, PLACES, InvalidRecord, check, epochs, is_number, record, strip_paths
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 RECORDS = RESULTS / "runs"
@@ -27,21 +28,21 @@ __all__ = [  # with names of rules.py: whoever reads records imports this module
     "PLACES",
     "RECORDS",
     "RESULTS",
+    "InvalidRecord",
     "Record",
-    "Unfit",
+    "atomic_write_text",
     "check",
     "epochs",
     "folder_of",
-    "keeps_epochs",
     "metrics_path",
     "path_of",
-    "placeless",
     "read",
     "read_all",
     "record",
     "record_path",
+    "stores_history",
+    "strip_paths",
     "write",
-    "write_whole",
 ]
 
 
@@ -55,7 +56,7 @@ class Record:
         path: the file.
     """
 
-    run: Run
+    run: RunSpec
     content: dict[str, Any]
     path: Path
 
@@ -63,7 +64,7 @@ class Record:
         """One of the summary's metrics. Raises Unfit where it has none of that name."""
         value = self.content["metrics"].get(name)
         if not is_number(value):
-            raise Unfit(f"{self.path}: metrics has no {name}")
+            raise InvalidRecord(f"{self.path}: metrics has no {name}")
         return float(value)
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -72,9 +73,9 @@ class Record:
         try:
             return epochs(path.read_text(), self.content)
         except (OSError, UnicodeDecodeError) as error:
-            raise Unfit(f"{path} cannot be read ({_reason(error)}): collect the run anew") from None
-        except Unfit as error:
-            raise Unfit(f"{path}: {error}") from None
+            raise InvalidRecord(f"{path} cannot be read ({_reason(error)}): collect the run anew") from None
+        except InvalidRecord as error:
+            raise InvalidRecord(f"{path}: {error}") from None
 
 
 def folder_of(demo: str, results: Path = RESULTS) -> Path:
@@ -87,7 +88,7 @@ def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
     return folder / exp / f"seed{seed}.json"
 
 
-def path_of(run: Run, results: Path = RESULTS) -> Path:
+def path_of(run: RunSpec, results: Path = RESULTS) -> Path:
     """The same for a run of the plan: an altered one has its hash in the name, a demo no suffix."""
     name = run.name.replace(f"{run.exp}-{run.demo}", run.exp, 1) if run.demo else run.name
     return record_path(name, run.seed, folder_of(run.demo, results))
@@ -105,54 +106,47 @@ def read(path: Path) -> Record:
         run = check(content)
         results = path.parents[2 + run.name.count("/")]
         if (place := path_of(run, results)) != path:
-            raise Unfit(f"it says that it is {run}: it belongs into {place.relative_to(results)}")
+            raise InvalidRecord(f"it says that it is {run}: it belongs into {place.relative_to(results)}")
         if record(content) != content:
-            raise Unfit("it holds more than a record may: collect the run anew")
+            raise InvalidRecord("it holds more than a record may: collect the run anew")
     except (OSError, ValueError, RecursionError) as error:
-        raise Unfit(f"{path}: it cannot be read ({_reason(error)}): collect the run anew") from None
-    except (Unfit, PlanError) as error:
-        raise Unfit(f"{path}: {error}") from None
+        raise InvalidRecord(f"{path}: it cannot be read ({_reason(error)}): collect the run anew") from None
+    except (InvalidRecord, PlanError) as error:
+        raise InvalidRecord(f"{path}: {error}") from None
     kept = Record(run, content, path)
     if metrics_path(path).exists():
         kept.epochs()  # which contradict neither the summary nor themselves
     return kept
 
 
-def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[Run, Record], list[str]]:
+def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
     """Every record of a scale, and one line for each file that is none."""
-    found: dict[Run, Record] = {}
+    found: dict[RunSpec, Record] = {}
     problems = []
     for path in sorted(folder_of(demo, results).rglob("*.json")):
         try:
             kept = read(path)
             found[kept.run] = kept
-        except Unfit as error:
+        except InvalidRecord as error:
             problems.append(str(error))
     return found, problems
 
 
-def write(run: Run, summary: dict[str, Any], lines: list[dict[str, Any]] | None, results: Path) -> Path:
+def write(run: RunSpec, summary: dict[str, Any], lines: list[dict[str, Any]] | None, results: Path) -> Path:
     """Write the record of a run and, if given, its epochs; returns the record's path."""
     path = path_of(run, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     if lines is not None:  # first: a record is there only when all of it is
-        write_whole(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
-    write_whole(path, json.dumps(record(summary), indent=1) + "\n")
+        atomic_write_text(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
+    atomic_write_text(path, json.dumps(record(summary), indent=1) + "\n")
     return path
 
 
-def keeps_epochs(run: Run) -> bool:
+def stores_history(run: RunSpec) -> bool:
     """Are a run's epochs kept? At the paper's scale always; of a demo only where a figure has its curve."""
     if not run.demo:
         return not run.exp.startswith("node/")  # no figure shows them, and they are hundreds
     return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _reason(error: Exception) -> str:

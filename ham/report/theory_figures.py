@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper.catalog import PlanError
-from paper.records import RESULTS
-from paper.style import SERIES, panels, save, styled
+from .records import RESULTS
+from .spec import PlanError
+from .style import SERIES, panels, save, styled
 
 DATA = RESULTS / "theory"
 GD, HAM, PRODUCT, OTHER = ({k: v for k, v in look.items() if k != "marker"} for look in SERIES[:4])

@@ -18,8 +18,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from paper.catalog import PlanError, Run, with_sources
-from paper.records import DEMOS, RESULTS, Unfit, check, keeps_epochs, metrics_path, path_of, read
+from ham.report.records import (
+    DEMOS,
+    RESULTS,
+    InvalidRecord,
+    check,
+    metrics_path,
+    path_of,
+    read,
+    stores_history,
+)
+from ham.report.spec import PlanError, RunSpec, with_sources
 
 JOB = "ham-"  # a job's name is this and its manifest's hash
 _SAFE = re.compile(r"[\w./@+=:-]+")
@@ -31,11 +40,11 @@ class SweepError(Exception):
     """A sweep that cannot go on; the message is one line and names the cure."""
 
 
-class Refused(SweepError):
+class SlurmCommandError(SweepError):
     """A command of SLURM has answered no, and has done nothing."""
 
 
-class Kind(StrEnum):
+class Status(StrEnum):
     """States of a run."""
 
     DONE = "done"
@@ -43,26 +52,26 @@ class Kind(StrEnum):
     QUEUED = "queued"
     FAILED = "failed"
     STALE = "stale"
-    FRESH = "not launched"
+    NOT_LAUNCHED = "not launched"
 
 
 @dataclass(frozen=True)
-class State:
+class RunStatus:
     """A run's state; `note`: why it failed, waits or is stale; `job`: <array>_<task> of what SLURM has."""
 
-    kind: Kind
+    kind: Status
     note: str = ""
     job: str = ""
 
     @property
-    def live(self) -> bool:
+    def is_active(self) -> bool:
         """Is it under way, with SLURM or on this machine?"""
-        return self.kind in (Kind.RUNNING, Kind.QUEUED)
+        return self.kind in (Status.RUNNING, Status.QUEUED)
 
     @property
-    def open(self) -> bool:
+    def is_launchable(self) -> bool:
         """Is it to be launched?"""
-        return self.kind in (Kind.FAILED, Kind.FRESH)
+        return self.kind in (Status.FAILED, Status.NOT_LAUNCHED)
 
 
 class Sweeps:
@@ -77,7 +86,7 @@ class Sweeps:
         SweepError: the folder's name cannot stand in a manifest, or it is no folder.
     """
 
-    def __init__(self, runs: Path, live: dict[str, State] | None = None, lenient: bool = False) -> None:
+    def __init__(self, runs: Path, live: dict[str, RunStatus] | None = None, lenient: bool = False) -> None:
         self.runs, self._lenient = runs.resolve(), lenient
         there = next(path for path in (self.runs, *self.runs.parents) if path.exists())
         if not there.is_dir():
@@ -87,7 +96,7 @@ class Sweeps:
         self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
         self.live = live or {}
 
-    def line(self, run: Run) -> str:
+    def line(self, run: RunSpec) -> str:
         """The run as arguments of train.py, separated by spaces."""
         return " ".join([*run.argv, f"runs_dir={self.runs}"])
 
@@ -95,11 +104,11 @@ class Sweeps:
         """Log of a manifest's line, which all its attempts append to."""
         return self.logs / f"{manifest}-{task}.log"
 
-    def local_log(self, run: Run) -> Path:
+    def local_log(self, run: RunSpec) -> Path:
         """Log of a run that was carried out without SLURM."""
         return self.logs / f"local-{run.name}-seed{run.seed}.log"
 
-    def write(self, runs: list[Run]) -> Path:
+    def write(self, runs: list[RunSpec]) -> Path:
         """An immutable manifest of these runs, named by the hash of its content."""
         content = "".join(f"{self.line(run)}\n" for run in runs).encode()
         path = self.folder / f"manifest-{sha256(content).hexdigest()[:12]}.txt"
@@ -129,94 +138,94 @@ class Sweeps:
             name, job, task, status, reason = (line.split("|", 4) + [""] * 5)[:5]
             lines = manifests.get(name, [])
             if task.isdecimal() and 1 <= int(task) <= len(lines):
-                kind = Kind.QUEUED if status == "PENDING" else Kind.RUNNING
-                note = reason if kind is Kind.QUEUED and reason != "None" else ""
-                self.live[lines[int(task) - 1]] = State(kind, note, f"{job}_{task}")
+                kind = Status.QUEUED if status == "PENDING" else Status.RUNNING
+                note = reason if kind is Status.QUEUED and reason != "None" else ""
+                self.live[lines[int(task) - 1]] = RunStatus(kind, note, f"{job}_{task}")
 
-    def state(self, run: Run, masks: bool = False) -> State:
+    def state(self, run: RunSpec, masks: bool = False) -> RunStatus:
         """A run's state.
 
         Args:
             run: which.
             masks: another run will need its masks.pt, which no committed record holds.
         """
-        folder, expected = run.folder(self.runs), run.facts.config_hash
+        folder, expected = run.folder(self.runs), run.info.config_hash
         live = self.live.get(self.line(run))
         summary = _json(folder / "summary.json")
         begun = summary or ((folder / "last.pt").exists() and _json(folder / "provenance.json"))
         if begun and begun.get("config_hash") != expected:
             was, cure = str(begun.get("config_hash"))[:8], "move it away to run it anew"
-            return State(Kind.STALE, f"{folder} is of configuration {was}, now {expected[:8]}: {cure}")
+            return RunStatus(Status.STALE, f"{folder} is of configuration {was}, now {expected[:8]}: {cure}")
         if summary and masks and not (folder / "masks.pt").exists():
             cure = "delete it to run it anew"
-            return State(Kind.STALE, f"{folder} has no masks.pt, which others need: {cure}")
+            return RunStatus(Status.STALE, f"{folder} has no masks.pt, which others need: {cure}")
         ended = summary is not None and summary.get("status") == "done"
         refusal = self._refusal(run, folder, summary) if ended else ""
         if ended and not refusal:
-            return State(Kind.DONE)
+            return RunStatus(Status.DONE)
         if live:
             return live
         if _is_locked(folder):
-            return State(Kind.RUNNING, "on this machine")
+            return RunStatus(Status.RUNNING, "on this machine")
         recorded = None if masks else _recorded(run)
-        if refusal and (recorded is None or recorded.kind is not Kind.DONE):
-            return State(Kind.STALE, f"{folder}: {refusal} (move it away first)")
+        if refusal and (recorded is None or recorded.kind is not Status.DONE):
+            return RunStatus(Status.STALE, f"{folder}: {refusal} (move it away first)")
         return recorded or self._unfinished(run, folder)
 
-    def _refusal(self, run: Run, folder: Path, summary: dict[str, Any]) -> str:
+    def _refusal(self, run: RunSpec, folder: Path, summary: dict[str, Any]) -> str:
         """Why a finished run becomes no record, "" if it may, or if its scale has no records."""
         if self._lenient or run.demo not in ("", *DEMOS):
             return ""
         try:
             told = check(summary)
-        except (Unfit, PlanError) as error:
+        except (InvalidRecord, PlanError) as error:
             return str(error)
         if (told.name, told.seed) != (run.name, run.seed):
             return f"it says that it is {told}, which lies in {told.name}/seed{told.seed}"
-        if keeps_epochs(run) and not (folder / "metrics.jsonl").exists():
+        if stores_history(run) and not (folder / "metrics.jsonl").exists():
             return "it has no metrics.jsonl: run it again"
         return ""
 
-    def _unfinished(self, run: Run, folder: Path) -> State:
+    def _unfinished(self, run: RunSpec, folder: Path) -> RunStatus:
         """A run that is nowhere done: was it launched, and what were its last words?"""
         logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
         found = sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
         if found:
-            return State(Kind.FAILED, last_words(found[-1]))
+            return RunStatus(Status.FAILED, last_log_line(found[-1]))
         if self.line(run) in self.launched:
-            return State(Kind.FAILED, "ended before it started")
-        return State(Kind.FRESH)
+            return RunStatus(Status.FAILED, "ended before it started")
+        return RunStatus(Status.NOT_LAUNCHED)
 
-    def survey(self, chosen: list[Run]) -> dict[Run, State]:
+    def survey(self, chosen: list[RunSpec]) -> dict[RunSpec, RunStatus]:
         """The chosen runs and those whose masks they still need, no run before its source."""
         states, needed, asked = {}, set(), set(chosen)
         for run in reversed(with_sources(chosen)):
             if run not in asked and run not in needed:
                 continue
             state = states[run] = self.state(run, masks=run in needed)
-            waits = state.open or state.kind is Kind.QUEUED
+            waits = state.is_launchable or state.kind is Status.QUEUED
             if waits and not (run.folder(self.runs) / "last.pt").exists():  # a checkpoint holds the masks
-                needed.add(run.source())
+                needed.add(run.depends_on)
         return dict(reversed(states.items()))
 
 
-def open_runs(states: dict[Run, State]) -> list[Run]:
+def open_runs(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """What is to be launched: neither done nor live nor stale, and whose masks are there or will come."""
     held = set(blocked(states))
-    return [run for run, state in states.items() if state.open and run not in held]
+    return [run for run, state in states.items() if state.is_launchable and run not in held]
 
 
-def blocked(states: dict[Run, State]) -> list[Run]:
+def blocked(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """Runs that cannot be launched: the run whose masks they take is stale, or SLURM cannot wait for it."""
-    unsure = {run for run, s in states.items() if s.kind is Kind.STALE or (s.live and not s.job)}
-    return [run for run, state in states.items() if state.open and run.source() in unsure]
+    unsure = {run for run, s in states.items() if s.kind is Status.STALE or (s.is_active and not s.job)}
+    return [run for run, state in states.items() if state.is_launchable and run.depends_on in unsure]
 
 
-def waves(todo: list[Run]) -> list[list[Run]]:
+def dependency_levels(todo: list[RunSpec]) -> list[list[RunSpec]]:
     """The runs in groups, each after the sources of its members; `todo` has sources first."""
-    depth: dict[Run, int] = {}
+    depth: dict[RunSpec, int] = {}
     for run in todo:
-        depth[run] = depth.get(run.source(), -1) + 1
+        depth[run] = depth.get(run.depends_on, -1) + 1
     return [
         [run for run in todo if depth[run] == level] for level in range(max(depth.values(), default=-1) + 1)
     ]
@@ -236,11 +245,11 @@ def slurm(*command: str, environment: dict[str, str] | None = None) -> str:
         said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
         clear = [line for line in said if "error" in line] or [line for line in said if "--help" not in line]
         told = f"{command[0]} failed: {(clear or said)[0].removeprefix(f'{command[0]}: ')}"
-        raise (SweepError if "timed out" in told.lower() else Refused)(told)
+        raise (SweepError if "timed out" in told.lower() else SlurmCommandError)(told)
     return done.stdout
 
 
-def last_words(log: Path, start: int = 0) -> str:
+def last_log_line(log: Path, start: int = 0) -> str:
     """The last line of a log that tells something, without progress bars and srun's echo.
 
     Args:
@@ -255,17 +264,17 @@ def last_words(log: Path, start: int = 0) -> str:
     return (clear or told or [f"{log} is empty" if not start else f"it added nothing to {log}"])[-1][:200]
 
 
-def _recorded(run: Run) -> State | None:
+def _recorded(run: RunSpec) -> RunStatus | None:
     """What its committed record says; None where there is none, or its epochs are missing."""
     path = path_of(run, RESULTS)
     if run.demo not in ("", *DEMOS) or not path.exists():
         return None
     try:
         read(path)
-    except Unfit as error:
-        return State(Kind.STALE, f"{error} (delete it first)")
-    whole = metrics_path(path).exists() or not keeps_epochs(run)
-    return State(Kind.DONE) if whole else None
+    except InvalidRecord as error:
+        return RunStatus(Status.STALE, f"{error} (delete it first)")
+    whole = metrics_path(path).exists() or not stores_history(run)
+    return RunStatus(Status.DONE) if whole else None
 
 
 def _is_locked(folder: Path) -> bool:

@@ -13,9 +13,10 @@ from functools import cache
 from typing import Any
 
 import yaml
-from paper.catalog import ROOT, Run
 
-from cluster.states import JOB, Refused, State, SweepError, Sweeps, slurm, waves
+from ham.report.spec import ROOT, RunSpec
+
+from .status import JOB, RunStatus, SlurmCommandError, SweepError, Sweeps, dependency_levels, slurm
 
 SLURM = ROOT / "slurm"
 CODE = ("--", "train.py", "ham", "pruning", "configs", "scripts/theory_runs.py")  # as ham/run/provenance.py
@@ -31,11 +32,11 @@ class Resources:
     images_per_second: float
     disk_gb: float
 
-    def gpu_hours(self, run: Run) -> float:
+    def gpu_hours(self, run: RunSpec) -> float:
         """Estimated from the assumed images per second of one GPU."""
         if not self.images_per_second:
             return 0.0
-        images = run.facts.epochs * run.facts.passes * self.images_per_epoch
+        images = run.info.epochs * run.info.passes * self.images_per_epoch
         return images / self.images_per_second / 3600
 
 
@@ -73,15 +74,17 @@ def _entry(name: str, entry: Any) -> Resources:
     return Resources(**entry)
 
 
-def resource_class(run: Run) -> str:
+def resource_class(run: RunSpec) -> str:
     """Name of a run's resource class. Raises SweepError where slurm/resources.yaml lacks it."""
-    name = "demo" if run.demo else run.facts.base.partition("/")[0]  # node/cora_gcn is of class node
+    name = "demo" if run.demo else run.info.base.partition("/")[0]  # node/cora_gcn is of class node
     if name not in resources():
         raise SweepError(f"slurm/resources.yaml has no entry {name}: add one")
     return name
 
 
-def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: list[str]) -> Iterator[str]:
+def submit(
+    todo: list[RunSpec], states: dict[RunSpec, RunStatus], sweeps: Sweeps, extra: list[str]
+) -> Iterator[str]:
     """Submit the runs as arrays, one per resource class and wave; yields a line about each.
 
     Runs whose sources are not done wait for those tasks to end, however they end: without masks a run fails
@@ -110,7 +113,7 @@ def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: lis
             manifest = sweeps.write(chunk)
             name = manifest.stem.removeprefix("manifest-")
             options = [f"--{key}={value}" for key, value in resources()[base].sbatch.items()]
-            sources = sorted({jobs[run.source()] for run in chunk}) if waiting else []
+            sources = sorted({jobs[run.depends_on] for run in chunk}) if waiting else []
             command = [
                 "sbatch",
                 "--parsable",
@@ -125,26 +128,26 @@ def submit(todo: list[Run], states: dict[Run, State], sweeps: Sweeps, extra: lis
             ]
             try:
                 job = slurm(*command, environment=site)
-            except Refused:
+            except SlurmCommandError:
                 if manifest not in before:  # else its runs would count as launched, and failed
                     manifest.unlink()
                 raise
             job = job.strip().partition(";")[0]  # the cluster's name may follow
             jobs |= {run: f"{job}_{task}" for task, run in enumerate(chunk, start=1)}
-            after = f", after {amount(len(sources))} whose masks they take" if sources else ""
-            yield f"submitted array {job}: {amount(len(chunk))}, {base}{after}"
+            after = f", after {pluralize(len(sources))} whose masks they take" if sources else ""
+            yield f"submitted array {job}: {pluralize(len(chunk))}, {base}{after}"
 
 
-def amount(runs: int) -> str:
+def pluralize(runs: int) -> str:
     """That many runs, in words."""
     return f"{runs} run" if runs == 1 else f"{runs} runs"
 
 
-def _arrays(todo: list[Run], jobs: dict[Run, str]) -> Iterator[tuple[bool, str, list[Run]]]:
+def _arrays(todo: list[RunSpec], jobs: dict[RunSpec, str]) -> Iterator[tuple[bool, str, list[RunSpec]]]:
     """(waits for others, resource class, runs) of each array, sources first; `jobs` grows meanwhile."""
-    for wave in waves(todo):
+    for wave in dependency_levels(todo):
         for waiting in (False, True):
-            part = [run for run in wave if (run.source() in jobs) is waiting]
+            part = [run for run in wave if (run.depends_on in jobs) is waiting]
             for base in dict.fromkeys(map(resource_class, part)):
                 yield waiting, base, [run for run in part if resource_class(run) == base]
 
@@ -185,7 +188,7 @@ def _git(*arguments: str) -> str:
 
 
 @contextmanager
-def alone(sweeps: Sweeps) -> Iterator[None]:
+def sweep_lock(sweeps: Sweeps) -> Iterator[None]:
     """No other sweep of this folder submits meanwhile. Raises SweepError."""
     sweeps.logs.mkdir(parents=True, exist_ok=True)
     with open(sweeps.folder / "lock", "w") as lock:

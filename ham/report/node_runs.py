@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from paper import plan
+from . import plan
 
 METHODS = {"base": "", "ham": "_ham", "nham": "_nham"}
 ARCHS = ("gcn", "gat", "sage")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from paper import plan
-from paper.catalog import Run
-from paper.plan import Cell
-from paper.records import Record
-from paper.sample import Difference, Sample, difference
+from . import plan
+from .plan import Cell
+from .records import Record
+from .spec import RunSpec
+from .statistics import Difference, Sample, difference
 
 SCALED_DOWN = {  # row of Table 5 -> what +demo=digits makes of its model
     "imagenet_rn50": "a narrow ResNet50 with one bottleneck per stage",
@@ -37,7 +37,7 @@ DEMO = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class CellResult:
     """A cell with its numbers.
 
     Args:
@@ -65,26 +65,26 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Line:
+class RowResult:
     """A row of the table; None where it has no such cell."""
 
     group: str
     label: str
-    entries: tuple[Entry | None, ...]
+    entries: tuple[CellResult | None, ...]
 
 
 @dataclass(frozen=True)
-class Report:
+class TableResult:
     """A table to be rendered; `notes` are its sentences, the first the most important."""
 
     name: str
     title: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[RowResult, ...]
     notes: tuple[str, ...]
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CellResult]:
         """All of them, row by row."""
         return [entry for line in self.lines for entry in line.entries if entry is not None]
 
@@ -94,11 +94,11 @@ class Report:
         return any(entry.paper for entry in self.entries)
 
 
-def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
+def report(name: str, records: Mapping[RunSpec, Record], demo: str = "") -> TableResult:
     """Table `name` from the records of one scale. Raises PlanError, Unfit."""
     table = plan.table(name)
     lines = tuple(
-        Line(
+        RowResult(
             row.group,
             row.label,
             tuple(c and _entry(c, c.seeds or table.seeds, records, demo) for c in row.cells),
@@ -107,7 +107,7 @@ def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
     )
     number = _number(table.name)
     heading = f"{number}. {table.title}" if number else table.title
-    made = Report(table.name, heading, table.columns, lines, ())
+    made = TableResult(table.name, heading, table.columns, lines, ())
     spread = SPREAD.format(seeds=_seeds(table))
     sparse = (SPARSITY,) if any(entry.target for entry in made.entries) else ()
     if demo:
@@ -115,25 +115,25 @@ def report(name: str, records: Mapping[Run, Record], demo: str = "") -> Report:
         heading = (
             f"Scaled down, not the paper's setting: {f'the runs of {number}' if number else table.title}"
         )
-        return Report(f"demo_{made.name}", heading, made.columns, lines, notes)
+        return TableResult(f"demo_{made.name}", heading, made.columns, lines, notes)
     about = PAPER if made.has_paper else CONTROL
     ranks = sorted({ranks for entry in made.entries for ranks in entry.ranks})
     mixed = (MIXED.format(ranks=", ".join(map(str, ranks))),) if len(ranks) > 1 else ()
     note = (table.note,) if table.note else ()
-    return Report(made.name, heading, made.columns, lines, (spread, about, *sparse, *mixed, *note))
+    return TableResult(made.name, heading, made.columns, lines, (spread, about, *sparse, *mixed, *note))
 
 
-def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], demo: str) -> Entry:
-    found = [records[run] for seed in seeds if (run := Run(cell.exp, seed, demo=demo)) in records]
+def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[RunSpec, Record], demo: str) -> CellResult:
+    found = [records[run] for seed in seeds if (run := RunSpec(cell.exp, seed, demo=demo)) in records]
     achieved = [record.content["sparsity"]["overall"] for record in found]
-    return Entry(
+    return CellResult(
         cell,
         Sample.of([record.metric(cell.metric) for record in found]) if found else None,
         tuple(record.run.seed for record in found),
         Sample.of_paper(cell.paper, 1 if cell.single_run else len(seeds))
         if cell.paper and not demo
         else None,
-        Run(cell.exp, 0, demo=demo).facts.sparsity,
+        RunSpec(cell.exp, 0, demo=demo).info.sparsity,
         Sample.of(achieved).mean if found else None,
         tuple(sorted({ranks for record in found for ranks in _ranks(record)})),
     )
@@ -141,8 +141,8 @@ def _entry(cell: Cell, seeds: tuple[int, ...], records: Mapping[Run, Record], de
 
 def _ranks(record: Record) -> list[int]:
     """Processes of each stretch of a run: BatchNorm's batches are those of one process."""
-    facts = record.content["provenance"]
-    return [part["ranks"] for part in (facts, *facts["resumed_from"]) if part.get("ranks")]
+    info = record.content["provenance"]
+    return [part["ranks"] for part in (info, *info["resumed_from"]) if part.get("ranks")]
 
 
 def _seeds(table: plan.Table) -> str:
@@ -159,10 +159,10 @@ def _number(name: str) -> str:
 
 
 def _scaled_down(table: plan.Table, demo: str) -> str:
-    facts = [run.facts for run in table.runs(demo=demo)]
-    models = " and ".join(dict.fromkeys(SCALED_DOWN[fact.base] for fact in facts))
-    epochs = " or ".join(map(str, sorted({fact.epochs for fact in facts})))
-    hashes = {name: Run(name, 0, demo=demo).facts.config_hash for name in {c.exp for c in table.cells}}
+    info = [run.info for run in table.runs(demo=demo)]
+    models = " and ".join(dict.fromkeys(SCALED_DOWN[fact.base] for fact in info))
+    epochs = " or ".join(map(str, sorted({fact.epochs for fact in info})))
+    hashes = {name: RunSpec(name, 0, demo=demo).info.config_hash for name in {c.exp for c in table.cells}}
     alike = len({*hashes.values()}) < len(hashes)
     same = " Cells that differ in epochs alone are the same runs here." if alike else ""
     return DEMO.format(models=models, epochs=epochs, same=same)

@@ -9,15 +9,16 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from paper.catalog import ROOT, Run
 from tqdm import tqdm
 
-from cluster.states import Sweeps, last_words, waves
+from ham.report.spec import ROOT, RunSpec
+
+from .status import Sweeps, dependency_levels, last_log_line
 
 _PATIENCE = 60  # seconds for a run to save and end
 
 
-def carry_out(todo: list[Run], sweeps: Sweeps, jobs: int) -> list[str]:
+def carry_out(todo: list[RunSpec], sweeps: Sweeps, jobs: int) -> list[str]:
     """Carry the runs out, sources first; returns a line about each that failed.
 
     Ctrl-C, SIGTERM and a lost terminal ask those that run to save, and no more are started; the
@@ -29,18 +30,18 @@ def carry_out(todo: list[Run], sweeps: Sweeps, jobs: int) -> list[str]:
     here, failures = Processes(sweeps), {}
     with tqdm(total=len(todo), unit="run", smoothing=0) as bar, ThreadPoolExecutor(jobs) as pool:
 
-        def ended(run: Run, reason: str) -> None:
+        def ended(run: RunSpec, reason: str) -> None:
             bar.update()
             if reason:
                 failures[run] = f"{run}: {reason}"
                 bar.write(f"failed: {failures[run]}", file=sys.stderr)
 
         try:
-            for wave in waves(todo):
-                ends = {pool.submit(here.run, run): run for run in wave if run.source() not in failures}
+            for wave in dependency_levels(todo):
+                ends = {pool.submit(here.run, run): run for run in wave if run.depends_on not in failures}
                 for run in wave:
                     if run not in ends.values():
-                        ended(run, f"not started, since {run.source()} failed, whose masks it takes")
+                        ended(run, f"not started, since {run.depends_on} failed, whose masks it takes")
                 for end in as_completed(ends):
                     ended(ends[end], end.result())
         except BaseException:
@@ -56,7 +57,7 @@ class Processes:
         self._sweeps, self._lock, self._stopping = sweeps, threading.Lock(), False
         self._running: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, run: Run) -> str:
+    def run(self, run: RunSpec) -> str:
         """One run to its end; returns why it failed, or ""."""
         command = [sys.executable, str(ROOT / "train.py"), *self._sweeps.line(run).split()]
         single = {"OMP_NUM_THREADS": "1"} if run.demo else {}
@@ -73,7 +74,7 @@ class Processes:
         status = process.wait()
         with self._lock:
             self._running.discard(process)
-        return f"{last_words(log, start)} (exit status {status})" if status else ""
+        return f"{last_log_line(log, start)} (exit status {status})" if status else ""
 
     def stop(self) -> None:
         """Ask all to save and end, kill those that do not, and start no more."""
