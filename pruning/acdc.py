@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Masked
+from .base import Masked, register
 from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
 from .scores import global_topk, kept_count, layerwise_topk, magnitude
@@ -60,6 +60,7 @@ def phases(total_epochs: int) -> list[str]:
     return ["sparse" if sparse(epoch) else "dense" for epoch in range(total_epochs)]
 
 
+@register("acdc")
 @dataclass
 class ACDC(Masked):
     """Dense and sparse phases in turn: compress by magnitude, decompress at zero (Peste et al., 2021).

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .masks import MaskSet
 from .parameterization import Plain
+from .registry import register_in
 from .scores import check_sparsity
 from .weights import prunable_weights
+
+Method = TypeVar("Method", bound="type[Sparsifier]")
+
+SPARSIFIERS: dict[str, type[Sparsifier]] = {}
+"""Name -> class of every sparsifier whose module was imported."""
+
+
+def register(name: str) -> Callable[[Method], Method]:
+    """A class decorator that makes a sparsifier available to configurations as `name`.
+
+    configs/sparsifier/<name>.yaml composes over <name>_schema, whose keys are the fields of the class.
+
+    Raises:
+        ValueError: another sparsifier has that name.
+    """
+    return register_in(SPARSIFIERS, name)
 
 
 @dataclass
@@ -26,6 +43,44 @@ class Sparsifier:
 
     reparametrizes: ClassVar[bool] = False
     """Does the method itself decide how weights are parameterized?"""
+
+    trains_factors: ClassVar[bool] = False
+    """Does the method train weights as products m * w?"""
+
+    adds_decay: ClassVar[bool] = False
+    """Does the method add decay to gradients that HAM reads where it acts on the method's parameters?"""
+
+    @property
+    def redraws_weights(self) -> bool:
+        """Must the initial weights come from a random stream other than the usual one?"""
+        return False
+
+    @property
+    def depends_on(self) -> str:
+        """The experiment whose finished run of the same seed the method needs; "" where it needs none."""
+        return ""
+
+    @property
+    def needs_calibration_runs(self) -> bool:
+        """Must several runs be trained to find the method's hyperparameters?"""
+        return False
+
+    def check(self, *, lr: float, momentum: float | None) -> None:
+        """Raise ValueError where the method cannot work with the optimizer.
+
+        Args:
+            lr: peak learning rate.
+            momentum: of SGD; None for other optimizers.
+        """
+
+    def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> Sparsifier:
+        """The sparsifier with every reference to another run replaced by that run's folder.
+
+        Args:
+            folder_of: experiment -> folder of its run of the same seed.
+            resumed: the state comes by `load_state_dict`; nothing else is read.
+        """
+        return self
 
     def attach(
         self,
@@ -161,6 +216,7 @@ class Sparsifier:
         self.masks.load_state_dict(state["masks"])
 
 
+@register("dense")
 @dataclass
 class Dense(Sparsifier):
     """No sparsity: every weight stays on."""

@@ -18,6 +18,7 @@ class OneShot(Masked):
     """Base of the methods that train factors m * w towards zeros and then prune once, by magnitude."""
 
     reparametrizes: ClassVar[bool] = True
+    trains_factors: ClassVar[bool] = True
 
     def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
         values = self.masks.values()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,33 @@ from torch.optim import Optimizer
 
 from .masks import FIRST_MOMENTS, elementwise_state
 from .product import PointwiseProduct
+from .registry import register_in
 from .weights import ProductWeight, parametrize_, prunable_weights
 
+Kind = TypeVar("Kind", bound="type[Plain]")
 
+PARAMETERIZATIONS: dict[str, type[Plain]] = {}
+"""Name -> class of every parameterization whose module was imported."""
+
+
+def register_parameterization(name: str) -> Callable[[Kind], Kind]:
+    """A class decorator that makes a parameterization available to configurations as `name`.
+
+    configs/parameterization/<name>.yaml composes over <name>_schema, whose keys are the fields of the class.
+
+    Raises:
+        ValueError: another parameterization has that name.
+    """
+    return register_in(PARAMETERIZATIONS, name)
+
+
+@register_parameterization("plain")
 @dataclass
 class Plain:
     """Every weight is itself; the base of other parameterizations. Fields are hyperparameters alone."""
+
+    trains_factors: ClassVar[bool] = False
+    """Are the weights trained as products m * w?"""
 
     def attach(self, model: nn.Module, *, total_epochs: int) -> None:
         """Parametrize the model's prunable weights, before the sparsifier looks for them."""
@@ -50,6 +71,7 @@ class Plain:
         return {}
 
 
+@register_parameterization("product")
 @dataclass
 class Product(Plain):
     """theta = m * w on every prunable weight (Jacobs & Burkholz, 2025); with resets it is Sign-In.
@@ -74,6 +96,8 @@ class Product(Plain):
     reset_every: int = 0
     reset_until: float = 0.75
     carry_momentum: bool = True
+
+    trains_factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from .base import register
 from .oneshot import OneShot
 from .parameterization import Plain, Product
 
 
+@register("pilot")
 @dataclass
 class PILoT(OneShot):
     """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .allocate import Allocation, kept_counts, random_masks
-from .base import Masked
+from .base import Masked, register
 from .ranks import mean_over_ranks
 from .scores import global_topk
 
@@ -40,6 +40,7 @@ def _largest(name: str, score: Tensor, among: Tensor, count: int) -> Tensor:
     return global_topk({name: score.masked_fill(~among, -1.0)}, count)[name]  # scores are >= 0
 
 
+@register("rigl")
 @dataclass
 class RigL(Masked):
     """Sparse from the start at fixed layer sizes, rewired at intervals by magnitude and dense gradient.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .base import register
 from .choice import Choice
 from .oneshot import OneShot
 from .parameterization import Plain, Product
@@ -21,6 +22,7 @@ class Factors(Choice):
     balanced = "balanced"
 
 
+@register("spred")
 @dataclass
 class Spred(OneShot):
     """theta = m * w with weight decay on m and w, a penalty of decay |theta|_1; prune, then fine-tune.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .allocate import Allocation, kept_counts, random_masks
-from .base import Masked
+from .base import Masked, register
 from .export import load_masks
 from .scores import global_topk, kept_count, snip, synflow_masks
 
 
+@register("random")
 @dataclass
 class RandomPruning(Masked):
     """Random masks at given layer densities, with exact counts; they are set when the model is attached.
@@ -64,6 +65,7 @@ class AtInitialization(Masked):
         self._ready = True
 
 
+@register("snip")
 @dataclass
 class SNIP(AtInitialization):
     """Keep the weights whose removal would change the loss most, |dL/dmask| = |g theta| (Lee et al., 2019).
@@ -106,6 +108,7 @@ class SNIP(AtInitialization):
         self._ready = True
 
 
+@register("synflow")
 @dataclass
 class SynFlow(AtInitialization):
     """Keep the weights that carry most synaptic flow, pruned bit by bit without data (Tanaka et al., 2020).
@@ -143,6 +146,7 @@ class SynFlow(AtInitialization):
         self._ready = True
 
 
+@register("mask_from")
 @dataclass
 class MaskFrom(Masked):
     """The masks of a finished run on weights drawn anew (Table 10), set when the model is attached.
@@ -170,6 +174,24 @@ class MaskFrom(Masked):
         super().__post_init__()
         if not self.source:
             raise ValueError("MaskFrom needs a source: the folder of a finished run, or its masks.pt")
+
+    @property
+    def redraws_weights(self) -> bool:
+        """As `redraw` says."""
+        return self.redraw
+
+    @property
+    def depends_on(self) -> str:
+        """The source where it names an experiment; "" where it is a path, which has a slash."""
+        return "" if "/" in self.source else self.source
+
+    def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> MaskFrom:
+        """Take the masks from the run that `folder_of` names; a resumed run reads no source."""
+        if resumed:
+            resolved = replace(self)
+            resolved.resumed = True
+            return resolved
+        return replace(self, source=folder_of(self.depends_on)) if self.depends_on else self
 
     def _prepare(self) -> None:
         if self.resumed:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .base import Masked
+from .base import Masked, register
 from .choice import Choice
 from .parameterization import Plain
 from .weights import parametrize_
@@ -90,6 +90,7 @@ def stable_decay(lr: float, momentum: float) -> float:
     return (1 - sqrt(momentum)) ** 2 / lr
 
 
+@register("str")
 @dataclass
 class STR(Masked):
     """Soft thresholds that weight decay raises and the loss holds back (Kusupati et al., 2020).
@@ -117,6 +118,7 @@ class STR(Masked):
     ramp_until: float = 0.75
 
     reparametrizes: ClassVar[bool] = True
+    adds_decay: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
@@ -130,6 +132,16 @@ class STR(Masked):
             raise ValueError(f"ramp_until must be in (0, 1], got {self.ramp_until:g}")
         if self.calibrate is not Calibrate.none and self.initial >= 0:
             raise ValueError(f"initial must be negative, such as -8, got {self.initial:g}")
+
+    @property
+    def needs_calibration_runs(self) -> bool:
+        """True with calibrate=search."""
+        return self.calibrate is Calibrate.search
+
+    def check(self, *, lr: float, momentum: float | None) -> None:
+        """Raise ValueError where SGD makes the thresholds unstable, see `check_stability`."""
+        if momentum is not None:
+            self.check_stability(lr, momentum)
 
     def check_stability(self, lr: float, momentum: float) -> None:
         """Raise ValueError where the logits would swing instead of fall, at the peak learning rate `lr`."""
