@@ -1,19 +1,37 @@
-# make demo | make test | make lint | make bench | make figures: each makes .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
-# make test also installs FFCV and the system's libraries that it needs, where it may; FFCV=no leaves that out.
+# make demo | test | test-fast | test-gpu | test-slurm | coverage | lint | bench | figures
+# Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
+# make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
 FFCV ?= yes
+FAST := -m "not slow" tests/ham/optim tests/ham/theory tests/ham/report tests/pruning --ignore=tests/pruning/test_contract.py \
+	--ignore=tests/pruning/test_contract_ranks.py tests/ham/run/test_config.py tests/ham/run/test_loop.py tests/ham/run/test_golden.py tests/ham/run/test_node.py \
+	tests/ham/test_import.py tests/ham/test_models.py tests/ham/test_gnn.py tests/test_docs.py
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench figures clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-fast test-gpu test-slurm coverage lint bench figures clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
 
 test: $(VENV)/dev.stamp
-	@[ "$(FFCV)" = no ] || scripts/install_ffcv.sh $(BIN)/python || echo "Going on without FFCV: its tests are skipped"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@[ "$(FFCV)" = no ] || scripts/install_ffcv.sh $(BIN)/python || echo "Continuing without FFCV: its tests are skipped"
+	$(PYTEST)
+
+test-fast: $(VENV)/dev.stamp  # what fails most often, in under 3 minutes
+	$(PYTEST) $(FAST)
+
+test-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
+test-slurm: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/slurm
+
+coverage: $(VENV)/dev.stamp
+	$(PYTEST) -m "not slow" --cov=ham --cov=pruning --cov-report=term:skip-covered
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -14,9 +14,9 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
   +demo=digits    the same experiment scaled down to scikit-learn's embedded digits: a minute on a CPU
   seed=K          random seed, 0 if not given
   runs_dir=DIR    where run directories go, runs if not given
-  resume=false    start anew; else a run goes on from its last checkpoint
+  resume=false    delete an earlier run and start again; without it a run resumes from its last checkpoint
   key=value       any other value of the configuration, such as ham.alpha=100 or optimizer.lr=0.1;
-                  the run then gets a directory of its own and enters no paper table
+                  the run then gets its own directory and is not part of a table
   group=choice    model, data, optimizer, ham, sparsifier or parameterization, from its folder in configs
 
   --list          all experiments
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(USAGE, end="")
         return 0
-    from ham.run.config import experiments, order
+    from ham.run.config import demo_last, experiments
 
     if argv == ["--list"]:
         for name, cell in experiments().items():
@@ -55,50 +55,56 @@ def main(argv: list[str]) -> int:
     if unknown := [flag for flag in flags if flag not in HYDRA_FLAGS]:
         return _fail(f"unknown flag {unknown[0]}; see python train.py --help", 2)
     if flags:
-        return _hydra(order(argv))
-    return carry_out(argv)
+        return _hydra(demo_last(argv))
+    return run_command(argv)
 
 
-def carry_out(overrides: list[str]) -> int:
-    """One run; expected ends become one line and an exit status."""
+def run_command(overrides: list[str]) -> int:
+    """One run; expected errors become one line and an exit status."""
     from ham.data import DataError
+    from ham.distributed import PeerLostError
     from ham.run.checkpoint import CheckpointError
-    from ham.run.config import load, scaled
-    from ham.run.distributed import RanksLost, world
-    from ham.run.loop import Diverged, Stopped
-    from ham.run.main import main as run
-    from ham.run.schema import ConfigError
+    from ham.run.config import ConfigError
+    from ham.run.loop import DivergedError, Interrupted
 
     try:
-        cfg = load(overrides)
-        if cfg.demo and world().leads:
-            print(f"demo={cfg.demo} scales {cfg.name}:")
-            for key, (before, after) in scaled(overrides).items():
-                print(f"  {key:<24}{before} -> {after}")
-        run(cfg)
-    except RanksLost as error:
+        _run(overrides)
+    except PeerLostError as error:
         _fail(error, 1, always=True)
         sys.stderr.flush()
-        os._exit(1)  # torch's own end would wait for the rank that is gone
-    except DataError as error:  # perhaps of an image that this rank alone has met
+        os._exit(1)  # torch's own exit would wait for the lost rank
+    except DataError as error:  # perhaps of an image that this rank alone reads
         return _fail(error, 2, always=not getattr(error, "shared", False))
     except ConfigError as error:
         return _fail(error, 2)
-    except (Diverged, CheckpointError) as error:
+    except (DivergedError, CheckpointError) as error:
         return _fail(error, 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
-        return _fail(f"{error}; mend that and start the same command again to go on", 1)
-    except Stopped as stop:
-        return _fail(f"{stop}; start the same command again to go on", 85)
+        return _fail(f"{error}; fix that and start the same command again to resume", 1)
+    except Interrupted as stop:
+        return _fail(f"{stop}; start the same command again to resume", 85)
     except KeyboardInterrupt:
-        return _fail("interrupted; start the same command again to go on from the last checkpoint", 130)
+        return _fail("interrupted; start the same command again to resume from the last checkpoint", 130)
     return 0
 
 
+def _run(overrides: list[str]) -> None:
+    from ham.distributed import world
+    from ham.run.config import demo_changes, load
+    from ham.run.main import run_experiment
+
+    cfg = load(overrides)
+    if cfg.demo and world().is_main_process:
+        print(f"demo={cfg.demo} scales {cfg.name}:")
+        for key, (before, after) in demo_changes(overrides).items():
+            print(f"  {key:<24}{before} -> {after}")
+    run_experiment(cfg)
+
+
 def _hydra(argv: list[str]) -> int:
-    """Hydra's own flags: multirun, --cfg, --info. Each job goes the same way as a single run."""
+    """Hydra's own flags: multirun, --cfg, --info. Each job runs like a single run."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -109,26 +115,26 @@ def _hydra(argv: list[str]) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
     def job(_: object) -> None:
-        statuses.append(carry_out(list(HydraConfig.get().overrides.task)))
+        statuses.append(run_command(list(HydraConfig.get().overrides.task)))
         if statuses[-1] in (85, 130):
             raise SystemExit(statuses[-1])
 
-    sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra wants them first
+    sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra expects them first
     job()
     return max(statuses, default=0)
 
 
 def _fail(error: object, status: int, *, always: bool = False) -> int:
-    """Tell it in one line, once for all ranks unless they may have different things to tell."""
-    from ham.run.distributed import world
+    """Print one line: rank 0 alone, or with `always` every rank, whose errors may differ."""
+    from ham.distributed import world
 
-    if always or world().leads:
+    if always or world().is_main_process:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    if distributed := sys.modules.get("ham.run.distributed"):
-        distributed.leave(status)
+    if distributed := sys.modules.get("ham.distributed"):
+        distributed.shutdown(status)
     sys.exit(status)

@@ -1,12 +1,12 @@
-"""Seconds per epoch of node classification beside the same networks of PyTorch Geometric's convolutions.
+"""Time per epoch of node classification, compared with the same networks built of PyTorch Geometric's layers.
 
     python benchmarks/graphs.py [--sets cora squirrel] [--archs gcn] [--rounds 2] [--json results.json]
 
-An epoch is a training step and the evaluation that the protocol needs. Stock: torch_geometric.nn's layers on
-dense features and the whole graph, one forward pass without gradients for the evaluation, as in the paper's
-code base. Both take turns in one process on one thread, so that whatever else the machine does falls on both;
-medians of CPU seconds are printed. GAT is also measured as version 1. Rows that a results file has of other
-sets stay in it. Where the stock network's messages would not fit into memory, ours alone is measured.
+An epoch is a training step and the evaluation that the protocol needs. "Stock" is torch_geometric.nn's layers
+on dense features and the full graph, with one forward pass without gradients for the evaluation, as in the
+paper's code base. Both alternate in one process on one thread, so that noise of the machine affects both
+equally; medians of CPU seconds are printed. GAT is also measured as version 1. A results file keeps its rows
+of other sets. If the stock network's messages do not fit into memory, only ours is measured.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ham.data import DataError, NodeTask
+from ham.data import DataError, NodeData
 from ham.data.graph_files import SETS
 from ham.models.gnn import GNN, Attention, Conv
-from ham.run.config import config_hash, load
-from ham.run.node import train_step
-from ham.run.node_build import build_node
-from ham.run.node_summary import evaluate
+from ham.run.build import build
+from ham.run.config import Config, config_hash, load
+from ham.run.logger import NullLogger
+from ham.run.loop import train_step
 from ham.run.provenance import hardware
-from ham.run.schema import Config
+from ham.tasks.nodes import NodeClassification, build_subgraphs
 
 CPU = torch.device("cpu")
 
 
 class Stock(nn.Module):
-    """The network of `ham.models.gnn.Network` out of PyTorch Geometric's layers."""
+    """The network of `ham.models.gnn.Network`, built of PyTorch Geometric's layers."""
 
     def __init__(self, spec: GNN, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Stock(nn.Module):
         return self.classifier(x)
 
 
-def stock_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
+def stock_epoch(cfg: Config, task: NodeData) -> Callable[[], None]:
     network = Stock(cfg.model, task.features.shape[1], cfg.data.num_classes)
     o = cfg.optimizer
     optimizer = torch.optim.Adam(network.parameters(), lr=o.lr, weight_decay=o.weight_decay)
@@ -86,24 +86,25 @@ def stock_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
         optimizer.zero_grad()
         network.eval()
         with torch.no_grad():
-            answers = network(task.features, task.edges)[valid].argmax(dim=1)
-            (answers == task.labels[valid]).float().mean().item()
+            predictions = network(task.features, task.edges)[valid].argmax(dim=1)
+            (predictions == task.labels[valid]).float().mean().item()
 
     return epoch
 
 
-def own_epoch(cfg: Config, task: NodeTask) -> Callable[[], None]:
-    run = build_node(cfg, config_hash(cfg), task, None, CPU)
+def own_epoch(cfg: Config, task: NodeData) -> Callable[[], None]:
+    own = NodeClassification(cfg, CPU, task, build_subgraphs(cfg.model, task))
+    run = build(cfg, config_hash(cfg), own, NullLogger(Path(), cfg), CPU)
 
     def epoch() -> None:
-        train_step(run)
-        evaluate(run, "valid")
+        train_step(run, "train")
+        own.metric(run.model, "valid")
 
     return epoch
 
 
-def stock_fits(cfg: Config, task: NodeTask) -> bool:
-    """GraphSAGE's layers of PyTorch Geometric gather the first layer's inputs for every edge."""
+def stock_fits(cfg: Config, task: NodeData) -> bool:
+    """Does memory suffice? PyTorch Geometric's GraphSAGE gathers the first layer's inputs for every edge."""
     if cfg.model.conv is not Conv.sage or cfg.model.pre_linear:
         return True
     messages = 4 * task.edges.shape[1] * task.features.shape[1]  # bytes
@@ -112,8 +113,8 @@ def stock_fits(cfg: Config, task: NodeTask) -> bool:
 
 def compare(name: str, arch: str, rounds: int) -> list[dict[str, Any]]:
     cfg = load([f"+exp=node/{name.replace('-', '_')}_{arch}"])
-    task = cfg.data.task(0, CPU)
-    found = []
+    task = cfg.data.load_graph(0, CPU)
+    rows = []
     for version in (Attention.v2, Attention.v1) if cfg.model.conv is Conv.gat else (Attention.v2,):
         cfg.model.attention = version
         seconds: dict[str, list[float]] = {"ours": [], "stock": []}
@@ -121,28 +122,28 @@ def compare(name: str, arch: str, rounds: int) -> list[dict[str, Any]]:
         if stock_fits(cfg, task):
             epochs["stock"] = stock_epoch(cfg, task)
         for turn in range(rounds + 1):
-            for who, epoch in epochs.items():
+            for kind, epoch in epochs.items():
                 start = time.process_time()
                 epoch()
-                if turn:  # the first warms up
-                    seconds[who].append(time.process_time() - start)
+                if turn:  # the first turn warms up
+                    seconds[kind].append(time.process_time() - start)
         ours, stock = (statistics.median(times) if times else None for times in seconds.values())
         label = f"gat {version}" if cfg.model.conv is Conv.gat else arch
         row = {"set": name, "arch": label, "ours_ms": round(1e3 * ours, 1)}
         row |= {"stock_ms": round(1e3 * stock, 1), "ratio": round(stock / ours, 2)} if stock else {}
         row |= {"run_seconds": round(ours * cfg.epochs), "epochs": cfg.epochs}
-        found.append(row)
+        rows.append(row)
         beside = f"{row['stock_ms']:10.1f} ms{row['ratio']:8.1f} x" if stock else f"{'does not fit':>23}"
         print(
             f"{name:18}{label:8}{row['ours_ms']:10.1f} ms{beside}"
             f"   a run of {cfg.epochs} epochs: {row['run_seconds']} s",
             flush=True,
         )
-    return found
+    return rows
 
 
-def keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a results file of the same hardware; they replace those of the same set and layer."""
+def merge_into(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows to a results file; rows of other sets and layers stay if the hardware is the same."""
     content = {"unit": "CPU milliseconds per epoch, one thread", "hardware": hardware(), "rows": []}
     if path.exists():
         before = json.loads(path.read_text())
@@ -171,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:18}not measured: {error}")
             continue
         if args.json:
-            keep(args.json, rows)
+            merge_into(args.json, rows)
     return 0
 
 

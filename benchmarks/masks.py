@@ -1,8 +1,8 @@
-"""Time of a mask update on ResNet50's 25.5 M weights: global magnitude top-k beside what torch offers for it.
+"""Time of a mask update on ResNet50's 25.5 M weights: global magnitude top-k compared with torch's functions.
 
     python benchmarks/masks.py [--json results.json]
 
-The variants take turns, so that whatever else the machine does falls on all of them; medians are printed.
+The variants alternate, so that noise of the machine affects all equally; medians are printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from ham.run.provenance import hardware
 from pruning import prunable_weights
 from pruning.allocate import kept_counts
-from pruning.rigl import rewire
+from pruning.rigl import update_mask
 from pruning.scores import global_topk, kept_count, kth_largest, magnitude
 
 SPARSITY = 0.9
@@ -39,7 +39,7 @@ def variants() -> dict[str, Callable[[], object]]:
     masks = {n: torch.rand_like(v).flatten().argsort().view(v.shape) < layers[n] for n, v in values.items()}
 
     def rigl() -> list[Tensor]:
-        return [rewire(v, gradients[n], masks[n], int(layers[n] * 0.3)) for n, v in values.items()]
+        return [update_mask(v, gradients[n], masks[n], int(layers[n] * 0.3)) for n, v in values.items()]
 
     return {
         OURS: lambda: global_topk(magnitude(values), kept),
@@ -61,10 +61,10 @@ def main() -> None:
     calls = variants()
     for k in range(1 + args.rounds):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             call()
             if k:
-                times.setdefault(name, []).append(time.perf_counter() - begin)
+                times.setdefault(name, []).append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{'ResNet50, 25.5 M prunable weights':36} {'median s':>9} {'/ ours':>7}")
     for name, seconds in medians.items():

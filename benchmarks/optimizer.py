@@ -1,9 +1,9 @@
-"""Time and memory of HAM on ResNet50's parameters, beside torch's fused SGD and the authors' update.
+"""Time and memory of HAM on ResNet50's parameters, compared with torch's fused SGD and the authors' update.
 
     python benchmarks/optimizer.py [--json results.json]
 
-The variants take turns, so that whatever else the machine does falls on all of them; medians are printed.
-The authors' update is written anew from a description of their wrapper: the same operations in their order.
+The variants alternate, so that noise of the machine affects all equally; medians are printed. The authors'
+update is reimplemented from a description of their wrapper: the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -108,31 +108,31 @@ def median_ms(rounds: int, warmup: int = 3) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for k in range(warmup + rounds):
         for name, step in steps.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             step()
             if k >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+                times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def reachable_bytes(roots: list[object]) -> int:
-    """Bytes of the tensors that the garbage collector reaches: weights, gradients, state, all of HAM."""
+    """Bytes of the tensors reachable from `roots`: weights, gradients, state, all of HAM."""
     seen, queue, storages = set(), list(roots), {}
     while queue:
-        thing = queue.pop()
-        if id(thing) in seen or inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing):
+        item = queue.pop()
+        if id(item) in seen or inspect.ismodule(item) or inspect.isclass(item) or inspect.isroutine(item):
             continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-            queue.append(thing.grad)
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+            queue.append(item.grad)
         else:
-            queue.extend(gc.get_referents(thing))
+            queue.extend(gc.get_referents(item))
     return sum(storages.values())
 
 
 def kept_bytes(name: str) -> int:
-    """Held after two steps, beyond the weights and gradients that were there before."""
+    """Bytes held after two steps, in addition to the weights and gradients that existed before."""
     step, roots = VARIANTS[name]()
     before = reachable_bytes(roots)
     step()

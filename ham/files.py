@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -13,14 +15,27 @@ from typing import Any, BinaryIO, TextIO
 ROOT = Path(__file__).resolve().parents[1]
 """The repository."""
 
-CODE = ("train.py", "ham", "pruning", "configs", "scripts/theory_runs.py")
-"""What decides a result of a run. Changes in cluster settings, notes and records do not count."""
+RESULTS = ROOT / "results"
+"""Committed records, tables, figures and theory data."""
+
+CODE = (
+    *("train.py", "ham", "pruning", "configs", "scripts/theory_runs.py"),
+    *(":(exclude)ham/report", ":(exclude)ham/sweep"),
+)
+"""What decides the result of a run: changes in reports, sweeps, cluster settings and records do not count."""
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+_LOCK_SECONDS = 0.3
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Replace a file so that a reader, or a crash at any moment, finds the old content or the new.
 
-    `write` gets a temporary file in the same folder, which is synced and renamed.
+    Args:
+        path: the file.
+        write: gets a temporary file in the same folder, which is then synced and renamed.
+        previous: where the old file is kept; without it the old file is overwritten. A crash between the
+            two renames leaves the old content under this name alone.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.
@@ -31,6 +46,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -57,6 +74,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def short_path(path: Path) -> Path:
+    """A path as printed: relative to the repository where it is inside."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -69,17 +91,23 @@ def sync_folder(folder: Path) -> None:
 def lock_file(path: Path) -> TextIO:
     """Lock a file for this process until the returned handle is closed, or the process ends.
 
+    A moment is waited for processes that only ask whether the file is locked, see `is_locked`.
+
     Raises:
         BlockingIOError: another process holds it.
         OSError: the file cannot be opened.
     """
     lock = open(path, "w")  # noqa: SIM115 - the caller holds it
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise
-    return lock
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                lock.close()
+                raise
+            time.sleep(0.02)
 
 
 def is_locked(path: Path) -> bool:
@@ -113,7 +141,8 @@ def git(*arguments: str, root: Path = ROOT) -> str | None:
 
 def commit() -> str | None:
     """The commit of this code: git's, else $HAM_COMMIT where the code was copied without its history."""
-    return git("rev-parse", "HEAD") or os.environ.get("HAM_COMMIT")
+    given = os.environ.get("HAM_COMMIT", "")
+    return git("rev-parse", "HEAD") or (given if re.fullmatch(r"[0-9a-f]{7,64}", given) else None)
 
 
 def has_changes() -> bool | None:

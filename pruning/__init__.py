@@ -1,14 +1,18 @@
-"""Sparse training for any PyTorch loop. `import pruning` needs torch alone and knows nothing of HAM."""
+"""Sparse training for any PyTorch loop. `import pruning` needs torch only and does not depend on HAM."""
 
 from .acdc import ACDC
-from .base import Dense, Masked, Sparsifier
+from .base import Dense, Sparsifier, TargetSparsity
+from .deprecation import warn_renamed
+from .mask_from import MaskFrom
 from .masks import MaskSet
 from .parameterization import Plain, Product
 from .pilot import PILoT
+from .random_pruning import RandomPruning
 from .rigl import RigL
+from .snip import SNIP
 from .spred import Spred
-from .static import SNIP, MaskFrom, RandomPruning, SynFlow
 from .str import STR
+from .synflow import SynFlow
 from .weights import prunable_weights
 
 __all__ = [
@@ -18,7 +22,6 @@ __all__ = [
     "Dense",
     "MaskFrom",
     "MaskSet",
-    "Masked",
     "PILoT",
     "Plain",
     "Product",
@@ -27,5 +30,14 @@ __all__ = [
     "Sparsifier",
     "Spred",
     "SynFlow",
+    "TargetSparsity",
     "prunable_weights",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Names of earlier versions, kept for one release."""
+    if name == "Masked":
+        warn_renamed("pruning.Masked", "pruning.TargetSparsity")
+        return TargetSparsity
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

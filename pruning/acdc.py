@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Masked, register
+from .base import TargetSparsity, register
 from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
 from .scores import global_topk, kept_count, layerwise_topk, magnitude
@@ -18,31 +18,50 @@ from .scores import global_topk, kept_count, layerwise_topk, magnitude
 _UNIT = 5  # epochs of a phase in the authors' configs
 
 
-Scope = Choice("Scope", {"global": "global", "layerwise": "layerwise"})
-"""Over which weights a sparsity is reached: all of them together, or each layer's."""
+ScopeName = Literal["global", "layerwise"]
+ReviveName = Literal["zero", "stale"]
+SecondMomentName = Literal["mean", "zero"]
+
+if TYPE_CHECKING:
+
+    class Scope(Choice):
+        """Over which weights a sparsity is reached: all of them together, or those of each layer."""
+
+        layerwise = "layerwise"
+
+else:  # "global" is a keyword, which class syntax cannot define
+    Scope = Choice("Scope", {"global": "global", "layerwise": "layerwise"})
 
 
 class Revive(Choice):
-    """The value of a weight that is turned on again."""
+    """The value of a revived weight."""
 
     zero = "zero"
     stale = "stale"
 
 
 class SecondMoment(Choice):
-    """Adam's second moment of a weight that is turned on again."""
+    """Adam's second moment of a revived weight."""
 
     mean = "mean"
     zero = "zero"
+
+
+if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
+    ScopeLike: TypeAlias = Scope | ScopeName
+    ReviveLike: TypeAlias = Revive | ReviveName
+    SecondMomentLike: TypeAlias = SecondMoment | SecondMomentName
+else:
+    ScopeLike, ReviveLike, SecondMomentLike = Scope, Revive, SecondMoment
 
 
 def phases(total_epochs: int) -> list[str]:
     """Either "dense" or "sparse" for each epoch, by the rule of the authors' configs (IST-DASLab/ACDC).
 
     With units of 5 epochs: two units dense, then one sparse and one dense in turn; the last sparse phase has
-    three units, the dense one before it two and what is left over. 100 epochs give dense 0-9, sparse 10-14,
-    dense 15-19, ..., dense 75-84, sparse 85-99. Runs under 40 epochs, too short for one such cycle, take
-    units of one epoch. Every run ends sparse.
+    three units, the dense one before it two and the remainder. 100 epochs give dense 0-9, sparse 10-14,
+    dense 15-19, ..., dense 75-84, sparse 85-99. Runs of fewer than 40 epochs, too short for one such cycle,
+    use units of one epoch. Every run ends sparse.
 
     Raises:
         ValueError: total_epochs is not positive.
@@ -52,43 +71,44 @@ def phases(total_epochs: int) -> list[str]:
     unit = _UNIT if total_epochs >= 8 * _UNIT else 1
     last_compress = total_epochs - 3 * unit if total_epochs > 3 * unit else min(1, total_epochs - 1)
 
-    def sparse(epoch: int) -> bool:
+    def is_sparse(epoch: int) -> bool:
         cycle, position = divmod(epoch, 2 * unit)
-        room_for_the_end = 2 * unit * cycle <= total_epochs - 6 * unit
-        return epoch >= last_compress or (cycle > 0 and position < unit and room_for_the_end)
+        before_last_dense = 2 * unit * cycle <= total_epochs - 6 * unit
+        return epoch >= last_compress or (cycle > 0 and position < unit and before_last_dense)
 
-    return ["sparse" if sparse(epoch) else "dense" for epoch in range(total_epochs)]
+    return ["sparse" if is_sparse(epoch) else "dense" for epoch in range(total_epochs)]
 
 
 @register("acdc")
 @dataclass
-class ACDC(Masked):
+class ACDC(TargetSparsity):
     """Dense and sparse phases in turn: compress by magnitude, decompress at zero (Peste et al., 2021).
 
     Args:
-        sparsity: share pruned in the sparse phases.
+        sparsity: fraction of the weights that is pruned in the sparse phases.
         exclude: globs of weights to keep dense.
-        scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same share of
-            each layer.
-        revive: "zero" as in the authors' code; "stale" brings back the values from before the compression.
+        scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same fraction
+            of each layer.
+        revive: value of a revived weight: "zero" as in the authors' code, or "stale", its value before the
+            compression.
         reset_momentum: zero the momentum of every parameter at each decompression.
-        revive_second_moment: what Adam's second moment of a revived weight becomes, the "mean" over its
-            tensor's active entries or "zero".
+        revive_second_moment: Adam's second moment of a revived weight: the "mean" over its tensor's active
+            entries, or "zero".
     """
 
-    scope: Scope = Scope["global"]
-    revive: Revive = Revive.zero
+    scope: ScopeLike = Scope["global"]
+    revive: ReviveLike = Revive.zero
     reset_momentum: bool = True
-    revive_second_moment: SecondMoment = SecondMoment.mean
+    revive_second_moment: SecondMomentLike = SecondMoment.mean
 
     def __post_init__(self) -> None:
-        """Take the choices as strings too."""
+        """Convert strings to enums. Raises ValueError on values out of range."""
         super().__post_init__()
         self.scope = Scope(self.scope)
         self.revive = Revive(self.revive)
         self.revive_second_moment = SecondMoment(self.revive_second_moment)
 
-    def _prepare(self) -> None:
+    def _on_attach(self) -> None:
         self._phases = phases(self.total_epochs)
         self._stale: dict[str, Tensor] = {}
 
@@ -98,29 +118,28 @@ class ACDC(Masked):
             raise ValueError(
                 f"epoch {epoch} is outside the schedule: attach with total_epochs={epoch + 1} or more"
             )
-        sparse = self._phases[epoch] == "sparse"
-        if sparse and not self.masks.active:
+        is_sparse = self._phases[epoch] == "sparse"
+        if is_sparse and not self.masks.active:
             self._compress(optimizer)
-        elif not sparse and self.masks.active:
+        elif not is_sparse and self.masks.active:
             self._decompress(optimizer)
         super().on_epoch_start(epoch, optimizer)
 
     def _compress(self, optimizer: Optimizer) -> None:
         weights = self.masks.values()
         if self.scope == "global":
-            total = sum(w.numel() for w in weights.values())
-            kept = global_topk(magnitude(weights), kept_count(total, self.sparsity))
+            masks = global_topk(magnitude(weights), self._kept_target())
         else:
             counts = {name: kept_count(w.numel(), self.sparsity) for name, w in weights.items()}
-            kept = layerwise_topk(magnitude(weights), counts)
+            masks = layerwise_topk(magnitude(weights), counts)
         if self.revive is Revive.stale:
             self._stale = {name: w.clone() for name, w in weights.items()}
-        self._prune(kept, optimizer)
+        self._set_masks(masks, optimizer)
 
     @torch.no_grad()
     def _decompress(self, optimizer: Optimizer) -> None:
         for name, stale in self._stale.items():
-            self.masks.weights[name].write_(stale, at=self.masks.pruned[name])
+            self.masks.weights[name].assign_(stale, at=~self.masks.masks[name])
         self._stale = {}
         if self.reset_momentum:
             reset_first_moments_(optimizer)
@@ -133,11 +152,11 @@ class ACDC(Masked):
         return {**super().stats(), "phase": "sparse" if self.masks.active else "dense"}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, and the stale values where they are kept."""
+        """Adds the values from before the compression, where revived weights take them."""
         return {**super().state_dict(), "stale": dict(self._stale)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back masks and stale values."""
+        """Restore masks and stale values."""
         super().load_state_dict(state)
         self._stale = {
             name: v.to(self.masks.weights[name].parameters[0].device) for name, v in state["stale"].items()

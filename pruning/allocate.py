@@ -1,9 +1,10 @@
-"""How much of each layer is kept: uniform, ERK or balanced densities, and exact counts from them."""
+"""Layer densities (uniform, ERK, balanced) and the exact counts that follow from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import floor, prod
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .choice import Choice
 
 Shapes = Mapping[str, tuple[int, ...]]
+AllocationName = Literal["erk", "balanced", "uniform"]
 
 
 class Allocation(Choice):
@@ -19,6 +21,12 @@ class Allocation(Choice):
     erk = "erk"
     balanced = "balanced"
     uniform = "uniform"
+
+
+if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
+    AllocationLike: TypeAlias = Allocation | AllocationName
+else:
+    AllocationLike = Allocation
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
@@ -30,12 +38,12 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
     """Erdos-Renyi-Kernel densities: eps * sum(shape) / prod(shape), at most 1 (Evci et al., 2020).
 
-    eps brings the whole to `density`. While the largest density exceeds 1, the layers that have it become
-    dense and eps is found anew for the others, as in google-research/rigl.
+    eps makes the density of all weights together `density`. While the largest density exceeds 1, the layers
+    that have it become dense and eps is computed again for the others, as in google-research/rigl.
 
     Args:
         shapes: name -> shape of each weight.
-        density: share to keep of all weights together, in (0, 1].
+        density: fraction to keep of all weights together, in (0, 1].
 
     Returns:
         Name -> density, in the order of `shapes`.
@@ -60,11 +68,11 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def balanced(shapes: Shapes, density: float) -> dict[str, float]:
-    """The same number of kept weights in every layer; small ones stay dense, the rest share (water-filling).
+    """The same number of kept weights in every layer; small layers stay dense (water-filling).
 
     Args:
         shapes: name -> shape of each weight.
-        density: share to keep of all weights together, in (0, 1].
+        density: fraction to keep of all weights together, in (0, 1].
 
     Returns:
         Name -> density. The expected counts add up to density * total exactly.
@@ -74,20 +82,20 @@ def balanced(shapes: Shapes, density: float) -> dict[str, float]:
     """
     _check(shapes, density)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
-    left, layers = density * sum(sizes.values()), len(sizes)
+    remaining, layers = density * sum(sizes.values()), len(sizes)
     level = 0.0
     for size in sorted(sizes.values()):
-        level = left / layers
+        level = remaining / layers
         if size >= level:
             break
-        left, layers = left - size, layers - 1
+        remaining, layers = remaining - size, layers - 1
     return {name: min(1.0, level / size) for name, size in sizes.items()}
 
 
 DENSITIES = {Allocation.erk: erk, Allocation.balanced: balanced, Allocation.uniform: uniform}
 
 
-def kept_counts(shapes: Shapes, sparsity: float, allocation: Allocation | str) -> dict[str, int]:
+def kept_counts(shapes: Shapes, sparsity: float, allocation: AllocationLike) -> dict[str, int]:
     """Name -> number of weights to keep, N - floor((1 - density) N) as in google-research/rigl."""
     densities = DENSITIES[Allocation(allocation)](shapes, 1 - sparsity)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -105,7 +113,7 @@ def random_masks(shapes: Shapes, kept: Mapping[str, int], *, generator: torch.Ge
 
 
 def _floor(x: float) -> int:
-    return floor(round(x, 6))  # 0.9 * 70 is 63, not the 62.99... that binary fractions make of it
+    return floor(round(x, 6))  # 0.9 * 70 is 62.99... in binary fractions and must give 63
 
 
 def _check(shapes: Shapes, density: float) -> None:
@@ -113,4 +121,4 @@ def _check(shapes: Shapes, density: float) -> None:
         hint = f"; did you mean {density / 100:g}?" if 1 < density <= 100 else ""
         raise ValueError(f"density must be in (0, 1], got {density:g}{hint}")
     if not shapes:
-        raise ValueError("shapes is empty: pass name -> shape of each weight to share out among")
+        raise ValueError("shapes is empty: pass name -> shape of each weight")

@@ -1,4 +1,4 @@
-"""The life of a sparsifier: what a training loop calls, and when."""
+"""The life cycle of a sparsifier: what a training loop calls, and when."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .groups import split_by_weight_decay
 from .masks import MaskSet
 from .parameterization import Plain
 from .registry import register_in
-from .scores import check_sparsity
+from .scores import check_sparsity, kept_count
 from .weights import prunable_weights
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
@@ -34,11 +35,11 @@ def register(name: str) -> Callable[[Method], Method]:
 
 @dataclass
 class Sparsifier:
-    """Decides which weights are on; this base leaves all on. Fields are hyperparameters, nothing else.
+    """Decides which weights are on; this base class keeps all of them. Fields are hyperparameters only.
 
-    A loop calls `attach` before it makes the optimizer, `initialize` before the first step, `on_epoch_start`
-    at each epoch (not again after a resume inside one), `after_backward`, `add_decay` and `after_step` around
-    each optimizer step, `on_epoch_end` after each epoch and `on_end` after the last.
+    A loop calls `attach` before it creates the optimizer, `initialize` before the first step,
+    `on_epoch_start` at each epoch (not again after a resume inside one), `after_backward`, `add_decay` and
+    `after_step` around each optimizer step, `on_epoch_end` after each epoch and `on_end` after the last.
     """
 
     reparametrizes: ClassVar[bool] = False
@@ -91,69 +92,54 @@ class Sparsifier:
         seed: int = 0,
         parameterization: Plain | None = None,
     ) -> None:
-        """Parametrize the model and choose the layers, before the optimizer is made.
+        """Parametrize the model and find its prunable weights, before the optimizer is created.
 
         Args:
-            model: on its device, and trained in place; random masks are set here already.
-            total_epochs: of the whole training.
+            model: on its device; it is trained in place. Random masks are set by this call.
+            total_epochs: of the entire training.
             steps_per_epoch: calls of `after_backward` in an epoch; RigL and STR's ramp need it.
             seed: of the masks drawn at random; the same on every rank.
             parameterization: `Product` for m * w and Sign-In; None for plain weights.
 
         Raises:
-            ValueError: an unfit model, or a parameterization beside a method that has its own.
+            ValueError: the model does not fit, or a parameterization is given to a method with its own.
         """
         self.model, self.seed = model, seed
         self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
         self.parameterization = self._parameterize(parameterization or Plain())
         self.parameterization.attach(model, total_epochs=total_epochs)
         self.masks = MaskSet(prunable_weights(model, getattr(self, "exclude", ())))
-        self._prepare()
+        self._on_attach()
 
-    def _parameterize(self, wanted: Plain) -> Plain:
-        if self.reparametrizes and type(wanted) is not Plain:
+    def _parameterize(self, requested: Plain) -> Plain:
+        if self.reparametrizes and type(requested) is not Plain:
             raise ValueError(f"{type(self).__name__} parametrizes weights itself: use parameterization=plain")
-        return wanted
+        return requested
 
-    def _prepare(self) -> None:
-        """Get ready once the weights are known."""
+    def _on_attach(self) -> None:
+        """Called at the end of `attach`, when the weights are known."""
 
     @property
     def total_steps(self) -> int:
-        """Calls of `after_backward` over the whole training. Raises ValueError where nobody said."""
+        """Calls of `after_backward` over the training. Raises ValueError without `steps_per_epoch`."""
         if self.steps_per_epoch is None:
             raise ValueError(f"{type(self).__name__} plans by steps: attach with steps_per_epoch=len(loader)")
         return self.total_epochs * self.steps_per_epoch
 
-    def param_groups(self, params: Iterable) -> list[dict[str, Any]]:
-        """Optimizer groups in which the method's own parameters have the weight decay that it wants.
+    def param_groups(self, params: Iterable[Any]) -> list[dict[str, Any]]:
+        """Optimizer groups in which the method's own parameters have the weight decay that it sets.
 
         Args:
             params: what an optimizer takes, parameters or groups; every other key of a group is kept.
         """
-        params = list(params)
-        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
-        wanted = {id(p): decay for p, decay in self.weight_decays().items()}
-        found = []
-        for group in groups:
-            parts: dict[float | None, list] = {None: []}
-            members = group["params"]
-            for p in [members] if isinstance(members, Tensor) else members:
-                tensor = p[1] if isinstance(p, tuple) else p  # torch takes (name, parameter) too
-                parts.setdefault(wanted.get(id(tensor)), []).append(p)
-            for decay, own in parts.items():
-                if own or len(parts) == 1:
-                    found.append(
-                        {**group, "params": own, **({} if decay is None else {"weight_decay": decay})}
-                    )
-        return found
+        return split_by_weight_decay(params, self.weight_decays())
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """Parameters whose weight decay the optimizer must not choose -> what it is."""
+        """Parameter -> weight decay, for those whose decay the method sets."""
         return self.parameterization.weight_decays()
 
-    def initialize(self, batches: Iterable = (), loss_fn: Callable | None = None) -> None:
-        """Prune at initialisation, from batches of (inputs, targets). After DDP, before step 0."""
+    def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
+        """Prune at initialization, from batches of (inputs, targets). After DDP, before step 0."""
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Change phases at epoch `epoch`, counted from 0."""
@@ -165,12 +151,12 @@ class Sparsifier:
         return True
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of pruned weights; SAM's second pass calls it too."""
+        """Zero the gradients of pruned weights; the loop also calls it after SAM's second backward pass."""
         self.masks.apply_to_gradients_()
 
     def add_decay(self) -> None:
         """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
-        if type(self.parameterization) is not Plain:  # which has none: the gradients are masked already
+        if type(self.parameterization) is not Plain:  # plain weights have no penalty and masked gradients
             self.parameterization.add_decay()
             self.mask_gradients()
 
@@ -179,17 +165,21 @@ class Sparsifier:
         self.masks.apply_to_weights_()
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
-        """Hear how the epoch went: the share of training images classified right, in [0, 1]."""
+        """Called after each epoch.
+
+        Args:
+            train_accuracy: fraction of the training images classified correctly, in [0, 1].
+        """
 
     def on_end(self) -> None:
-        """Finish after the last step."""
+        """Called after the last step."""
 
     def kept(self) -> dict[str, Tensor]:
-        """Name -> bool, True where a weight is on."""
+        """Name -> mask of each prunable weight, True where it is on."""
         return self.masks.kept()
 
     def margins(self) -> dict[str, Tensor]:
-        """Name -> how far each weight is above its threshold, of methods that prune by one; else nothing."""
+        """Name -> how far each weight is above its threshold; empty for methods without thresholds."""
         return {}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
@@ -197,14 +187,17 @@ class Sparsifier:
         return self.masks.counts()
 
     def achieved_sparsity(self) -> float:
-        """Pruned share of all prunable weights; biases and norm layers are not counted."""
-        kept, total = (sum(column) for column in list(zip(*self.counts(), strict=True))[1:])
+        """Pruned fraction of all prunable weights; biases and norm layers are not counted."""
+        kept, total = self._kept_and_total()
         return 1 - kept / total
+
+    def _kept_and_total(self) -> tuple[int, int]:
+        counts = list(self.counts())
+        return sum(kept for _, kept, _ in counts), sum(total for _, _, total in counts)
 
     def stats(self) -> dict[str, Any]:
         """Numbers for the epoch's record: here the overall sparsity and the kept count."""
-        counts = list(self.counts())
-        kept, total = (sum(column) for column in list(zip(*counts, strict=True))[1:])
+        kept, total = self._kept_and_total()
         return {"sparsity": 1 - kept / total, "kept": kept}
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,7 +205,7 @@ class Sparsifier:
         return {"masks": self.masks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, after `attach`."""
+        """Restore what `state_dict` returned, after `attach`."""
         self.masks.load_state_dict(state["masks"])
 
 
@@ -223,11 +216,11 @@ class Dense(Sparsifier):
 
 
 @dataclass
-class Masked(Sparsifier):
-    """Base of the methods that prune to a target.
+class TargetSparsity(Sparsifier):
+    """Base class of the methods that prune to a target.
 
     Args:
-        sparsity: target share of pruned weights among the prunable ones, in [0, 1).
+        sparsity: fraction of the prunable weights to prune, in [0, 1).
         exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target
             either.
     """
@@ -239,12 +232,16 @@ class Masked(Sparsifier):
         """Raise ValueError on a target outside [0, 1)."""
         check_sparsity(self.sparsity)
 
-    def _prune(self, kept: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
-        """Take new masks and put weights and their optimizer state to rest accordingly."""
-        self.masks.set(kept)
+    def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
+        """Replace the masks and apply them to the weights and to the optimizer's state."""
+        self.masks.set(masks)
         self.masks.apply_to_weights_()
         if optimizer is not None:
             self.masks.apply_to_optimizer_(optimizer)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}
+
+    def _kept_target(self) -> int:
+        """How many weights to keep, over all layers together."""
+        return kept_count(sum(w.numel() for w in self.masks.weights.values()), self.sparsity)

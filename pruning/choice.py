@@ -1,4 +1,4 @@
-"""Hyperparameters that are one of a few words."""
+"""Hyperparameters that take one of a few strings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 class Choice(StrEnum):
-    """A word among a few; any other is refused with the list of them."""
+    """An enum of strings; creating one from any other value raises ValueError with the list of them."""
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a sparse network costs, counted as RigL does: parameters, bytes and FLOPs."""
+"""The cost of a sparse network, counted as RigL does: parameters, bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .weights import places, prunable_weights, weight_of
+from .scores import evaluation_mode
+from .weights import prunable_weights, weight_locations, weight_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) 
     """Count the cost of a model whose weight `name` keeps kept[name] entries; others are dense.
 
     Args:
-        model: left as it is; one forward pass on zeros is made in eval mode.
+        model: not changed; one forward pass on zeros runs in eval mode.
         kept: name -> number of kept weights, as in {name: kept for name, kept, _ in sparsifier.counts()}.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
 
@@ -51,7 +52,7 @@ def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) 
     weights = prunable_weights(model)
     sizes = {name: weight.numel() for name, weight in weights.items()}
     if unknown := kept.keys() - sizes.keys():
-        raise ValueError(f"kept names {sorted(unknown)[0]}, which is no prunable weight of the model")
+        raise ValueError(f"kept names {sorted(unknown)[0]}, which is not a prunable weight of the model")
     nonzero = {name: kept.get(name, size) for name, size in sizes.items()}
     prunable = {id(p) for weight in weights.values() for p in weight.parameters}
     others = sum(p.numel() for p in model.parameters() if id(p) not in prunable)
@@ -73,33 +74,30 @@ def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """How often each entry of each weight is used for one input: output positions of its layer."""
     uses: dict[str, int] = {}
 
-    def watch(name: str, module: nn.Module) -> None:
+    def count_uses(name: str, module: nn.Module) -> None:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            uses[name] = uses.get(name, 0) + _places_of_use(module, args, output)
+            uses[name] = uses.get(name, 0) + _uses_per_call(module, args, output)
 
         handles.append(module.register_forward_hook(hook))
 
     handles: list = []
-    modes = {module: module.training for module in model.modules()}
-    names: dict[int, str] = {}  # a weight of several layers goes by the first one's name
-    for name, module, attribute in places(model):
-        watch(names.setdefault(id(weight_of(module, attribute).parameters[0]), name), module)
+    names: dict[int, str] = {}  # a weight of several layers has the name of the first
+    for name, module, attribute in weight_locations(model):
+        count_uses(names.setdefault(id(weight_of(module, attribute).parameters[0]), name), module)
         if attribute in ("in_proj_weight", "q_proj_weight"):  # out_proj itself is never called
-            watch(f"{name.removesuffix(attribute)}out_proj.weight", module)
+            count_uses(f"{name.removesuffix(attribute)}out_proj.weight", module)
     parameter = next(model.parameters())
     try:
-        model.eval()
-        model(torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device))
+        with evaluation_mode(model):
+            model(torch.zeros(input_shape, dtype=parameter.dtype, device=parameter.device))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return uses
 
 
-def _places_of_use(module: nn.Module, args: tuple, output: Tensor | tuple) -> int:
-    if isinstance(module, _ConvTransposeNd):  # each input meets the whole kernel
+def _uses_per_call(module: nn.Module, args: tuple, output: Tensor | tuple) -> int:
+    if isinstance(module, _ConvTransposeNd):  # the entire kernel is applied to each input
         return args[0].numel() // module.in_channels
     output = output[0] if isinstance(output, tuple) else output
     return output.numel() // getattr(module, "out_channels", output.shape[-1])

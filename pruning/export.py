@@ -20,18 +20,19 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of the model as it was before any parametrization, on the CPU.
 
     Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names.
-    Copies are made of tensors, never of modules: the model is left as it is.
+    Tensors are copied, modules are not: the model does not change.
     """
-    state, behind = {}, []
+    state: dict[str, Tensor] = {}
+    parametrized: list[str] = []
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for attribute in module.parametrizations:
                 dot = f"{prefix}." if prefix else ""
-                behind.append(f"{dot}parametrizations.{attribute}.")
+                parametrized.append(f"{dot}parametrizations.{attribute}.")
                 with torch.no_grad():
                     state[f"{dot}{attribute}"] = _plain(getattr(module, attribute))
     for key, value in model.state_dict().items():
-        if not key.startswith(tuple(behind)):
+        if not key.startswith(tuple(parametrized)):
             state[key] = _plain(value)
     return state
 
@@ -42,35 +43,35 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Compressed rows of the named weights, each seen as a matrix [first dimension, all others].
+    """The named weights in compressed rows, each as a matrix [first dimension, all others].
 
     Returns:
         "<name>.crow" and "<name>.col" (int32) "<name>.values" and "<name>.shape" (int64) per weight. A
         weight is `torch.sparse_csr_tensor(crow, col, values, (shape[0], prod(shape[1:]))).to_dense()`, viewed
         in its shape.
     """
-    found = {}
+    arrays = {}
     for name in names:
         rows = state[name].flatten(1) if state[name].ndim > 1 else state[name][None]
-        on = rows != 0
-        ends = on.sum(dim=1).cumsum(0)
-        found[f"{name}.crow"] = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-        found[f"{name}.col"] = on.nonzero()[:, 1].to(torch.int32)
-        found[f"{name}.values"] = rows[on]
-        found[f"{name}.shape"] = torch.tensor(state[name].shape)
-    return found
+        nonzero = rows != 0
+        ends = nonzero.sum(dim=1).cumsum(0)
+        arrays[f"{name}.crow"] = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+        arrays[f"{name}.col"] = nonzero.nonzero()[:, 1].to(torch.int32)
+        arrays[f"{name}.values"] = rows[nonzero]
+        arrays[f"{name}.shape"] = torch.tensor(state[name].shape)
+    return arrays
 
 
 def save_masks(path: str | Path, sparsifier: Sparsifier, origin: Mapping[str, Any] | None = None) -> None:
-    """Write which weights are on, for `MaskFrom`; of STR also how far each is above its threshold.
+    """Write the masks for `MaskFrom`; for STR also how far each weight is above its threshold.
 
     Args:
         path: of the file, such as masks.pt.
         sparsifier: attached and trained.
-        origin: plain values that say where the masks come from.
+        origin: plain values that describe the run which the masks come from.
     """
     content = {
-        "masks": {name: kept.cpu() for name, kept in sparsifier.kept().items()},
+        "masks": {name: mask.cpu() for name, mask in sparsifier.kept().items()},
         "margins": {name: margin.cpu() for name, margin in sparsifier.margins().items()},
         "origin": dict(origin or {}),
     }
@@ -78,10 +79,10 @@ def save_masks(path: str | Path, sparsifier: Sparsifier, origin: Mapping[str, An
 
 
 def load_masks(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Masks, margins (empty but for STR) and origin from a file of `save_masks`, or from its folder.
+    """Masks, margins (STR only, else empty) and origin from a file of `save_masks`, or from its folder.
 
     Raises:
-        ValueError: there is no such file, or it is none of `save_masks`.
+        ValueError: the file is missing, or `save_masks` did not write it.
     """
     path = Path(source)
     path = path / MASKS if path.is_dir() else path

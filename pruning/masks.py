@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .ranks import require_equal
+from .deprecation import warn_renamed
+from .ranks import assert_equal_across_ranks
 from .weights import Weight
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
@@ -16,49 +18,66 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum"
 
 
 class MaskSet:
-    """Which weights are off. While inactive every weight is on.
+    """Which weights are on: one boolean mask per weight, True where it is kept.
 
-    A pruned weight is +0.0 in place, or (1, 0) where it is a product of two factors.
+    While inactive every weight is on. A pruned weight is +0.0 in place, or (1, 0) where it is a product of
+    two factors.
 
     Args:
         weights: qualified name -> weight, as from `prunable_weights`, or a plain tensor.
+
+    Attributes:
+        masks: name -> mask, in the shape and memory layout of the weight; empty while inactive. Change them
+            by `set` and `clear` only.
     """
 
     def __init__(self, weights: Mapping[str, Weight | Tensor]) -> None:
         self.weights = {n: Weight(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
-        self.pruned: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
+        self._off: dict[str, Tensor] = {}  # the inverted masks: inverting them at each step costs a pass
 
     @property
     def active(self) -> bool:
         """Is any mask set?"""
-        return bool(self.pruned)
+        return bool(self.masks)
 
-    def set(self, kept: Mapping[str, Tensor]) -> None:
-        """Take new masks, True where a weight stays on, one per weight and of its shape.
+    @property
+    def pruned(self) -> dict[str, Tensor]:
+        """Deprecated: name -> bool, True where a weight is pruned. Use `masks`, True where it is kept."""
+        warn_renamed("MaskSet.pruned", "MaskSet.masks, which is True where a weight is kept")
+        return dict(self._off)
+
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        """Replace the masks.
+
+        Args:
+            masks: name -> bool, True where a weight is kept, one per weight and of its shape. They are
+                copied to the weight's device and memory layout.
 
         Raises:
             ValueError: names or shapes differ from the weights'.
-            RuntimeError: the ranks of torch.distributed have come to different masks.
+            RuntimeError: the ranks of torch.distributed have different masks.
         """
-        if kept.keys() != self.weights.keys():
+        if masks.keys() != self.weights.keys():
             raise ValueError(
-                f"masks and weights differ in names: {sorted(kept.keys() ^ self.weights.keys())[:3]}"
+                f"masks and weights differ in names: {sorted(masks.keys() ^ self.weights.keys())[:3]}"
             )
-        for name, mask in kept.items():
+        for name, mask in masks.items():
             if mask.shape != self.weights[name].shape:
                 raise ValueError(
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(self.weights[name].shape)}"
                 )
-        self.pruned = {
-            name: torch.empty_like(weight.parameters[0], dtype=torch.bool).copy_(kept[name]).logical_not_()
+        self.masks = {
+            name: torch.empty_like(weight.parameters[0], dtype=torch.bool).copy_(masks[name])
             for name, weight in self.weights.items()
         }
-        require_equal(self.pruned.values(), "the masks")
+        self._off = {name: ~mask for name, mask in self.masks.items()}
+        assert_equal_across_ranks(self.masks.values(), "the masks")
 
     def kept(self) -> dict[str, Tensor]:
-        """True where a weight is on, by name."""
+        """Name -> mask, True where a weight is on; all True while inactive."""
         return {
-            name: ~self.pruned[name] if self.active else torch.ones(weight.shape, dtype=torch.bool)
+            name: self.masks[name].clone() if self.active else torch.ones(weight.shape, dtype=torch.bool)
             for name, weight in self.weights.items()
         }
 
@@ -68,44 +87,53 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self.pruned = {}
+        self.masks, self._off = {}, {}
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """Put every pruned weight to rest."""
-        for name, pruned in self.pruned.items():
-            self.weights[name].zero_(pruned)
+        """Set every pruned weight to its pruned value."""
+        for name, off in self._off.items():
+            self.weights[name].prune_(off)
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
-        """Write +0.0 into every pruned weight's gradient."""
-        for name, pruned in self.pruned.items():
-            self.weights[name].zero_gradient_(pruned)
+        """Set every pruned weight's gradient to +0.0."""
+        for name, off in self._off.items():
+            self.weights[name].zero_gradient_(off)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
-        """Write +0.0 into every pruned weight's optimizer state, so that no step can move it."""
-        for name, pruned in self.pruned.items():
+        """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
+        for name, off in self._off.items():
             for parameter in self.weights[name].parameters:
                 for state in elementwise_state(optimizer, parameter).values():
-                    state.masked_fill_(pruned, 0.0)
+                    state.masked_fill_(off, 0.0)
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, kept, total) of each weight."""
         for name, weight in self.weights.items():
-            off = int(self.pruned[name].count_nonzero()) if self.active else 0
-            yield name, weight.numel() - off, weight.numel()
+            total = weight.numel()
+            yield name, int(self.masks[name].count_nonzero()) if self.active else total, total
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The pruned positions by name; empty while inactive."""
-        return dict(self.pruned)
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """{"kept": name -> mask}, without entries while inactive."""
+        return {"kept": dict(self.masks)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave. Raises ValueError where names or shapes are others."""
-        if not state:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Version 0.4 and earlier wrote name -> pruned positions, without the key "kept"; these are inverted.
+
+        Raises:
+            ValueError: names or shapes differ from the weights'.
+        """
+        masks = state.get("kept")
+        if not isinstance(masks, Mapping):  # an older state; a weight may be called "kept"
+            masks = {name: ~pruned for name, pruned in state.items()}
+        if masks:
+            self.set(masks)
+        else:
             self.clear()
-            return
-        self.set({name: ~pruned for name, pruned in state.items()})
 
 
 @torch.no_grad()
@@ -119,26 +147,27 @@ def reset_first_moments_(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
-    """Give revived weights the mean second moment of their tensor's active entries (of all, if it has none).
+    """Set revived weights' second moments to the mean over their tensor's active entries.
 
-    Zero moments at a large step count make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1
-    - beta1) = 3.16 learning rates, 17 times a usual one.
+    A tensor without active entries takes the mean over all tensors. Zero moments at a large step count would
+    make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1 - beta1) = 3.16 learning rates, 17
+    times a usual one.
     """
     sums: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    for name, pruned in masks.pruned.items():
-        for place, parameter in enumerate(masks.weights[name].parameters):
+    for name, mask in masks.masks.items():
+        for factor, parameter in enumerate(masks.weights[name].parameters):
             for key, state in elementwise_state(optimizer, parameter).items():
                 if key in SECOND_MOMENTS:
-                    total = state.masked_fill(pruned, 0.0).sum(dtype=torch.float64)
-                    sums.setdefault((key, place), []).append(
-                        (state, pruned, total, (~pruned).count_nonzero())
-                    )
+                    total = torch.where(mask, state, 0.0).sum(dtype=torch.float64)
+                    sums.setdefault((key, factor), []).append((state, mask, total, mask.count_nonzero()))
     for entries in sums.values():
         device = entries[0][0].device
-        overall = sum(e[2].to(device) for e in entries) / sum(e[3].to(device) for e in entries).clamp(min=1)
-        for state, pruned, total, active in entries:
+        zero = torch.zeros((), device=device)
+        sum_of_all = sum((e[2].to(device) for e in entries), start=zero.double())
+        overall = sum_of_all / sum((e[3].to(device) for e in entries), start=zero.long()).clamp(min=1)
+        for state, mask, total, active in entries:
             mean = torch.where(active > 0, total / active.clamp(min=1), overall.to(state.device))
-            state.copy_(torch.where(pruned, mean.to(state.dtype), state))
+            state.copy_(torch.where(mask, state, mean.to(state.dtype)))
 
 
 def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:

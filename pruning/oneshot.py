@@ -1,4 +1,4 @@
-"""Dense training towards zeros, then one cut to the target: what PILoT and spred share."""
+"""Dense training towards zeros, then pruning once to the target: what PILoT and spred share."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Masked
-from .scores import global_topk, kept_count, magnitude
+from .base import TargetSparsity
+from .deprecation import warn_renamed
+from .scores import global_topk, magnitude
 
 
 @dataclass
-class OneShot(Masked):
-    """Base of the methods that train factors m * w towards zeros and then prune once, by magnitude."""
+class OneShot(TargetSparsity):
+    """Base class of the methods that train factors m * w towards zeros and prune once, by magnitude."""
 
     reparametrizes: ClassVar[bool] = True
     trains_factors: ClassVar[bool] = True
 
     def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
-        values = self.masks.values()
-        total = sum(v.numel() for v in values.values())
-        self._prune(global_topk(magnitude(values), kept_count(total, self.sparsity)), optimizer)
+        self._set_masks(global_topk(magnitude(self.masks.values()), self._kept_target()), optimizer)
 
     def on_end(self) -> None:
-        """Prune, if it was not done before."""
+        """Prune, unless the weights are pruned already."""
         if not self.masks.active:
             self._prune_to_target()
 
     @torch.no_grad()
-    def near_zero(self) -> Tensor:
-        """Share of weights below 1e-3 of their tensor's largest magnitude, a tensor on the device."""
+    def near_zero_fraction(self) -> Tensor:
+        """Fraction of weights below 1e-3 of their tensor's largest magnitude: 0-dim, no host sync."""
         values = self.masks.values().values()
-        small = sum((v.abs() <= 1e-3 * v.abs().max()).count_nonzero() for v in values)
+        small = torch.stack([(v.abs() <= 1e-3 * v.abs().max()).count_nonzero() for v in values]).sum()
         return small / sum(v.numel() for v in values)
 
+    def near_zero(self) -> Tensor:
+        """Deprecated: `near_zero_fraction`."""
+        warn_renamed("near_zero", "near_zero_fraction")
+        return self.near_zero_fraction()
+
     def stats(self) -> dict[str, Any]:
-        """Adds the share of weights that are zero but for rounding, which says what pruning will cost."""
-        return {**super().stats(), "near_zero": float(self.near_zero())}
+        """Adds the fraction of weights that are zero to rounding: pruning these changes nothing."""
+        return {**super().stats(), "near_zero": float(self.near_zero_fraction())}

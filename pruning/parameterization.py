@@ -1,4 +1,4 @@
-"""How a weight is parameterized: plainly, or as the product m * w with Sign-In's resets and decay."""
+"""How a weight is parameterized: as itself, or as the product m * w with Sign-In's resets and decay."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .deprecation import warn_renamed
 from .masks import FIRST_MOMENTS, elementwise_state
 from .product import PointwiseProduct
 from .registry import register_in
@@ -36,38 +37,53 @@ def register_parameterization(name: str) -> Callable[[Kind], Kind]:
 @register_parameterization("plain")
 @dataclass
 class Plain:
-    """Every weight is itself; the base of other parameterizations. Fields are hyperparameters alone."""
+    """Every weight is itself; the base class of other parameterizations. Fields are hyperparameters only.
+
+    Attributes:
+        decoupled_decay: set it to True to keep the gradients without decay for `remove_decay`, so that HAM,
+            whose hook runs later, reads gradients without decay.
+    """
 
     trains_factors: ClassVar[bool] = False
     """Are the weights trained as products m * w?"""
+
+    decoupled_decay = False  # without annotations: these are not hyperparameters
+    _saved_gradients = tuple[tuple[Tensor, Tensor], ...]()
 
     def attach(self, model: nn.Module, *, total_epochs: int) -> None:
         """Parametrize the model's prunable weights, before the sparsifier looks for them."""
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Reset what the method resets at epoch `epoch`, counted from 0."""
+        """Called at the start of epoch `epoch`, counted from 0."""
 
     def add_decay(self) -> None:
         """Add the gradient of the parameterization's penalty to the gradients of its parameters."""
 
-    separate_decay: ClassVar[bool] = False
-    """Set it to True on an instance to keep the gradients without decay for `remove_decay`."""
+    @property
+    def separate_decay(self) -> bool:
+        """Deprecated: `decoupled_decay`."""
+        warn_renamed("separate_decay", "decoupled_decay")
+        return self.decoupled_decay
 
-    _clean: ClassVar[list[tuple[Tensor, Tensor]]] = []
+    @separate_decay.setter
+    def separate_decay(self, value: bool) -> None:
+        warn_renamed("separate_decay", "decoupled_decay")
+        self.decoupled_decay = value
 
-    def keep_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Keep what `add_decay` is about to change, where `separate_decay` is set."""
-        if self.separate_decay:
-            self._clean = [*self._clean, *((p, p.grad.clone()) for p in parameters)]
+    def save_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """With `decoupled_decay`, copy the gradients that `add_decay` is about to change."""
+        if self.decoupled_decay:
+            kept = [(p, p.grad.clone()) for p in parameters if p.grad is not None]
+            self._saved_gradients = (*self._saved_gradients, *kept)
 
     def remove_decay(self) -> None:
-        """Give back the gradients from before `add_decay`, where `separate_decay` is set."""
-        for parameter, gradient in self._clean:
+        """With `decoupled_decay`, restore the gradients from before `add_decay`."""
+        for parameter, gradient in self._saved_gradients:
             parameter.grad = gradient
-        self._clean = []
+        self._saved_gradients = ()
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """Parameters whose weight decay the optimizer must not choose -> what it is."""
+        """Parameter -> weight decay, for those whose decay the parameterization sets."""
         return {}
 
 
@@ -77,8 +93,8 @@ class Product(Plain):
     """theta = m * w on every prunable weight (Jacobs & Burkholz, 2025); with resets it is Sign-In.
 
     Sign-In (Gadhikar et al., 2025) rebalances to m^2 - w^2 = `scaling` at intervals with theta fixed, which
-    keeps the inverse metric at theta = 0 from vanishing. The optimizer's weight decay leaves the factors
-    alone (`Sparsifier.param_groups` sees to it); the penalties below take its place.
+    keeps the inverse metric at theta = 0 from vanishing. The optimizer's weight decay does not act on the
+    factors (see `Sparsifier.param_groups`); the penalties below replace it.
 
     Args:
         scaling: m^2 - w^2 at the start and after a reset.
@@ -86,8 +102,8 @@ class Product(Plain):
         decay: decay of the factors: the gradient of m gets `decay` * m, that of w `decay` * w. It acts as an
             L1 penalty on theta.
         reset_every: epochs between resets; 0: never. Sign-In's own interval is not published.
-        reset_until: share of all epochs after which no reset happens.
-        carry_momentum: give the new factors the momentum of the product; else theirs is zeroed.
+        reset_until: fraction of all epochs after which no reset happens.
+        carry_momentum: give the new factors the momentum of the product; False zeroes their momentum.
     """
 
     scaling: float = 1.0
@@ -104,7 +120,7 @@ class Product(Plain):
         if not self.scaling > 0:
             raise ValueError(f"scaling must be positive, got {self.scaling:g}; Sign-In uses 1")
         for name in ("frobenius", "decay", "reset_every"):
-            if not getattr(self, name) >= 0:  # nor nan
+            if not getattr(self, name) >= 0:  # also rejects nan
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if not 0 <= self.reset_until <= 1:
             raise ValueError(f"reset_until is a share of the epochs, in [0, 1], got {self.reset_until:g}")
@@ -113,16 +129,21 @@ class Product(Plain):
         """Split every prunable weight into balanced factors. Raises ValueError where weights are shared."""
         parametrize_(model, lambda: PointwiseProduct(self.scaling))
         self.weights = [w for w in prunable_weights(model).values() if isinstance(w, ProductWeight)]
-        self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # .58 of 100 is 58
+        self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # exact: .58 of 100 is 58
 
-    def resets(self, epoch: int) -> bool:
+    def is_reset_epoch(self, epoch: int) -> bool:
         """Are the factors rebalanced at the start of this epoch?"""
         due = self.reset_every > 0 and epoch > 0 and epoch % self.reset_every == 0
         return due and epoch <= self._last_reset
 
+    def resets(self, epoch: int) -> bool:
+        """Deprecated: `is_reset_epoch`."""
+        warn_renamed("Product.resets", "Product.is_reset_epoch")
+        return self.is_reset_epoch(epoch)
+
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Rebalance the factors where a reset is due."""
-        if self.resets(epoch):
+        if self.is_reset_epoch(epoch):
             for weight in self.weights:
                 rebalance_(weight, optimizer, carry_momentum=self.carry_momentum)
 
@@ -133,7 +154,7 @@ class Product(Plain):
             m, w = weight.parameters
             if m.grad is None or w.grad is None:
                 continue
-            self.keep_gradients((m, w))
+            self.save_gradients((m, w))
             if self.frobenius > 0:
                 pull = self.frobenius * (m * w)
                 m.grad.addcmul_(w, pull)
@@ -143,17 +164,17 @@ class Product(Plain):
                 w.grad.add_(w, alpha=self.decay)
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """None on the factors."""
+        """Zero on the factors."""
         return {parameter: 0.0 for weight in self.weights for parameter in weight.parameters}
 
 
 @torch.no_grad()
 def rebalance_(weight: ProductWeight, optimizer: Optimizer, *, carry_momentum: bool = True) -> None:
-    """Rebalance the factors of one weight and turn their momenta with them.
+    """Rebalance the factors of one weight and transform their momenta accordingly.
 
-    The product's velocity V = (m v_w + w v_m) / (m^2 + w^2) stays what it was: v_m = V w', v_w = V m'. Adam's
-    second moments stay too. Zeroed momenta would change the next step of the product by 85 to 97 %; carried
-    over, only the metric m^2 + w^2 changes, by about as much as the balance had drifted.
+    The product's velocity V = (m v_w + w v_m) / (m^2 + w^2) is preserved: v_m = V w', v_w = V m'. Adam's
+    second moments do not change. Zeroed momenta would change the next step of the product by 85 to 97 %;
+    with transformed ones only the metric m^2 + w^2 changes, by about as much as the balance had drifted.
     """
     m, w = weight.parameters
     states = [elementwise_state(optimizer, p) for p in (m, w)]
@@ -162,7 +183,7 @@ def rebalance_(weight: ProductWeight, optimizer: Optimizer, *, carry_momentum: b
         for key in FIRST_MOMENTS
         if all(key in state for state in states)
     }
-    weight.write_(weight.value)
+    weight.assign_(weight.value)
     for key, velocity in velocities.items():
         for state, other in zip(states, (w, m), strict=True):
             if carry_momentum:

@@ -20,18 +20,18 @@ class PILoT(OneShot):
     """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.
 
     After each epoch k: if the training accuracy has risen, |theta|_1 is at least `l1_floor` and k is in the
-    first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the end all but
-    the largest magnitudes are dropped, to exactly the target.
+    first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the end the
+    smallest magnitudes are pruned, to exactly the target.
 
     Args:
-        sparsity: share pruned at the end, over all layers together.
-        exclude: globs of weights never to prune; they are factored and regularized like the others.
+        sparsity: fraction to prune at the end, over all layers together.
+        exclude: globs of weights that are not pruned; they are factored and regularized like the others.
         strength: of the penalty at the start. Values for ImageNet are not published.
         delta: at least 1.
-        l1_floor: the smallest |theta|_1, per weight on average, under which the strength may still rise.
+        l1_floor: the strength rises only while the mean |theta| is at least this.
         scaling: m^2 - w^2 at the start; m * w is the initial weight.
         frobenius: decay of the product, as in `Product`.
-        prune_at: share of the epochs after which to prune; 1: after the last step.
+        prune_at: fraction of the epochs after which to prune; 1: after the last step.
     """
 
     strength: float = 2e-5
@@ -45,57 +45,58 @@ class PILoT(OneShot):
         """Raise ValueError on values out of range."""
         super().__post_init__()
         for name in ("strength", "l1_floor"):
-            if not getattr(self, name) >= 0:  # nor nan
+            if not getattr(self, name) >= 0:  # also rejects nan
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if self.delta < 1:
             raise ValueError(f"delta must be at least 1, got {self.delta:g}")
         if not 0 < self.prune_at <= 1:
             raise ValueError(f"prune_at is a share of the epochs, in (0, 1], got {self.prune_at:g}")
-        self._product()
+        self._product()  # its own checks
 
     def _product(self) -> Product:
         return Product(scaling=self.scaling, frobenius=self.frobenius, decay=2 * self.strength)
 
-    def _parameterize(self, wanted: Plain) -> Plain:
-        super()._parameterize(wanted)
-        return self._product()
+    def _parameterize(self, requested: Plain) -> Plain:
+        super()._parameterize(requested)
+        self._factors = self._product()
+        return self._factors
 
-    def _prepare(self) -> None:
+    def _on_attach(self) -> None:
         self._accuracy, self._epoch = 0.0, 0
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Prune, if it is time; the penalty then ends."""
+        """Prune at `prune_at`; the penalty then ends."""
         if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
             self._prune_to_target(optimizer)
-            self.parameterization.decay = 0.0
+            self._factors.decay = 0.0
         super().on_epoch_start(epoch, optimizer)
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
-        """Set the next epoch's strength."""
+        """Set the penalty's strength for the next epoch."""
         self._epoch += 1
         rising = train_accuracy > self._accuracy and self._epoch <= self.total_epochs / 2
-        if rising and self._average() >= self.l1_floor:
-            self.parameterization.decay *= self.delta
+        if rising and self._mean_magnitude() >= self.l1_floor:
+            self._factors.decay *= self.delta
         else:
-            self.parameterization.decay /= self.delta
+            self._factors.decay /= self.delta
         self._accuracy = train_accuracy
 
-    def _average(self) -> float:
+    def _mean_magnitude(self) -> float:
         values = self.masks.values().values()
         return float(sum(v.abs().sum() for v in values)) / sum(v.numel() for v in values)
 
     def stats(self) -> dict[str, Any]:
         """Adds the penalty's strength."""
-        return {**super().stats(), "strength": self.parameterization.decay / 2}
+        return {**super().stats(), "strength": self._factors.decay / 2}
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds where the schedule stands."""
-        schedule = {"decay": self.parameterization.decay, "accuracy": self._accuracy, "epoch": self._epoch}
+        """Adds the state of the schedule."""
+        schedule = {"decay": self._factors.decay, "accuracy": self._accuracy, "epoch": self._epoch}
         return {**super().state_dict(), "schedule": schedule}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back masks and schedule."""
+        """Restore masks and schedule."""
         super().load_state_dict(state)
         schedule = state["schedule"]
-        self.parameterization.decay = schedule["decay"]
+        self._factors.decay = schedule["decay"]
         self._accuracy, self._epoch = schedule["accuracy"], schedule["epoch"]

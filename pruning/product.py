@@ -24,13 +24,13 @@ def rebalance(theta: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
     """
     if not scaling > 0:
         raise ValueError(f"scaling must be positive, got {scaling:g}; Sign-In uses 1")
-    half = scaling / 2  # halves, and hypot for the root: nothing overflows where theta does not
+    half = scaling / 2  # halves, and hypot for the root: no overflow for any finite theta
     m = (half + torch.hypot(theta.new_full((), half), theta)).sqrt()
     return m, theta / m
 
 
 class PointwiseProduct(nn.Module):
-    """A parametrization (torch.nn.utils.parametrize) whose weight is m * w, started at `rebalance(theta)`."""
+    """A parametrization (torch.nn.utils.parametrize) whose weight is m * w, initially `rebalance(theta)`."""
 
     def __init__(self, scaling: float = 1.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the ranks of torch.distributed owe each other: averaged gradients and equal masks."""
+"""Collectives over the ranks of torch.distributed: averaged gradients and the check of equal masks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, distributed
 _ODD = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, signed
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Does this process belong to a group of two or more?"""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of the ranks' tensors, the same on each of them; the tensor itself in a single process."""
-    if not several():
+    if not is_distributed():
         return tensor
     total = tensor.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total)
@@ -25,20 +25,20 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """One int64 over the positions of True in boolean tensors; others give another number, but for chance."""
+    """One int64 over the positions of True in boolean tensors; equal for different ones only by chance."""
     total = None
     for tensor in tensors:
         bits = tensor.contiguous().flatten().to(torch.int64)
-        places = torch.arange(1, len(bits) + 1, device=bits.device).mul_(_ODD)
-        places ^= places >> 29
-        own = (bits * places.mul_(_ODD)).sum()
+        positions = torch.arange(1, len(bits) + 1, device=bits.device).mul_(_ODD)
+        positions ^= positions >> 29
+        own = (bits * positions.mul_(_ODD)).sum()
         total = own if total is None else total.mul(_ODD).add(own.to(total.device))
     return torch.zeros((), dtype=torch.int64) if total is None else total
 
 
-def require_equal(tensors: Iterable[Tensor], what: str) -> None:
+def assert_equal_across_ranks(tensors: Iterable[Tensor], what: str) -> None:
     """Raise RuntimeError on every rank unless all ranks hold the same boolean tensors."""
-    if not several():
+    if not is_distributed():
         return
     own = checksum(tensors)
     extremes = torch.stack([own, ~own])  # the minimum of ~x is ~(the maximum of x)

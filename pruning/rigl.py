@@ -10,29 +10,30 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .allocate import Allocation, kept_counts, random_masks
-from .base import Masked, register
+from .allocate import Allocation, AllocationLike, kept_counts, random_masks
+from .base import TargetSparsity, register
+from .deprecation import warn_renamed
 from .ranks import mean_over_ranks
 from .scores import global_topk
 
 
-def rewire(theta: Tensor, gradient: Tensor, kept: Tensor, count: int, name: str = "") -> Tensor:
+def update_mask(theta: Tensor, gradient: Tensor, mask: Tensor, count: int, name: str = "") -> Tensor:
     """The mask of one layer after dropping `count` weights and growing as many.
 
-    Dropped are the kept weights of smallest |theta|; grown are, among all that are then off, the just dropped
-    included, those of largest |gradient|. Ties keep and grow the lower index.
+    The kept weights of smallest |theta| are dropped. Then those of largest |gradient| are grown, among all
+    that are off, including the ones just dropped. Ties keep and grow the lower index.
 
     Args:
         theta: weights, any shape.
         gradient: dense gradient of theta's shape, averaged over ranks.
-        kept: bool, True where a weight is on.
-        count: at most the number of kept weights and of what is off after the drop.
+        mask: bool, True where a weight is on.
+        count: at most the number of kept weights, and of those that are off after the drop.
         name: of the layer, for errors.
 
     Raises:
         NotFinite: a weight or a gradient is nan.
     """
-    survivors = _largest(name, theta.abs(), kept, int(kept.count_nonzero()) - count)
+    survivors = _largest(name, theta.abs(), mask, int(mask.count_nonzero()) - count)
     return survivors | _largest(name, gradient.abs(), ~survivors, count)
 
 
@@ -42,25 +43,25 @@ def _largest(name: str, score: Tensor, among: Tensor, count: int) -> Tensor:
 
 @register("rigl")
 @dataclass
-class RigL(Masked):
-    """Sparse from the start at fixed layer sizes, rewired at intervals by magnitude and dense gradient.
+class RigL(TargetSparsity):
+    """Sparse from the start at fixed layer sizes; masks are updated by magnitude and dense gradient.
 
-    At every `interval`-th step before `until` of all steps the share `fraction(step)` of each layer's kept
-    weights is dropped and grown elsewhere. Grown weights start at zero with clean optimizer state; one that
-    is dropped and grown in the same update keeps value and state. No optimizer step follows in such an
-    iteration (google-research/rigl, sparse_optimizers_base.py).
+    At every `interval`-th step before `until` of all steps the fraction `drop_fraction_at(step)` of each
+    layer's kept weights is dropped and as many are grown. Grown weights start at zero with zero optimizer
+    state; one that is dropped and grown in the same update keeps value and state. No optimizer step follows
+    in such an iteration (google-research/rigl, sparse_optimizers_base.py).
 
     Args:
-        sparsity: share pruned of all prunable weights.
+        sparsity: fraction of all prunable weights to prune.
         exclude: globs of weights to keep dense. RigL's own "uniform" keeps the first convolution dense.
-        allocation: layer densities: erk, uniform or balanced.
+        allocation: layer densities: "erk", "uniform" or "balanced".
         interval: steps between updates: 100 as published, at batches of 4096; 400 sees as many images at
             1024.
-        drop_fraction: share dropped at the first update; it falls along half a cosine.
-        until: share of all steps after which the masks stay.
+        drop_fraction: fraction of the kept weights dropped at step 0; it falls along half a cosine.
+        until: fraction of all steps after which the masks are fixed.
     """
 
-    allocation: Allocation = Allocation.erk
+    allocation: AllocationLike = Allocation.erk
     interval: int = 100
     drop_fraction: float = 0.3
     until: float = 0.75
@@ -75,36 +76,46 @@ class RigL(Masked):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name):g}")
 
-    def _prepare(self) -> None:
+    def _on_attach(self) -> None:
         self._end = self.until * self.total_steps
         generator = torch.Generator().manual_seed(self.seed)
         kept = kept_counts(self._shapes(), self.sparsity, self.allocation)
-        self._prune(random_masks(self._shapes(), kept, generator=generator))
+        self._set_masks(random_masks(self._shapes(), kept, generator=generator))
 
-    def fraction(self, step: int) -> float:
-        """Share of the kept weights to drop at `step`: drop_fraction / 2 * (1 + cos(pi step / end))."""
+    def drop_fraction_at(self, step: int) -> float:
+        """Fraction of the kept weights to drop at `step`: drop_fraction / 2 * (1 + cos(pi step / end))."""
         return self.drop_fraction / 2 * (1 + cos(pi * step / self._end))
 
-    def updates(self, step: int) -> bool:
-        """Are the masks rewired at this step, counted from 0?"""
+    def fraction(self, step: int) -> float:
+        """Deprecated: `drop_fraction_at`."""
+        warn_renamed("RigL.fraction", "RigL.drop_fraction_at")
+        return self.drop_fraction_at(step)
+
+    def is_update_step(self, step: int) -> bool:
+        """Are the masks updated at this step, counted from 0?"""
         return 0 < step < self._end and step % self.interval == 0
 
+    def updates(self, step: int) -> bool:
+        """Deprecated: `is_update_step`."""
+        warn_renamed("RigL.updates", "RigL.is_update_step")
+        return self.is_update_step(step)
+
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Mask the gradients, or rewire by the dense ones; then no optimizer step follows."""
-        if not self.updates(step):
+        """Mask the gradients, or update the masks by the dense ones; then no optimizer step follows."""
+        if not self.is_update_step(step):
             return super().after_backward(step, optimizer)
-        self._prune(self._rewired(step), optimizer)
+        self._set_masks(self._updated_masks(step), optimizer)
         return False
 
     @torch.no_grad()
-    def _rewired(self, step: int) -> Mapping[str, Tensor]:
-        kept = {name: ~pruned for name, pruned in self.masks.pruned.items()}
+    def _updated_masks(self, step: int) -> Mapping[str, Tensor]:
+        masks = dict(self.masks.masks)
         for name, weight in self.masks.weights.items():
             gradient = weight.gradient
-            if gradient is None:  # a layer that this network does not use
+            if gradient is None:  # the network does not use this layer
                 continue
-            # first the mean, then the absolute value: with SAM's first pass per rank it is not averaged yet
+            # mean before absolute value: with SAM's first pass per rank, gradients are not averaged yet
             gradient = mean_over_ranks(gradient)
-            count = int(int(kept[name].count_nonzero()) * self.fraction(step))
-            kept[name] = rewire(weight.value, gradient, kept[name], count, name)
-        return kept
+            count = int(int(masks[name].count_nonzero()) * self.drop_fraction_at(step))
+            masks[name] = update_mask(weight.value, gradient, masks[name], count, name)
+        return masks

@@ -15,11 +15,11 @@ from .ranks import mean_over_ranks
 from .weights import Weight
 
 _SAMPLE = 1 << 16
-_AT_ONCE = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
+_MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 
 class NotFinite(ValueError):
-    """Scores that are nan: training has diverged."""
+    """Scores are nan: training has diverged."""
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -35,7 +35,7 @@ def kept_count(total: int, sparsity: float) -> int:
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Raise ValueError, naming the likely intention, unless 0 <= sparsity < 1."""
+    """Raise ValueError unless 0 <= sparsity < 1; the message suggests the likely intention."""
     if not 0 <= sparsity < 1:
         hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity:g}{hint}")
@@ -54,8 +54,8 @@ def snip(
 ) -> dict[str, Tensor]:
     """|sum over batches of dL/dtheta * theta|, which is |dL/dmask| at mask 1 (Lee et al., 2019).
 
-    The sum, averaged over ranks, comes before the absolute value. The model is in eval mode meanwhile and
-    computes without autocast, at most 128 images at once; nothing of it changes.
+    The absolute value is taken after the sum, which is averaged over ranks. The model runs in eval mode,
+    without autocast, on at most 128 images at once, and does not change.
 
     Args:
         model: maps inputs [N, ...] to outputs.
@@ -65,12 +65,12 @@ def snip(
     """
     parameters = [p for weight in weights.values() for p in weight.parameters]
     sums = [torch.zeros_like(p) for p in parameters]
-    with _evaluating(model):
+    with evaluation_mode(model):
         for inputs, targets in batches:
-            for part, wanted in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
+            for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
                 with torch.enable_grad(), torch.autocast(part.device.type, enabled=False):
-                    loss = loss_fn(model(part), wanted) * (len(part) / len(inputs))
-                    # not loss.backward(): p.grad and DistributedDataParallel's hooks stay out of it
+                    loss = loss_fn(model(part), labels) * (len(part) / len(inputs))
+                    # not loss.backward(), which would change p.grad and run DistributedDataParallel's hooks
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
@@ -84,14 +84,14 @@ def snip(
 
 
 def synflow(
-    model: nn.Module, weights: Mapping[str, Weight], kept: Mapping[str, Tensor], input_shape: Sequence[int]
+    model: nn.Module, weights: Mapping[str, Weight], masks: Mapping[str, Tensor], input_shape: Sequence[int]
 ) -> dict[str, Tensor]:
     """dR/dtheta * theta of the network of absolute values, R the sum of its outputs on ones; float64.
 
     Args:
-        model: left untouched: the absolute values are put in its place by a functional call, in eval mode.
+        model: not changed: a functional call computes with the absolute values, in eval mode.
         weights: name -> prunable weight.
-        kept: name -> bool mask under which the network computes.
+        masks: name -> bool, True where a weight is on.
         input_shape: of one input with its batch dimension, such as (1, 3, 224, 224).
 
     Returns:
@@ -102,35 +102,36 @@ def synflow(
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    # of a product m * w the second factor alone: dR/dw * w is dR/dtheta * theta
-    places = {name: names[id(weight.parameters[-1])] for name, weight in weights.items()}
-    for name, place in places.items():
-        tensors[place] = tensors[place].masked_fill_(~kept[name], 0.0).requires_grad_()
+    # of a product m * w only the second factor: dR/dw * w is dR/dtheta * theta
+    scored = {name: names[id(weight.parameters[-1])] for name, weight in weights.items()}
+    for name, key in scored.items():
+        tensors[key] = tensors[key].masked_fill_(~masks[name], 0.0).requires_grad_()
     device = next(iter(weights.values())).parameters[0].device
-    with _evaluating(model), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with evaluation_mode(model), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         ones = torch.ones(input_shape, dtype=torch.float64, device=device)
         total = functional_call(model, tensors, (ones,)).sum()
-        leaves = [tensors[place] for place in places.values()]
+        leaves = [tensors[key] for key in scored.values()]
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     return {
         name: (gradient * leaf.detach()).abs()  # LayerNorm and attention give either sign
-        for name, gradient, leaf in zip(places, gradients, leaves, strict=True)
+        for name, gradient, leaf in zip(scored, gradients, leaves, strict=True)
     }
 
 
 def synflow_masks(
     model: nn.Module, weights: Mapping[str, Weight], input_shape: Sequence[int], schedule: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Masks after pruning to each count of `schedule` in turn by the flow of what is left."""
-    kept = {name: torch.ones_like(w.parameters[0], dtype=torch.bool) for name, w in weights.items()}
+    """Masks after pruning to each count of `schedule` in turn, by the flow of the weights still on."""
+    masks = {name: torch.ones_like(w.parameters[0], dtype=torch.bool) for name, w in weights.items()}
     for count in schedule:
-        scores = synflow(model, weights, kept, input_shape)
-        kept = global_topk({n: score.masked_fill_(~kept[n], -1.0) for n, score in scores.items()}, count)
-    return kept
+        scores = synflow(model, weights, masks, input_shape)
+        masks = global_topk({n: score.masked_fill_(~masks[n], -1.0) for n, score in scores.items()}, count)
+    return masks
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; afterwards every module has the mode that it had before."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -148,7 +149,8 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         kept: how many to keep, exactly; ties go to the tensor that comes first, then to the lower index.
 
     Raises:
-        ValueError: kept out of range, or a score that is not a number.
+        ValueError: kept out of range.
+        NotFinite: a score is nan.
     """
     total = sum(s.numel() for s in scores.values())
     if not 0 <= kept <= total:
@@ -170,14 +172,14 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest entry of a flat tensor without nan, 1 <= k <= len(values), as a 0-dim tensor.
 
-    In long tensors a sorted sample of every n-th entry brackets it, and only what lies in the bracket (3 % or
-    so) is searched: three times faster than `torch.kthvalue` on 25 million entries, and the same to the bit.
+    In long tensors a sorted sample of every n-th entry brackets it, and only the entries in the bracket
+    (about 3 %) are searched: three times faster than `torch.kthvalue` on 25 million entries, and bit-equal.
     """
     total = len(values)
     if total > _SAMPLE * 16:
         sample = values[:: total // _SAMPLE].sort(descending=True).values
-        place, margin = k / total * len(sample), 8 * len(sample) ** 0.5
-        first, last = int(place - margin), int(place + margin)
+        position, margin = k / total * len(sample), 8 * len(sample) ** 0.5
+        first, last = int(position - margin), int(position + margin)
         high = sample[first] if first > 0 else sample.new_tensor(torch.inf)
         low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
         inside = values[(values >= low) & (values <= high)]

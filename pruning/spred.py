@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -14,12 +14,20 @@ from .choice import Choice
 from .oneshot import OneShot
 from .parameterization import Plain, Product
 
+FactorsName = Literal["independent", "balanced"]
+
 
 class Factors(Choice):
-    """Initial factors: two independent draws of PyTorch's default, or the initial weight in balance."""
+    """Initial factors: two independent draws of PyTorch's default, or balanced ones of the initial weight."""
 
     independent = "independent"
     balanced = "balanced"
+
+
+if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
+    FactorsLike: TypeAlias = Factors | FactorsName
+else:
+    FactorsLike = Factors
 
 
 @register("spred")
@@ -28,16 +36,16 @@ class Spred(OneShot):
     """theta = m * w with weight decay on m and w, a penalty of decay |theta|_1; prune, then fine-tune.
 
     Args:
-        sparsity: share pruned, over all layers together.
-        exclude: globs of weights never to prune; they are factored and decayed like the others.
+        sparsity: fraction to prune, over all layers together.
+        exclude: globs of weights that are not pruned; they are factored and decayed like the others.
         decay: weight decay kappa of both factors (coupled, as in SGD). The authors tune it per task.
-        factors: how the factors start.
-        finetune: share of the epochs left for fine-tuning after pruning, without decay.
-        finetune_lr: learning rate of that, for every parameter group; the authors take 1e-4.
+        factors: initial factors: "independent" or "balanced".
+        finetune: fraction of the epochs, at the end, for fine-tuning after pruning, without decay.
+        finetune_lr: learning rate of fine-tuning, for every parameter group; the authors use 1e-4.
     """
 
     decay: float = 1e-5
-    factors: Factors = Factors.independent
+    factors: FactorsLike = Factors.independent
     finetune: float = 0.1
     finetune_lr: float = 1e-4
 
@@ -52,16 +60,17 @@ class Spred(OneShot):
         if not self.decay >= 0:
             raise ValueError(f"decay must not be negative, got {self.decay:g}")
 
-    def _parameterize(self, wanted: Plain) -> Plain:
-        super()._parameterize(wanted)
-        return Product(frobenius=0.0, decay=self.decay)
+    def _parameterize(self, requested: Plain) -> Plain:
+        super()._parameterize(requested)
+        self._factors = Product(frobenius=0.0, decay=self.decay)
+        return self._factors
 
-    def _prepare(self) -> None:
+    def _on_attach(self) -> None:
         epochs = max(round(self.finetune * self.total_epochs), int(self.finetune > 0))
         self._prune_from = self.total_epochs - epochs
         if self.factors is Factors.independent:
             generator = torch.Generator().manual_seed(self.seed)
-            for weight in self.parameterization.weights:
+            for weight in self._factors.weights:
                 for factor in weight.parameters:
                     draw = torch.empty(factor.shape, dtype=factor.dtype)
                     nn.init.kaiming_uniform_(draw, a=5**0.5, generator=generator)
@@ -69,23 +78,23 @@ class Spred(OneShot):
                         factor.copy_(draw)
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Prune where fine-tuning begins; the decay then ends."""
+        """Prune at the start of fine-tuning; the decay then ends."""
         if epoch >= self._prune_from and not self.masks.active:
             self._prune_to_target(optimizer)
         super().on_epoch_start(epoch, optimizer)
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Mask the gradients; while fine-tuning, step at its own learning rate."""
+        """Mask the gradients; during fine-tuning, set its learning rate."""
         if self.masks.active:
             for group in optimizer.param_groups:
                 group["lr"] = self.finetune_lr
         return super().after_backward(step, optimizer)
 
     def add_decay(self) -> None:
-        """The penalty, until pruned."""
+        """Add the penalty's gradient until the weights are pruned."""
         if not self.masks.active:
             super().add_decay()
 
     def stats(self) -> dict[str, Any]:
-        """Adds the learning rate while fine-tuning."""
+        """Adds the learning rate during fine-tuning."""
         return {**super().stats(), **({"lr": self.finetune_lr} if self.masks.active else {})}

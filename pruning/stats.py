@@ -1,4 +1,4 @@
-"""Numbers of the paper's figures: sign flips, L1 norms, the inverse metric at zero. Taken at epoch ends."""
+"""Numbers for the paper's figures, at epoch ends: sign flips, L1 norms, the inverse metric at zero."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class SignFlips:
     """Counts sign flips over intervals of epochs, counted from the start of the training.
 
     Args:
-        masks: of the weights to watch, as they stand before the first step.
-        every: epochs of an interval; the paper's figure has ten.
+        masks: of the weights to compare, before the first step.
+        every: epochs of an interval, ten in the paper's figure.
     """
 
     def __init__(self, masks: MaskSet, *, every: int = 10) -> None:
@@ -24,35 +24,35 @@ class SignFlips:
         self.begin()
 
     def begin(self) -> None:
-        """Start an interval here; once more after `Sparsifier.initialize`."""
+        """Start an interval now; call it again after `Sparsifier.initialize`."""
         self._before = signs(self.masks.values())
 
     def on_epoch_end(self, epochs: int) -> dict[str, float]:
-        """{"sign_flips": share} where the interval ends after `epochs` whole epochs, else nothing."""
+        """{"sign_flips": fraction} where an interval ends after `epochs` epochs, else an empty dict."""
         if epochs % self.every:
             return {}
-        share = sign_flips(self._before, self.masks.values())
+        fraction = sign_flips(self._before, self.masks.values())
         self.begin()
-        return {"sign_flips": share}
+        return {"sign_flips": fraction}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The signs at the interval's start."""
+        """The signs at the start of the interval."""
         return dict(self._before)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._before = {name: state[name].to(value.device) for name, value in self._before.items()}
 
 
 def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    """Share of the weights active at both ends whose sign differs (Figure 2a); zero is no sign.
+    """Fraction of the weights active at both ends whose sign differs (Figure 2a); a zero is not active.
 
     Args:
-        before: name -> weights, or their signs alone, at the start of an interval; 0 where pruned.
+        before: name -> weights, or their signs, at the start of an interval; 0 where pruned.
         after: the same at its end.
 
     Returns:
-        A share in [0, 1], 0 where no weight is active at both ends.
+        A fraction in [0, 1]; 0 where no weight is active at both ends.
     """
     products = [before[name].sign() * after[name].sign() for name in before]
     flipped = sum((product < 0).count_nonzero() for product in products)
@@ -72,15 +72,19 @@ def l1_norm(masks: MaskSet) -> dict[str, float]:
     return {"l1_sum": total, "l1_mean": total / sum(v.numel() for v in values)}
 
 
-def inverse_metric_at_zero(weight: Weight, pruned: Tensor | None = None) -> float:
+def inverse_metric_at_zero(weight: Weight, *, mask: Tensor | None = None) -> float:
     """Mean over the active entries of the inverse metric at theta = 0 (Appendix F, Figure 5).
 
-    |m^2 - w^2| for a product, 1 for a plain weight, with HAM or without: 1 + alpha |0|. Pruned entries rest
-    at 1 and are left out.
+    |m^2 - w^2| for a product; 1 for a plain weight, with HAM or without: 1 + alpha |0|.
+
+    Args:
+        weight: plain or a product.
+        mask: bool, True where the weight is on; None, or nowhere True: all entries count. The metric of a
+            pruned entry is 1 and says nothing.
     """
     if not isinstance(weight, ProductWeight):
         return 1.0
     m, w = (p.detach().double() for p in weight.parameters)
     metric = (m.square() - w.square()).abs()
-    active = metric if pruned is None or bool(pruned.all()) else metric[~pruned]
+    active = metric if mask is None or not bool(mask.any()) else metric[mask]
     return float(active.mean())

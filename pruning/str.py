@@ -1,119 +1,75 @@
-"""STR: one learned soft threshold per layer (Kusupati et al., 2020), and how to reach a sparsity with it."""
+"""STR: one learned soft threshold per layer (Kusupati et al., 2020), and its calibration to a sparsity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, log, sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Masked, register
+from .base import TargetSparsity, register
 from .choice import Choice
+from .deprecation import warn_renamed
 from .parameterization import Plain
-from .weights import parametrize_
+from .soft_threshold import SoftThresholds
 
-_GOAL = -3.6  # of a threshold's logit at the end of a search's first trial: sigmoid is .027
+_FINAL_LOGIT = -3.6  # of the thresholds in a search's first trial: sigmoid is .027
 _GAIN = 30.0  # of the ramp's feedback, per unit of sparsity
-_MARGIN = 0.9  # share of the largest stable decay that calibration uses
+_MARGIN = 0.9  # fraction of the largest stable decay that calibration uses
+
+CalibrateName = Literal["none", "search", "ramp"]
 
 
 class Calibrate(Choice):
-    """How STR comes to its target: the given decay as it is, several runs, or feedback within one run."""
+    """How STR reaches its target: the given decay unchanged, several runs, or feedback within one run."""
 
     none = "none"
     search = "search"
     ramp = "ramp"
 
 
-class _Shrink(torch.autograd.Function):
-    """sign(w) relu(|w| - sigmoid(s)); its gradients in two passes, where clamp's own take a dozen."""
-
-    @staticmethod
-    def forward(w: Tensor, logit: Tensor) -> Tensor:
-        level = logit.sigmoid().view(())
-        return w - torch.clamp(w, -level, level)  # its zeros are +0.0
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output, inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        theta, logit = ctx.saved_tensors
-        to_w = torch.where(theta != 0, upstream, 0.0)
-        level = logit.sigmoid()
-        along = (theta.sign() * to_w).sum()
-        return to_w, -along * level * (1 - level)
-
-
-class SoftThreshold(nn.Module):
-    """A parametrization: sign(w) relu(|w| - sigmoid(s)), with s one trained logit of shape [1, 1].
-
-    d/dw is 1 where |w| > sigmoid(s), d/ds is -sigmoid'(s) sum(sign(w) upstream) over the same entries.
-    """
-
-    def __init__(self, logit: float) -> None:
-        super().__init__()
-        self.threshold = nn.Parameter(torch.full((1, 1), float(logit)))
-
-    def forward(self, w: Tensor) -> Tensor:
-        """The thresholded weight."""
-        return _Shrink.apply(w, self.threshold)
-
-    def right_inverse(self, theta: Tensor) -> Tensor:
-        """The weight as it is: thresholds start near zero."""
-        return theta
-
-
-@dataclass
-class SoftThresholds(Plain):
-    """A soft threshold on every prunable weight that is not excluded."""
-
-    initial: float
-    exclude: list[str] = field(default_factory=list)
-
-    def attach(self, model: nn.Module, *, total_epochs: int) -> None:
-        """Parametrize the weights. Raises ValueError where some are shared."""
-        made = parametrize_(model, lambda: SoftThreshold(self.initial), self.exclude)
-        self.logits = [parametrization.threshold for parametrization in made]
+if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
+    CalibrateLike: TypeAlias = Calibrate | CalibrateName
+else:
+    CalibrateLike = Calibrate
 
 
 def stable_decay(lr: float, momentum: float) -> float:
-    """The largest weight decay under which a threshold's logit falls steadily, (1 - sqrt(momentum))^2 / lr.
+    """The largest weight decay at which a threshold's logit decreases steadily, (1 - sqrt(momentum))^2 / lr.
 
-    Beyond it SGD with momentum makes the logit swing through zero, and everything is pruned.
+    With a larger one and momentum the logit oscillates through zero, which prunes every weight.
     """
     return (1 - sqrt(momentum)) ** 2 / lr
 
 
 @register("str")
 @dataclass
-class STR(Masked):
+class STR(TargetSparsity):
     """Soft thresholds that weight decay raises and the loss holds back (Kusupati et al., 2020).
 
     The published recipe (decay 2.25e-5 and logits from -3200 for 90 %) moves the logits by the sum of the
-    learning rates times decay / (1 - momentum); at other batch sizes and schedules it gives other sparsities,
-    or none. `calibrate` says what to do about it.
+    learning rates times decay / (1 - momentum); other batch sizes and schedules give other sparsities, or
+    none. `calibrate` compensates for this.
 
     Args:
-        sparsity: target; what is reached is measured, see `achieved_sparsity`.
+        sparsity: target; `achieved_sparsity` measures the sparsity that is reached.
         exclude: globs of weights to keep dense.
         initial: logit of every threshold at the start.
         threshold_decay: weight decay of the logits, in a parameter group of their own.
-        calibrate: "none": `threshold_decay` decides. "search": the same, but a driver makes several runs and
-            moves it by `next_decay`. "ramp": the decay follows the measured sparsity, which is led along a
-            cubic ramp to the target.
-        ramp_every: steps between measurements of the ramp; nothing waits for the host.
-        ramp_until: share of all steps after which the target is held.
+        calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
+            between which a driver changes it by `next_decay`. "ramp": feedback sets the decay at each
+            measurement so that the sparsity follows a cubic ramp to the target.
+        ramp_every: steps between measurements for the ramp, which need no host sync.
+        ramp_until: fraction of all steps after which the ramp stays at the target.
     """
 
     initial: float = -3200.0
     threshold_decay: float = 2.251757813e-5
-    calibrate: Calibrate = Calibrate.none
+    calibrate: CalibrateLike = Calibrate.none
     ramp_every: int = 2
     ramp_until: float = 0.75
 
@@ -144,7 +100,7 @@ class STR(Masked):
             self.check_stability(lr, momentum)
 
     def check_stability(self, lr: float, momentum: float) -> None:
-        """Raise ValueError where the logits would swing instead of fall, at the peak learning rate `lr`."""
+        """Raise ValueError where the logits would oscillate at the peak learning rate `lr`."""
         bound = stable_decay(lr, momentum)
         if self.calibrate is not Calibrate.ramp and self.threshold_decay >= bound:
             raise ValueError(
@@ -152,112 +108,124 @@ class STR(Masked):
                 f"{lr:g} and momentum {momentum:g}: keep it below {bound:.3g}, or use calibrate=ramp"
             )
 
-    def _parameterize(self, wanted: Any) -> Any:
-        super()._parameterize(wanted)
-        return SoftThresholds(self.initial, self.exclude)
+    def _parameterize(self, requested: Plain) -> SoftThresholds:
+        super()._parameterize(requested)
+        self._thresholds = SoftThresholds(self.initial, self.exclude)
+        return self._thresholds
 
-    def _prepare(self) -> None:
+    def _on_attach(self) -> None:
         self._checked = False
         if self.calibrate is Calibrate.ramp:
             self._end = self.ramp_until * self.total_steps
-            first = self.parameterization.logits[0]
+            first = self._thresholds.logits[0]
             self._decay = torch.zeros((), dtype=first.dtype, device=first.device)
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """The thresholds' own: none under the ramp, which adds its decay itself."""
+        """That of the thresholds: zero with calibrate=ramp, whose decay `add_decay` adds."""
         decay = 0.0 if self.calibrate is Calibrate.ramp else self.threshold_decay
-        return dict.fromkeys(self.parameterization.logits, decay)
+        return dict.fromkeys(self._thresholds.logits, decay)
 
-    def wanted(self, step: int) -> float:
+    def target_sparsity_at(self, step: int) -> float:
         """The ramp's sparsity at `step`: sparsity * (1 - (1 - step / end)^3), then the target."""
         return self.sparsity * (1 - (1 - min(step / self._end, 1)) ** 3)
 
+    def wanted(self, step: int) -> float:
+        """Deprecated: `target_sparsity_at`."""
+        warn_renamed("STR.wanted", "STR.target_sparsity_at")
+        return self.target_sparsity_at(step)
+
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Let the ramp measure and correct; the first call checks that the decay is stable."""
-        lr, momentum = self._rate(optimizer)
+        """Update the ramp's decay where a measurement is due; the first call checks that decay is stable."""
+        lr, momentum = self._lr_and_momentum(optimizer)
         if not self._checked:
             self.check_stability(lr, momentum)
             self._checked = True
         if self.calibrate is Calibrate.ramp and step % self.ramp_every == 0:
-            correction = (_GAIN * (self.wanted(step) - self.measured())).clamp(-1, 1)
+            correction = (_GAIN * (self.target_sparsity_at(step) - self.current_sparsity())).clamp(-1, 1)
             self._decay.copy_(correction * (_MARGIN * stable_decay(lr, momentum)))
         return True
 
-    def _rate(self, optimizer: Optimizer) -> tuple[float, float]:
+    def _lr_and_momentum(self, optimizer: Optimizer) -> tuple[float, float]:
         """Peak learning rate and momentum (Adam's first beta) of the group that holds the thresholds."""
-        ours = id(self.parameterization.logits[0])
-        group = next((g for g in optimizer.param_groups if any(id(p) == ours for p in g["params"])), None)
+        first = id(self._thresholds.logits[0])
+        group = next((g for g in optimizer.param_groups if any(id(p) == first for p in g["params"])), None)
         if group is None:
-            raise ValueError("the optimizer lacks STR's thresholds: make it after sparsifier.attach(model)")
+            raise ValueError("the optimizer lacks STR's thresholds: create it after sparsifier.attach(model)")
         momentum = group["momentum"] if "momentum" in group else group.get("betas", (0.0,))[0]
         peak = max(group.get("initial_lr", group["lr"]), group.get("max_lr", 0.0))  # OneCycleLR has a max_lr
         return float(peak), float(momentum)
 
     @torch.no_grad()
     def add_decay(self) -> None:
-        """The ramp's decay of the logits, of either sign."""
+        """Add the ramp's decay of the logits, of either sign."""
         if self.calibrate is Calibrate.ramp:
-            logits = [logit for logit in self.parameterization.logits if logit.grad is not None]
-            self.parameterization.keep_gradients(logits)
-            for logit in logits:
-                logit.grad.addcmul_(logit, self._decay)
+            self._thresholds.save_gradients(self._thresholds.logits)
+            for logit in self._thresholds.logits:
+                if logit.grad is not None:
+                    logit.grad.addcmul_(logit, self._decay)
 
     @torch.no_grad()
-    def measured(self, factor: float = 1.0) -> Tensor:
-        """The sparsity with every logit times `factor`, a tensor on the device."""
-        off = sum((w.abs() <= (factor * s).sigmoid().view(())).count_nonzero() for w, s in self._pairs())
-        return off / sum(w.numel() for w, _ in self._pairs())
+    def current_sparsity(self, factor: float = 1.0) -> Tensor:
+        """The sparsity with every logit times `factor`: a 0-dim tensor, no host sync."""
+        pairs = self._weights_and_logits()
+        pruned = [(w.abs() <= (factor * s).sigmoid().view(())).count_nonzero() for w, s in pairs]
+        return torch.stack(pruned).sum() / sum(w.numel() for w, _ in pairs)
 
-    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+    def measured(self, factor: float = 1.0) -> Tensor:
+        """Deprecated: `current_sparsity`."""
+        warn_renamed("STR.measured", "STR.current_sparsity")
+        return self.current_sparsity(factor)
+
+    def _weights_and_logits(self) -> list[tuple[Tensor, Tensor]]:
         originals = [weight.parameters[0] for weight in self.masks.weights.values()]
-        return list(zip(originals, self.parameterization.logits, strict=True))
+        return list(zip(originals, self._thresholds.logits, strict=True))
 
     def first_decay(self, lr_sum: float, momentum: float) -> float:
-        """Where a search begins: the decay that alone brings every logit to -3.6 over the run.
+        """The decay of a search's first trial, which without a loss brings every logit to -3.6 in the run.
 
         Args:
             lr_sum: of the learning rates of all steps.
             momentum: of the thresholds' group.
         """
-        return max(log(self.initial / _GOAL), 0.0) * (1 - momentum) / lr_sum
+        return max(log(self.initial / _FINAL_LOGIT), 0.0) * (1 - momentum) / lr_sum
 
     def next_decay(self, lr_sum: float, momentum: float) -> float:
         """The decay that would have reached the target, if the final weights had stayed the same.
 
-        The factor c with measured(c) = sparsity tells how much further the logits had to fall, and
-        decay - ln(c) (1 - momentum) / lr_sum brings them there.
+        With the factor c for which current_sparsity(c) = sparsity, it is
+        decay - ln(c) (1 - momentum) / lr_sum.
         """
         low, high = -12.0, 12.0
         for _ in range(50):
             middle = (low + high) / 2
-            if float(self.measured(exp(middle))) > self.sparsity:
+            if float(self.current_sparsity(exp(middle))) > self.sparsity:
                 low = middle
             else:
                 high = middle
         return max(self.threshold_decay - low * (1 - momentum) / lr_sum, 0.0)
 
     def kept(self) -> dict[str, Tensor]:
-        """True where the thresholded weight is not zero."""
+        """Name -> mask, True where the thresholded weight is not zero."""
         return {name: value != 0 for name, value in self.masks.values().items()}
 
     @torch.no_grad()
     def margins(self) -> dict[str, Tensor]:
         """|w| - sigmoid(s): how far each weight is above its threshold."""
-        pairs = zip(self.masks.weights, self._pairs(), strict=True)
+        pairs = zip(self.masks.weights, self._weights_and_logits(), strict=True)
         return {name: w.abs() - s.sigmoid().view(()) for name, (w, s) in pairs}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, entries that are not zero, total) of each thresholded weight."""
-        for name, kept in self.kept().items():
-            yield name, int(kept.count_nonzero()), kept.numel()
+        for name, mask in self.kept().items():
+            yield name, int(mask.count_nonzero()), mask.numel()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the decay that the ramp has come to."""
+        """Adds the ramp's current decay."""
         ramp = {"decay": self._decay} if self.calibrate is Calibrate.ramp else {}
         return {**super().state_dict(), **ramp}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the ramp's decay."""
+        """Restore the ramp's decay."""
         super().load_state_dict(state)
         if self.calibrate is Calibrate.ramp:
             self._decay.copy_(state["decay"])

@@ -1,11 +1,11 @@
-"""Fetch the raw files of node classification sets and check them.
+"""Get the raw files of node classification sets and check them.
 
     python scripts/prepare_graphs.py cora citeseer [--to DIR]
     python scripts/prepare_graphs.py all
 
-They go to DIR/graphs/<set>/raw and DIR/graphs/splits; DIR is $HAM_DATA if not given, else the current folder.
-Files that are there are kept; every set is read once, and its nodes, edges and features are counted. Exit
-status 2, and one line for each set, where something cannot be had or is wrong.
+They are written to DIR/graphs/<set>/raw and DIR/graphs/splits; DIR is $HAM_DATA if not given, else the
+current folder. Existing files are kept; every set is read once to count its nodes, edges and features. Exit
+status 2, and one line for each set whose files cannot be obtained or are wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ham.data.graph_files import SETS, fetch, fixed_split, read
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch and check; returns the exit status."""
+    """Download and check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choices = [*SETS, "all"]
     parser.add_argument("sets", nargs="+", choices=choices, metavar="SET", help=", ".join(choices))
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     root, status = args.to / "graphs", 0
     for name in SETS if "all" in args.sets else args.sets:
         try:
-            fresh = fetch(name, root)
+            downloaded = fetch(name, root)
             graph = read(name, root)
             if SETS[name].reader in ("Amazon", "Coauthor"):
                 fixed_split(name, root)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             status = 2
             continue
         counts = f"{len(graph.labels):,} nodes, {graph.edges.shape[1] // 2:,} edges"
-        print(f"{name}: {counts}; {len(fresh)} files fetched")
+        print(f"{name}: {counts}; {len(downloaded)} files downloaded")
     return status
 
 

@@ -1,4 +1,4 @@
-"""Simulate what Figures 1, 2b, 3, 4, 6, 7 and 8 show, on a CPU, into results/theory/*.json.
+"""Simulate the data of Figures 1, 2b, 3, 4, 6, 7 and 8 on a CPU, into results/theory/*.json.
 
     python scripts/theory_runs.py                    # all, two minutes on one core
     python scripts/theory_runs.py --figure 6 7       # these
@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 
 from ham import theory
+from ham.files import RESULTS, atomic_write_text
+from ham.report.plan import figure_name
 from ham.run.provenance import provenance
 from ham.theory import neuron
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "results" / "theory"
+DATA = RESULTS / "theory"
 SEEDS = range(10)
 STEPS = 1_000_000  # App. G.1's "10e+6", read as 1e6
 LR, ALPHA = 1e-4, 1000.0
-DIGITS = 6  # of the numbers that are kept
+DIGITS = 6  # significant digits of the data
 
 
 def metrics() -> dict[str, Any]:
@@ -50,13 +51,13 @@ def metrics() -> dict[str, Any]:
 def bregman() -> dict[str, Any]:
     """Figure 2b: R_alpha(theta) / R_alpha(1) between theta^2 and |theta|."""
     theta, alphas = np.linspace(-1, 1, 201), [0.0, 1.0, 10.0, 100.0, 10000.0]
-    column = theta[:, None]  # each theta a row of its own: the sum over the last axis then sums nothing
+    column = theta[:, None]  # one theta per row, since bregman sums over the last axis
     values = [theory.bregman(column, a) / theory.bregman(np.ones(1), a) for a in alphas]
     return {"settings": {"alphas": alphas, "theta0": 0.0}, "theta": theta, "normalised": values}
 
 
 def signs() -> dict[str, Any]:
-    """Figure 3: one step with gradient 1 from each weight, and a path through zero, by HYP and by HYP*."""
+    """Figure 3: one step with gradient 1 from each weight, and a path through zero, of HYP and HYP*."""
     lr, alpha, start, optimum, steps = 0.05, 20.0, 0.6, -1.0, 14
     theta = np.linspace(-0.1, 0.1, 401)
     paths: dict[str, list[float]] = {}
@@ -80,7 +81,7 @@ def signs() -> dict[str, Any]:
 
 
 def quadrants() -> dict[str, Any]:
-    """Figure 4: one neuron from all four sign cases, on ten data sets and balanced starts."""
+    """Figure 4: one neuron from all four sign cases, on ten data sets with balanced starts."""
     strengths = {"gd": (0.0, 0.0), "product": (1.0, 0.25), "ham": (4.0, 1.0)}
     samples, tolerance = 20, 1e-6
     times = np.concatenate([[0], np.geomspace(0.05, 200, 45)])
@@ -103,7 +104,7 @@ def quadrants() -> dict[str, Any]:
 
 
 def regression(*runs: tuple[str, str, float | None, float, float]) -> dict[str, Any]:
-    """Figures 6 to 8: distance to the truth, each run a label, method, alpha, learning rate and start."""
+    """Figures 6 to 8: distance to the truth; a run is label, method, alpha, learning rate and start."""
     problems = [theory.regression(seed=seed) for seed in SEEDS]
     record = theory.recorded_steps(STEPS, 100)
     series = []
@@ -115,7 +116,7 @@ def regression(*runs: tuple[str, str, float | None, float, float]) -> dict[str, 
     return {"settings": settings, "steps": record, "series": series}
 
 
-def _wrong(label: str, method: str) -> tuple[str, str, float | None, float, float]:
+def _from_wrong_signs(label: str, method: str) -> tuple[str, str, float | None, float, float]:
     return label, method, None if method == "gd" else ALPHA, LR, -1e-4
 
 
@@ -130,7 +131,9 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
         ("HAM signed", "ham_signed", ALPHA, LR, 0.0),
     ),
     "figure07": lambda: regression(
-        _wrong("HAM", "ham"), _wrong("GD", "gd"), _wrong("hyperbolic step alone", "hyperbolic")
+        _from_wrong_signs("HAM", "ham"),
+        _from_wrong_signs("GD", "gd"),
+        _from_wrong_signs("hyperbolic step alone", "hyperbolic"),
     ),
     "figure08": lambda: regression(
         *((f"HAM, j = {j}", "ham", 10.0 ** (3 + j), 10.0 ** (-4 - j), 0.0) for j in range(4))
@@ -141,47 +144,34 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
 def main(argv: list[str] | None = None) -> int:
     """Simulate and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--figure", nargs="+", metavar="NAME", help="6, 2b, figure06, ... (all)")
-    parser.add_argument("--to", type=Path, default=DATA, help="where the data go (results/theory)")
+    parser.add_argument("--figure", nargs="+", metavar="NAME", help="6, 2b, figure06, ... (default: all)")
+    parser.add_argument("--to", type=Path, default=DATA, help="folder to write to (default: results/theory)")
     args = parser.parse_args(argv)
-    try:
-        names = [full_name(name) for name in args.figure or RUNS]
-    except ValueError as error:
-        print(f"theory_runs.py: {error}", file=sys.stderr)
+    names = list(map(figure_name, args.figure or RUNS))
+    if unknown := [name for name in names if name not in RUNS]:
+        known = ", ".join(RUNS)
+        print(f"theory_runs.py: unknown theory figure {unknown[0]!r}: choose one of {known}", file=sys.stderr)
         return 2
     args.to.mkdir(parents=True, exist_ok=True)
     for name in names:
-        began = time.perf_counter()
+        start = time.perf_counter()
         data = RUNS[name]()
-        seconds = round(time.perf_counter() - began, 2)
+        seconds = round(time.perf_counter() - start, 2)
         record = {"figure": name, **_plain(data), "seconds": seconds, "provenance": _provenance()}
-        (args.to / f"{name}.json").write_text(json.dumps(record) + "\n")
+        atomic_write_text(args.to / f"{name}.json", json.dumps(record) + "\n")
         print(f"{name}: {seconds} s")
     return 0
 
 
-def full_name(name: str) -> str:
-    """figure06 for 6, 06 and figure06.
-
-    Raises:
-        ValueError: there is no such figure here.
-    """
-    number = name.removeprefix("figure").lstrip("0")
-    full = f"figure{number.zfill(2 + (not number.isdigit()))}"
-    if full not in RUNS:
-        raise ValueError(f"no theory figure {name!r}; there are {', '.join(RUNS)}")
-    return full
-
-
 def _provenance() -> dict[str, Any]:
     """Commit, versions and hardware; no host name and no path."""
-    whole = provenance("")
-    kept = {key: whole[key] for key in ("commit", "dirty", "python", "hardware")}
+    full = provenance("")
+    kept = {key: full[key] for key in ("commit", "dirty", "python", "hardware")}
     return kept | {"versions": {name: metadata.version(name) for name in ("numpy", "scipy", "torch")}}
 
 
 def _plain(value: Any) -> Any:
-    """What json can write, floats to six digits."""
+    """A value that json can write, with floats of six digits."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | range):

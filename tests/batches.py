@@ -1,4 +1,4 @@
-"""What the tests of all loaders do with batches."""
+"""Helpers for the tests of all loaders."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import torch
 from ham.data import Batch, Loader
 
 
-def whole(loader: Loader, epoch: int = 0) -> Batch:
-    images, classes = zip(*loader.batches(epoch), strict=True)
-    return torch.cat(images), torch.cat(classes)
+def read_epoch(loader: Loader, epoch: int = 0) -> Batch:
+    """All images and labels of an epoch."""
+    images, labels = zip(*loader.batches(epoch), strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for (images, classes), (same_images, same_classes) in zip(found, expected, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(classes, same_classes)
+def assert_equal(actual: list[Batch], expected: list[Batch]) -> None:
+    """The batches are equal bit for bit."""
+    assert len(actual) == len(expected)
+    for (images, labels), (same_images, same_labels) in zip(actual, expected, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)

@@ -109,7 +109,7 @@ def small_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     folder = tmp_path / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
-    for split, each in cifar_noise.EACH.items():
+    for split, each in cifar_noise.PER_CLASS.items():
         monkeypatch.setitem(cifar_files.PER_CLASS, split, each)
         (folder / split).write_bytes(pickle.dumps(cifar_noise.record(split)))
     names = [f"class{number}".encode() for number in range(100)]

@@ -1,4 +1,4 @@
-"""Small graphs in the formats of the 13 sets' raw files."""
+"""Small graphs in the formats of the raw files of the 13 data sets."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ import scipy.sparse
 from ham.data import graph_files
 
 NODES, FEATURES, CLASSES = 60, 12, 3
-PLANETOID = 600  # its reader takes the 500 nodes after the training nodes for validation
+PLANETOID = 600  # nodes; its reader uses the 500 nodes after the training nodes for validation
 
 
-def drawn(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features that tell a class a little, labels, and undirected edges that mostly stay within a class."""
-    draw, known = np.random.default_rng(0), graph_files.SETS[name]
-    count = PLANETOID if known.reader == "Planetoid" else NODES
-    labels = np.arange(count) % min(known.classes, CLASSES)
-    features = (draw.random((count, FEATURES)) < 0.15).astype(np.float32)
-    features[np.arange(count), labels] = draw.random(count) < 0.7
-    likely = np.where(labels[:, None] == labels, 0.12, 0.02)
-    return features, labels, np.argwhere(np.tril(draw.random((count, count)) < likely, -1))
+def draw_graph(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features that correlate with the labels, labels, and undirected edges, mostly within a class."""
+    rng, facts = np.random.default_rng(0), graph_files.SETS[name]
+    count = PLANETOID if facts.reader == "Planetoid" else NODES
+    labels = np.arange(count) % min(facts.classes, CLASSES)
+    features = (rng.random((count, FEATURES)) < 0.15).astype(np.float32)
+    features[np.arange(count), labels] = rng.random(count) < 0.7
+    probability = np.where(labels[:, None] == labels, 0.12, 0.02)
+    return features, labels, np.argwhere(np.tril(rng.random((count, count)) < probability, -1))
 
 
 def masks(splits: int) -> dict[str, np.ndarray]:
-    """Halves and quarters, bool [splits, NODES]."""
-    draw = np.random.default_rng(1)
-    order = np.stack([draw.permutation(NODES) for _ in range(splits)])
+    """Random splits by part, bool [splits, NODES]."""
+    rng = np.random.default_rng(1)
+    order = np.stack([rng.permutation(NODES) for _ in range(splits)])
     bounds = {"train": (0, 24), "stopping": (24, 30), "val": (30, 45), "test": (45, NODES)}
-    found = {}
+    masks_by_part = {}
     for part, (begin, end) in bounds.items():
-        found[part] = np.zeros((splits, NODES), dtype=bool)
-        for row, numbers in zip(found[part], order, strict=True):
-            row[numbers[begin:end]] = True
-    return found
+        masks_by_part[part] = np.zeros((splits, NODES), dtype=bool)
+        for row, nodes in zip(masks_by_part[part], order, strict=True):
+            row[nodes[begin:end]] = True
+    return masks_by_part
 
 
 def write(name: str, root: Path) -> None:
-    """The small graph as the raw files of the set `name` below root."""
-    known = graph_files.SETS[name]
+    """Write the small graph as the raw files of the data set `name` below root."""
+    facts = graph_files.SETS[name]
     folder = root / name / "raw"
     folder.mkdir(parents=True)
-    features, labels, edges = drawn(name)
-    if known.reader == "Planetoid":
-        _planetoid(folder, known.key, features, labels, edges)
-    elif known.reader in ("Amazon", "Coauthor"):
+    features, labels, edges = draw_graph(name)
+    if facts.reader == "Planetoid":
+        _planetoid(folder, facts.key, features, labels, edges)
+    elif facts.reader in ("Amazon", "Coauthor"):
         adjacency = scipy.sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(NODES, NODES)).tocsr()
         matrices = {"adj": adjacency, "attr": scipy.sparse.csr_matrix(features)}
         content = {
@@ -57,25 +57,24 @@ def write(name: str, root: Path) -> None:
             for key, matrix in matrices.items()
             for part in ("data", "indices", "indptr", "shape")
         }
-        np.savez(folder / known.files[0], labels=labels, **content)
+        np.savez(folder / facts.files[0], labels=labels, **content)
         split = {"train": np.arange(30), "valid": np.arange(30, 45), "test": np.arange(45, NODES)}
         (root / "splits").mkdir(exist_ok=True)
         np.savez(root / "splits" / f"{name}_split.npz", **split)
-    elif known.reader == "WikiCS":
+    elif facts.reader == "WikiCS":
         _wikics(folder, features, labels, edges)
     else:
         parts = {f"{part}_masks": mask for part, mask in masks(10).items()}
-        np.savez(folder / known.files[0], node_features=features, node_labels=labels, edges=edges, **parts)
+        np.savez(folder / facts.files[0], node_features=features, node_labels=labels, edges=edges, **parts)
 
 
-def small(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let the sets be as small as `write` makes them."""
+def shrink_sets(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Set the facts of the data sets to those of the small graphs of `write`."""
     for name in names:
-        known = graph_files.SETS[name]
-        _, labels, edges = drawn(name)
+        facts = graph_files.SETS[name]
+        _, labels, edges = draw_graph(name)
         sizes = dict(nodes=len(labels), edges=len(edges), features=FEATURES, classes=int(labels.max()) + 1)
-        fewer = replace(known, **sizes)
-        monkeypatch.setitem(graph_files.SETS, name, fewer)
+        monkeypatch.setitem(graph_files.SETS, name, replace(facts, **sizes))
 
 
 def _planetoid(folder: Path, key: str, features: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> None:

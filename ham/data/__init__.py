@@ -1,23 +1,26 @@
-"""Data sets of the paper and of the demo."""
+"""Data sets of the paper and of the demo runs."""
 
-from .base import Batch, Data, DataError, Loader, Loaders, derived_seed
+from .base import DATASETS, Batch, Data, DataError, ImageData, Loader, Loaders, derived_seed, register
 from .cifar import Cifar100
 from .digits import Digits
-from .graphs import Graph, NodeTask
+from .graphs import Graph, NodeData
 from .imagenet_ffcv import ImageNetFFCV
 from .imagenet_folder import ImageNetFolder
 
 __all__ = [
+    "DATASETS",
     "Batch",
     "Cifar100",
     "Data",
     "DataError",
     "Digits",
     "Graph",
+    "ImageData",
     "ImageNetFFCV",
     "ImageNetFolder",
     "Loader",
     "Loaders",
-    "NodeTask",
+    "NodeData",
     "derived_seed",
+    "register",
 ]

@@ -1,38 +1,41 @@
-"""What the loop asks of a data set: batches on the device, in an order that seed and epoch alone decide."""
+"""The contract of data sets, their registry, and the order in which each rank reads a data set."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
-"""Float images [N, 3, H, W] and int64 classes [N]."""
+"""Float images [N, 3, H, W] and int64 labels [N]."""
 
 
 class DataError(Exception):
-    """A data set is missing or not what it should be; the message names the cure."""
+    """A data set is missing or invalid; the message names the cure."""
 
 
 class Loader(Protocol):
     """One pass over a data set per call."""
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Number of batches in a full epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; the same ones whatever was drawn before."""
+        """The batches of `epoch` from batch `start` on; they do not depend on earlier calls."""
 
 
 @dataclass
 class Loaders:
-    """Ready to use: `train` shuffles and drops the ragged last batch, `test` holds every image once.
+    """The loaders of one rank: each reads this rank's share of every batch.
 
-    Of several ranks each has its share of every training batch, and of the test images.
+    Args:
+        train: shuffled; an incomplete last batch is dropped.
+        test: in order; every image is read once.
     """
 
     train: Loader
@@ -41,78 +44,101 @@ class Loaders:
 
 @dataclass
 class Data:
-    """A data set's name and facts. Subclasses are the schema of `configs/data`.
+    """Facts about a data set. Subclasses are the schema of `configs/data`.
 
     Args:
-        num_classes: of the labels.
-        image_size: pixels a side that a model sees.
+        num_classes: number of classes.
+        image_size: pixels per side of the images that the model sees; 0 for data without images.
     """
 
     num_classes: int = 0
     image_size: int = 0
 
+
+class ImageData(Data, ABC):
+    """A data set of images for classification."""
+
+    @abstractmethod
     def load(
-        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
+        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> Loaders:
-        """Read it.
+        """Open the data set.
 
         Args:
-            batch_size: images of one training step, over all ranks together; a multiple of `ranks`.
+            batch_size: images per training step over all ranks; a multiple of `world_size`.
             seed: of the order and the augmentation; the same on every rank.
-            device: where batches go.
-            rank: whose share to read.
-            ranks: processes that train together. Their batches together are the batch of a single process.
+            device: where batches are put.
+            rank: index of this process.
+            world_size: number of processes. Their batches together are the batch of a single process.
 
         Raises:
-            DataError: it is missing or wrong.
+            DataError: the data set is missing or invalid.
         """
-        raise TypeError(f"{type(self).__name__} is no data set: choose one of configs/data")
+
+
+DATASETS: dict[str, type[Data]] = {}
+"""Data sets by the name of their schema: `configs/data/*.yaml` refer to `<name>_schema`."""
+
+
+_DataClass = TypeVar("_DataClass", bound=type[Data])
+
+
+def register(name: str) -> Callable[[_DataClass], _DataClass]:
+    """Class decorator that adds a data set to `DATASETS` as `name`."""
+
+    def add(data: _DataClass) -> _DataClass:
+        if name in DATASETS:
+            raise ValueError(f"the name {name!r} is taken by {DATASETS[name].__name__}: choose another")
+        DATASETS[name] = data
+        return data
+
+    return add
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one rank reads of a data set.
+class RankSampler:
+    """Which images of a data set a rank reads, and in which order.
 
     Args:
-        count: images of the whole set.
-        batch_size: images a step, over all ranks together.
-        seed: of the epochs' orders, and the ragged last batch is dropped; None: in order, every image once.
-        rank: this process.
-        ranks: all of them.
+        count: number of images in the data set.
+        batch_size: images per step over all ranks.
+        seed: of the epochs' orders; an incomplete last batch is dropped. None: in order, every image once.
+        rank: index of this process.
+        world_size: number of processes.
     """
 
     count: int
     batch_size: int
     seed: int | None = None
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
 
     @property
-    def part(self) -> int:
-        """Images a step on this rank."""
-        return self.batch_size // self.ranks
+    def local_batch_size(self) -> int:
+        """Images per step on this rank."""
+        return self.batch_size // self.world_size
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
         if self.seed is not None:
             return self.count // self.batch_size
-        return -(-len(self.order(0)) // self.part)
+        return -(-len(self.indices(0)) // self.local_batch_size)
 
-    def order(self, epoch: int) -> Tensor:
-        """Image numbers in the order in which this rank reads them, `part` a batch.
+    def indices(self, epoch: int) -> Tensor:
+        """Image indices in the order in which this rank reads them, `local_batch_size` per batch.
 
-        All ranks draw the same order from (seed, epoch) and cut each batch of it into as many pieces; without
-        a seed rank r has images r, r + ranks, ...
+        All ranks draw the same permutation from (seed, epoch) and split each batch of it into `world_size`
+        parts; without a seed, rank r reads the images r, r + world_size, ...
         """
         if self.seed is None:
-            return torch.arange(self.rank, self.count, self.ranks)
+            return torch.arange(self.rank, self.count, self.world_size)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
         order = torch.randperm(self.count, generator=generator)
-        batches = order[: len(self) * self.batch_size].view(len(self), self.ranks, self.part)
+        batches = order[: len(self) * self.batch_size].view(len(self), self.world_size, -1)
         return batches[:, self.rank].flatten()
 
 
 def derived_seed(seed: int, name: str | int) -> int:
-    """The seed of the random stream `name` under `seed`: streams of streams do not meet either."""
+    """The seed of the random stream `name` under `seed`; derived seeds can be derived from again."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) % 2**63

@@ -1,9 +1,9 @@
 """FFCV's file format (`.beton`), read through FFCV's reader, JPEG decoder and resize.
 
-FFCV's own `Loader` is left aside: its random crop cannot be seeded (ffcv#392), leaving it early leaks a
+FFCV's own `Loader` is not used: its random crop cannot be seeded (ffcv#392), leaving an epoch early leaks a
 thread (ffcv#393), an error in that thread hangs the training, a misplaced operation hangs its compilation,
-and its pinned buffers can be overwritten while a copy to the device still waits. Here a crop box is an
-argument, and the memory that is written to belongs to the caller.
+and its pinned buffers can be overwritten while a copy to the device is pending. Here the crop box is an
+argument, and the caller owns the output memory.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _RAW, _JPEG = 1, 0  # ffcv.fields.rgb_image.IMAGE_MODES
 
 
 class Beton:
-    """An FFCV file with the fields `image` and `label`, checked on opening.
+    """An FFCV file with the fields `image` and `label`, validated when it is opened.
 
     Args:
-        path: the file. It is mapped, not read: the system's page cache is the cache.
+        path: the file. It is memory-mapped, so the page cache of the system is the cache.
 
     Attributes:
-        classes: int64 [N].
+        labels: int64 [N].
         sizes: height and width of each image, int64 [N, 2].
-        compressed: which images are JPEGs, not plain pixels; bool [N].
+        compressed: True for images stored as JPEG, False for raw pixels; bool [N].
 
     Raises:
-        DataError: FFCV is not installed, or the file is damaged or something else.
+        DataError: FFCV is not installed, or the file is damaged or not an FFCV file of images and labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,83 +43,87 @@ class Beton:
         try:
             reader = ffcv.reader.Reader(str(path))
             if not reader.header["alloc_table_ptr"]:
-                raise ValueError("writing it was cut short")
+                raise ValueError("it was not written completely")
             fields = dict(zip(reader.field_names, reader.metadata_type.names, strict=True))
-            images, classes = (reader.metadata[fields[name]] for name in ("image", "label"))
+            images, labels = (reader.metadata[fields[name]] for name in ("image", "label"))
             self._data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-            self._places = _places(images, reader.alloc_table, len(self._data))
-            self.classes = torch.from_numpy(classes.astype(np.int64))
+            self._sample_index = _sample_index(images, reader.alloc_table, len(self._data))
+            self.labels = torch.from_numpy(labels.astype(np.int64))
         except (AssertionError, LookupError, ValueError, TypeError, OSError, MemoryError) as error:
-            said = str(error).partition("\n")[0] or type(error).__name__
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(
-                f"{path} is no whole FFCV file of images and labels ({said}): "
-                "write it anew with python scripts/write_beton.py --overwrite"
+                f"{path} is not a complete FFCV file of images and labels ({reason}): "
+                "write it again with python scripts/write_beton.py --overwrite"
             ) from None
-        self.sizes = torch.from_numpy(self._places[:, 1:3].copy())
-        self.compressed = torch.from_numpy(self._places[:, 0] == _JPEG)
+        self.sizes = torch.from_numpy(self._sample_index[:, 1:3].copy())
+        self.compressed = torch.from_numpy(self._sample_index[:, 0] == _JPEG)
         self._decode = _kernel()
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self.labels)
 
-    def decode(self, numbers: Tensor, boxes: Tensor, out: Tensor) -> None:
-        """Decode images, cut boxes out of them and resize these by pixel area (OpenCV's INTER_AREA).
+    def decode(self, indices: Tensor, boxes: Tensor, out: Tensor) -> None:
+        """Decode images, crop them to boxes, and resize the crops by pixel area (OpenCV's INTER_AREA).
 
-        The interpreter's lock is released: threads decode in parallel.
+        Releases the GIL, so that threads decode in parallel.
 
         Args:
-            numbers: which images, int64 [n].
-            boxes: top, left, height, width of each box, int64 [n, 4].
-            out: uint8 [n, rows, columns, 3], written to.
+            indices: of the images, int64 [n].
+            boxes: top, left, height, width of each crop, int64 [n, 4].
+            out: uint8 [n, rows, columns, 3]; overwritten.
 
         Raises:
             DataError: an image is damaged.
-            ValueError: a box does not lie within its image.
+            ValueError: a box is not inside its image.
         """
-        far, sizes = boxes[:, :2] + boxes[:, 2:], self.sizes[numbers]
-        if (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any() or (far > sizes).any():
-            raise ValueError("a crop box does not lie within its image")
-        places = self._places[numbers.numpy()]
-        done = self._decode(self._data, places, boxes.contiguous().numpy(), out.numpy())
-        if done < len(numbers):
+        ends, sizes = boxes[:, :2] + boxes[:, 2:], self.sizes[indices]
+        if (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any() or (ends > sizes).any():
+            raise ValueError("a crop box is not inside its image")
+        sample_index = self._sample_index[indices.numpy()]
+        decoded = self._decode(self._data, sample_index, boxes.contiguous().numpy(), out.numpy())
+        if decoded < len(indices):
             raise DataError(
-                f"{self.path}: image {int(numbers[done])} cannot be decoded: "
-                "write the file anew with python scripts/write_beton.py --overwrite"
+                f"{self.path}: image {int(indices[decoded])} cannot be decoded: "
+                "write the file again with python scripts/write_beton.py --overwrite"
             )
 
 
-def _places(images: np.ndarray, allocated: np.ndarray, file_size: int) -> np.ndarray:
-    """Mode, height, width, first byte, bytes of each image, int64 [N, 5]; ValueError where they cannot be."""
+def _sample_index(images: np.ndarray, allocated: np.ndarray, file_size: int) -> np.ndarray:
+    """Mode, height, width, offset and size in bytes of each image, int64 [N, 5]; ValueError if impossible."""
     allocated = np.sort(allocated[["ptr", "size"]], order="ptr")
     if not len(images) or not len(allocated):
         raise ValueError("no images")
-    found = allocated[np.searchsorted(allocated["ptr"], images["data_ptr"]).clip(max=len(allocated) - 1)]
-    columns = (images["mode"], images["height"], images["width"], found["ptr"], found["size"])
-    places = np.stack([column.astype(np.int64) for column in columns], axis=1)
-    mode, height, width, start, size = places.T
+    entries = allocated[np.searchsorted(allocated["ptr"], images["data_ptr"]).clip(max=len(allocated) - 1)]
+    columns = (images["mode"], images["height"], images["width"], entries["ptr"], entries["size"])
+    sample_index = np.stack([column.astype(np.int64) for column in columns], axis=1)
+    mode, height, width, start, size = sample_index.T
     if (start != images["data_ptr"].astype(np.int64)).any() or (start > file_size - size).any():
-        raise ValueError("images lie beyond its end: it is cut short")
+        raise ValueError("images lie beyond the end of the file: it is truncated")
     raw = mode == _RAW
     if (
         (~raw & (mode != _JPEG)).any()
         or (size[raw] != (3 * height * width)[raw]).any()
-        or (places[:, 1:] <= 0).any()
+        or (sample_index[:, 1:] <= 0).any()
     ):
-        raise ValueError("images of impossible size")
-    return places
+        raise ValueError("image sizes are impossible")
+    return sample_index
 
 
 def import_ffcv() -> Any:
-    """The package `ffcv`. Importing it sets torch's number of threads to one; that is undone."""
+    """The package `ffcv`. Importing it sets torch's number of threads to 1; this function restores it.
+
+    Raises:
+        DataError: FFCV is not installed, or a library that it links to is missing.
+    """
     threads = torch.get_num_threads()
     try:
         import ffcv
         import ffcv.libffcv
         import ffcv.reader
-    except (ImportError, OSError) as error:  # OSError: a library that it is linked to is gone
-        said = str(error).partition("\n")[0]
+    except (ImportError, OSError) as error:  # OSError: a library that it links to is missing
+        reason = str(error).partition("\n")[0]
         raise DataError(
-            f"FFCV cannot be loaded ({said}): run scripts/install_ffcv.sh (the system's libraries and "
+            f"FFCV cannot be loaded ({reason}): run scripts/install_ffcv.sh (the system's libraries and "
             "pip install '.[ffcv]'), or choose data=imagenet_folder"
         ) from None
     finally:
@@ -129,7 +133,7 @@ def import_ffcv() -> Any:
 
 @functools.cache
 def _kernel() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]:
-    """(file, places [n, 5], boxes [n, 4], out [n, rows, columns, 3]) -> number of the first damaged, or n."""
+    """(file, sample index, boxes, out), as in `Beton.decode` -> number of images before a damaged one."""
     library = import_ffcv().libffcv
     from numba import int64, njit, types, uint8
 
@@ -137,10 +141,10 @@ def _kernel() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
     file = types.Array(uint8, 1, "C", readonly=True)
 
     @njit(int64(file, int64[:, ::1], int64[:, ::1], uint8[:, :, :, ::1]), nogil=True)
-    def decode(data, places, boxes, out):
-        pixels = np.empty(3 * (places[:, 1] * places[:, 2]).max(), dtype=np.uint8)
-        for i in range(len(places)):
-            mode, height, width, start, size = places[i]
+    def decode(data, sample_index, boxes, out):
+        pixels = np.empty(3 * (sample_index[:, 1] * sample_index[:, 2]).max(), dtype=np.uint8)
+        for i in range(len(sample_index)):
+            mode, height, width, start, size = sample_index[i]
             source = data.ctypes.data + start
             if mode == _JPEG:
                 plain = (0, 0, 1, 1, False, False)  # no offset, no scaling, no crop, no flip
@@ -150,6 +154,6 @@ def _kernel() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
             top, left, rows, columns = boxes[i]
             bounds = (top, top + rows, left, left + columns)
             resize(0, source, height, width, *bounds, out[i].ctypes.data, out.shape[1], out.shape[2])
-        return len(places)
+        return len(sample_index)
 
     return decode

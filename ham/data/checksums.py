@@ -1,4 +1,4 @@
-"""SHA256SUMS of a data folder, as `sha256sum` writes it: made by prepare_data.py, compared at load."""
+"""SHA256SUMS of a data folder, in the format of `sha256sum`: written by prepare_data.py, checked at load."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def sha256(content: bytes) -> str:
 
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
-    """Write the sums of these files of `folder`; `sha256sum -c SHA256SUMS` in there checks them too."""
+    """Write the digests of these files of `folder`; `sha256sum -c SHA256SUMS` there verifies them."""
     lines = [f"{sha256((folder / name).read_bytes())}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines))
 
 
 def read_sums(folder: Path) -> dict[str, str] | None:
-    """File name -> digest, or None where the folder has no sums.
+    """File name -> digest, or None if the folder has no SHA256SUMS.
 
     Raises:
-        ValueError: the file cannot be read or is not in the format.
+        ValueError: the file cannot be read or has another format.
     """
     if not (folder / SUMS).is_file():
         return None

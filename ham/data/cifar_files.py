@@ -1,8 +1,8 @@
-"""The official files of CIFAR-100, `cifar-100-python/{train,test,meta}`, read without trusting them.
+"""A safe reader of the official files of CIFAR-100, `cifar-100-python/{train,test,meta}`.
 
-They are pickles, and a pickle is a program: one from a stranger can run anything. The unpickler here knows
-numbers, texts, lists, dicts and the description of a numpy array, and calls nothing by name but the functions
-of this file. Not even numpy's own: `numpy.dtype` takes whatever flags a file sets.
+The files are pickles, and unpickling an untrusted file can run arbitrary code. The unpickler here accepts
+numbers, strings, lists, dicts and the description of a numpy array, and calls only the functions of this file
+by name. It does not call numpy's own functions: `numpy.dtype` accepts any flags that a file sets.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ FOLDER = "cifar-100-python"
 FILES = ("train", "test", "meta")
 CLASSES, SIDE = 100, 32
 PER_CLASS = {"train": 500, "test": 100}
-"""Images of each class."""
+"""Images per class."""
 
 
 def read_official(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read and check all three files.
+    """Read and validate all three files.
 
     Returns:
-        "train" and "test" -> images, uint8 [N, 3, 32, 32], read-only, and their classes, int64 [N].
+        "train" and "test" -> images, uint8 [N, 3, 32, 32], read-only, and their labels, int64 [N].
 
     Raises:
-        ValueError: a file is missing or not what it should be; one line that leaves the cure to the caller.
+        ValueError: a file is missing or invalid; the message is one line, and the caller adds the cure.
     """
     sums = read_sums(folder)
     names = _entry(_record(folder, "meta", sums), "fine_label_names", folder / "meta")
-    are_texts = isinstance(names, list) and all(isinstance(name, (bytes, str)) for name in names)
-    if not are_texts or len(set(names)) != CLASSES:
+    are_strings = isinstance(names, list) and all(isinstance(name, (bytes, str)) for name in names)
+    if not are_strings or len(set(names)) != CLASSES:
         raise ValueError(f"{folder / 'meta'} does not name {CLASSES} classes")
     return {split: _split(_record(folder, split, sums), folder / split) for split in PER_CLASS}
 
@@ -63,33 +63,33 @@ def _record(folder: Path, name: str, sums: dict[str, str] | None) -> dict[Any, A
 
 
 def _entry(record: dict[Any, Any], key: str, path: Path) -> Any:
-    """The official files, written by Python 2, have bytes for keys; files pickled anew may have text."""
-    for form in (key.encode(), key):
-        if form in record:
-            value = record[form]
+    """Keys are bytes in the official files, which Python 2 wrote, and may be strings in repickled files."""
+    for variant in (key.encode(), key):
+        if variant in record:
+            value = record[variant]
             return getattr(value, "array", None) if isinstance(value, _Array) else value
-    raise ValueError(f"{path} has no {key}: it is not of CIFAR-100")
+    raise ValueError(f"{path} has no {key}: it is not a file of CIFAR-100")
 
 
 def _split(record: dict[Any, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    pixels, classes = _entry(record, "data", path), _entry(record, "fine_labels", path)
-    each = PER_CLASS[path.name]
-    shape = (CLASSES * each, 3 * SIDE * SIDE)
+    pixels, labels = _entry(record, "data", path), _entry(record, "fine_labels", path)
+    per_class = PER_CLASS[path.name]
+    shape = (CLASSES * per_class, 3 * SIDE * SIDE)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
-        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise ValueError(f"{path} holds images as {found}, expected uint8 {shape}")
-    classes = classes.tolist() if isinstance(classes, np.ndarray) else classes
-    if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < CLASSES for c in classes):
-        raise ValueError(f"{path} has labels that are no classes 0 to {CLASSES - 1}")
-    counts = np.bincount(classes, minlength=CLASSES)
-    if (counts != each).any():
-        odd = int((counts != each).argmax())
-        raise ValueError(f"{path} has {counts[odd]} images of class {odd}, expected {each}")
-    return np.ascontiguousarray(pixels).reshape(-1, 3, SIDE, SIDE), np.array(classes, dtype=np.int64)
+        actual = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"{path} holds images as {actual}, expected uint8 {shape}")
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if not isinstance(labels, list) or not all(type(c) is int and 0 <= c < CLASSES for c in labels):
+        raise ValueError(f"{path} has labels that are not integers from 0 to {CLASSES - 1}")
+    counts = np.bincount(labels, minlength=CLASSES)
+    if (counts != per_class).any():
+        label = int((counts != per_class).argmax())
+        raise ValueError(f"{path} has {counts[label]} images of class {label}, expected {per_class}")
+    return np.ascontiguousarray(pixels).reshape(-1, 3, SIDE, SIDE), np.array(labels, dtype=np.int64)
 
 
 class _Dtype:
-    """What stands for `numpy.dtype` in a file: a kind and a width, such as u1, and a byte order."""
+    """Stand-in for `numpy.dtype` in a file: kind and width, such as u1, and byte order."""
 
     def __init__(self, name: str | bytes, *_: Any) -> None:
         self.name, self.order = _text(name), "="
@@ -101,7 +101,7 @@ class _Dtype:
 
 
 class _Array:
-    """What stands for `numpy.ndarray` in a file: shape, dtype and the bytes; `array` is made of them."""
+    """Stand-in for `numpy.ndarray` in a file: shape, dtype and bytes, from which `array` is built."""
 
     array: np.ndarray
 
@@ -111,14 +111,14 @@ class _Array:
 
 
 def _from_buffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    made = _Array()
-    numbers = np.dtype(dtype.name).newbyteorder(dtype.order)
-    made.array = np.frombuffer(content, numbers).reshape(shape, order=order)
-    return made
+    stand_in = _Array()
+    numpy_dtype = np.dtype(dtype.name).newbyteorder(dtype.order)
+    stand_in.array = np.frombuffer(content, numpy_dtype).reshape(shape, order=order)
+    return stand_in
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocols below 3 write bytes; `_codecs.encode` itself would know other encodings too."""
+    """Bytes in pickle protocols below 3; unlike `_codecs.encode`, this accepts only their encoding."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return text.encode(encoding)
@@ -145,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            asked = f"{module}.{name}"
+            called = f"{module}.{name}"
             raise pickle.UnpicklingError(
-                f"it asks for {asked!r}, which no image needs: do not trust it"
+                f"it calls {called!r}, which images do not need: do not trust it"
             ) from None

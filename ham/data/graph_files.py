@@ -1,4 +1,4 @@
-"""The 13 node classification sets: what they hold, their raw files, and how PyTorch Geometric reads them."""
+"""The 13 node classification data sets: their facts, and how their raw files are read."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ham.files import one_line
+
 from .base import DataError
 
 _GITHUB = "https://raw.githubusercontent.com"
-_PLANETOID = tuple(["x", "tx", "allx", "y", "ty", "ally", "graph", "test.index"])
+_PLANETOID = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
 @dataclass(frozen=True)
 class GraphSet:
-    """One set.
+    """Facts of one data set.
 
     Args:
-        reader: the class of PyTorch Geometric that reads it; Filtered: our own, PyG has none.
-        key: its name there.
-        nodes: how many there are.
-        edges: undirected, without loops.
-        features: per node.
-        classes: of the labels.
-        files: raw files.
-        url: the folder that they are downloaded from.
+        reader: the PyTorch Geometric class that reads it; "Filtered": the reader of this file, PyG has none.
+        key: the name of the data set in PyTorch Geometric.
+        nodes: number of nodes.
+        edges: number of undirected edges without self-loops.
+        features: number of features per node.
+        classes: number of classes.
+        files: names of the raw files.
+        url: the folder from which they are downloaded.
         metric: accuracy, or roc_auc of class 1.
-        normalize: rows of the features are scaled to sum 1, as in the paper's code base.
+        normalize: whether each node's features are scaled to sum 1, as in the paper's code base.
     """
 
     reader: str
@@ -61,12 +64,14 @@ def _npz(reader: str, key: str, file: str, *counts: int) -> GraphSet:
     return GraphSet(reader, key, *counts, (file,), url, normalize=True)
 
 
-def _heterophilous(key: str, file: str, *counts: int, reader: str = "HeterophilousGraphDataset", **more: str):
+def _heterophilous(
+    key: str, file: str, *counts: int, reader: str = "HeterophilousGraphDataset", metric: str = "accuracy"
+) -> GraphSet:
     url = f"{_GITHUB}/yandex-research/heterophilous-graphs/main/data"
-    return GraphSet(reader, key, *counts, (file,), url, **more)
+    return GraphSet(reader, key, *counts, (file,), url, metric)
 
 
-# nodes, edges, features, classes: Tables 14 and 15; citeseer has 4,552 edges, not the 4,522 that are printed
+# nodes, edges, features, classes: Tables 14 and 15; citeseer has 4,552 edges, the paper prints 4,522
 SETS = {
     "cora": _planetoid("cora", 2708, 5278, 1433, 7),
     "citeseer": _planetoid("citeseer", 3327, 4552, 3703, 6),
@@ -88,18 +93,20 @@ SETS = {
     "roman-empire": _heterophilous("roman_empire", "roman_empire.npz", 22662, 32927, 300, 18),
 }
 _FOLDERS = {"Planetoid": "{key}/raw", "Coauthor": "{key}/raw", "Amazon": "{key}/raw", "WikiCS": "raw"}
+_MASK_KEYS = {"train": "train", "valid": "val", "test": "test"}
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _SPLITS = f"{_GITHUB}/LUOyk1999/tunedGNN/main/medium_graph/data"
 
 
 @dataclass(frozen=True)
 class RawGraph:
-    """A set as its files hold it: undirected, without loops.
+    """A data set as stored in its files, undirected and without self-loops.
 
     Args:
         features: float32 [nodes, channels].
         labels: int64 [nodes].
-        edges: int64 [2, 2 x undirected edges], sources and targets, each pair in both directions.
-        masks: bool [nodes, splits] by part (train, valid, test) where the files hold splits.
+        edges: int64 [2, 2 x undirected edges], sources and targets, each edge in both directions.
+        masks: bool [nodes, splits] by part (train, valid, test); empty if the files have no splits.
     """
 
     features: Tensor
@@ -109,61 +116,56 @@ class RawGraph:
 
 
 def read(name: str, root: Path) -> RawGraph:
-    """The set `name` of root/<name>/raw; nothing is written there.
+    """Read the data set `name` from root/<name>/raw without writing there.
 
     Raises:
-        DataError: a file is missing, damaged or of another set, or PyTorch Geometric is not installed.
+        DataError: a file is missing, damaged or of another data set, or PyTorch Geometric is not installed.
     """
-    known, raw = SETS[name], root / name / "raw"
+    facts, raw = SETS[name], root / name / "raw"
     cure = f"python scripts/prepare_graphs.py {name} --to DIR fetches it, then data.root=DIR/graphs"
-    if missing := [file for file in known.files if not (raw / file).is_file()]:
-        raise DataError(f"{name}: there is no {raw / missing[0]}; set HAM_DATA or data.root, or {cure}")
+    if missing := [file for file in facts.files if not (raw / file).is_file()]:
+        raise DataError(f"{name}: {raw / missing[0]} is missing; set HAM_DATA or data.root, or {cure}")
     try:
-        graph = _filtered(raw / known.files[0]) if known.reader == "Filtered" else _through_pyg(known, raw)
-    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{name}: {raw} cannot be read ({_line(error)}); {cure}") from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise DataError(f"{name}: {raw} cannot be read ({_line(error)}); {cure}") from error
-    found = (len(graph.labels), graph.edges.shape[1] // 2, graph.features.shape[1])
-    if found != (known.nodes, known.edges, known.features):
-        expected = (known.nodes, known.edges, known.features)
-        raise DataError(f"{name}: {raw} has (nodes, edges, features) {found}, not {expected}; {cure}")
+        graph = _read_filtered(raw / facts.files[0]) if facts.reader == "Filtered" else _read_pyg(facts, raw)
+    except (*_DAMAGED, IndexError, RuntimeError, pickle.UnpicklingError) as error:
+        raise DataError(f"{name}: {raw} cannot be read ({one_line(error)}); {cure}") from error
+    actual = (len(graph.labels), graph.edges.shape[1] // 2, graph.features.shape[1])
+    expected = (facts.nodes, facts.edges, facts.features)
+    if actual != expected:
+        raise DataError(f"{name}: {raw} has (nodes, edges, features) {actual}, not {expected}; {cure}")
     return graph
 
 
-def _through_pyg(known: GraphSet, raw: Path) -> RawGraph:
-    """PyG writes what it has processed beside its raw files: it gets a folder of links to ours."""
-    datasets = _pyg()
-    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
-        folder = Path(place, _FOLDERS.get(known.reader, "{key}/raw").format(key=known.key))
+def _read_pyg(facts: GraphSet, raw: Path) -> RawGraph:
+    """Read with PyTorch Geometric through a temporary symlink, because it writes beside its raw files."""
+    datasets = _import_pyg()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stderr(io.StringIO()):
+        folder = Path(temporary, _FOLDERS.get(facts.reader, "{key}/raw").format(key=facts.key))
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(raw.resolve(), target_is_directory=True)
-        arguments = (place,) if known.reader == "WikiCS" else (place, known.key)
+        arguments = (temporary,) if facts.reader == "WikiCS" else (temporary, facts.key)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = getattr(datasets, known.reader)(*arguments)[0]
+            data = getattr(datasets, facts.reader)(*arguments)[0]
     parts = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
     masks = {part: data[key].reshape(len(data.y), -1) for part, key in parts.items() if key in data}
-    if known.reader == "WikiCS":  # the paper's code base: its early stopping nodes count as validation
+    if facts.reader == "WikiCS":  # as in the paper's code base, early stopping nodes count as validation
         masks["valid"] = masks["valid"] | data.stopping_mask
-    return _tidy(data.x, data.y, data.edge_index, masks)
+    return _normalized(data.x, data.y, data.edge_index, masks)
 
 
-def _filtered(path: Path) -> RawGraph:
-    """Squirrel and chameleon without the duplicates that leak (Platonov et al., 2023)."""
+def _read_filtered(path: Path) -> RawGraph:
+    """Squirrel and chameleon without duplicate nodes, which leak test labels (Platonov et al., 2023)."""
     import numpy as np
 
     with np.load(path) as file:
         content = {key: torch.from_numpy(file[key]) for key in file.files}
-    masks = {part: content[f"{key}_masks"].bool().t() for part, key in _MASKS.items()}
-    return _tidy(content["node_features"], content["node_labels"], content["edges"].t(), masks)
+    masks = {part: content[f"{key}_masks"].bool().t() for part, key in _MASK_KEYS.items()}
+    return _normalized(content["node_features"], content["node_labels"], content["edges"].t(), masks)
 
 
-_MASKS = {"train": "train", "valid": "val", "test": "test"}
-
-
-def _tidy(features: Tensor, labels: Tensor, edges: Tensor, masks: dict[str, Tensor]) -> RawGraph:
-    """Both directions of every edge once, no loops, sorted by target."""
+def _normalized(features: Tensor, labels: Tensor, edges: Tensor, masks: dict[str, Tensor]) -> RawGraph:
+    """Each edge once per direction, without self-loops, sorted by target."""
     count = len(labels)
     edges = edges[:, edges[0] != edges[1]].long()
     keys = torch.cat([edges[1] * count + edges[0], edges[0] * count + edges[1]]).unique()
@@ -173,7 +175,7 @@ def _tidy(features: Tensor, labels: Tensor, edges: Tensor, masks: dict[str, Tens
     )
 
 
-def _pyg():
+def _import_pyg() -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -184,35 +186,46 @@ def _pyg():
 
 
 def fixed_split(name: str, root: Path) -> dict[str, Tensor]:
-    """TunedGNN's fixed 60/20/20 split: node numbers by part, from root/splits/<name>_split.npz."""
+    """TunedGNN's fixed 60/20/20 split, read from root/splits/<name>_split.npz.
+
+    Returns:
+        node indices, int64, by part: train, valid, test.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     import numpy as np
 
     path = root / "splits" / f"{name}_split.npz"
     try:
         with np.load(path) as file:
-            return {part: torch.from_numpy(file[part]).long() for part in _MASKS}
+            return {part: torch.from_numpy(file[part]).long() for part in _MASK_KEYS}
     except FileNotFoundError as error:
         raise DataError(
-            f"{name}: there is no {path}; python scripts/prepare_graphs.py {name} --to DIR fetches it"
+            f"{name}: {path} is missing; python scripts/prepare_graphs.py {name} --to DIR fetches it"
         ) from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{name}: {path} cannot be read ({_line(error)}); fetch it anew") from error
+    except _DAMAGED as error:
+        raise DataError(f"{name}: {path} cannot be read ({one_line(error)}); download it again") from error
 
 
 def sources(name: str) -> dict[str, str]:
-    """Path below the root -> URL of everything that `name` needs."""
-    known = SETS[name]
-    found = {f"{name}/raw/{file}": f"{known.url}/{file}" for file in known.files}
-    if known.reader in ("Amazon", "Coauthor"):
-        found[f"splits/{name}_split.npz"] = f"{_SPLITS}/{name}_split.npz"
-    return found
+    """Path below the root -> URL, for every file that `name` needs."""
+    facts = SETS[name]
+    urls = {f"{name}/raw/{file}": f"{facts.url}/{file}" for file in facts.files}
+    if facts.reader in ("Amazon", "Coauthor"):
+        urls[f"splits/{name}_split.npz"] = f"{_SPLITS}/{name}_split.npz"
+    return urls
 
 
 def fetch(name: str, root: Path) -> list[Path]:
-    """Download what is missing of `name`; a file appears whole or not at all. Raises DataError."""
-    fresh = []
-    for place, url in sources(name).items():
-        path = root / place
+    """Download the missing files of `name` and return their paths; each file is replaced atomically.
+
+    Raises:
+        DataError: a file cannot be downloaded.
+    """
+    downloaded = []
+    for location, url in sources(name).items():
+        path = root / location
         if path.exists():
             continue
         part = path.with_name(f"{path.name}.part")
@@ -222,10 +235,6 @@ def fetch(name: str, root: Path) -> list[Path]:
             part.replace(path)
         except (OSError, ValueError) as error:
             part.unlink(missing_ok=True)
-            raise DataError(f"cannot fetch {url}: {_line(error)}; put the file to {path} yourself") from error
-        fresh.append(path)
-    return fresh
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(f"cannot download {url}: {one_line(error)}; save the file as {path}") from error
+        downloaded.append(path)
+    return downloaded

@@ -1,4 +1,4 @@
-"""Node classification: a graph, its labels and its splits, as the paper's code base prepares them."""
+"""Node classification: a graph, its labels and its splits, prepared as in the paper's code base."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Data, DataError
+from .base import Data, DataError, register
 from .graph_files import SETS, RawGraph, fixed_split, read
 
 PARTS = ("train", "valid", "test")
 
 
 class Split(StrEnum):
-    """per_class: 20 random training nodes a class, 500 validation, 1000 test, the same in every run.
+    """How nodes are split into train, valid and test.
 
-    fixed: tunedGNN's 60/20/20. official: those of the files, split i for seed i. public: Planetoid's own.
+    per_class: 20 random training nodes per class, 500 validation, 1000 test, the same in every run. fixed:
+    tunedGNN's 60/20/20. official: the splits in the files, split i for seed i. public: Planetoid's own.
     """
 
     per_class = "per_class"
@@ -29,17 +30,24 @@ class Split(StrEnum):
     public = "public"
 
 
+_SPLITS = {  # by reader; the others have official splits
+    "Planetoid": (Split.per_class, Split.public),
+    "Amazon": (Split.per_class, Split.fixed),
+    "Coauthor": (Split.per_class, Split.fixed),
+}
+
+
 @dataclass
-class NodeTask:
-    """What a run trains on.
+class NodeData:
+    """A graph with the split of one run.
 
     Args:
-        name: of the set.
+        name: of the data set.
         metric: accuracy or roc_auc.
         features: float32 [nodes, channels].
         labels: int64 [nodes].
-        edges: int64 [2, edges], sources and targets: both directions and one loop a node.
-        nodes: int64 node numbers by part: train, valid, test.
+        edges: int64 [2, edges], sources and targets, in both directions, with one self-loop per node.
+        nodes: int64 node indices by part: train, valid, test.
     """
 
     name: str
@@ -50,15 +58,16 @@ class NodeTask:
     nodes: dict[str, Tensor]
 
 
+@register("graph")
 @dataclass
 class Graph(Data):
-    """One of the 13 sets; `num_classes` 0 stands for the set's own.
+    """One of the 13 data sets; `num_classes` is that of the data set, whatever is given.
 
     Args:
-        name: of the set.
-        root: folder of <name>/raw; "": $HAM_DATA/graphs.
-        split: which nodes are for what.
-        split_seed: of a split drawn at random; the paper's code base draws one for all runs.
+        name: of the data set.
+        root: the folder that contains <name>/raw; empty: $HAM_DATA/graphs.
+        split: see `Split`.
+        split_seed: of the random split `per_class`; the paper's code base uses one for all runs.
     """
 
     name: str = ""
@@ -67,41 +76,38 @@ class Graph(Data):
     split_seed: int = 123
 
     def __post_init__(self) -> None:
-        """Raise ValueError on an unknown set and on a split that a set does not have."""
+        """Raise ValueError for an unknown data set or a split that it does not have."""
         if self.name not in SETS:
-            raise ValueError(f"data.name={self.name!r} is no graph: choose one of {', '.join(SETS)}")
+            raise ValueError(f"unknown graph data.name={self.name!r}: choose one of {', '.join(SETS)}")
         reader = SETS[self.name].reader
-        have = {"Planetoid": (Split.per_class, Split.public), "Amazon": (Split.per_class, Split.fixed)}
-        have["Coauthor"] = have["Amazon"]
-        choices = have.get(reader, (Split.per_class, Split.official))
+        choices = _SPLITS.get(reader, (Split.per_class, Split.official))
         if self.split not in choices:
             raise ValueError(
                 f"data.split={self.split} does not exist for {self.name}: choose {' or '.join(choices)}"
             )
         self.num_classes = SETS[self.name].classes
 
-    def load(
-        self, *, batch_size: int = 1, seed: int = 0, device: torch.device, rank: int = 0, ranks: int = 1
-    ) -> NodeTask:
-        """What a run with seed 0 gets; `task` has those of the others."""
-        return self.task(0, device)
+    def load_graph(self, run_seed: int, device: torch.device) -> NodeData:
+        """Read the graph and the split of the run with this seed.
 
-    def task(self, run_seed: int, device: torch.device) -> NodeTask:
-        """Graph and split of the run with this seed."""
+        Raises:
+            DataError: a file is missing, damaged or of another data set.
+        """
         root = Path(self.root or Path(os.environ.get("HAM_DATA", "."), "graphs"))
-        known, graph = SETS[self.name], _read(self.name, root)
+        facts, graph = SETS[self.name], _read(self.name, root)
         nodes = self._nodes(graph, root, run_seed)
         features = graph.features
-        if known.normalize:
+        if facts.normalize:
             features = features / features.sum(dim=1, keepdim=True).clamp(min=1)
         loops = torch.arange(len(features)).expand(2, -1)
         edges = torch.cat([graph.edges, loops], dim=1)
-        whole = (features, graph.labels, edges)
-        return NodeTask(
-            self.name,
-            known.metric,
-            *(t.to(device) for t in whole),
-            {part: nodes[part].to(device) for part in PARTS},
+        return NodeData(
+            name=self.name,
+            metric=facts.metric,
+            features=features.to(device),
+            labels=graph.labels.to(device),
+            edges=edges.to(device),
+            nodes={part: nodes[part].to(device) for part in PARTS},
         )
 
     def _nodes(self, graph: RawGraph, root: Path, run_seed: int) -> dict[str, Tensor]:
@@ -110,29 +116,28 @@ class Graph(Data):
         if self.split is Split.fixed:
             return fixed_split(self.name, root)
         if not graph.masks:
-            raise DataError(f"{self.name}: its files hold no splits")
-        column = run_seed % graph.masks["train"].shape[1]
-        tests = graph.masks["test"]  # wikics has one for all splits
-        return {
-            part: (tests[:, column % tests.shape[1]] if part == "test" else graph.masks[part][:, column])
-            .nonzero()
-            .flatten()
-            for part in PARTS
-        }
+            raise DataError(f"{self.name}: its files contain no splits; use data.split=per_class")
+        split = run_seed % graph.masks["train"].shape[1]
+        masks = {part: graph.masks[part] for part in PARTS}
+        # wikics has one test mask for all splits
+        return {part: mask[:, split % mask.shape[1]].nonzero().flatten() for part, mask in masks.items()}
 
 
 def per_class(
     labels: Tensor, seed: int, *, train: int = 20, valid: int = 500, test: int = 1000
 ) -> dict[str, Tensor]:
-    """A random split with `train` nodes of each class, drawn as the paper's code base draws it.
+    """A random split with `train` training nodes per class, equal to that of the paper's code base.
 
-    Class by class a permutation, whose first nodes train; then one of all others. With one generator this is
-    the code base's split of the same seed.
+    Per class, the first nodes of a permutation are training nodes; the others are permuted together and give
+    the validation and test nodes. One generator makes all draws.
+
+    Returns:
+        node indices, int64, by part: train, valid, test.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen, others = [], []
-    for number in labels.unique():
-        members = (labels == number).nonzero().flatten()
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         chosen.append(members[:train])
         others.append(members[train:])
@@ -143,5 +148,5 @@ def per_class(
 
 @lru_cache(maxsize=2)
 def _read(name: str, root: Path) -> RawGraph:
-    """Many runs in one process read a set once."""
+    """Cached: many runs in one process read a data set once."""
     return read(name, root)

@@ -1,4 +1,4 @@
-"""ImageNet from FFCV's files: threads decode, crop and resize; the device flips and normalises."""
+"""ImageNet from FFCV files: threads decode, crop and resize; the device flips and normalizes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Batch, Data, DataError, Loaders, Share, derived_seed
+from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
 from .beton import Beton
-from .imagenet import CENTRE, Normalise, check_min_crop, folder
+from .imagenet import CENTER_CROP, Normalize, check_min_crop, folder
 
 _RATIO, _TRIES = (3 / 4, 4 / 3), 10  # RandomResizedCrop of torchvision and of FFCV
-_AHEAD = 3  # batches decoded while the device works on one
+_PREFETCH = 3  # batches decoded while the device works on one
 
 
+@register("imagenet_ffcv")
 @dataclass
-class ImageNetFFCV(Data):
+class ImageNetFFCV(ImageData):
     """Two files that `scripts/write_beton.py` writes.
 
     Training images are cropped at random (RandomResizedCrop) and flipped; validation images are
-    centre-cropped. Order, crops and flips of an epoch are a function of (seed, epoch) alone.
+    center-cropped. Order, crops and flips of an epoch depend only on (seed, epoch).
 
     Args:
-        root: their folder; empty for `imagenet` under the environment variable HAM_DATA.
+        root: the folder of the files; empty: $HAM_DATA/imagenet.
         train: name of the file of training images.
         val: name of the file of validation images.
-        min_crop: least share of an image's area that a training crop covers.
-        workers: decoding threads, at least one.
+        min_crop: minimum fraction of an image's area that a training crop covers.
+        workers: number of decoding threads, at least 1.
     """
 
     num_classes: int = 1000
@@ -45,9 +46,9 @@ class ImageNetFFCV(Data):
     workers: int = 8
 
     def load(
-        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
+        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> Loaders:
-        """Map the files. Raises DataError where one is missing or wrong, or FFCV is not installed."""
+        """Map the files. Raises DataError if one is missing or invalid, or FFCV is not installed."""
         check_min_crop(self.min_crop)
         root = folder(self.root)
         paths = {"train": root / self.train, "val": root / self.val}
@@ -56,13 +57,13 @@ class ImageNetFFCV(Data):
                 raise DataError(
                     f"ImageNet's {split} images are not at {path}: write them with "
                     f"python scripts/write_beton.py --from SOURCE --to {root}, or set data.root, "
-                    "or read a folder tree by data=imagenet_folder, or try +demo=digits"
+                    "or read a folder tree with data=imagenet_folder, or try +demo=digits"
                 )
         train, val = (self._open(path) for path in paths.values())
-        if (found := int(train.classes.max()) + 1) != self.num_classes:
+        if (num_classes := int(train.labels.max()) + 1) != self.num_classes:
             raise DataError(
-                f"{train.path} has {found} classes, expected {self.num_classes}: "
-                f"check the file, or set data.num_classes={found}"
+                f"{train.path} has {num_classes} classes, expected {self.num_classes}: "
+                f"check the file, or set data.num_classes={num_classes}"
             )
         if batch_size > len(train):
             raise DataError(
@@ -78,14 +79,15 @@ class ImageNetFFCV(Data):
             workers=workers,
             device=device,
         )
-        shared = dict(batch_size=batch_size, rank=rank, ranks=ranks)
+        shared = dict(batch_size=batch_size, rank=rank, world_size=world_size)
         return Loaders(
-            loader(train, Share(len(train), seed=seed, **shared)), loader(val, Share(len(val), **shared))
+            loader(train, RankSampler(len(train), seed=seed, **shared)),
+            loader(val, RankSampler(len(val), **shared)),
         )
 
     def _open(self, path: Path) -> Beton:
         beton = Beton(path)
-        lowest, highest = int(beton.classes.min()), int(beton.classes.max())
+        lowest, highest = int(beton.labels.min()), int(beton.labels.max())
         if lowest < 0 or highest >= self.num_classes:
             raise DataError(
                 f"{path} has labels from {lowest} to {highest}, expected 0 to {self.num_classes - 1}: "
@@ -95,100 +97,99 @@ class ImageNetFFCV(Data):
 
 
 class FFCVLoader:
-    """Batches of one file, some of them decoded ahead.
+    """Batches of one file, decoded by threads and prefetched.
 
     Args:
         beton: the file.
-        share: which of its images, in what order. With a seed they are cropped at random and flipped.
-        size: pixels a side of the batches' images.
-        min_crop: least share of an image's area that a random crop covers.
-        pool: the decoding threads. They outlive epochs: FFCV keeps a JPEG decoder for each thread there was.
-        workers: how many they are.
-        device: where batches go.
+        sampler: which images this rank reads, in which order. With a seed, they are augmented at random.
+        size: pixels per side of the images in a batch.
+        min_crop: minimum fraction of an image's area that a random crop covers.
+        pool: the decoding threads. One pool serves all epochs: FFCV never frees a thread's JPEG decoder.
+        workers: number of decoding threads.
+        device: where batches are put.
     """
 
     def __init__(
         self,
         beton: Beton,
-        share: Share,
+        sampler: RankSampler,
         size: int,
         min_crop: float,
         pool: ThreadPoolExecutor,
         workers: int,
         device: torch.device,
     ) -> None:
-        self.beton, self.share, self.size, self.device = beton, share, size, device
+        self.beton, self.sampler, self.size, self.device = beton, sampler, size, device
         self.min_crop = min_crop
-        self._pool, self._workers, self._normalise = pool, workers, Normalise(device)
+        self._pool, self._workers, self._normalize = pool, workers, Normalize(device)
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.sampler)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; those before it are not decoded."""
-        order = self.share.order(epoch)[start * self.share.part :]
-        boxes, flipped = self._views(epoch)
-        ahead: deque[_Decoding] = deque()
+        """The batches of `epoch` from batch `start` on; earlier ones are not decoded."""
+        indices = self.sampler.indices(epoch)[start * self.sampler.local_batch_size :]
+        boxes, flipped = self._augmentation(epoch)
+        pending: deque[_Decoding] = deque()
         try:
-            for first in range(0, len(order), self.share.part):
-                numbers = order[first : first + self.share.part]
-                ahead.append(self._start(numbers, boxes[numbers], flipped[numbers]))
-                if len(ahead) > _AHEAD:
-                    yield self._finish(ahead.popleft())
-            while ahead:
-                yield self._finish(ahead.popleft())
-        finally:  # also where the loop over batches is left early
-            wait([part for batch in ahead for part in batch.parts if not part.cancel()])
+            for first in range(0, len(indices), self.sampler.local_batch_size):
+                batch = indices[first : first + self.sampler.local_batch_size]
+                pending.append(self._start(batch, boxes[batch], flipped[batch]))
+                if len(pending) > _PREFETCH:
+                    yield self._finish(pending.popleft())
+            while pending:
+                yield self._finish(pending.popleft())
+        finally:  # also if the caller leaves the epoch early
+            wait([part for batch in pending for part in batch.parts if not part.cancel()])
 
-    def _views(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Crop box [N, 4] of every image in the file, and whether it is flipped, [N]."""
-        if self.share.seed is None:
-            return centre_boxes(self.beton.sizes), torch.zeros(len(self.beton), dtype=torch.bool)
+    def _augmentation(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """For every image in the file: crop box, int64 [N, 4], and whether it is flipped, bool [N]."""
+        if self.sampler.seed is None:
+            return center_boxes(self.beton.sizes), torch.zeros(len(self.beton), dtype=torch.bool)
         crops, flips = (
-            torch.Generator().manual_seed(derived_seed(self.share.seed, f"{name} {epoch}"))
+            torch.Generator().manual_seed(derived_seed(self.sampler.seed, f"{name} {epoch}"))
             for name in ("crops", "flips")
         )
         flipped = torch.rand(len(self.beton), generator=flips) < 0.5
         return random_boxes(self.beton.sizes, self.min_crop, crops), flipped
 
-    def _start(self, numbers: Tensor, boxes: Tensor, flipped: Tensor) -> _Decoding:
-        """Have one batch decoded, in as many parts as there are threads."""
-        pinned = (
-            self.device.type == "cuda"
-        )  # torch gives pinned memory to the next batch once its copy is done
-        images = torch.empty(len(numbers), self.size, self.size, 3, dtype=torch.uint8, pin_memory=pinned)
-        cuts = (tensor.chunk(self._workers) for tensor in (numbers, boxes, images))
-        parts = [self._pool.submit(self.beton.decode, *part) for part in zip(*cuts, strict=True)]
-        classes = self.beton.classes[numbers]
+    def _start(self, indices: Tensor, boxes: Tensor, flipped: Tensor) -> _Decoding:
+        """Start to decode a batch, one part per thread."""
+        # torch reuses pinned memory only after its copy to the device has finished
+        pinned = self.device.type == "cuda"
+        images = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8, pin_memory=pinned)
+        chunks = (tensor.chunk(self._workers) for tensor in (indices, boxes, images))
+        parts = [self._pool.submit(self.beton.decode, *part) for part in zip(*chunks, strict=True)]
+        labels = self.beton.labels[indices]
         if pinned:
-            classes, flipped = classes.pin_memory(), flipped.pin_memory()
-        return _Decoding(parts, images, classes, flipped)
+            labels, flipped = labels.pin_memory(), flipped.pin_memory()
+        return _Decoding(parts, images, labels, flipped)
 
     def _finish(self, batch: _Decoding) -> Batch:
         for part in batch.parts:
             part.result()
-        images, classes, flipped = (
+        images, labels, flipped = (
             tensor.to(self.device, non_blocking=True)
-            for tensor in (batch.images, batch.classes, batch.flipped)
+            for tensor in (batch.images, batch.labels, batch.flipped)
         )
         images = images.permute(0, 3, 1, 2).contiguous()
-        if self.share.seed is not None:
+        if self.sampler.seed is not None:
             images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
-        return self._normalise(images), classes
+        return self._normalize(images), labels
 
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A batch on its way: `parts` are being written to `images` [n, size, size, 3]."""
+    """A batch being decoded: `parts` write to `images` [n, size, size, 3]."""
 
     parts: list[Future[None]]
     images: Tensor
-    classes: Tensor
+    labels: Tensor
     flipped: Tensor
 
 
-def centre_boxes(sizes: Tensor) -> Tensor:
-    """Validation crops: a centred square of 224/256 of the shorter side, as FFCV's CenterCrop cuts it.
+def center_boxes(sizes: Tensor) -> Tensor:
+    """Validation crops: a centered square of 224/256 of the shorter side, as in FFCV's CenterCrop.
 
     Args:
         sizes: height and width of images, int64 [N, 2].
@@ -196,24 +197,24 @@ def centre_boxes(sizes: Tensor) -> Tensor:
     Returns:
         top, left, height, width, int64 [N, 4].
     """
-    sides = (sizes.amin(dim=1, keepdim=True) * CENTRE).long().clamp(min=1).expand(-1, 2)
+    sides = (sizes.amin(dim=1, keepdim=True) * CENTER_CROP).long().clamp(min=1).expand(-1, 2)
     return torch.cat([(sizes - sides) // 2, sides], dim=1)
 
 
 def random_boxes(sizes: Tensor, min_crop: float, generator: torch.Generator) -> Tensor:
-    """RandomResizedCrop's boxes: `min_crop` to 1 of the area, uniform; aspect ratio 3/4 to 4/3, log-uniform.
+    """Boxes of RandomResizedCrop: area uniform in [min_crop, 1], aspect ratio log-uniform in [3/4, 4/3].
 
-    Ten tries, then the largest centred box of an allowed ratio, as in torchvision and FFCV.
+    After ten tries, the largest centered box of an allowed ratio, as in torchvision and FFCV.
 
     Args:
         sizes: height and width of images, int64 [N, 2].
-        min_crop: least share of the area, in (0, 1]; 0.08 in torchvision and FFCV.
-        generator: on the CPU; it alone decides.
+        min_crop: minimum fraction of the area, in (0, 1]; 0.08 in torchvision and FFCV.
+        generator: of the draws, on the CPU.
 
     Returns:
         top, left, height, width, int64 [N, 4].
     """
-    boxes = _last_resort(sizes)
+    boxes = _largest_boxes(sizes)
     todo = torch.arange(len(sizes))
     for _ in range(_TRIES):
         size = sizes[todo]
@@ -228,9 +229,10 @@ def random_boxes(sizes: Tensor, min_crop: float, generator: torch.Generator) -> 
     return boxes
 
 
-def _last_resort(sizes: Tensor) -> Tensor:
+def _largest_boxes(sizes: Tensor) -> Tensor:
+    """The largest centered boxes of an allowed aspect ratio."""
     height, width = sizes.unbind(1)
-    low = (width / _RATIO[0]).round().long()  # height of a box as wide as the image at the lowest ratio
-    wide = (height * _RATIO[1]).round().long()
-    side = torch.stack([torch.minimum(height, low), torch.minimum(width, wide)], dim=1).clamp(min=1)
+    max_height = (width / _RATIO[0]).round().long()
+    max_width = (height * _RATIO[1]).round().long()
+    side = torch.minimum(sizes, torch.stack([max_height, max_width], dim=1)).clamp(min=1)
     return torch.cat([(sizes - side) // 2, side], dim=1)

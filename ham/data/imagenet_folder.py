@@ -1,4 +1,4 @@
-"""ImageNet from the usual folder tree, decoded by worker processes (torchvision v2)."""
+"""ImageNet from an image-folder tree, decoded by worker processes (torchvision v2)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Batch, Data, DataError, Loaders, Share, derived_seed
-from .imagenet import CENTRE, Normalise, check_min_crop, folder
+from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
+from .imagenet import CENTER_CROP, Normalize, check_min_crop, folder
 
 
+@register("imagenet_folder")
 @dataclass
-class ImageNetFolder(Data):
+class ImageNetFolder(ImageData):
     """`root/train/<class>/*` and `root/val/<class>/*`.
 
     Training images are cropped at random (RandomResizedCrop) and flipped; validation images are
-    centre-cropped.
+    center-cropped.
 
     Args:
-        root: the folder; empty for `imagenet` under the environment variable HAM_DATA.
-        min_crop: least share of an image's area that a training crop covers.
-        workers: decoding processes.
+        root: the folder; empty: $HAM_DATA/imagenet.
+        min_crop: minimum fraction of an image's area that a training crop covers.
+        workers: number of decoding processes.
     """
 
     num_classes: int = 1000
@@ -36,9 +37,9 @@ class ImageNetFolder(Data):
     workers: int = 8
 
     def load(
-        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, ranks: int = 1
+        self, *, batch_size: int, seed: int, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> Loaders:
-        """Index the tree. Raises DataError where it is missing or has another number of classes."""
+        """Index the tree. Raises DataError if it is missing or has another number of classes."""
         check_min_crop(self.min_crop)
         root = folder(self.root)
         datasets = {}
@@ -50,19 +51,20 @@ class ImageNetFolder(Data):
                 )
             datasets[split] = self._index(root / split, train=split == "train")
         if datasets["train"].classes != datasets["val"].classes:
-            alone = sorted(set(datasets["train"].classes) ^ set(datasets["val"].classes))
+            unmatched = sorted(set(datasets["train"].classes) ^ set(datasets["val"].classes))
             raise DataError(
-                f"{root}/train and {root}/val differ in class folders: {', '.join(alone[:3])}; mend them"
+                f"{root}/train and {root}/val differ in class folders: {', '.join(unmatched[:3])}; "
+                "both need the same ones"
             )
         if batch_size > len(datasets["train"]):
             raise DataError(
                 f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}"
             )
         train, val = datasets["train"], datasets["val"]
-        shared = dict(batch_size=batch_size, rank=rank, ranks=ranks)
+        shared = dict(batch_size=batch_size, rank=rank, world_size=world_size)
         return Loaders(
-            FolderLoader(train, Share(len(train), seed=seed, **shared), self.workers, device),
-            FolderLoader(val, Share(len(val), **shared), self.workers, device),
+            FolderLoader(train, RankSampler(len(train), seed=seed, **shared), self.workers, device),
+            FolderLoader(val, RankSampler(len(val), **shared), self.workers, device),
         )
 
     def _index(self, tree: Path, *, train: bool) -> Any:
@@ -74,7 +76,7 @@ class ImageNetFolder(Data):
             v2.RandomResizedCrop(size, scale=(self.min_crop, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
         ]
-        center = [v2.Resize(round(size / CENTRE), antialias=True), v2.CenterCrop(size)]
+        center = [v2.Resize(round(size / CENTER_CROP), antialias=True), v2.CenterCrop(size)]
         try:
             dataset = ImageFolder(str(tree), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
         except FileNotFoundError as error:
@@ -88,7 +90,7 @@ class ImageNetFolder(Data):
 
 
 class _Seeded(torch.utils.data.Dataset):
-    """Augments image i of an epoch from (epoch seed, i) alone: a resumed epoch sees the same crops."""
+    """Seeds the augmentation of image i with (epoch seed, i), so that a resumed epoch has the same crops."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -107,54 +109,54 @@ class _Seeded(torch.utils.data.Dataset):
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """A signal to the whole process group must not kill a worker before the run has saved its checkpoint."""
+    """A signal to the process group must not kill a worker before the run has saved its checkpoint."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class FolderLoader:
-    """Decoded batches, normalised on the device.
+    """Decoded batches, normalized on the device.
 
     Args:
-        dataset: an indexed torchvision ImageFolder that yields uint8 images of one size.
-        share: which of them, in what order; its seed is that of the augmentation too.
-        workers: decoding processes, 0 for none.
-        device: where batches go.
+        dataset: a torchvision ImageFolder that yields uint8 images of one size.
+        sampler: which images this rank reads, in which order; its seed is also that of the augmentation.
+        workers: number of decoding processes; 0 decodes in this process.
+        device: where batches are put.
     """
 
-    def __init__(self, dataset: Any, share: Share, workers: int, device: torch.device) -> None:
-        self.dataset, self.share, self.workers, self.device = dataset, share, workers, device
-        self._normalise = Normalise(device)
+    def __init__(self, dataset: Any, sampler: RankSampler, workers: int, device: torch.device) -> None:
+        self.dataset, self.sampler, self.workers, self.device = dataset, sampler, workers, device
+        self._normalize = Normalize(device)
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.sampler)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; those before it are not decoded."""
+        """The batches of `epoch` from batch `start` on; earlier ones are not decoded."""
         loader = torch.utils.data.DataLoader(
-            _Seeded(self.dataset, derived_seed(self.share.seed or 0, f"crops {epoch}")),
-            batch_size=self.share.part,
-            sampler=self.share.order(epoch)[start * self.share.part :].tolist(),
+            _Seeded(self.dataset, derived_seed(self.sampler.seed or 0, f"crops {epoch}")),
+            batch_size=self.sampler.local_batch_size,
+            sampler=self.sampler.indices(epoch)[start * self.sampler.local_batch_size :].tolist(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_ignore_stop_signals,
-            generator=torch.Generator(),  # the loader's own draw must not move the global stream
+            generator=torch.Generator(),  # the loader's own draw must not advance the global stream
         )
-        for images, classes in _until_closed(loader):
+        for images, labels in _until_closed(loader):
             yield (
-                self._normalise(images.to(self.device, non_blocking=True)),
-                classes.to(self.device, non_blocking=True),
+                self._normalize(images.to(self.device, non_blocking=True)),
+                labels.to(self.device, non_blocking=True),
             )
 
 
 def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
-    """The loader's batches; its workers end with the iteration, or with the process at the latest."""
+    """The loader's batches; its workers end with the iteration, at the latest with the process."""
     batches = iter(loader)
     end_workers = getattr(batches, "_shutdown_workers", lambda: None)
-    atexit.register(end_workers)  # Python would end them by SIGTERM, which they ignore
+    atexit.register(end_workers)  # Python ends them with SIGTERM, which they ignore
     try:
         yield from batches
-    except DataError as error:  # from a worker it comes with the worker's traceback as its text
+    except DataError as error:  # from a worker, its text is the worker's traceback
         raise DataError(
             str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)
         ) from None

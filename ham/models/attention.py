@@ -1,4 +1,4 @@
-"""Attention over the edges of a graph, without tensors of the size edges x channels that outlive a moment."""
+"""Attention over the edges of a graph that stores no tensor of size edges x channels."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import Tensor
 
 from .sparse import Csr, multiply
 
-_BLOCK = 1 << 19  # elements of edges x channels at once; 2 MiB in float32 stay in a core's cache
+_CHUNK = 1 << 19  # elements of edges x channels at a time: 2 MiB in float32 fit into a core's cache
 
 
 def attend(values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
-    """Row i of the result is the mean of `values` over i's sources, weighted by the softmax of `scores`.
+    """Row i of the result is the mean of `values` over the sources of i, weighted by softmax(`scores`).
 
     Args:
         values: [sources, channels].
-        scores: [edges], one per entry of `edges`.
-        edges: [targets, sources]; its own values are not used. A target without edges gets 0.
+        scores: [edges], one per stored entry of `edges`.
+        edges: [targets, sources]; its values are ignored. The result of a target without edges is 0.
+
+    Returns:
+        [targets, channels].
     """
     return _Attend.apply(values, scores, edges)
 
 
 def additive_scores(left: Tensor, right: Tensor, attention: Tensor, edges: Csr, slope: float) -> Tensor:
-    """GATv2's score of every edge j -> i: attention . leaky_relu(left[j] + right[i]).
+    """GATv2's scores of the edges j -> i: attention . leaky_relu(left[j] + right[i]) (Brody et al., 2022).
 
     Args:
         left: [sources, channels].
@@ -33,18 +36,21 @@ def additive_scores(left: Tensor, right: Tensor, attention: Tensor, edges: Csr, 
         attention: [channels].
         edges: [targets, sources].
         slope: of leaky_relu below zero.
+
+    Returns:
+        [edges].
     """
     return _AdditiveScores.apply(left, right, attention, edges, slope)
 
 
 class _Attend(torch.autograd.Function):
-    """Softmax and sum in one; the softmax's backward pass needs sum_e w_e dw_e, which is g . out per row."""
+    """Softmax and weighted sum; the softmax's backward needs sum_e w_e dw_e, which is g . out per row."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
         rows, count = edges.rows, edges.shape[0]
-        top = scores.new_full((count,), -torch.inf).scatter_reduce_(0, rows, scores, "amax")
-        weights = (scores - top[rows]).exp_()
+        row_max = scores.new_full((count,), -torch.inf).scatter_reduce_(0, rows, scores, "amax")
+        weights = (scores - row_max[rows]).exp_()
         weights /= scores.new_zeros(count).scatter_add_(0, rows, weights)[rows]
         out = multiply(edges.tensor(weights), values)
         ctx.edges = edges
@@ -55,16 +61,16 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         values, weights, out = ctx.saved_tensors
         edges, gradient = ctx.edges, gradient.contiguous()
-        of_values = multiply(edges.transposed(weights), gradient)
+        grad_values = multiply(edges.transposed(weights), gradient)
         dots = torch.sparse.sampled_addmm(
             edges.tensor(torch.zeros_like(weights)), gradient, values.t(), beta=0.0
         )
-        of_scores = weights * (dots.values() - (gradient * out).sum(dim=1)[edges.rows])
-        return of_values, of_scores, None
+        grad_scores = weights * (dots.values() - (gradient * out).sum(dim=1)[edges.rows])
+        return grad_values, grad_scores, None
 
 
 class _AdditiveScores(torch.autograd.Function):
-    """With leaky_relu(t) = s t + (1 - s) relu(t) the linear part needs no tensor of the edges' size."""
+    """As leaky_relu(t) = s t + (1 - s) relu(t), only the relu part needs edges x channels elements."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, attention: Tensor, edges: Csr, slope: float) -> Tensor:
@@ -79,26 +85,26 @@ class _AdditiveScores(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         left, right, attention = ctx.saved_tensors
         edges, slope = ctx.edges, ctx.slope
-        to_left = gradient.new_zeros(len(left)).index_add_(0, edges.columns, gradient)
-        to_right = gradient.new_zeros(len(right)).index_add_(0, edges.rows, gradient)
-        of_attention = slope * (to_left @ left + to_right @ right)
-        above_left, above_right = torch.zeros_like(left), torch.zeros_like(right)
+        sum_left = gradient.new_zeros(len(left)).index_add_(0, edges.columns, gradient)
+        sum_right = gradient.new_zeros(len(right)).index_add_(0, edges.rows, gradient)
+        grad_attention = slope * (sum_left @ left + sum_right @ right)
+        active_left, active_right = torch.zeros_like(left), torch.zeros_like(right)
         for part, sums in _sums(left, right, edges):
             g = gradient[part]
-            of_attention += (1 - slope) * torch.mv(sums.clamp_(min=0).t(), g)
-            above = sums.sign_().mul_(g[:, None])
-            above_left.index_add_(0, edges.columns[part], above)
-            above_right.index_add_(0, edges.rows[part], above)
-        of_left, of_right = (
-            above.mul_((1 - slope) * attention).addr_(count, attention, alpha=slope)
-            for above, count in ((above_left, to_left), (above_right, to_right))
+            grad_attention += (1 - slope) * torch.mv(sums.clamp_(min=0).t(), g)
+            active = sums.sign_().mul_(g[:, None])
+            active_left.index_add_(0, edges.columns[part], active)
+            active_right.index_add_(0, edges.rows[part], active)
+        grad_left, grad_right = (
+            active.mul_((1 - slope) * attention).addr_(total, attention, alpha=slope)
+            for active, total in ((active_left, sum_left), (active_right, sum_right))
         )
-        return of_left, of_right, of_attention, None, None
+        return grad_left, grad_right, grad_attention, None, None
 
 
 def _sums(left: Tensor, right: Tensor, edges: Csr) -> Iterator[tuple[slice, Tensor]]:
-    """left[source] + right[target], a block of edges at a time; the reader may write into a block."""
-    size = max(_BLOCK // left.shape[1], 1)
+    """left[source] + right[target] for a chunk of edges at a time; the caller may overwrite a chunk."""
+    size = max(_CHUNK // left.shape[1], 1)
     for begin in range(0, len(edges.columns), size):
         part = slice(begin, begin + size)
         yield part, left.index_select(0, edges.columns[part]).add_(right.index_select(0, edges.rows[part]))

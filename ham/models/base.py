@@ -1,9 +1,11 @@
-"""What a run asks of a model: a dataclass of hyperparameters that builds a plain torch module."""
+"""The contract of models, and their registry."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -11,30 +13,79 @@ from torch import nn
 
 @dataclass
 class Model:
-    """A family of networks. Subclasses are the schema of `configs/model`.
+    """Hyperparameters of a family of networks. Subclasses are the schema of `configs/model`.
 
     Args:
-        demo: fields that a scaled-down demo run replaces, so that it keeps the family.
+        demo: fields that a scaled-down demo run replaces; the family stays.
+
+    Attributes:
+        min_batch_size: samples that one forward pass in training needs.
     """
 
     demo: dict[str, Any] = field(default_factory=dict)
 
+    min_batch_size: ClassVar[int] = 1
+
     def check(self, image_size: int) -> None:
-        """Raise ValueError, naming the cure, where images of `image_size` pixels a side do not fit."""
+        """Raise ValueError if the network cannot read images of `image_size` px per side; 0: no images."""
 
-    def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """A fresh network: float images [N, 3, image_size, image_size] -> logits [N, num_classes].
+    def build(self, *, num_classes: int, **sizes: int) -> nn.Module:
+        """A new network; its output is logits [N, num_classes].
 
-        Draws from torch's global generator. A network of graphs also asks for `num_features`.
+        Draws from torch's global generator; see `build_model`.
+
+        Args:
+            num_classes: number of classes.
+            sizes: of the input. A network of images asks for `image_size` (pixels per side) and reads float
+                images [N, 3, image_size, image_size]; a network of graphs asks for `num_features` (per node).
         """
-        raise TypeError(f"{type(self).__name__} is no model: choose one of configs/model")
+        raise TypeError(f"{type(self).__name__} cannot be built: choose a model of configs/model")
+
+    def building_lines(self, num_classes: int, image_size: int) -> tuple[list[str], list[str]]:
+        """Python lines, imports and statements, that build this network as `model`.
+
+        Raises:
+            ValueError: the family has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no loading lines: export a model of images")
+
+    def loading_lines(self, path: Path, num_classes: int, image_size: int) -> str:
+        """Python code that makes `model`, this network with the weights of a safetensors file.
+
+        Args:
+            path: the file, which holds the network's state_dict.
+            num_classes: number of classes.
+            image_size: pixels per side.
+
+        Raises:
+            ValueError: the family has no such lines.
+        """
+        imports, statements = self.building_lines(num_classes, image_size)
+        load = [f'model.load_state_dict(load_file("{path}"))', "model.eval()"]
+        return "\n".join(["from safetensors.torch import load_file", *imports, "", *statements, *load])
 
 
-def build_model(
-    model: Model, *, num_classes: int, image_size: int, generator: torch.Generator, **sizes: int
-) -> nn.Module:
-    """`model.build` with weights that `generator` alone decides; the global random stream stays put."""
-    model.check(image_size)
+MODELS: dict[str, type[Model]] = {}
+"""Models by the name of their schema: `configs/model/*.yaml` refer to `<name>_schema`."""
+
+_ModelClass = TypeVar("_ModelClass", bound=type[Model])
+
+
+def register(name: str) -> Callable[[_ModelClass], _ModelClass]:
+    """Class decorator that adds a model to `MODELS` as `name`."""
+
+    def add(model: _ModelClass) -> _ModelClass:
+        if name in MODELS:
+            raise ValueError(f"the name {name!r} is taken by {MODELS[name].__name__}: choose another")
+        MODELS[name] = model
+        return model
+
+    return add
+
+
+def build_model(model: Model, *, num_classes: int, generator: torch.Generator, **sizes: int) -> nn.Module:
+    """`model.build` with weights that depend on `generator` only; the global random state stays as it is."""
+    model.check(sizes.get("image_size", 0))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return model.build(num_classes=num_classes, image_size=image_size, **sizes)
+        return model.build(num_classes=num_classes, **sizes)

@@ -1,4 +1,4 @@
-"""DeiT-Small of timm (Touvron et al., 2021), without distillation token."""
+"""timm's DeiT-Small (Touvron et al., 2021), without distillation token."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .base import Model
+from .base import Model, register
 
 
+@register("deit")
 @dataclass
 class DeiT(Model):
     """timm's deit_small_patch16_224; the defaults are DeiT-Small.
 
     Args:
-        patch_size: pixels a side of a patch.
+        patch_size: pixels per side of a patch.
         embed_dim: width of a token.
         depth: number of blocks.
-        num_heads: attention heads; divides embed_dim.
+        num_heads: attention heads; must divide embed_dim.
         drop_path: stochastic depth; the paper does not mention it.
     """
 
@@ -28,7 +29,7 @@ class DeiT(Model):
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a shape that is no ViT."""
+        """Raise ValueError for sizes that do not make a ViT."""
         for name in ("patch_size", "embed_dim", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -38,7 +39,7 @@ class DeiT(Model):
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     def check(self, image_size: int) -> None:
-        """Images are cut into whole patches, more than one of them."""
+        """Images must split into patches of `patch_size`, more than one."""
         if image_size % self.patch_size or image_size == self.patch_size:
             raise ValueError(
                 f"images of {image_size} px do not split into patches of {self.patch_size}: "
@@ -46,7 +47,7 @@ class DeiT(Model):
             )
 
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """The network of timm for images of `image_size` pixels."""
+        """The network of timm for images of `image_size` pixels per side."""
         import timm
 
         return timm.create_model(
@@ -60,3 +61,9 @@ class DeiT(Model):
             num_heads=self.num_heads,
             drop_path_rate=self.drop_path,
         )
+
+    def building_lines(self, num_classes: int, image_size: int) -> tuple[list[str], list[str]]:
+        """Lines that build the network with timm alone."""
+        sizes = f"num_classes={num_classes}, img_size={image_size}, patch_size={self.patch_size}"
+        shape = f"embed_dim={self.embed_dim}, depth={self.depth}, num_heads={self.num_heads}"
+        return ["import timm"], [f'model = timm.create_model("deit_small_patch16_224", {sizes}, {shape})']

@@ -1,4 +1,4 @@
-"""The part of a graph that the outputs at some nodes depend on, layer by layer."""
+"""The receptive field: the part of a graph that the outputs at some nodes depend on, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from .sparse import Csr, starts
 
-_SPARSE = 0.2  # features with a smaller share of nonzeros are multiplied as a sparse matrix
+_SPARSE_DENSITY = 0.2  # features with a smaller density are stored as a sparse matrix
 
 
-class Hop:
-    """One layer's edges: `operator` [targets, sources]. The targets are the first of the sources.
+class Block:
+    """The edges of one layer (DGL's message flow graph). The first sources are the targets.
 
     Args:
-        operator: weights of the edges, as the layer's kind wants them.
-        constant: dense inputs that no gradient flows to, whose sums over the edges are computed once.
+        operator: weights of the edges [targets, sources], from `edge_weights`.
+        constant: dense inputs without gradient; `gather` of them is computed once and cached.
     """
 
     def __init__(self, operator: Csr, constant: Tensor | None = None) -> None:
@@ -23,12 +23,12 @@ class Hop:
         self._gathered: Tensor | None = None
 
     @property
-    def targets(self) -> int:
-        """How many nodes this layer has outputs for."""
+    def num_targets(self) -> int:
+        """Number of nodes that this layer computes outputs for."""
         return self.operator.shape[0]
 
     def gather(self, x: Tensor) -> Tensor:
-        """Operator @ x: [sources, channels] -> [targets, channels]."""
+        """Product operator @ x: [sources, channels] -> [targets, channels]."""
         if x is not self.constant:
             return self.operator @ x
         if self._gathered is None:
@@ -36,19 +36,24 @@ class Hop:
         return self._gathered
 
 
-class View:
-    """Inputs and hops of a network whose last layer is asked for some nodes alone.
+class Subgraph:
+    """Inputs and blocks of a network that computes outputs for some nodes only.
 
-    What those nodes do not depend on is left out, which changes nothing, BatchNorm in training apart: its
-    statistics are over all nodes (`whole`).
+    Nodes that the outputs do not depend on are left out. The outputs are the same, except with BatchNorm in
+    training, whose statistics are over all nodes: that needs `full_graph`.
 
     Args:
-        features: float [nodes, channels], perhaps as `inputs` made them.
+        features: float [nodes, channels], optionally converted by `inputs`.
         edges: int64 [2, edges], sources and targets.
         weights: of the edges, from `edge_weights`.
-        wanted: int64 numbers of the nodes to be told, in the order of the outputs; each once.
-        layers: of the network.
-        whole: every layer has outputs for all nodes; those of `wanted` come first.
+        output_nodes: int64 indices of the nodes, distinct, in the order of the outputs.
+        layers: number of layers of the network.
+        full_graph: every layer computes all nodes; `output_nodes` come first.
+
+    Attributes:
+        features: of the input nodes.
+        blocks: one per layer.
+        num_outputs: number of output nodes.
     """
 
     def __init__(
@@ -56,59 +61,65 @@ class View:
         features: Tensor | Csr,
         edges: Tensor,
         weights: Tensor,
-        wanted: Tensor,
+        output_nodes: Tensor,
         layers: int,
         *,
-        whole: bool,
+        full_graph: bool,
     ) -> None:
-        nodes, sizes = _closure(edges, wanted, layers, features.shape[0], whole=whole)
-        self.wanted = len(wanted)
-        place = torch.full((features.shape[0],), len(nodes), device=edges.device)
-        place[nodes] = torch.arange(len(nodes), device=edges.device)
-        sources, targets = place[edges[0]], place[edges[1]]
+        nodes, sizes = _closure(edges, output_nodes, layers, features.shape[0], full_graph=full_graph)
+        self.num_outputs = len(output_nodes)
+        position = torch.full((features.shape[0],), len(nodes), device=edges.device)
+        position[nodes] = torch.arange(len(nodes), device=edges.device)
+        sources, targets = position[edges[0]], position[edges[1]]
         inside = targets < sizes[1]
         operator = Csr.from_entries(targets[inside], sources[inside], weights[inside], (sizes[1], sizes[0]))
         features = inputs(features)
-        few = isinstance(features, Csr)
-        self.features = features.select(nodes) if few else features[nodes]
-        shared: dict[tuple[int, int], Hop] = {}  # the whole graph is the same hop again and again
-        self.hops = [Hop(operator.head(sizes[1], sizes[0]), None if few else self.features)]
+        is_sparse = isinstance(features, Csr)
+        self.features = features.select(nodes) if is_sparse else features[nodes]
+        shared: dict[tuple[int, int], Block] = {}  # full-graph layers have equal blocks
+        self.blocks = [Block(operator.head(sizes[1], sizes[0]), None if is_sparse else self.features)]
         for size in zip(sizes[2:], sizes[1:-1], strict=True):
-            self.hops.append(shared.setdefault(size, Hop(operator.head(*size))))
+            self.blocks.append(shared.setdefault(size, Block(operator.head(*size))))
 
 
 def _closure(
-    edges: Tensor, wanted: Tensor, layers: int, count: int, *, whole: bool
+    edges: Tensor, output_nodes: Tensor, layers: int, count: int, *, full_graph: bool
 ) -> tuple[Tensor, list[int]]:
-    """Nodes, `wanted` first, then by distance; how many are inputs of layer 1, 2, ... and outputs."""
-    known = torch.zeros(count, dtype=torch.bool, device=edges.device)
-    known[wanted] = True
-    if whole:
-        nodes = torch.cat([wanted, (~known).nonzero().flatten()])
+    """Nodes, `output_nodes` first, then by distance; the number of inputs of each layer, and of outputs."""
+    visited = torch.zeros(count, dtype=torch.bool, device=edges.device)
+    visited[output_nodes] = True
+    if full_graph:
+        nodes = torch.cat([output_nodes, (~visited).nonzero().flatten()])
         return nodes, [count] * (layers + 1)
-    nodes, sizes = [wanted], [len(wanted)]
+    nodes, sizes = [output_nodes], [len(output_nodes)]
     for _ in range(layers):
-        reached = torch.zeros_like(known)
-        reached[edges[0][known[edges[1]]]] = True
-        fresh = (reached & ~known).nonzero().flatten()
-        known |= reached
-        nodes.append(fresh)
-        sizes.append(sizes[-1] + len(fresh))
+        neighbors = torch.zeros_like(visited)
+        neighbors[edges[0][visited[edges[1]]]] = True
+        frontier = (neighbors & ~visited).nonzero().flatten()
+        visited |= neighbors
+        nodes.append(frontier)
+        sizes.append(sizes[-1] + len(frontier))
     return torch.cat(nodes), sizes[::-1]
 
 
 def inputs(features: Tensor | Csr) -> Tensor | Csr:
-    """Features as the first layer wants them: sparse where few of them are not zero."""
-    if isinstance(features, Csr) or (features != 0).float().mean() >= _SPARSE:
+    """Features in the format of the first layer: a sparse matrix if few of them are nonzero."""
+    if isinstance(features, Csr) or (features != 0).float().mean() >= _SPARSE_DENSITY:
         return features
     return sparse(features)
 
 
 def edge_weights(kind: str, edges: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The edges that a kind of convolution sees, and their weights.
+    """The edges that a kind of convolution uses, and their weights.
 
-    gcn: D^-1/2 (A + I) D^-1/2 with in-degrees, one loop at every node (Kipf & Welling, 2017). sage: the mean
-    over a node's sources (Hamilton et al., 2017). gat: 1, attention has its own weights.
+    gcn: D^-1/2 (A + I) D^-1/2 with in-degrees, one self-loop per node (Kipf & Welling, 2017). sage: the mean
+    over a node's sources (Hamilton et al., 2017). gat: 1, as attention computes its own weights.
+
+    Args:
+        kind: gcn, sage or gat.
+        edges: int64 [2, edges], sources and targets.
+        count: number of nodes.
+        dtype: of the weights.
     """
     if kind == "gcn":
         loops = torch.arange(count, device=edges.device)
@@ -120,6 +131,6 @@ def edge_weights(kind: str, edges: Tensor, count: int, dtype: torch.dtype) -> tu
 
 
 def sparse(dense: Tensor) -> Csr:
-    """A dense matrix as a sparse one."""
+    """Convert a dense matrix to a sparse one."""
     rows, columns = dense.nonzero(as_tuple=True)
     return Csr(starts(rows, len(dense)), columns, dense[rows, columns], dense.shape[1])

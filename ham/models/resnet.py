@@ -1,17 +1,18 @@
-"""ResNets of torchvision, with the CIFAR stem and the initialisation as switches."""
+"""torchvision's ResNets, with options for the CIFAR stem and the initialization."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from torch import nn
 
-from .base import Model
+from .base import Model, register
 
 
 class Stem(StrEnum):
-    """First layers: torchvision's 7x7 stride 2 with max-pooling, or 3x3 stride 1 without for small images."""
+    """First layers: torchvision's 7x7 stride 2 and max-pooling, or 3x3 stride 1 alone for small images."""
 
     imagenet = "imagenet"
     cifar = "cifar"
@@ -20,14 +21,15 @@ class Stem(StrEnum):
 class Init(StrEnum):
     """Initial convolution weights.
 
-    `pytorch` is nn.Conv2d's own default (kaiming_uniform, a = sqrt 5), which the paper's code base ends up
-    with because it replaces torchvision's layers; `torchvision` is kaiming_normal over fan_out.
+    `pytorch` is nn.Conv2d's default (kaiming_uniform, a = sqrt 5), which results in the paper's code base
+    because it replaces torchvision's layers; `torchvision` is kaiming_normal over fan_out.
     """
 
     pytorch = "pytorch"
     torchvision = "torchvision"
 
 
+@register("resnet")
 @dataclass
 class ResNet(Model):
     """torchvision's ResNet; the state_dict has torchvision's names.
@@ -36,8 +38,8 @@ class ResNet(Model):
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
         stem: see `Stem`.
         init: see `Init`.
-        width: channels of the first stage, 64 in the original; the others follow.
-        layers: blocks per stage; empty for those that `depth` stands for.
+        width: channels of the first stage, 64 in the original; each later stage has twice as many.
+        layers: blocks of each of the four stages; empty: those of `depth`.
     """
 
     depth: int = 50
@@ -46,22 +48,24 @@ class ResNet(Model):
     width: int = 64
     layers: list[int] = field(default_factory=list)
 
+    min_batch_size: ClassVar[int] = 2  # BatchNorm needs a variance over the batch
+
     _BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a shape that is no ResNet."""
+        """Raise ValueError for sizes that do not make a ResNet."""
         if self.depth not in self._BLOCKS:
             raise ValueError(f"depth must be one of {', '.join(map(str, self._BLOCKS))}, got {self.depth}")
         if self.width < 1:
             raise ValueError(f"width must be positive, got {self.width}; the original has 64")
         if self.layers and (len(self.layers) != 4 or min(self.layers) < 1):
             raise ValueError(
-                f"layers must name the blocks of four stages, such as [3,4,6,3], got {self.layers}"
+                f"layers must give the blocks of four stages, such as [3,4,6,3], got {self.layers}"
             )
         self.stem, self.init = Stem(self.stem), Init(self.init)
 
     def check(self, image_size: int) -> None:
-        """The ImageNet stem shrinks images 32 times over the network: it needs 64 pixels at least."""
+        """The ImageNet stem needs at least 64 pixels per side: the network downsamples 32 times."""
         if self.stem is Stem.imagenet and image_size < 64:
             raise ValueError(
                 f"images of {image_size} px are too small for the imagenet stem: "
@@ -69,7 +73,7 @@ class ResNet(Model):
             )
 
     def build(self, *, num_classes: int, image_size: int) -> nn.Module:
-        """The network of torchvision, its stem and width exchanged where asked for."""
+        """The network of torchvision with the stem, width and initialization of this configuration."""
         from torchvision.models import resnet
 
         block = resnet.BasicBlock if self.depth < 50 else resnet.Bottleneck
@@ -80,8 +84,24 @@ class ResNet(Model):
         if self.stem is Stem.cifar:
             net.conv1 = nn.Conv2d(3, self.width, kernel_size=3, stride=1, padding=1, bias=False)
             net.maxpool = nn.Identity()
-        _initialise(net, self.init)
+        _initialize(net, self.init)
         return net
+
+    def building_lines(self, num_classes: int, image_size: int) -> tuple[list[str], list[str]]:
+        """Lines that build the network, with torchvision alone unless its width or depth is changed."""
+        if self.width != 64 or self.layers:
+            fields = f'depth={self.depth}, stem="{self.stem}", width={self.width}, layers={self.layers}'
+            build = f"model = ResNet({fields}).build(num_classes={num_classes}, image_size={image_size})"
+            return ["from ham.models import ResNet"], [build]
+        imports = ["import torchvision"]
+        statements = [f"model = torchvision.models.resnet{self.depth}(num_classes={num_classes})"]
+        if self.stem is Stem.cifar:
+            imports.append("from torch import nn")
+            statements.append(
+                "model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)"
+            )
+            statements.append("model.maxpool = nn.Identity()")
+        return imports, statements
 
 
 def _set_width(
@@ -95,7 +115,7 @@ def _set_width(
     net.fc = nn.Linear(width * 8 * block.expansion, num_classes)
 
 
-def _initialise(net: nn.Module, init: Init) -> None:
+def _initialize(net: nn.Module, init: Init) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             if init is Init.pytorch:

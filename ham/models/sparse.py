@@ -1,4 +1,4 @@
-"""Constant sparse matrices times dense ones, with a backward pass that costs one more product."""
+"""Products of constant sparse matrices with dense ones; the backward pass is one more product."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class Csr:
-    """A constant sparse matrix [rows, columns] in compressed rows; repeated entries add up.
+    """A constant sparse matrix [rows, columns] in CSR format; repeated entries add up.
 
     Args:
-        row_starts: int64 [rows + 1]; the entries of row i are numbers row_starts[i] to row_starts[i + 1] - 1.
-        columns: int64 column of every entry.
-        values: of every entry.
+        row_starts: int64 [rows + 1]; row i has the entries row_starts[i] to row_starts[i + 1] - 1.
+        columns: int64 [entries], the column of each entry.
+        values: [entries].
         width: number of columns.
     """
 
@@ -26,114 +26,114 @@ class Csr:
 
     @classmethod
     def from_entries(cls, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Csr:
-        """From entries in any order."""
+        """Build from entries in any order."""
         order = (rows * shape[1] + columns).argsort(stable=True)
         return cls(starts(rows, shape[0]), columns[order], values[order], shape[1])
 
     @cached_property
     def rows(self) -> Tensor:
-        """Row of every entry."""
+        """Row of each entry."""
         counts = self.row_starts.diff()
         return torch.arange(self.shape[0], device=counts.device).repeat_interleave(counts)
 
     @cached_property
     def by_column(self) -> Tensor:
-        """Numbers of the entries in the order of the transposed matrix."""
+        """Indices of the entries in the order of the transposed matrix."""
         return self.columns.argsort(stable=True)
 
     @cached_property
     def column_starts(self) -> Tensor:
-        """As `row_starts`, of the transposed matrix."""
+        """`row_starts` of the transposed matrix."""
         return starts(self.columns, self.shape[1])
 
     @cached_property
     def rows_by_column(self) -> Tensor:
-        """Columns of the transposed matrix's entries."""
+        """`columns` of the transposed matrix."""
         return self.rows[self.by_column]
 
     def tensor(self, values: Tensor | None = None) -> Tensor:
-        """As torch's CSR tensor, perhaps with other values."""
+        """A CSR tensor of torch, optionally with other values."""
         values = self.values if values is None else values
         return _csr(self.row_starts, self.columns, values, self.shape)
 
     def transposed(self, values: Tensor | None = None) -> Tensor:
-        """The transposed matrix as torch's CSR tensor, perhaps with other values (in this one's order)."""
+        """A CSR tensor of the transposed matrix, optionally with other values in the order of `values`."""
         values = (self.values if values is None else values)[self.by_column]
         size = (self.shape[1], self.shape[0])
         return _csr(self.column_starts, self.rows_by_column, values, size)
 
     @cached_property
-    def _own(self) -> Tensor:
+    def _tensor(self) -> Tensor:
         return self.tensor()
 
     @cached_property
-    def _own_transposed(self) -> Tensor:
+    def _transposed_tensor(self) -> Tensor:
         return self.transposed()
 
     def head(self, rows: int, width: int | None = None) -> Csr:
-        """The first rows; with `width`, all their entries lie in the first `width` columns."""
+        """The first rows; with `width`, also only the first columns, which must contain all their entries."""
         key = (rows, width or self.shape[1])
         if key == self.shape:
             return self
-        if key not in self._heads:
+        if key not in self._head_cache:
             end = int(self.row_starts[rows])
-            self._heads[key] = Csr(self.row_starts[: rows + 1], self.columns[:end], self.values[:end], key[1])
-        return self._heads[key]
+            self._head_cache[key] = Csr(
+                self.row_starts[: rows + 1], self.columns[:end], self.values[:end], key[1]
+            )
+        return self._head_cache[key]
 
     def select(self, rows: Tensor) -> Csr:
-        """The matrix of these rows, in this order."""
-        begins, counts = self.row_starts[rows], self.row_starts.diff()[rows]
+        """The matrix of these rows, int64 [n], in this order."""
+        counts = self.row_starts.diff()[rows]
         ends = counts.cumsum(0)
-        within = torch.arange(int(counts.sum()), device=rows.device) - (ends - counts).repeat_interleave(
-            counts
-        )
-        entries = begins.repeat_interleave(counts) + within
-        found = torch.cat([ends.new_zeros(1), ends])
-        return Csr(found, self.columns[entries], self.values[entries], self.shape[1])
+        row_starts = torch.cat([ends.new_zeros(1), ends])
+        offsets = (self.row_starts[rows] - row_starts[:-1]).repeat_interleave(counts)
+        entries = offsets + torch.arange(int(counts.sum()), device=rows.device)
+        return Csr(row_starts, self.columns[entries], self.values[entries], self.shape[1])
 
     @cached_property
-    def _heads(self) -> dict[tuple[int, int], Csr]:
+    def _head_cache(self) -> dict[tuple[int, int], Csr]:
         return {}
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """[rows, columns] @ [columns, width] -> [rows, width]; gradients flow to `dense`."""
+        """[rows, columns] @ [columns, channels] -> [rows, channels]; differentiable in `dense`."""
         return _Product.apply(dense, self)
 
 
 def starts(rows: Tensor, count: int) -> Tensor:
-    """Where each of `count` rows begins once entries are sorted by row: int64 [count + 1]."""
+    """Index of the first entry of each of `count` rows in row order: int64 [count + 1]."""
     ends = torch.bincount(rows, minlength=count).cumsum(0)
     return torch.cat([ends.new_zeros(1), ends])
 
 
 def _csr(row_starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    _hear_of_beta()
+    _silence_beta_warning()
     return torch.sparse_csr_tensor(row_starts, columns, values, size, check_invariants=False)
 
 
 @cache
-def _hear_of_beta() -> None:
-    """Torch tells once a process that its CSR tensors are in beta."""
+def _silence_beta_warning() -> None:
+    """Torch warns once per process that CSR tensors are in beta: trigger the warning here, unseen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor(torch.zeros(2).long(), torch.zeros(0).long(), torch.zeros(0), (1, 1))
 
 
 def multiply(matrix: Tensor, dense: Tensor) -> Tensor:
-    """A CSR tensor times a dense one; on a CPU by torch's own kernel, up to eight times as fast as MKL's."""
+    """A CSR tensor times a dense one; torch's own CPU kernel is up to eight times as fast as MKL's."""
     if dense.device.type != "cpu":
         return matrix @ dense
     return torch.sparse.mm(matrix, dense.contiguous(), "sum")
 
 
 class _Product(torch.autograd.Function):
-    """d(A x) = A dx, so the gradient of x is A^T g."""
+    """d(A x) = A dx, so the gradient with respect to x is A^T g."""
 
     @staticmethod
     def forward(ctx: Any, dense: Tensor, csr: Csr) -> Tensor:
         ctx.csr = csr
-        return multiply(csr._own, dense)
+        return multiply(csr._tensor, dense)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return multiply(ctx.csr._own_transposed, gradient), None
+        return multiply(ctx.csr._transposed_tensor, gradient), None

@@ -1,4 +1,4 @@
-"""HAM, its step, parameter groups, SAM and learning-rate schedules: everything here needs torch alone."""
+"""HAM, its step, parameter groups, SAM and learning-rate schedules: everything here needs torch only."""
 
 from .groups import everything, ndim2, not_norm, param_groups
 from .hook import HAM

@@ -1,4 +1,4 @@
-"""What HAM cannot work with, refused in one line."""
+"""Checks of the optimizer and the hyperparameters, with errors of one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's; raises TypeError where there is none."""
+    """The torch optimizer inside wrappers such as accelerate's; raises TypeError for other objects."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
@@ -20,7 +20,7 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 
 
 def check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_norm: float | None) -> None:
-    """Raise ValueError on values without meaning."""
+    """Raise ValueError on values out of range."""
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
     if not (math.isfinite(beta) and beta >= 0):
@@ -34,21 +34,25 @@ def check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_no
 def check_optimizer(optimizer: Optimizer) -> None:
     """Raise ValueError on optimizers whose step HAM cannot follow."""
     if getattr(optimizer, "_ham", None) is not None:
-        raise ValueError("HAM is attached to this optimizer already: call remove() on the first one")
+        raise ValueError("HAM is already attached to this optimizer: call remove() on the first one")
     if isinstance(optimizer, _UNSUITABLE):
         raise ValueError(
-            f"HAM follows first-order dense steps, not {type(optimizer).__name__}: use SGD or AdamW"
+            f"HAM needs an optimizer with first-order dense steps, not {type(optimizer).__name__}: "
+            "use SGD or AdamW"
         )
     for group in optimizer.param_groups:
         if "lr" not in group:
             raise ValueError(
                 f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']"
             )
-        refuse_overwritten_gradients(group)
+        check_gradient_preserved(group)
 
 
-def refuse_overwritten_gradients(group: dict) -> None:
-    """SGD's multi-tensor Nesterov step writes into p.grad when it has no weight decay to add out of place."""
+def check_gradient_preserved(group: dict) -> None:
+    """Raise ValueError where the step overwrites p.grad: SGD's multi-tensor Nesterov without weight decay.
+
+    With weight decay that step works on a copy of the gradient.
+    """
     if not group.get("nesterov") or group.get("weight_decay") != 0 or "momentum" not in group:
         return
     if group.get("foreach") is False or group.get("fused"):

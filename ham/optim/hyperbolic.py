@@ -1,4 +1,4 @@
-"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and the fast paths held equal to it."""
+"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and fast paths equal to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOW_PRECISION = (
 @torch.no_grad()
 def hyperbolic_step_(
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     *,
     lr: float | Tensor,
     alpha: float,
@@ -39,14 +39,14 @@ def hyperbolic_step_(
 
     Args:
         params: weights, float32 or float64, any shapes and devices; changed in place.
-        grads: one gradient per weight, same shape, dtype and device.
+        grads: one gradient per weight, same shape, dtype and device; None skips the weight.
         lr: the base step's learning rate; a 0-dim tensor is used without a host sync.
         alpha: strength of the hyperbolic awareness; negative is nHAM (Tables 17-19).
         beta: strength of the multiplicative weight decay.
         clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
-        mask_zero_grad: leave weights whose gradient is exactly zero untouched (no beta on them).
-        found_inf: 0-dim tensor; where it is not zero nothing changes (GradScaler's overflow flag).
-        clamped: 0-dim int64 tensor that the number of exponents at the bound is added to, without a host
+        mask_zero_grad: do not change weights whose gradient is exactly zero, not even by beta.
+        found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
+        clamped: 0-dim int64 tensor to which the number of exponents at the bound is added, without a host
             sync.
         implementation: "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels),
             "fused" (one pass over memory, CPU only) or None for the fastest available.
@@ -61,12 +61,12 @@ def hyperbolic_step_(
         )
     if len(params) != len(grads):
         raise ValueError(f"params and grads must pair up, got {len(params)} and {len(grads)}")
-    for p, g in zip(params, grads, strict=True):
+    pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+    for p, g in pairs:
         _check_pair(p, g)
-    params, grads = ([local(t) for t in tensors] for tensors in (params, grads))
     if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
         lr = lr.item()
-    for device, ps, gs in _by_device_and_dtype(params, grads):
+    for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
         step = _STEPS[implementation or _fastest(device, rate)]
         a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
@@ -77,7 +77,7 @@ def hyperbolic_step_(
 def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: Tensor | None = None) -> None:
     """Scale each tensor by min(1, max_norm / |theta|), without a host sync (the authors' wrapper: 1000).
 
-    Where `found_inf` is not zero nothing changes.
+    If `found_inf` is not zero nothing changes.
     """
     params = list(params)
     if not params:
@@ -103,15 +103,15 @@ def _check_pair(p: Tensor, g: Tensor) -> None:
 
 
 def local(t: Tensor) -> Tensor:
-    """The piece of a DTensor that this rank holds, in the same memory: HAM's step is elementwise."""
+    """This rank's shard of a DTensor, in the same memory: HAM's step is elementwise."""
     return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _by_device_and_dtype(
-    params: Sequence[Tensor], grads: Sequence[Tensor]
+    pairs: Sequence[tuple[Tensor, Tensor]],
 ) -> Iterator[tuple[torch.device, list[Tensor], list[Tensor]]]:
     groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
-    for p, g in zip(params, grads, strict=True):
+    for p, g in pairs:
         ps, gs = groups.setdefault((p.device, p.dtype), ([], []))
         ps.append(p)
         gs.append(g)
@@ -120,7 +120,7 @@ def _by_device_and_dtype(
 
 
 def _representable(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A number beyond the dtype's range, where any exponent is clamped anyway, as its largest number."""
+    """The value limited to the dtype's range: beyond it every exponent is clamped."""
     limit = torch.finfo(dtype).max
     return value if isinstance(value, Tensor) else max(-limit, min(limit, value))
 
@@ -189,7 +189,7 @@ def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor 
 
 def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
     """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
-    if type(g) is not Tensor:  # a subclass keeps its own dispatch
+    if type(g) is not Tensor:  # a subclass has its own dispatch
         return None
     if p.is_contiguous() and g.is_contiguous():
         return p.view(-1), g.view(-1)

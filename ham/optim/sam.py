@@ -15,17 +15,17 @@ def perturbed(
 ) -> Iterator[None]:
     """Weights at theta + rho * g / |g| inside the block, restored bit for bit after it (Foret et al., Eq. 2).
 
-    Inside, the gradients are cleared: a second backward pass leaves SAM's gradient in `p.grad` for the base
-    step and for HAM. The ascent follows whatever is in `p.grad` on entry. Under DistributedDataParallel that
-    is the gradient averaged over the ranks; run the first backward pass inside `ddp.no_sync()` for an ascent
-    per rank (m-sharpness, the original).
+    The gradients are cleared on entry: a second backward pass in the block leaves SAM's gradient in `p.grad`
+    for the base step and for HAM. The ascent follows the `p.grad` found on entry. Under
+    DistributedDataParallel that is the gradient averaged over the ranks; run the first backward pass inside
+    `ddp.no_sync()` for an ascent per rank (m-sharpness, the original).
 
     Args:
-        params: the weights to perturb; those without a gradient stay put.
+        params: the weights to perturb; those without a gradient are not.
         rho: radius of the ascent in the norm over all `params`, 0.05 in the original.
         adaptive: scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
         freeze_bn: a module whose BatchNorm layers keep their running statistics inside the block; batch
-            statistics normalise all the same.
+            statistics still normalize.
 
     Raises:
         ValueError: rho is negative, or no parameter has a gradient.
@@ -48,7 +48,7 @@ def perturbed(
 def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
     """Move to the perturbed point, clear the gradients and return the weights to restore."""
     saved = [p.clone() for p in params]
-    grads = [p.grad for p in params]
+    grads = [p.grad for p in params if p.grad is not None]  # all of them
     directions = torch._foreach_mul([p.abs() for p in params], grads) if adaptive else grads
     device = params[0].device
     norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in torch._foreach_norm(directions)]))
@@ -62,7 +62,7 @@ def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
 
 @contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch but leaves its running statistics and counters untouched."""
+    """BatchNorm normalizes by the batch but does not update its running statistics and counters."""
     layers = [
         m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
     ]

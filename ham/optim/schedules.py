@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
-    """`start` at step 0, 1 at step int(warmup * total_steps), 0 at the end, straight in between (Table 5).
+    """`start` at step 0, 1 at step int(warmup * total_steps), 0 at the end, linear in between (Table 5).
 
     Raises:
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].

@@ -1,1 +1,1 @@
-"""The paper's tables and figures as data: their plan, the records of runs, how both are shown. No torch."""
+"""Records of runs, and the tables, figures and pages made of them. Imports no torch."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -15,12 +16,12 @@ from matplotlib.patches import Rectangle
 from . import plan, style
 from .plan import Figure, Panel
 from .records import InvalidRecord, Record, metrics_path
+from .render import NOT_RUN
 from .spec import RunSpec, canonical
 from .validation import is_number
 
-NOT_RUN = "not run"
 BAND = "(mean over seeds, band: +- one sample standard deviation)"
-SPAN = 5.0  # points of accuracy that a grid's colours tell apart: one failed run would flatten all others
+SPAN = 5.0  # range of a grid's colors in accuracy points, so that a failed run does not flatten the others
 DEMO = "Scaled down to 8x8 digits: not the paper's setting"
 
 
@@ -38,7 +39,7 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
 
     Args:
         runs: the epochs of each seed, as in metrics.jsonl.
-        panel: the metric; every `every`th finished epoch, counted from 1, is a point.
+        panel: the metric; every `every`th epoch, counted from 1, is a point.
 
     Returns:
         The points at which every run has a finite value.
@@ -58,9 +59,11 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
 def draw(
     figure: Figure, records: Mapping[RunSpec, Record], demo: str = "", problems: list[str] | None = None
 ) -> Picture | None:
-    """The figure; None where none of its runs can be shown. Damaged epochs are told to `problems`."""
+    """The figure; None if it has no run to show. Damaged epochs are reported in `problems`."""
     if figure.kind == "grid":
-        return _grid(figure, records, demo) if any(run in records for run in shown(figure, demo)) else None
+        return (
+            _grid(figure, records, demo) if any(run in records for run in shown_runs(figure, demo)) else None
+        )
     epochs = {
         label: _epochs([RunSpec(exp, seed, demo=demo) for seed in figure.seeds], records, problems)
         for label, exp in figure.series.items()
@@ -71,21 +74,21 @@ def draw(
 def _epochs(
     runs: Sequence[RunSpec], records: Mapping[RunSpec, Record], problems: list[str] | None
 ) -> list[list[dict]]:
-    """The epochs of those runs that have them; a demo's record may be without."""
-    found = []
+    """The epochs of those runs that have them; a demo's record may have none."""
+    histories = []
     for record in (records[run] for run in runs if run in records):
         if record.run.demo and not metrics_path(record.path).exists():
             continue
         try:
-            found.append(record.epochs())
+            histories.append(record.epochs())
         except InvalidRecord as error:
             if problems is not None:
                 problems.append(str(error))
-    return found
+    return histories
 
 
-def shown(figure: Figure, demo: str) -> list[RunSpec]:
-    """The runs whose records it can show."""
+def shown_runs(figure: Figure, demo: str) -> list[RunSpec]:
+    """The runs whose records the figure can show."""
     altered = [replace(run, seed=seed, demo=demo) for run in figure.points.values() for seed in figure.seeds]
     return [*figure.runs(demo=demo), *altered]
 
@@ -110,7 +113,7 @@ def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -
 
 def _line(axis: Axes, points: Curve, number: int) -> None:
     look = style.series(number)
-    axis.plot(points.epochs, points.means, markevery=style.marks(len(points.epochs)), **look)
+    axis.plot(points.epochs, points.means, markevery=style.mark_every(len(points.epochs)), **look)
     if any(points.stds):
         low = [m - s for m, s in zip(points.means, points.stds, strict=True)]
         high = [m + s for m, s in zip(points.means, points.stds, strict=True)]
@@ -120,22 +123,22 @@ def _line(axis: Axes, points: Curve, number: int) -> None:
 def value(
     figure: Figure, point: tuple[float, float], records: Mapping[RunSpec, Record], demo: str
 ) -> float | None:
-    """A grid's value: the mean over its seeds' records, of the named experiment where there is one."""
-    found = []
+    """A grid's value: the mean over the seeds' records, of the named experiment if there is one."""
+    values = []
     for seed in figure.seeds:
         altered = replace(figure.points[point], seed=seed, demo=demo)
         record = records.get(canonical(altered)) or records.get(altered)
-        found += [record.metric(figure.metric)] if record else []
-    return statistics.mean(found) if found else None
+        values += [record.metric(figure.metric)] if record else []
+    return statistics.mean(values) if values else None
 
 
 def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Picture:
     alphas, betas = (sorted({point[i] for point in figure.points}) for i in (0, 1))
     picture, (axis,) = style.panels(1, width=1.3 + 0.62 * len(betas), height=1.1 + 0.42 * len(alphas))
     values = {point: value(figure, point, records, demo) for point in figure.points}
-    there = [v for v in values.values() if v is not None]
+    known = [v for v in values.values() if v is not None]
     table = [[math.nan if (v := values[a, b]) is None else v for b in betas] for a in alphas]
-    best, worst = max(there), max(min(there), max(there) - SPAN)
+    best, worst = max(known), max(min(known), max(known) - SPAN)
     span = 0.05 if best == worst else 0.0
     limits = dict(vmin=worst - span, vmax=best + span)
     axis.set_facecolor("0.93")
@@ -150,7 +153,7 @@ def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Pictu
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    extend = "min" if min(there) < worst else "neither"
+    extend = "min" if min(known) < worst else "neither"
     bar = picture.colorbar(image, ax=axis, label="top-1 [%]", shrink=0.95, extend=extend)
     bar.outline.set_visible(False)
     style.title(picture, figure.title, DEMO if demo else "", "(framed: the paper's choice)")
@@ -158,7 +161,7 @@ def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Pictu
 
 
 def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float | None) -> None:
-    """Write a cell's value, white on dark colours."""
+    """Write a cell's value, white on dark colors."""
     if number is None:
         axis.text(*place, NOT_RUN, ha="center", va="center", **style.NOTE)
         return
@@ -170,14 +173,32 @@ def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float |
 
 
 def _mark(axis: Axes, column: int, row: int) -> None:
-    """A black frame with a white one inside: seen on dark and on light cells."""
-    for inset, colour, width in ((0.0, "black", 2.0), (0.06, "white", 1.0)):
+    """A black frame with a white one inside, visible on dark and on light cells."""
+    for inset, color, width in ((0.0, "black", 2.0), (0.06, "white", 1.0)):
         corner, size = (column - 0.5 + inset, row - 0.5 + inset), 1 - 2 * inset
         axis.add_patch(
-            Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=width, clip_on=False)
+            Rectangle(corner, size, size, fill=False, edgecolor=color, linewidth=width, clip_on=False)
         )
 
 
-def by_name(names: Sequence[str] | None) -> list[Figure]:
-    """The chosen figures, all if none. Raises PlanError."""
-    return [plan.figure(name) for name in (plan.figures() if names is None else names)]
+def draw_all(
+    names: Sequence[str] | None,
+    records: Mapping[RunSpec, Record],
+    folder: Path,
+    demo: str = "",
+    problems: list[str] | None = None,
+) -> Iterator[tuple[str, list[Path]]]:
+    """Draw the named figures, all if None, into folder/<name>.pdf and .png; of a demo demo_<name>.
+
+    Yields:
+        Name and paths of each figure; no paths if none of its runs has a record to show.
+
+    Raises:
+        PlanError, InvalidRecord, OSError.
+    """
+    for figure in [plan.figure(name) for name in (plan.figures() if names is None else names)]:
+        with style.styled():
+            picture = draw(figure, records, demo, problems)
+            name = f"demo_{figure.name}" if demo else figure.name
+            paths = style.save(picture, folder / name) if picture else []
+        yield figure.name, paths

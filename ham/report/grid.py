@@ -1,25 +1,33 @@
-"""All pairs (alpha, beta) of a set and architecture: the record of a grid, and the worth of its best pair."""
+"""Search grids over (alpha, beta) of a base experiment: their records, and the statistics of the best pair.
+
+A record, results/node_grid/<set>_<arch>.json, holds the metrics of all runs of a search.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from . import node_runs
-from .records import InvalidRecord
-from .spec import RunSpec
-from .validation import check_code, is_number
+from ham.files import RESULTS, atomic_write_json, read_json
 
-_MOST_FLIPPED = 12  # seeds whose signs are flipped in all ways
+from . import search_grid
+from .records import path_of
+from .spec import RunSpec
+from .validation import InvalidRecord, check_code, is_number, strip_paths
+
+FOLDER = RESULTS / "node_grid"
+_MAX_SEEDS = 12  # whose 2^seeds sign flips are enumerated
+_PAIRS = ((0, 0), *(pair for pairs in search_grid.PAIRS.values() for pair in pairs))
 
 
 @dataclass(frozen=True)
 class Point:
-    """The best validation metric and the test metric then, a value per seed; alpha = beta = 0 is the base."""
+    """Per seed the best validation metric and the test metric at that epoch; alpha = beta = 0 is the base."""
 
     alpha: float
     beta: float
@@ -30,14 +38,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """All pairs of one set and architecture.
+    """All pairs of one base experiment.
 
     Args:
-        exp: the base's experiment.
+        exp: the base.
         seeds: of every point.
         graph: name, metric and numbers of nodes.
         points: the base first.
-        provenance: what made them, each kind once.
+        provenance: of the runs, without duplicates.
     """
 
     exp: str
@@ -51,87 +59,158 @@ class Grid:
         """GCN, GAT or SAGE."""
         return self.exp.rpartition("_")[2].upper()
 
-    def of(self, sign: int) -> list[Point]:
-        """The pairs of HAM (1), of nHAM (-1), or beta alone (0)."""
+    def points_of(self, sign: int) -> list[Point]:
+        """The pairs with alpha of this sign: HAM (1), nHAM (-1), beta alone (0)."""
         return [p for p in self.points[1:] if (p.alpha > 0) - (p.alpha < 0) == sign]
 
     def gains(self, point: Point, metric: str = "valid") -> list[float]:
-        """A point less the base, seed by seed."""
+        """A point minus the base, seed by seed."""
         return [a - b for a, b in zip(getattr(point, metric), getattr(self.points[0], metric), strict=True)]
 
 
+def record_path(base: str, folder: Path = FOLDER) -> Path:
+    """The path of the record of a base's grid."""
+    return folder / f"{base.rpartition('/')[2]}.json"
+
+
+def record_all(runs: Path, folder: Path = FOLDER) -> list[str]:
+    """Record every grid that has altered runs in `runs`; returns a line for each incomplete grid.
+
+    Raises:
+        PlanError: configs/lock.json is out of date.
+        OSError: a record cannot be written.
+    """
+    problems = []
+    for base in search_grid.bases():
+        if not any(any(runs.glob(f"{base}_{method}-*/seed*/summary.json")) for method in search_grid.PAIRS):
+            continue
+        path = record_path(base, folder)
+        try:
+            grid = collect(base, runs)
+        except InvalidRecord as error:
+            kept = "; its earlier record is kept" if path.exists() else ""
+            problems.append(f"{path.stem}: {error}{kept}")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(path, asdict(grid), indent=1)
+    return problems
+
+
+def collect(base: str, runs: Path) -> Grid:
+    """The grid of one base from run directories, and from committed records where a run has one.
+
+    Raises:
+        InvalidRecord: a run is missing, or its code is unknown.
+    """
+    seeds = search_grid.seeds()[base]
+    specs = search_grid.runs(base, seeds)
+    summaries = [_summary(run, runs) for run in specs]
+    if missing := [run for run, summary in zip(specs, summaries, strict=True) if summary is None]:
+        raise InvalidRecord(f"{len(missing)} of {len(specs)} runs are not done, such as {missing[0]}")
+    provenances: list[dict[str, Any]] = []
+    by_pair: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for pair, summary in zip(_PAIRS * len(seeds), summaries, strict=True):
+        by_pair.setdefault(pair, []).append(summary)
+        provenance = _provenance(summary)
+        if provenance not in provenances:
+            provenances.append(provenance)
+    points = (Point(*pair, own[0]["config_hash"], *_metrics(own)) for pair, own in by_pair.items())
+    return Grid(base, seeds, summaries[0]["graph"], tuple(points), tuple(provenances))
+
+
+def _summary(run: RunSpec, runs: Path) -> dict[str, Any] | None:
+    """The summary of a run in its directory, else its committed record; None if it is not done."""
+    committed = [] if run.overrides else [path_of(run)]
+    for path in (run.folder(runs) / "summary.json", *committed):
+        summary = read_json(path)
+        if summary is not None and summary.get("config_hash") == run.info.config_hash:
+            return summary
+    return None
+
+
+def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
+    """What runs of one machine and commit have in common. Raises InvalidRecord if the code is unknown."""
+    provenance = strip_paths(summary["provenance"])
+    for part in (provenance, *provenance["resumed_from"]):
+        check_code(part)
+    return {key: value for key, value in provenance.items() if key not in ("argv", "config_hash")}
+
+
+def _metrics(summaries: list[dict[str, Any]]) -> Iterator[tuple[float, ...]]:
+    for name in ("valid_best", "test_at_best"):
+        yield tuple(summary["metrics"][name] for summary in summaries)
+
+
 def read(path: Path) -> Grid:
-    """A record. Raises Unfit where it is none of today's configuration."""
+    """A grid's record. Raises InvalidRecord if it is damaged or of another configuration than today's."""
     try:
         content = json.loads(path.read_text())
         points = tuple(
             Point(p["alpha"], p["beta"], p["config_hash"], tuple(p["valid"]), tuple(p["test"]))
-            for p in content.pop("points")
+            for p in content["points"]
         )
-        grid = Grid(
-            content["exp"],
-            tuple(content["seeds"]),
-            content["graph"],
-            points,
-            tuple(content["provenance"]),
-        )
+        provenance = tuple(content["provenance"])
+        grid = Grid(content["exp"], tuple(content["seeds"]), content["graph"], points, provenance)
         _check(grid)
-        if path.stem != grid.exp.removeprefix("node/"):
-            raise InvalidRecord(f"it is of {grid.exp}: it belongs into {grid.exp.removeprefix('node/')}.json")
+        if (expected := record_path(grid.exp, path.parent)) != path:
+            raise InvalidRecord(f"it is the record of {grid.exp}: move it to {expected.name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidRecord(f"{path}: it cannot be read ({error!r}): collect it anew with --runs") from None
+        raise InvalidRecord(f"{path}: it cannot be read ({error!r}): collect it again with --runs") from None
     except InvalidRecord as error:
         raise InvalidRecord(f"{path}: {error}") from None
     return grid
 
 
 def _check(grid: Grid) -> None:
-    pairs = [(0, 0), *(pair for method in ("ham", "nham") for pair in node_runs.GRID[method])]
-    if (grid.points[0].alpha, grid.points[0].beta) != (0, 0) or sorted(pairs) != sorted(
-        (p.alpha, p.beta) for p in grid.points
-    ):
-        raise InvalidRecord("its pairs are not those of the grid: collect it anew with --runs")
-    if grid.seeds != node_runs.seeds()[grid.graph["name"]]:
-        raise InvalidRecord("its seeds are not the paper's number: collect it anew with --runs")
+    """Raise InvalidRecord, KeyError, TypeError unless points, seeds and provenance are complete."""
+    pairs = [(point.alpha, point.beta) for point in grid.points]
+    if pairs[:1] != [(0, 0)] or sorted(pairs) != sorted(_PAIRS):
+        raise InvalidRecord("its pairs are not those of the search: collect it again with --runs")
+    if grid.exp not in search_grid.bases():
+        raise InvalidRecord(f"{grid.exp} has no search: delete the record")
+    if grid.seeds != search_grid.seeds()[grid.exp]:
+        raise InvalidRecord("its number of seeds is not the paper's: collect it again with --runs")
+    if missing := {"name", "metric", "nodes"} - grid.graph.keys():
+        raise InvalidRecord(f"its graph has no {min(missing)}: collect it again with --runs")
+    hashes = {
+        pair: run.info.config_hash for pair, run in zip(_PAIRS, search_grid.runs(grid.exp, [0]), strict=True)
+    }
     for point in grid.points:
-        told = (point.valid, point.test)
-        whole = all(len(values) == len(grid.seeds) for values in told)
-        if not whole or not all(is_number(v) and 0 <= v <= 100 for values in told for v in values):
-            raise InvalidRecord(f"{point.alpha:g}, {point.beta:g} has not one percentage for each seed")
-    if len({point.config_hash for point in grid.points}) < len(grid.points):
-        raise InvalidRecord("two of its pairs are one configuration: collect it anew with --runs")
-    leaves = [f"{grid.exp}_ham", f"{grid.exp}_nham"]
-    known = {(0.0, 0.0): grid.exp} | {node_runs.published(exp): exp for exp in leaves}
-    for point in grid.points:
-        exp = known.get((point.alpha, point.beta))
-        if exp and RunSpec(exp, 0).info.config_hash != point.config_hash:
-            raise InvalidRecord(f"{exp} has another configuration today: run the grid again")
-    for made in grid.provenance:
-        made["hardware"], made["versions"]["torch"]
-        check_code(made)
+        values = (*point.valid, *point.test)
+        is_complete = len(point.valid) == len(point.test) == len(grid.seeds)
+        if not is_complete or not all(is_number(v) and 0 <= v <= 100 for v in values):
+            raise InvalidRecord(f"({point.alpha:g}, {point.beta:g}) does not have one percentage per seed")
+        if point.config_hash != hashes[point.alpha, point.beta]:
+            raise InvalidRecord(
+                f"({point.alpha:g}, {point.beta:g}) has another configuration today: run the search again"
+            )
+    for provenance in grid.provenance:
+        provenance["hardware"], provenance["versions"]["torch"]  # which the page compares
+        check_code(provenance)
 
 
 def best(gains: list[list[float]], seeds: list[int]) -> int:
-    """The point with the highest mean over these seeds, the first of equals."""
+    """The index of the point with the highest mean over these seeds, the first of equals."""
     means = [round(mean(values[s] for s in seeds), 9) for values in gains]
     return means.index(max(means))
 
 
 def leave_one_seed_out(gains: list[list[float]]) -> list[float]:
-    """Each seed's gain of the point that is the best of the other seeds."""
+    """Per seed the gain of the point that is the best on the other seeds."""
     seeds = list(range(len(gains[0])))
     return [gains[best(gains, [s for s in seeds if s != out])][out] for out in seeds]
 
 
 def sign_flip_count(gains: list[list[float]]) -> int:
-    """In how many flips of the seeds' signs the best point gains at least as much; of 2^seeds.
+    """The number of sign flips, of 2^seeds, under which the best point gains at least as much.
 
-    The points of a seed go together, since they share its base; the maximum over the points is the statistic.
-    It assumes that without an effect a seed's differences are jointly as likely as their negatives.
+    All points of a seed are flipped together, since they share its base; the statistic is the maximum over
+    the points. The test assumes that without an effect the differences of a seed are jointly as likely as
+    their negatives.
     """
     count = len(gains[0])
-    if count > _MOST_FLIPPED:
-        raise ValueError(f"at most {_MOST_FLIPPED} seeds, got {count}")
+    if count > _MAX_SEEDS:
+        raise ValueError(f"at most {_MAX_SEEDS} seeds, got {count}")
     observed = max(map(mean, gains))
     flips = product((1, -1), repeat=count)
     return sum(
@@ -141,5 +220,5 @@ def sign_flip_count(gains: list[list[float]]) -> int:
 
 
 def tied(gains: list[list[float]], values: list[float]) -> list[list[float]]:
-    """Those with the same mean."""
+    """The points with the same mean."""
     return [other for other in gains if abs(mean(other) - mean(values)) < 1e-9]

@@ -1,6 +1,6 @@
-"""What the paper's tables and figures are made of: cells and curves, and the runs behind them.
+"""The paper's tables and figures: their cells and curves, and the runs that these need.
 
-Reads configs/tables and configs/figures; imports no torch.
+Reads configs/tables and configs/figures.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Cell:
     Args:
         exp: the experiment.
         metric: key of a summary's `metrics`.
-        paper: mean and, where it is printed, standard deviation, in percent.
+        paper: mean and, if printed, standard deviation, in percent.
         single_run: the paper marks it as one run.
-        seeds: of its runs where they are not the table's.
+        seeds: of its runs if they differ from the table's.
     """
 
     exp: str
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; None where the paper has no cell."""
+    """A row of a table; None where the paper has no cell."""
 
     label: str
     cells: tuple[Cell | None, ...]
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or a control the paper lacks (name control_*); `note` is for its reader."""
+    """A table of the paper, or a control that the paper lacks (name control_*); `note` is printed."""
 
     name: str
     title: str
@@ -57,15 +57,15 @@ class Table:
 
     @property
     def cells(self) -> list[Cell]:
-        """All of them, row by row."""
+        """All cells, row by row."""
         return [cell for row in self.rows for cell in row.cells if cell is not None]
 
     def has_scale(self, demo: str) -> bool:
-        """Can its runs be scaled down so? Graphs cannot."""
+        """Does this scale exist for all of its runs? Graphs have no demo."""
         return all(cell.exp in lock()[demo] for cell in self.cells)
 
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
-        """The distinct runs behind the cells, without those whose masks they take."""
+        """The distinct runs of the cells, without those whose masks they take."""
         return list(
             dict.fromkeys(
                 RunSpec(c.exp, seed, demo=demo)
@@ -89,7 +89,7 @@ class Panel:
 class Figure:
     """A figure: `curves` of the series' metrics over epochs, or a `grid` over (alpha, beta).
 
-    `points` of a grid maps (alpha, beta) to what is run there; `chosen` is the paper's choice.
+    `points` of a grid maps (alpha, beta) to its run; `chosen` is the paper's choice.
     """
 
     name: str
@@ -126,10 +126,10 @@ def figures() -> list[str]:
 
 def table(name: str) -> Table:
     """Table `4`, `table04` or `control_str`. Raises PlanError."""
-    name = _known(f"table{int(name):02}" if name.isdecimal() else name, tables(), "table")
+    name = _known(table_name(name), tables(), "table")
     path = CONFIGS / "tables" / f"{name}.yaml"
     with reading(path):
-        return _table(name, _yaml(path))
+        return _table(name, read_yaml(path))
 
 
 def _table(name: str, content: dict[str, Any]) -> Table:
@@ -153,10 +153,10 @@ def _table(name: str, content: dict[str, Any]) -> Table:
 
 def figure(name: str) -> Figure:
     """Figure `11`, `2a` or `figure11`. Raises PlanError."""
-    name = full_name(name)
+    name = figure_name(name)
     path = CONFIGS / "figures" / f"{_known(name, figures(), 'figure')}.yaml"
     with reading(path):
-        return _figure(name, _yaml(path))
+        return _figure(name, read_yaml(path))
 
 
 def _figure(name: str, content: dict[str, Any]) -> Figure:
@@ -165,7 +165,7 @@ def _figure(name: str, content: dict[str, Any]) -> Figure:
         panels = tuple(Panel(**panel) for panel in content["panels"])
         return Figure(**common, panels=panels, series={k: v["exp"] for k, v in content["series"].items()})
     if content["kind"] != "grid":
-        raise ValueError(f"kind is curves or grid, not {content['kind']}")
+        raise ValueError(f"kind must be curves or grid, not {content['kind']}")
     points = {
         (alpha, beta): RunSpec(content["exp"], 0, (f"ham.alpha={alpha}", f"ham.beta={beta}"))
         for alpha in content["alpha"]
@@ -175,10 +175,17 @@ def _figure(name: str, content: dict[str, Any]) -> Figure:
     return Figure(**common, points=points, metric=content["metric"], chosen=chosen)
 
 
-def full_name(figure: str) -> str:
-    """`2a` -> `figure02a`; full names stay."""
-    digits = figure.rstrip("abc")
-    return f"figure{int(digits):02}{figure[len(digits) :]}" if digits.isdecimal() else figure
+def table_name(name: str) -> str:
+    """The full name: `4` -> `table04`; full names and names of controls stay."""
+    digits = name.removeprefix("table")
+    return f"table{int(digits):02}" if digits.isdecimal() else name
+
+
+def figure_name(name: str) -> str:
+    """The full name: `2a` -> `figure02a`; full names stay."""
+    number = name.removeprefix("figure")
+    digits = number.rstrip("abc")
+    return f"figure{int(digits):02}{number[len(digits) :]}" if digits.isdecimal() else name
 
 
 def every_run() -> list[RunSpec]:
@@ -193,10 +200,11 @@ def _cell(content: dict[str, Any]) -> Cell:
 
 def _known(name: str, names: list[str], kind: str) -> str:
     if name not in names:
-        raise PlanError(f"there is no {kind} {name!r}: choose one of {', '.join(names)}")
+        raise PlanError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}")
     return name
 
 
 @cache
-def _yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a file of configs/; do not change it."""
     return yaml.safe_load(path.read_text())

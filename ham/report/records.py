@@ -1,36 +1,36 @@
-"""What is committed of a finished run: its summary without bulk and without places, and its epochs.
+"""Committed records of finished runs: where they are, reading and writing them.
 
     results/runs/<name>/seed<k>.json            the paper's setting, <name> as in runs/
     results/runs/<name>/seed<k>.metrics.jsonl   one line per epoch
     results/demo/<exp>/seed<k>.json             scaled down to the digits
 
-`collect.py` writes records, `tables.py` and `figures.py` read them, all by the rules of rules.py. No torch.
+A record is a run's summary without bulk and without paths, see validation.py. collect.py writes records;
+tables and figures read them.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_write_text
+from ham.files import RESULTS, atomic_write_json, atomic_write_text, one_line
 
 from .plan import figure, figures
-from .spec import PlanError, RunSpec
+from .spec import PlanError, RunSpec, lock
 from .validation import DEMOS, PLACES, InvalidRecord, check, epochs, is_number, record, strip_paths
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
 RECORDS = RESULTS / "runs"
 
-__all__ = [  # with names of rules.py: whoever reads records imports this module alone
+__all__ = [  # with the names of validation.py that every reader of records needs
     "DEMOS",
     "PLACES",
     "RECORDS",
     "RESULTS",
     "InvalidRecord",
     "Record",
-    "atomic_write_text",
     "check",
     "epochs",
     "folder_of",
@@ -38,6 +38,7 @@ __all__ = [  # with names of rules.py: whoever reads records imports this module
     "path_of",
     "read",
     "read_all",
+    "read_runs",
     "record",
     "record_path",
     "stores_history",
@@ -48,11 +49,11 @@ __all__ = [  # with names of rules.py: whoever reads records imports this module
 
 @dataclass(frozen=True)
 class Record:
-    """A record that `check` has passed.
+    """A record that `check` has accepted.
 
     Args:
-        run: the run, as the plan names it.
-        content: the file's.
+        run: the run that it is of.
+        content: the file's content.
         path: the file.
     """
 
@@ -61,93 +62,104 @@ class Record:
     path: Path
 
     def metric(self, name: str) -> float:
-        """One of the summary's metrics. Raises Unfit where it has none of that name."""
+        """One of the summary's metrics. Raises InvalidRecord if it is missing or not finite."""
         value = self.content["metrics"].get(name)
         if not is_number(value):
             raise InvalidRecord(f"{self.path}: metrics has no {name}")
         return float(value)
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of the metrics beside it. Raises Unfit where they are missing or not whole."""
+        """The lines of its metrics.jsonl. Raises InvalidRecord if they are missing or incomplete."""
         path = metrics_path(self.path)
         try:
-            return epochs(path.read_text(), self.content)
+            return epochs(path.read_text(), self.content, self.run)
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRecord(f"{path} cannot be read ({_reason(error)}): collect the run anew") from None
+            raise InvalidRecord(f"{path} cannot be read ({one_line(error)}): collect the run again") from None
         except InvalidRecord as error:
             raise InvalidRecord(f"{path}: {error}") from None
 
 
 def folder_of(demo: str, results: Path = RESULTS) -> Path:
-    """Where the records of a scale are."""
+    """The folder of the records of a scale."""
     return results / ("demo" if demo else "runs")
 
 
 def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
-    """Where the record of a run is committed."""
+    """The path of the record of an experiment's run."""
     return folder / exp / f"seed{seed}.json"
 
 
 def path_of(run: RunSpec, results: Path = RESULTS) -> Path:
-    """The same for a run of the plan: an altered one has its hash in the name, a demo no suffix."""
+    """The path of a run's record; the name of an altered run has its hash, that of a demo no suffix."""
     name = run.name.replace(f"{run.exp}-{run.demo}", run.exp, 1) if run.demo else run.name
     return record_path(name, run.seed, folder_of(run.demo, results))
 
 
 def metrics_path(path: Path) -> Path:
-    """The file of a record's epochs."""
+    """The path of a record's epochs."""
     return path.with_suffix(".metrics.jsonl")
 
 
 def read(path: Path) -> Record:
-    """The record in a file. Raises Unfit, whose message begins with the path."""
+    """The record in a file. Raises InvalidRecord, whose message begins with the path."""
     try:
         content = json.loads(path.read_text())
         run = check(content)
         results = path.parents[2 + run.name.count("/")]
-        if (place := path_of(run, results)) != path:
-            raise InvalidRecord(f"it says that it is {run}: it belongs into {place.relative_to(results)}")
+        if (expected := path_of(run, results)) != path:
+            raise InvalidRecord(f"it is the record of {run}: move it to {expected.relative_to(results)}")
         if record(content) != content:
-            raise InvalidRecord("it holds more than a record may: collect the run anew")
+            raise InvalidRecord("it holds more than a record may: collect the run again")
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRecord(f"{path}: it cannot be read ({_reason(error)}): collect the run anew") from None
+        raise InvalidRecord(f"{path}: it cannot be read ({one_line(error)}): collect the run again") from None
     except (InvalidRecord, PlanError) as error:
         raise InvalidRecord(f"{path}: {error}") from None
-    kept = Record(run, content, path)
+    accepted = Record(run, content, path)
     if metrics_path(path).exists():
-        kept.epochs()  # which contradict neither the summary nor themselves
-    return kept
+        accepted.epochs()  # they must not contradict the summary
+    return accepted
 
 
 def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
-    """Every record of a scale, and one line for each file that is none."""
-    found: dict[RunSpec, Record] = {}
+    """Every record of a scale, and one line for each invalid file.
+
+    Raises:
+        PlanError: configs/lock.json is out of date.
+    """
+    return _read_each(sorted(folder_of(demo, results).rglob("*.json")))
+
+
+def read_runs(runs: Iterable[RunSpec], results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
+    """`read_all` of those runs that have a record."""
+    paths = dict.fromkeys(path_of(run, results) for run in runs)
+    return _read_each(sorted(path for path in paths if path.exists()))
+
+
+def _read_each(paths: Iterable[Path]) -> tuple[dict[RunSpec, Record], list[str]]:
+    lock()  # which raises PlanError once, not for each record
+    records: dict[RunSpec, Record] = {}
     problems = []
-    for path in sorted(folder_of(demo, results).rglob("*.json")):
+    for path in paths:
         try:
-            kept = read(path)
-            found[kept.run] = kept
+            accepted = read(path)
+            records[accepted.run] = accepted
         except InvalidRecord as error:
             problems.append(str(error))
-    return found, problems
+    return records, problems
 
 
 def write(run: RunSpec, summary: dict[str, Any], lines: list[dict[str, Any]] | None, results: Path) -> Path:
     """Write the record of a run and, if given, its epochs; returns the record's path."""
     path = path_of(run, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if lines is not None:  # first: a record is there only when all of it is
+    if lines is not None:  # before the record, which then implies its epochs
         atomic_write_text(metrics_path(path), "".join(f"{json.dumps(line)}\n" for line in lines))
-    atomic_write_text(path, json.dumps(record(summary), indent=1) + "\n")
+    atomic_write_json(path, record(summary), indent=1)
     return path
 
 
 def stores_history(run: RunSpec) -> bool:
-    """Are a run's epochs kept? At the paper's scale always; of a demo only where a figure has its curve."""
+    """Does a run's record keep its epochs? At the paper's scale by task; of a demo if a figure shows them."""
     if not run.demo:
-        return not run.exp.startswith("node/")  # no figure shows them, and they are hundreds
+        return run.info.stores_history
     return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
-"""What is known of each training run: its configuration's hash, length, sparsity, and whose masks it takes.
+"""The identity of a training run, `RunSpec`, and its facts from configs/lock.json, `RunInfo`.
 
-Reads configs/lock.json, which scripts/lock.py writes; imports no torch.
+scripts/lock.py writes that file; this module imports no torch.
 """
 
 from __future__ import annotations
@@ -12,23 +12,39 @@ from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from ham.files import ROOT
+
 CONFIGS = ROOT / "configs"
 LOCK = CONFIGS / "lock.json"
 
 
 class PlanError(Exception):
-    """There is no such table, figure or run; the message is one line and names what there is."""
+    """An unknown table, figure or run, or an unusable file of configs/; one line with the cure."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What reports need of a task.
+
+    Args:
+        reported: keys of a summary's `metrics` for the last and the best epoch.
+        stores_history: records keep the epochs of a run, which figures show.
+    """
+
+    reported: tuple[str, str]
+    stores_history: bool
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What configs/lock.json says of a run, the seed apart.
+    """Facts of a run, equal for every seed.
 
     Args:
+        task: name of what it learns, "images" or "nodes".
         config_hash: identity of its configuration, `ham.run.config.config_hash`.
         base: its row of the paper's Table 5, a file of configs/base.
         epochs: how many.
@@ -37,12 +53,23 @@ class RunInfo:
         depends_on: the experiment whose masks it takes, from the run of the same seed; "" for none.
     """
 
+    task: str
     config_hash: str
     base: str
     epochs: int
     passes: int
     sparsity: float
     depends_on: str
+
+    @property
+    def reported(self) -> tuple[str, str]:
+        """Keys of a summary's `metrics` for the last and the best epoch."""
+        return tasks()[self.task].reported
+
+    @property
+    def stores_history(self) -> bool:
+        """Do records keep its epochs?"""
+        return tasks()[self.task].stores_history
 
 
 @dataclass(frozen=True, order=True)
@@ -80,7 +107,7 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """The run directory's first part, as `ham.run.main.run_directory` names it."""
+        """The run directory's first part, as `ham.run.build.run_directory` names it."""
         altered = self.info.config_hash[:8] if self.overrides else ""
         return "-".join(filter(None, [self.exp, self.demo, altered]))
 
@@ -118,18 +145,31 @@ def with_sources(runs: list[RunSpec]) -> list[RunSpec]:
 
 @cache
 def lock() -> dict[str, dict[str, RunInfo]]:
-    """Scale ("" is the paper's) -> spec -> facts. Raises PlanError where configs/ is not what it was."""
+    """Scale ("" is the paper's) -> spec -> facts. Raises PlanError if configs/ has changed since."""
     with reading(LOCK):
-        content = json.loads(LOCK.read_text())
-        if content.pop("configs") != configs_digest():
-            raise PlanError(f"configs/ has changed since {LOCK.name} was written: run python scripts/lock.py")
+        scales = {key: value for key, value in _lock_content().items() if key not in ("configs", "tasks")}
+        return {demo: {spec: RunInfo(**info) for spec, info in runs.items()} for demo, runs in scales.items()}
+
+
+@cache
+def tasks() -> dict[str, TaskInfo]:
+    """Name of a task -> what reports need of it. Raises PlanError if configs/ has changed since."""
+    with reading(LOCK):
+        known = _lock_content()["tasks"]
         return {
-            demo: {spec: RunInfo(**info) for spec, info in runs.items()} for demo, runs in content.items()
+            name: TaskInfo(tuple(task["reported"]), task["stores_history"]) for name, task in known.items()
         }
 
 
+def _lock_content() -> dict[str, Any]:
+    content = json.loads(LOCK.read_text())
+    if content["configs"] != configs_digest():
+        raise PlanError(f"configs/ has changed since {LOCK.name} was written: run python scripts/lock.py")
+    return content
+
+
 def configs_digest() -> str:
-    """SHA-256 of the configurations; tables/ only says where their runs are shown."""
+    """SHA-256 of the configurations, without tables/, which only says where runs are shown."""
     digest = sha256()
     for path in sorted(CONFIGS.rglob("*.yaml")):
         if path.parent.name != "tables":
@@ -139,9 +179,9 @@ def configs_digest() -> str:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What is wrong with a file of configs/, in one line."""
+    """Raise PlanError, in one line, for an error in a file of configs/."""
     try:
         yield
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise PlanError(f"{path.relative_to(CONFIGS.parent)} cannot be used: {what}") from None

@@ -1,7 +1,7 @@
-"""How every figure looks, and how it is written: the same bytes each time. Needs matplotlib alone.
+"""The style of all figures, and saving them reproducibly, byte for byte. Needs matplotlib.
 
-Colours are Okabe and Ito's (Color Universal Design, 2008); line styles and markers tell the series apart in
-grey. Values of a grid are shown by cividis, which is perceptually uniform and grows lighter throughout.
+The colors are Okabe and Ito's (Color Universal Design, 2008); line styles and markers distinguish the series
+in gray. Grids use cividis, which is perceptually uniform with increasing lightness.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.4, 2.6  # inches of one panel
-ALONE = 4.4  # width of a panel that has the figure for itself, titles and legend included
-LETTERS = 14  # of a title, per inch
+SINGLE_WIDTH = 4.4  # of a single panel, which also has to hold titles and legend
+CHARACTERS = 14  # of a title, per inch
 SEQUENTIAL = "cividis"
-SERIES = (  # matplotlib's words, by the order of the series
+SERIES = (  # matplotlib's properties, in the order of the series
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
@@ -32,7 +32,7 @@ SERIES = (  # matplotlib's words, by the order of the series
 MARKS = 8  # markers along a curve
 NOTE = {"fontsize": 6.5, "color": "0.3"}
 _STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on each machine
+    "font.family": "DejaVu Sans",  # part of matplotlib, hence the same on every machine
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -50,14 +50,14 @@ _STYLE = {
     "axes.axisbelow": True,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "pdf.fonttype": 42,  # fonts that editors and printers can read
+    "pdf.fonttype": 42,  # TrueType, which editors and printers can read
     "savefig.dpi": 160,
 }
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures made and saved within look as above, whatever the user's matplotlibrc says."""
+    """Draw and save in the style above, independent of the user's matplotlibrc."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -65,37 +65,37 @@ def styled() -> Iterator[None]:
 
 
 def panels(count: int, *, width: float | None = None, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
-    """An empty figure with `count` panels side by side; no window, no global state."""
-    width = width or (ALONE if count == 1 else WIDTH)
+    """An empty figure with `count` panels side by side, without a window or global state."""
+    width = width or (SINGLE_WIDTH if count == 1 else WIDTH)
     figure = Figure(figsize=(count * width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def title(figure: Figure, *lines: str) -> None:
-    """Head the figure with these lines, broken where they are wider than it."""
-    letters = int(LETTERS * figure.get_figwidth())
-    figure.suptitle("\n".join(textwrap.fill(line, letters) for line in lines if line), fontsize=8.5)
+    """Title the figure with these lines, wrapped to its width."""
+    characters = int(CHARACTERS * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, characters) for line in lines if line), fontsize=8.5)
 
 
-def marks(points: int) -> int:
-    """Every how many points of a curve a marker stands."""
+def mark_every(points: int) -> int:
+    """The number of points of a curve per marker."""
     return max(1, points // MARKS)
 
 
 def series(number: int) -> dict[str, Any]:
-    """Colour, line style and marker of the series at this place."""
+    """Color, line style and marker of the series with this number."""
     return SERIES[number % len(SERIES)]
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.pdf and stem.png without times and versions in them; returns the paths."""
+    """Write stem.pdf and stem.png without dates and versions in them; returns the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {
+    metadata = {
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
         "png": {"Software": None},
     }
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in quiet]
-    for path, metadata in zip(paths, quiet.values(), strict=True):
-        figure.savefig(path, metadata=metadata)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in metadata]
+    for path, fields in zip(paths, metadata.values(), strict=True):
+        figure.savefig(path, metadata=fields)
     return paths

@@ -1,7 +1,7 @@
 """Figures 1, 2b, 3, 4, 6, 7 and 8 from results/theory, which `scripts/theory_runs.py` writes.
 
-Needs matplotlib and numpy, no torch. Curves of several seeds are medians, bands reach from the lowest to the
-highest. Line styles tell the series apart in grey.
+Needs matplotlib and numpy. Curves over several seeds are medians, bands are ranges. Line styles distinguish
+the series in gray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .records import RESULTS
+from ham.files import RESULTS
+
 from .spec import PlanError
 from .style import SERIES, panels, save, styled
 
@@ -26,35 +27,35 @@ KINDS = {"gd": ("GD", GD), "product": ("m * w", PRODUCT), "ham": ("HAM", HAM)}
 
 
 def draw(names: Sequence[str], out: Path, data: Path = DATA) -> list[Path]:
-    """Draw these of FIGURES from the data into out/<name>.pdf and .png; returns the paths.
+    """Draw the named ones of FIGURES into out/<name>.pdf and .png; returns the paths.
 
     Raises:
-        PlanError: there is no such figure, or no data of it yet.
+        PlanError: the figure is unknown, or its data are missing.
     """
     paths = []
     for name in names:
         source = data / f"{name}.json"
         if name not in FIGURES:
-            raise PlanError(f"there is no figure {name!r} of the theory: choose one of {', '.join(FIGURES)}")
+            raise PlanError(f"unknown theory figure {name!r}: choose one of {', '.join(FIGURES)}")
         if not source.is_file():
-            raise PlanError(f"no {source.name} in {data}: run python scripts/theory_runs.py first")
+            raise PlanError(f"{source} is missing: run python scripts/theory_runs.py first")
         with styled():
             paths += save(FIGURES[name](json.loads(source.read_text())), out / name)
     return paths
 
 
 def inverse_metrics(data: dict[str, Any]) -> Figure:
-    """Figure 1: the inverse metrics, and a weight that has to pass through zero under each."""
+    """Figure 1: the inverse metrics, and a weight that passes through zero under each."""
     figure, (left, right) = panels(2)
     strengths = data["settings"]["strengths"]
     for kind, (label, look) in KINDS.items():
-        words = "".join(f", {key} = {value:g}" for key, value in strengths[kind].items())
-        left.plot(data["theta"], data["inverse_metric"][kind], label=label + words, **look)
+        settings = "".join(f", {key} = {value:g}" for key, value in strengths[kind].items())
+        left.plot(data["theta"], data["inverse_metric"][kind], label=label + settings, **look)
         right.plot(data["time"], data["flow"][kind], label=label, **look)
     left.set(xlabel="theta", ylabel="inverse metric", ylim=(0, 3.4))
-    for place, words, side in ((-1, "start", "left"), (1, "optimum", "left")):
-        left.axvline(place, color="0.7", linewidth=0.8)
-        left.text(place, 0.05, f" {words}", ha=side, va="bottom", fontsize=6.5, color="0.3")
+    for theta, name in ((-1, "start"), (1, "optimum")):
+        left.axvline(theta, color="0.7", linewidth=0.8)
+        left.text(theta, 0.05, f" {name}", ha="left", va="bottom", fontsize=6.5, color="0.3")
     left.set_title("Inverse metric near zero")
     left.legend(loc="upper center")
     right.axhline(0, color="0.7", linewidth=0.8)
@@ -148,15 +149,15 @@ def distances(data: dict[str, Any], title: str, looks: Sequence[dict], labels: S
 
 
 def benefit(data: dict[str, Any]) -> Figure:
-    """Figure 6: the distances, and seed by seed what the sign before the step costs."""
+    """Figure 6: the distances, and per seed the cost of taking the sign before the step."""
     figure, (left, right) = panels(2, height=2.9)
     _distances(left, data, (GD, HAM, PRODUCT), place="center right")
     left.set(title="Sparse regression from zero")
     _, ham, signed = (np.array(series["distances"])[:, 1:] for series in data["series"])
-    steps, more = np.array(data["steps"])[1:], signed - ham
+    steps, excess = np.array(data["steps"])[1:], signed - ham
     right.axhline(0, color="0.7", linewidth=0.8)
-    right.fill_between(steps, more.min(0), more.max(0), color=PRODUCT["color"], alpha=0.15, linewidth=0)
-    right.plot(steps, np.median(more, 0), **PRODUCT)
+    right.fill_between(steps, excess.min(0), excess.max(0), color=PRODUCT["color"], alpha=0.15, linewidth=0)
+    right.plot(steps, np.median(excess, 0), **PRODUCT)
     right.set(xscale="log", xlabel="step", title="HAM signed minus HAM, of each seed")
     right.set_ylabel("difference of the distances")
     return figure

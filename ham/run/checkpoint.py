@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed while they are written, and that tell when they are damaged."""
+"""Checkpoints that survive a kill while they are written, and whose damage is detected."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ham.files import atomic_write, one_line
+
 LAST, PREVIOUS = "last.pt", "previous.pt"
+FORMAT = 2
+"""Version of the state's layout."""
+
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message is one line and says what remains."""
+    """A checkpoint could not be written or read; the message is one line and says what is left."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` as last.pt; the one before it becomes previous.pt.
+    """Write `state` as last.pt; the checkpoint before it becomes previous.pt.
 
-    The file is torch's own format with its SHA-256 behind it. It is written under a temporary name, synced
-    and renamed, so at any moment a whole checkpoint stands under one of the two names.
+    The file is torch's own format with its SHA-256 behind it. It is written atomically, so that at any moment
+    one of the two files is an undamaged checkpoint.
 
     Raises:
         CheckpointError: it could not be written (a full disk, say); the last good one is untouched.
     """
-    temporary = folder / f"{LAST}.tmp"
+
+    def write(file: BinaryIO) -> None:
+        hashing = _Hashing(file)
+        torch.save({"format": FORMAT, **state}, hashing)
+        file.write(hashing.digest())
+
     try:
-        with open(temporary, "wb") as file:
-            hashing = _Hashing(file)
-            torch.save(state, hashing)
-            file.write(hashing.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        if (folder / LAST).exists():
-            os.replace(folder / LAST, folder / PREVIOUS)
-        os.replace(temporary, folder / LAST)
-        sync_folder(folder)
+        atomic_write(folder / LAST, write, previous=folder / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        kept = "the last good one is kept" if (folder / LAST).exists() else "there is none yet"
-        raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; {kept}") from error
+        kept = any((folder / name).exists() for name in (LAST, PREVIOUS))
+        rest = "the last good one is kept" if kept else "none was written before"
+        raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; {rest}") from error
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest undamaged checkpoint, on the CPU, or None where there is none.
+    """The newest undamaged checkpoint, on the CPU; None without any.
 
     Args:
         folder: the run directory.
-        warn: told about each damaged file.
+        warn: called with a line about each damaged file.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole.
+        CheckpointError: all checkpoints are damaged, or the newest undamaged one is of an earlier version.
     """
     found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     damaged = []
@@ -65,11 +66,16 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
             warn(f"{error}; trying the one before it")
             damaged.append(path)
             continue
-        for bad in damaged:  # the next save would put it in the good one's place
+        if state.pop("format", 1) != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {path} is of an earlier version: finish the run with that version, or start it "
+                "again with resume=false"
+            )
+        for bad in damaged:  # the next save would keep it in place of the good one
             os.replace(bad, bad.with_suffix(".damaged"))
         return state
     if found:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: start anew with resume=false")
+        raise CheckpointError(f"every checkpoint in {folder} is damaged: start again with resume=false")
     return None
 
 
@@ -81,23 +87,14 @@ def _read(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _reason(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    return one_line(error)
 
 
 class _Hashing:
-    """A file that hashes what goes through it."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The training loop. The order of effects within a step is the science here: it stands in `train_step`."""
+"""The training loop. Start with `train_step`: the order of effects within a step decides the results."""
 
 from __future__ import annotations
 
@@ -11,85 +11,92 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ham.data import Batch
+from ham import distributed
 from ham.optim import perturbed
 from pruning.scores import NotFinite
 from pruning.stats import inverse_metric_at_zero, l1_norm
 
-from . import checkpoint, distributed
-from .build import Run
-from .evaluate import evaluate
-from .optimization import Ascent
+from . import checkpoint
+from .config.optimization import Ascent
+from .logger import finite_or_none
+from .state import Run
+
+_SHORT_EPOCH = 1.0
+"""Seconds between the checkpoints that are written at the ends of epochs, at least."""
 
 
-class Diverged(Exception):
-    """The loss or a weight is no number any more."""
+class DivergedError(Exception):
+    """The loss or a weight became nan or inf."""
 
 
-class Stopped(Exception):
-    """A signal asked the run to end; a checkpoint is saved."""
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint is saved."""
 
 
-class Wish(IntFlag):
-    """What a rank wants of all after a step."""
+class Request(IntFlag):
+    """Actions that any rank can request after a step (all-reduced bit flags)."""
 
-    LOOK = 1
-    SAVE = 2
+    CHECK = 1
+    CHECKPOINT = 2
     STOP = 4
 
 
 def train(run: Run) -> None:
-    """Train from where the run stands to its last epoch.
+    """Train from the run's current step to its last epoch.
 
-    Ranks see signals and the time at different moments: what one of them wants, all do after the same step.
+    Ranks see signals and the time at different moments: what one rank requests, all do after the same step.
 
     Raises:
-        Diverged: the loss turned nan or inf; the last checkpoint is from before.
-        Stopped: SIGTERM or SIGUSR1 arrived; the checkpoint is from this very step.
+        DivergedError: the loss became nan or inf; the last checkpoint is from before.
+        Interrupted: SIGTERM or SIGUSR1 arrived; the checkpoint is from this very step.
         CheckpointError: a checkpoint could not be written.
-        RanksLost: another rank died or hangs.
+        PeerLostError: another rank died or hangs.
     """
     where = lambda: f"in epoch {run.epoch + 1}, step {run.step}"  # noqa: E731
-    with signals() as received, distributed.watched(where), _scores_checked(run):
+    with (
+        catch_stop_signals() as received,
+        distributed.translate_collective_errors(where),
+        _translate_nan_scores(run),
+        _metrics_written(run),
+    ):
         run.saved_at = time.monotonic()
         while run.epoch < run.cfg.epochs:
             if run.batch == 0:  # not again after a resume inside the epoch
                 run.sparsifier.on_epoch_start(run.epoch, run.optimizer)
-            for batch in run.loaders.train.batches(run.epoch, start=run.batch):
-                run.tally.step(run.step, train_step(run, batch))
-                run.record.step()
+            for batch in run.task.batches(run.epoch, start=run.batch):
+                run.metrics.update_loss(run.step, train_step(run, batch))
+                run.logger.update_progress()
                 run.step, run.batch = run.step + 1, run.batch + 1
-                _heed(run, received)
+                _handle_requests(run, received)
             if run.epoch + 1 == run.cfg.epochs:
-                run.sparsifier.on_end()  # before the last test: what is reported is what is left
-            finish_epoch(run)
-            if distributed.any_rank(bool(received)) and run.epoch < run.cfg.epochs:
-                raise Stopped(f"stopped by {_name(received)} after epoch {run.epoch}, step {run.step}")
+                run.sparsifier.on_end()  # before the last evaluation, which is what is reported
+            finish_epoch(run, received)
 
 
-def _heed(run: Run, received: list[str]) -> None:
-    """Do what any rank wants now: look for divergence, save, stop."""
-    inside = run.batch < len(run.loaders.train)
+def _handle_requests(run: Run, received: list[str]) -> None:
+    """After a step, do what any rank requests: check for divergence, save, stop."""
+    inside = run.batch < run.task.steps_per_epoch
     due = inside and time.monotonic() - run.saved_at >= 60 * run.cfg.checkpoint.minutes
-    wishes = Wish.LOOK * run.record.is_time_to_look() | Wish.SAVE * due | Wish.STOP * bool(received)
-    wishes = distributed.any_rank(int(wishes))
-    if wishes & Wish.LOOK:
-        _refuse_divergence(run)
-        run.record.show(loss=f"{run.tally.running_loss():.4f}")
-    if wishes & (Wish.SAVE | Wish.STOP):
+    requests = (
+        Request.CHECK * run.logger.should_log() | Request.CHECKPOINT * due | Request.STOP * bool(received)
+    )
+    requests = distributed.all_reduce_or(int(requests))
+    if requests & Request.CHECK:
+        _check_finite(run)
+        run.logger.set_postfix(loss=f"{run.metrics.running_loss():.4f}")
+    if requests & (Request.CHECKPOINT | Request.STOP):
         save(run)
-    if wishes & Wish.STOP:
-        raise Stopped(f"stopped by {_name(received)} in epoch {run.epoch + 1}, step {run.step}")
+    if requests & Request.STOP:
+        raise Interrupted(f"stopped by {_signal_name(received)} in epoch {run.epoch + 1}, step {run.step}")
 
 
-def _name(received: list[str]) -> str:
+def _signal_name(received: list[str]) -> str:
     return received[0] if received else "a signal to another rank"
 
 
-def train_step(run: Run, batch: Batch) -> Tensor:
-    """One iteration: gradients, mask, SAM, decay, base step and HAM, mask; then the schedule moves on."""
+def train_step(run: Run, batch: Any) -> Tensor:
+    """One iteration: gradients, mask, SAM, decay, base step and HAM, mask; then the schedule advances."""
     cfg = run.cfg.optimizer
     own_ascent = cfg.sam_rho > 0 and cfg.sam_ascent is Ascent.per_rank  # RigL averages its scores itself
     loss = forward_backward(run, batch, average=not own_ascent)
@@ -102,101 +109,130 @@ def train_step(run: Run, batch: Batch) -> Tensor:
         run.sparsifier.add_decay()
         if cfg.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(run.params, cfg.clip_norm)
-        run.optimizer.step()  # HAM fires here
+        run.optimizer.step()  # HAM's step follows in its hook
         run.sparsifier.after_step()
     run.scheduler.step()
     run.optimizer.zero_grad()
     return loss
 
 
-def forward_backward(run: Run, batch: Batch, *, count: bool = True, average: bool = True) -> Tensor:
+def forward_backward(run: Run, batch: Any, *, count: bool = True, average: bool = True) -> Tensor:
     """Add the gradient of the mean loss over the batch, in `accumulate` parts; returns that loss.
 
     With `average` the gradient is the mean over the ranks, else this rank's own; the loss is always that of
-    this rank's images. With `count` those classified right are added to the epoch's training accuracy.
+    this rank's samples. With `count` the correctly classified ones count for the epoch's training accuracy.
     """
     parts = run.cfg.optimizer.accumulate
-    total = torch.zeros((), device=run.device)
-    for part, (images, classes) in enumerate(zip(*(t.chunk(parts) for t in batch), strict=True), start=1):
-        with distributed.averaging(run.network, average and part == parts):
-            logits = run.forward(images)
-            loss = F.cross_entropy(logits, classes) * (len(classes) / len(batch[1]))
+    accumulated_loss = torch.zeros((), device=run.device)
+    for number, (part, weight) in enumerate(run.task.microbatches(batch, parts), start=1):
+        with distributed.gradient_sync(run.network, average and number == parts):
+            loss, logits, labels = run.task.loss(run.network, part)
+            loss = loss * weight
             loss.backward()
         if count:
-            run.tally.answer(logits, classes)
-        total += loss.detach()
-    return total
+            run.metrics.update_accuracy(logits, labels)
+        accumulated_loss += loss.detach()
+    return accumulated_loss
 
 
-def finish_epoch(run: Run) -> None:
-    """Test, record, and save with the next epoch as the place to go on from."""
-    _refuse_divergence(run)
-    loss, accuracy = run.tally.means()
-    facts = {"train_loss": loss, "train_top1": 100 * accuracy, **evaluate(run)}
-    facts["lr"] = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - 1)
-    facts |= run.sparsifier.stats() | statistics(run)
-    run.record.epoch(run.epoch, run.step, **facts)
+def finish_epoch(run: Run, received: list[str]) -> None:
+    """Evaluate, log, and save with the next epoch as the place to resume; stop if a signal arrived."""
+    _check_finite(run)
+    loss, accuracy = run.metrics.means()
+    line = finite_or_none(_epoch_line(run, loss, accuracy))
+    run.history.append(line)
+    run.logger.log_epoch(line)
     run.sparsifier.on_epoch_end(train_accuracy=accuracy)
     run.epoch, run.batch = run.epoch + 1, 0
-    run.tally.reset()
-    save(run)
+    run.metrics.reset()
+    last = run.epoch == run.cfg.epochs
+    due = time.monotonic() - run.saved_at >= min(_SHORT_EPOCH, 60 * run.cfg.checkpoint.minutes)
+    requests = distributed.all_reduce_or(Request.CHECKPOINT * (due or last) | Request.STOP * bool(received))
+    if requests:
+        save(run)
+    if requests & Request.STOP and not last:
+        raise Interrupted(f"stopped by {_signal_name(received)} after epoch {run.epoch}, step {run.step}")
+
+
+def _epoch_line(run: Run, loss: float, accuracy: float) -> dict[str, Any]:
+    """The epoch's line of metrics.jsonl."""
+    if not run.task.logs_statistics:
+        return {"epoch": run.epoch, "train_loss": loss, **run.task.evaluate(run)}
+    line = {"epoch": run.epoch, "step": run.step, "train_loss": loss, "train_top1": 100 * accuracy}
+    line |= run.task.evaluate(run)
+    line["lr"] = run.scheduler.base_lrs[0] * run.scheduler.lr_lambdas[0](run.step - 1)
+    return line | run.sparsifier.stats() | statistics(run)
 
 
 def statistics(run: Run) -> dict[str, Any]:
-    """What the figures show, see `pruning.stats`; once per epoch."""
+    """What the figures show of the weights, see `pruning.stats`; once per epoch."""
     masks = run.sparsifier.masks
     first = next(iter(masks.weights))
-    facts = l1_norm(masks) | run.flips.on_epoch_end(run.epoch + 1)
-    facts["inverse_metric_at_zero"] = inverse_metric_at_zero(masks.weights[first], masks.pruned.get(first))
-    facts["layers"] = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
+    values = l1_norm(masks) | run.flips.on_epoch_end(run.epoch + 1)
+    values["inverse_metric_at_zero"] = inverse_metric_at_zero(
+        masks.weights[first], mask=masks.masks.get(first)
+    )
+    values["layers"] = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
     if run.ham:
-        facts["clamped_share"] = float(run.ham.clamped_share())
-    return facts
+        values["clamped_share"] = float(run.ham.clamped_share())
+    return values
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, unless the run has diverged: the last good one stays."""
-    _refuse_divergence(run)
-    distributed.share_buffers(run.model)
+    """Write the metrics and a checkpoint; a run that has diverged keeps its last good checkpoint."""
+    _check_finite(run)
+    distributed.broadcast_buffers(run.model)
     tensors = {name: t for name, t in run.model.state_dict().items() if t.is_floating_point()}
     finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))))
     if not bool(finite.all()):
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
-        raise Diverged(_divergence(run, run.step, f"{name} is not finite"))
+        raise DivergedError(_divergence_message(run, run.step, f"{name} is not finite"))
+    run.logger.flush()
     state = run.state_dict()
-    distributed.led(lambda: checkpoint.save(run.record.folder, state))
+    distributed.on_rank_zero(lambda: checkpoint.save(run.logger.folder, state))
     run.saved_at = time.monotonic()
 
 
-def _refuse_divergence(run: Run) -> None:
-    at = run.tally.diverged_at()
+def _check_finite(run: Run) -> None:
+    """Raise DivergedError if a loss of this epoch was not finite on any rank."""
+    at = run.metrics.diverged_at()
     if at >= 0:
-        raise Diverged(_divergence(run, at, "the loss is not finite"))
+        raise DivergedError(_divergence_message(run, at, "the loss is not finite"))
 
 
-def _divergence(run: Run, step: int, what: str) -> str:
-    last = run.record.folder / checkpoint.LAST
+def _divergence_message(run: Run, step: int, what: str) -> str:
+    last = run.logger.folder / checkpoint.LAST
     kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
     cure = "optimizer.lr or ham.alpha" if run.ham else "optimizer.lr"
     return f"diverged: {what} at step {step}; {kept}; lower {cure}"
 
 
 @contextmanager
-def _scores_checked(run: Run) -> Iterator[None]:
-    """A sparsifier that finds nan in its scores has met a divergence before the loss told of it."""
+def _translate_nan_scores(run: Run) -> Iterator[None]:
+    """Treat nan scores found by a sparsifier as divergence."""
     try:
         yield
     except NotFinite as error:
-        raise Diverged(_divergence(run, run.step, str(error).partition(":")[0])) from error
+        raise DivergedError(_divergence_message(run, run.step, str(error).partition(":")[0])) from error
 
 
 @contextmanager
-def signals() -> Iterator[list[str]]:
-    """The names of stop signals received so far, in a list that stays empty until one arrives."""
+def _metrics_written(run: Run) -> Iterator[None]:
+    """However training ends, write the metrics of the epochs that were finished."""
+    try:
+        yield
+    finally:
+        run.logger.flush()
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[list[str]]:
+    """The names of the stop signals received so far, in a list that stays empty until one arrives."""
     received: list[str] = []
-    wanted = (signal.SIGTERM, signal.SIGUSR1)
+    stop_signals = (signal.SIGTERM, signal.SIGUSR1)
     before = {
-        s: signal.signal(s, lambda number, _: received.append(signal.Signals(number).name)) for s in wanted
+        s: signal.signal(s, lambda number, _: received.append(signal.Signals(number).name))
+        for s in stop_signals
     }
     try:
         yield received

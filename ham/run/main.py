@@ -1,4 +1,4 @@
-"""Carry a run out: find or make its directory, resume or start, train, sum up."""
+"""Run one experiment: create or resume its directory, train, summarize."""
 
 from __future__ import annotations
 
@@ -8,189 +8,132 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ham.data import Graph, derived_seed
-from pruning import STR
-from pruning.export import MASKS, save_masks
-from pruning.str import Calibrate
+from ham import distributed
+from ham.data import derived_seed
+from ham.tasks import Task, task_of
 
-from . import checkpoint, distributed, node, node_summary
-from .build import Run, build, choose_device
-from .config import config_hash, to_yaml
+from . import calibrate_str, checkpoint
+from .build import build, run_directory, setup_device
+from .config import Config, ConfigError, config_hash, to_yaml
+from .directory import read_summary
+from .logger import NullLogger, RunLogger
 from .loop import train
 from .provenance import provenance
-from .record import Record, Silence, read_summary
-from .schema import Config, ConfigError
-from .search import search
-
-_MISS = 0.005  # half a point of sparsity
+from .state import Run
+from .summary import finish
 
 
-def main(cfg: Config) -> dict[str, Any]:
-    """Train, or go on training, one configured run; returns its summary.
+def run_experiment(cfg: Config) -> dict[str, Any]:
+    """Train, or resume, one configured run; returns its summary.
 
     Raises:
         ConfigError, DataError: it cannot start.
-        Diverged, Stopped, CheckpointError, RanksLost: it ended early.
+        DivergedError, Interrupted, CheckpointError, PeerLostError: it ended early.
     """
-    identity = config_hash(cfg)
-    folder = run_directory(cfg, identity)
-    if isinstance(cfg.data, Graph):
-        node.check_ranks()
-    device = choose_device(cfg)
-    distributed.join(device, cfg.compute.timeout)
-    with distributed.watched(lambda: "before the first step"):
-        if isinstance(cfg.sparsifier, STR) and cfg.sparsifier.calibrate is Calibrate.search:
-            return search(cfg, folder, identity, carry_out)
-        return carry_out(cfg, folder, identity)
+    hash_ = config_hash(cfg)
+    folder = run_directory(cfg, hash_)
+    task = task_of(cfg.data)
+    if distributed.world().size > 1 and not task.distributed:
+        raise ConfigError(
+            f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
+        )
+    device = setup_device(cfg)
+    distributed.init_distributed(device, cfg.compute.timeout)
+    with distributed.translate_collective_errors(lambda: "before the first step"):
+        if cfg.sparsifier.needs_calibration_runs:
+            return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
+        return train_or_resume(cfg, folder, hash_)
 
 
-def carry_out(cfg: Config, folder: Path, identity: str) -> dict[str, Any]:
-    """Train, or go on training, in this directory; the first rank alone writes there."""
-    device = choose_device(cfg)
-    done = distributed.told(cfg.resume and read_summary(folder) is not None)  # then no data is needed
-    me = distributed.world()
-    part = dict(rank=me.rank, ranks=me.size)
-    seed = derived_seed(cfg.seed, "data")
-    graph = isinstance(cfg.data, Graph)
-    load = lambda: (  # noqa: E731
-        cfg.data.task(cfg.seed, device)
-        if graph
-        else cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **part)
-    )
-    loaders = None if done else distributed.together(load)
-    tell = node_summary.tell if graph else _tell
-    record = distributed.led(lambda: Record(folder, cfg)) or Silence(folder, cfg)
+def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
+    """Train, or resume, the run in this directory, which rank 0 alone writes; returns its summary."""
+    device = setup_device(cfg)
+    finished = _is_finished(cfg, folder)
+    task = None if finished else _load_task(cfg, device)  # a finished run needs no data
+    logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
     try:
         if not cfg.resume:
-            distributed.led(record.clear)
-        elif not done:  # perhaps another process ended this run while its data were read here
-            done = distributed.told(read_summary(folder) is not None)
-        if done:
-            summary = distributed.told(record.summary() if me.leads else {})
-            _check_identity(record, summary["config_hash"], identity)
-            record.say("done before; start anew with resume=false")
-            return tell(record, summary)
-        state = _load(record)
+            distributed.on_rank_zero(lambda: logger.directory.clear())
+        elif finished or _is_finished(cfg, folder):  # perhaps another process finished it in the meantime
+            return _report_finished(cfg, logger, config_hash)
+        state = _load_checkpoint(logger)
         if state is not None:
-            _check_identity(record, state["config_hash"], identity)
+            _check_config_hash(folder, state["config_hash"], config_hash)
             torch.set_num_threads(state["threads"])  # sums round as they did before
-        if graph:
-            return tell(record, node.train_node(cfg, identity, loaders, record, device, state))
-        return _train(build(cfg, identity, loaders, record, device, resumed=state is not None), state)
+        run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
+        _start_or_restore(run, state)
+        train(run)
+        summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: finish(run)))
+        return print_summary(logger, type(task), summary)
     finally:
-        record.close()
+        logger.close()
 
 
-def run_directory(cfg: Config, identity: str) -> Path:
-    """runs_dir/<exp>[-<demo>][-<hash>]/seed<k>, the hash where values were altered on the command line."""
-    name = "-".join(filter(None, [cfg.name, cfg.demo, identity[:8] if cfg.overridden else ""]))
-    return Path(cfg.runs_dir) / name / f"seed{cfg.seed}"
+def _is_finished(cfg: Config, folder: Path) -> bool:
+    return distributed.broadcast_object(cfg.resume and read_summary(folder) is not None)
 
 
-def _load(record: Record | Silence) -> dict[str, Any] | None:
-    """The checkpoint to go on from; the first rank looks for a whole one, then the others read it too."""
+def _load_task(cfg: Config, device: torch.device) -> Task:
+    """Read the data on every rank; an error on one rank is raised on all."""
+    me, seed = distributed.world(), derived_seed(cfg.seed, "data")
+    return distributed.raise_on_all_ranks(
+        lambda: task_of(cfg.data).load(cfg, device, seed, rank=me.rank, world_size=me.size)
+    )
+
+
+def _report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: str) -> dict[str, Any]:
+    folder = logger.folder
+    summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: read_summary(folder)))
+    _check_config_hash(folder, summary["config_hash"], config_hash)
+    logger.log("already finished; start again with resume=false")
+    return print_summary(logger, task_of(cfg.data), summary)
+
+
+def _load_checkpoint(logger: RunLogger | NullLogger) -> dict[str, Any] | None:
+    """The checkpoint to resume; rank 0 looks for an undamaged one, then the other ranks read it too."""
 
     def first() -> dict[str, Any] | None:
-        state = checkpoint.load(record.folder, record.say)
+        state = checkpoint.load(logger.folder, logger.log)
         if state is None:
-            record.clear()  # killed before its first checkpoint: nothing to go on from
+            logger.directory.clear()  # killed before its first checkpoint: nothing to resume
         return state
 
-    state = distributed.led(first)
-    found = distributed.told(state is not None)
-    return checkpoint.load(record.folder, record.say) if found and state is None else state
+    state = distributed.on_rank_zero(first)
+    exists = distributed.broadcast_object(state is not None)
+    return checkpoint.load(logger.folder, logger.log) if exists and state is None else state
 
 
-def _train(run: Run, state: dict[str, Any] | None) -> dict[str, Any]:
-    record = run.record
-    record.begin(provenance(run.identity), to_yaml(run.cfg))
+def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
+    """Prune at initialization, or restore a checkpoint; then start the progress bar."""
+    logger = run.logger
+    distributed.on_rank_zero(
+        lambda: logger.directory.write_metadata(provenance(run.config_hash), to_yaml(run.cfg))
+    )
     if state is None:
         try:
-            run.sparsifier.initialize(run.loaders.train.batches(epoch=0), F.cross_entropy)
+            run.sparsifier.initialize(run.task.initialization_batches(), F.cross_entropy)
         except ValueError as error:  # such as SNIP's, where the data have too few batches
             raise ConfigError(str(error)) from error
         run.flips.begin()
     else:
         run.load_state_dict(state)
-        record.say(f"resumed at epoch {run.epoch + 1}, step {run.step}")
-    record.open(run.cfg.epochs * len(run.loaders.train), run.step)
-    train(run)
-    return _tell(record, distributed.told(distributed.led(lambda: _finish(run))))
+        logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
+    logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 
 
-def _finish(run: Run) -> dict[str, Any]:
-    """Write the masks and the summary, which says that the run is done."""
-    summary = summarize(run)
-    if summary["sparsity"]["overall"] > 0:
-        origin = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}
-        save_masks(run.record.folder / MASKS, run.sparsifier, origin)
-    run.record.finish(summary)
-    return summary
-
-
-def _check_identity(record: Record | Silence, was: str, identity: str) -> None:
-    if was != identity:
+def _check_config_hash(folder: Path, found: str, expected: str) -> None:
+    if found != expected:
         raise ConfigError(
-            f"{record.folder} holds a run of another configuration ({was[:8]}, now {identity[:8]}): "
-            "choose another runs_dir, or start anew with resume=false"
+            f"{folder} holds a run of another configuration ({found[:8]}, now {expected[:8]}): "
+            "choose another runs_dir, or start again with resume=false"
         )
 
 
-def summarize(run: Run) -> dict[str, Any]:
-    """summary.json: metrics, sparsity, timing, provenance.
-
-    `top1_last` is what tables report; `top1_best` is over the epochs at least as sparse as the last.
-    """
-    lines = run.record.metrics()
-    last = lines[-1]
-    as_sparse = [line["top1"] for line in lines if line["sparsity"] >= last["sparsity"]]
-    layers = {name: 1 - kept / total for name, kept, total in run.sparsifier.counts()}
-    seconds = run.record.seconds()
-    return {
-        "exp": run.cfg.name,
-        "cell": run.cfg.cell,
-        "demo": run.cfg.demo or None,
-        "overridden": run.cfg.overridden,
-        "seed": run.cfg.seed,
-        "config_hash": run.identity,
-        "status": "done",
-        "epochs": run.cfg.epochs,
-        "metrics": {
-            "train_loss": last["train_loss"],
-            "test_loss": last["test_loss"],
-            "top1_last": last["top1"],
-            "top1_best": max(as_sparse),
-            "top5_last": last["top5"],
-        },
-        "sparsity": {
-            "target": getattr(run.sparsifier, "sparsity", 0.0),
-            "overall": run.sparsifier.achieved_sparsity(),
-            "kept": sum(kept for _, kept, _ in run.sparsifier.counts()),
-            "total": sum(total for _, _, total in run.sparsifier.counts()),
-            "layers": layers,
-            "masks_from": last.get("masks_from"),
-        },
-        "timing": {
-            "seconds": round(seconds, 1),
-            "steps": run.step,
-            "steps_per_second": round(run.step / seconds, 2),
-        },
-        "provenance": run.record.provenance(),
-    }
-
-
-def _tell(record: Record | Silence, summary: dict[str, Any]) -> dict[str, Any]:
-    sparsity, metrics = summary["sparsity"], summary["metrics"]
-    record.say(f"test top-1   {metrics['top1_last']:.2f} %   (best epoch {metrics['top1_best']:.2f} %)")
-    record.say(
-        f"sparsity     {100 * sparsity['overall']:.2f} %   "
-        f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; target {100 * sparsity['target']:g} %)"
-    )
-    if sparsity["target"] and abs(sparsity["overall"] - sparsity["target"]) > _MISS:
-        record.say(
-            "missed       its target sparsity: train longer, or calibrate anew (sparsifier.calibrate=search)"
-        )
-    if whole := [name for name, share in sparsity["layers"].items() if share == 1]:
-        record.say(f"pruned whole {', '.join(whole)}: lower the sparsity, exclude them, or prune layerwise")
-    record.say(f"run          {record.folder}")
+def print_summary(
+    logger: RunLogger | NullLogger, task: type[Task], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Log the result for the reader; returns the summary."""
+    for line in task.describe(summary):
+        logger.log(line)
+    logger.log(f"run          {logger.folder}")
     return summary

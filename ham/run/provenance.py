@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .distributed import world
+from ham.distributed import world
+from ham.files import commit, has_changes
 
 _PACKAGES = (
     "torch",
@@ -26,20 +26,16 @@ _PACKAGES = (
     "ffcv",
     "wandb",
 )
-# What decides a run's result; scripts/cluster/launch.py has the same list. Settings of a cluster, notes and
-# records that come in while others still train do not count as changes.
-_CODE = ("--", "train.py", "ham", "pruning", "configs", "scripts/theory_runs.py")
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(config_hash: str) -> dict[str, Any]:
-    """Commit and dirty flag, versions, hardware, SLURM id, command line and config hash; no host name.
+    """Commit and dirty flag, versions, hardware, SLURM job, command line and config hash; no host name.
 
-    Where the code lies without its git history, $HAM_COMMIT says the commit, and dirty is unknown.
+    Without the git history, the commit is $HAM_COMMIT and dirty is unknown.
     """
     return {
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("HAM_COMMIT"),
-        "dirty": None if (changes := _git("status", "--porcelain", *_CODE)) is None else bool(changes),
+        "commit": commit(),
+        "dirty": has_changes(),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "hardware": hardware(),
@@ -72,13 +68,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *args], cwd=_ROOT, capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

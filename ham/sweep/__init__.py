@@ -1,1 +1,1 @@
-"""Runs of the plan on a cluster or on this machine: their states, and how they are launched. No torch."""
+"""Selection, status and launch of runs, on a SLURM cluster or on this machine. Imports no torch."""

@@ -1,89 +1,219 @@
-"""Carry the runs of a sweep out on this machine, a process each. Imports no torch."""
+"""Run a sweep on this machine, side by side, perhaps within a time limit."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from tqdm import tqdm
+from ham.files import ROOT
+from ham.report.spec import RunSpec
 
-from ham.report.spec import ROOT, RunSpec
+from .manifests import last_log_line
+from .progress import LocalReport
+from .resources import is_short
+from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule
+from .status import Status, Sweeps
+from .worker import Worker
 
-from .status import Sweeps, dependency_levels, last_log_line
+TRAIN = ROOT / "train.py"
+EXIT_SAVED, EXIT_INTERRUPTED = 85, 130  # exit statuses after SIGTERM and the like, and after Ctrl-C
+_STOP_TIMEOUT = 60.0  # seconds for runs to save and end
+_WHY_BLOCKED = {
+    Ending.FAILED: "failed",
+    Ending.BUSY: "runs in another process",
+    Ending.STOPPED: "was stopped",
+}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
-_PATIENCE = 60  # seconds for a run to save and end
 
+class LocalSweep:
+    """Runs on this machine.
 
-def carry_out(todo: list[RunSpec], sweeps: Sweeps, jobs: int) -> list[str]:
-    """Carry the runs out, sources first; returns a line about each that failed.
+    Short runs share processes, the others get a process each. A signal that stops a sweep, and the end of its
+    time, has the active runs save; the same command resumes them.
 
-    Ctrl-C, SIGTERM and a lost terminal ask those that run to save, and no more are started; the
-    KeyboardInterrupt goes on to the caller.
+    Args:
+        todo: the runs in the order in which they start, except that sources come first.
+        sweeps: their folder.
+        jobs: how many run side by side.
+        seconds: the time limit; None for none. Before it, runs are asked to save, then killed.
+        after_run: called after each run that ended well.
     """
-    sweeps.logs.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the runs would outlive this process
-        signal.signal(number, signal.default_int_handler)
-    here, failures = Processes(sweeps), {}
-    with tqdm(total=len(todo), unit="run", smoothing=0) as bar, ThreadPoolExecutor(jobs) as pool:
 
-        def ended(run: RunSpec, reason: str) -> None:
-            bar.update()
-            if reason:
-                failures[run] = f"{run}: {reason}"
-                bar.write(f"failed: {failures[run]}", file=sys.stderr)
+    def __init__(
+        self,
+        todo: list[RunSpec],
+        sweeps: Sweeps,
+        *,
+        jobs: int,
+        seconds: float | None = None,
+        after_run: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._sweeps, self._jobs, self._after_run = sweeps, jobs, after_run
+        self._failures = Failures(sweeps) if seconds else None
+        self._exhausted = self._failures.exhausted(todo) if self._failures else []
+        self._schedule = Schedule(self._ordered([run for run in todo if run not in self._exhausted]))
+        self._sources = {run.depends_on for run in todo}
+        self._report, self._lock = LocalReport(sweeps, jobs, len(todo)), threading.Lock()
+        self._active: set[Worker] = set()
+        self._stop_status, self._stop_signal = 0, 0
+        grace = min(30.0, (seconds or 0) / 4)
+        start = time.monotonic()
+        self._stop_at = start + seconds - grace if seconds else float("inf")
+        self._kill_at = start + seconds - grace / 4 if seconds else float("inf")
 
-        try:
-            for wave in dependency_levels(todo):
-                ends = {pool.submit(here.run, run): run for run in wave if run.depends_on not in failures}
-                for run in wave:
-                    if run not in ends.values():
-                        ended(run, f"not started, since {run.depends_on} failed, whose masks it takes")
-                for end in as_completed(ends):
-                    ended(ends[end], end.result())
-        except BaseException:
-            here.stop()
-            raise
-    return list(failures.values())
+    def _ordered(self, todo: list[RunSpec]) -> list[RunSpec]:
+        """Order the runs that failed in an earlier slice last."""
+        return sorted(todo, key=lambda run: len(self._failures.reasons(run)) if self._failures else 0)
 
-
-class Processes:
-    """The processes that run here now."""
-
-    def __init__(self, sweeps: Sweeps) -> None:
-        self._sweeps, self._lock, self._stopping = sweeps, threading.Lock(), False
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    def run(self, run: RunSpec) -> str:
-        """One run to its end; returns why it failed, or ""."""
-        command = [sys.executable, str(ROOT / "train.py"), *self._sweeps.line(run).split()]
-        single = {"OMP_NUM_THREADS": "1"} if run.demo else {}
-        log = self._sweeps.local_log(run)
-        with self._lock:
-            if self._stopping:
-                return "stopped"
-            with log.open("ab") as file:
-                start = file.tell()
-                process = subprocess.Popen(  # in a session of its own: Ctrl-C is ours to pass on
-                    command, stdout=file, stderr=file, env=os.environ | single, start_new_session=True
-                )
-            self._running.add(process)
-        status = process.wait()
-        with self._lock:
-            self._running.discard(process)
-        return f"{last_log_line(log, start)} (exit status {status})" if status else ""
-
-    def stop(self) -> None:
-        """Ask all to save and end, kill those that do not, and start no more."""
-        with self._lock:
-            self._stopping, left = True, list(self._running)
-        for process in left:
-            process.send_signal(signal.SIGTERM)
-        for process in left:
+    def run(self) -> int:
+        """Run them; returns the exit status: 0, 1, 2, 85 or 130."""
+        self._sweeps.logs.mkdir(parents=True, exist_ok=True)
+        for run in self._exhausted:
+            reason = (self._failures.reasons(run) or ["the run whose masks it takes failed"])[-1]
+            self._report.print_failure(run, f"left out: {reason}")
+        with self._catch_signals(), ThreadPoolExecutor(self._jobs) as pool:
+            threads = [pool.submit(self._worker_loop) for _ in range(self._jobs)]
             try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                self._watch(threads)
+            except BaseException:
+                self._stop(EXIT_SAVED)
+                wait(threads, _STOP_TIMEOUT)
+                self._kill()
+                raise
+        self._report.print_end(self._schedule)
+        return self._exit_status()
+
+    def _watch(self, threads: list[Future[None]]) -> None:
+        """Wait for the threads; react to signals and to the time limit."""
+        while True:
+            ended, active = wait(threads, 0.1, FIRST_EXCEPTION)
+            for thread in ended:
+                thread.result()
+            if not active:
+                return
+            if self._stop_signal:
+                self._stop(EXIT_INTERRUPTED if self._stop_signal == signal.SIGINT else EXIT_SAVED)
+                self._kill_at = min(self._kill_at, time.monotonic() + _STOP_TIMEOUT)
+            elif time.monotonic() >= self._stop_at:
+                self._stop(EXIT_SAVED)
+            if time.monotonic() >= self._kill_at:
+                self._kill()
+
+    @contextlib.contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        def note(number: int, _: object) -> None:
+            self._stop_signal = number
+
+        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, status: int) -> None:
+        """Start no more runs and have the active ones save, once."""
+        with self._lock:
+            if self._stop_status:
+                return
+            self._stop_status = status
+            for worker in self._active:
+                worker.signal(signal.SIGTERM)
+        self._schedule.stop()
+
+    def _kill(self) -> None:
+        """Kill the runs that did not save; their last checkpoints remain."""
+        with self._lock:
+            for worker in self._active:
+                worker.signal(signal.SIGKILL)
+
+    def _worker_loop(self) -> None:
+        """Run one after the other until none is left. Each thread executes this, with a worker of its own."""
+        worker = None
+        try:
+            while (run := self._schedule.take()) is not None:
+                outcome = self._outcome_elsewhere(run)
+                if outcome is None:
+                    if worker is not None and not (is_short(run) and worker.is_reusable):
+                        worker.close()
+                        worker = None
+                    worker = worker or self._new_worker(run)
+                    outcome = self._train(run, worker)
+                self._finish(run, outcome, self._may_retry(run, outcome))
+        finally:
+            if worker is not None:
+                worker.close()
+
+    def _new_worker(self, run: RunSpec) -> Worker:
+        """A process whose runs share the cores of this one with those of the other threads."""
+        share = max(1, len(os.sched_getaffinity(0)) // self._jobs)
+        threads = {}
+        if is_short(run):
+            threads = {"OMP_NUM_THREADS": "1"}
+        elif self._jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            threads = {"OMP_NUM_THREADS": str(share)}
+        return Worker(TRAIN, threads, is_short(run))
+
+    def _outcome_elsewhere(self, run: RunSpec) -> Outcome | None:
+        """The outcome of a run that another process finished or trains; None if there is none."""
+        kind = self._sweeps.state(run, masks=run in self._sources).kind
+        return {Status.DONE: Outcome(Ending.DONE), Status.RUNNING: Outcome(Ending.BUSY)}.get(kind)
+
+    def _train(self, run: RunSpec, worker: Worker) -> Outcome:
+        log = self._sweeps.local_log(run)
+        log.touch()
+        start = log.stat().st_size
+        with self._lock:
+            if self._stop_status:
+                return Outcome(Ending.STOPPED)
+            self._active.add(worker)
+        self._report.start(run)
+        # a resumed run sets the number of threads of its checkpoint, which the next one must not inherit
+        threads = ["compute.threads=1"] if is_short(run) else []
+        status = worker.run([*self._sweeps.argv(run), *threads], log)
+        with self._lock:
+            self._active.discard(worker)
+            self._report.end(run)
+        if status == 0:
+            return Outcome(Ending.DONE)
+        killed = self._stop_status and status < 0  # its last checkpoint remains: no failure
+        if status == EXIT_SAVED or killed:
+            return Outcome(Ending.STOPPED, status)
+        other = self._outcome_elsewhere(run)  # did another process start it first?
+        return other or Outcome(Ending.FAILED, status, f"{last_log_line(log, start)} (exit status {status})")
+
+    def _finish(self, run: RunSpec, outcome: Outcome, retry: bool = False) -> None:
+        """Note and print how a run ended, and that its dependents cannot start if it failed."""
+        with self._lock:
+            blocked = self._schedule.finish(run, outcome, retry)
+            self._report.print_outcome(run, outcome, self._schedule)
+        if outcome.ending is Ending.DONE:
+            self._after_run()
+        why = _WHY_BLOCKED[outcome.ending] if blocked else ""
+        for other in blocked:
+            reason = f"not started, since {run} {why}, whose masks it takes"
+            self._finish(other, Outcome(outcome.ending, outcome.status, reason))
+
+    def _may_retry(self, run: RunSpec, outcome: Outcome) -> bool:
+        """Record a failure within a slice; may the run be tried again in it?"""
+        if self._failures is None or outcome.ending is not Ending.FAILED:
+            return False
+        if outcome.status == 2:  # such as missing data: retrying is useless now, and useful once they exist
+            return False
+        return self._failures.add(run, outcome.reason) < MAX_FAILURES
+
+    def _exit_status(self) -> int:
+        ends = [end for end in self._schedule.outcomes.values() if end.ending is Ending.FAILED]
+        if self._stop_signal and self._stop_status:
+            return self._stop_status
+        if self._schedule.remaining():
+            return EXIT_SAVED
+        if any(end.status == 2 for end in ends):
+            return 2
+        return int(bool(ends or self._exhausted))

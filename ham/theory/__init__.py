@@ -1,7 +1,12 @@
-"""The paper's theory as code: sections 3 and 4, Appendices A to G.1. docs/theory.md goes through it.
+"""The paper's theory as code: sections 3 and 4, Appendices A to G.1; docs/theory.md explains it.
 
-Needs numpy beside torch; the flows need scipy, which is imported where it is used.
+Needs numpy in addition to torch. The flows need scipy, which is imported on first use.
 """
+
+from importlib.util import find_spec
+
+if find_spec("numpy") is None:
+    raise ModuleNotFoundError("ham.theory needs numpy: pip install numpy", name="numpy")
 
 from .fisher import fisher_information, mean_of, weight_of
 from .flows import (

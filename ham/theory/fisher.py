@@ -1,4 +1,4 @@
-"""GD and the hyperbolic step as natural gradients: whose Fisher information the metrics are (App. C)."""
+"""GD and the hyperbolic step as natural gradients: their metrics as Fisher information (App. C)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ KINDS = ("gd", "hyperbolic")
 
 
 def mean_of(theta: Array, kind: str) -> Array:
-    """The mean of the unit-variance normal variable that a weight stands for: theta, or 2 sqrt(|theta|)."""
+    """Mean of the unit-variance normal variable that a weight parameterizes: theta, or 2 sqrt(|theta|)."""
     xp, theta = arrays(theta)
     _check(kind)
     return theta if kind == "gd" else 2 * xp.sqrt(abs(theta))
 
 
 def weight_of(mean: Array, sign: Array, kind: str) -> Array:
-    """The weight that has this mean: mean, or sign mean^2 / 4, the sign being kept apart."""
+    """Inverse of `mean_of`: mean, or sign mean^2 / 4; the mean does not contain the sign."""
     _check(kind)
     return mean if kind == "gd" else sign * mean * mean / 4
 

@@ -39,8 +39,8 @@ def riemannian_flow(
 
     Args:
         gradient: of f, from and to an array of theta0's shape.
-        theta0: one-dimensional.
-        times: increasing, the first is theta0's.
+        theta0: the weights at times[0], one-dimensional.
+        times: increasing.
         kind: "gd", "product" or "ham", with `alpha` or `gamma` as in `inverse_metric`.
         alpha: HAM's strength.
         gamma: the product's scale at the first time.
@@ -65,7 +65,7 @@ def mirror_flow(
 
         d grad R_alpha(theta) = -(grad f(theta) + beta theta / (1 + alpha |theta|)) dt
 
-    What is integrated is the dual variable; arguments and result are as in `riemannian_flow`.
+    Integrates the dual variable; arguments and result are as in `riemannian_flow`.
     """
 
     def field(_: float, dual: np.ndarray) -> np.ndarray:
@@ -99,11 +99,11 @@ def factor_flow(
 def product_closed_form(
     m0: Array, w0: Array, integral: Array, time: Array | float, beta: float = 0.0
 ) -> Array:
-    """The factors' flow solved for theta, given I, the integral of grad f (Eq. 1).
+    """Closed form of theta in the factors' flow, given I, the integral of grad f (Eq. 1).
 
         theta_t = u0^2 exp(-2 I - 4 beta t) - v0^2 exp(2 I - 4 beta t)
 
-    u0 = (m0 + w0) / 2 and v0 = (m0 - w0) / 2: with the paper's division by sqrt(2) this would be 2 theta.
+    u0 = (m0 + w0) / 2 and v0 = (m0 - w0) / 2; with the paper's division by sqrt(2) the result is 2 theta.
     """
     xp, integral = arrays(integral)
     u, v = (m0 + w0) / 2, (m0 - w0) / 2
@@ -114,11 +114,11 @@ def product_closed_form(
 def product_flow(
     gradient: Gradient, m0: np.ndarray, w0: np.ndarray, times: np.ndarray, *, beta: float = 0.0
 ) -> np.ndarray:
-    """The factors' flow in theta = m w alone: Eq. 2 as Eq. 1 implies it.
+    """The factors' flow in terms of theta = m w: Eq. 2, corrected so that it follows from Eq. 1.
 
         d theta = -sqrt(4 theta^2 + s_t^2) grad f dt - 4 beta theta dt,   s_t = (m0^2 - w0^2) exp(-4 beta t)
 
-    The printed one lacks the minus and the 4 in front of theta^2, and has 2 beta for 4 beta.
+    The printed equation lacks the minus and the 4 in front of theta^2, and has 2 beta instead of 4 beta.
 
     Returns:
         theta, one row per time.
@@ -150,7 +150,7 @@ def hyperbolic_step(
         lr: the learning rate.
         alpha: strength of the hyperbolic awareness.
         beta: strength of the multiplicative weight decay.
-        signs_of: s, theta where it is None.
+        signs_of: s; None: theta.
     """
     xp, theta = arrays(theta)
     sign = xp.sign(theta if signs_of is None else signs_of)
@@ -160,9 +160,9 @@ def hyperbolic_step(
 def ham_step(
     theta: Array, grad: Array, *, lr: float, alpha: float, beta: float = 0.0, signed: bool = False
 ) -> Array:
-    """GD then HYP* (Algorithm 1), or GD then HYP, "HAM signed" in App. G.1, where `signed`."""
-    half = gd_step(theta, grad, lr=lr)
-    return hyperbolic_step(half, grad, lr=lr, alpha=alpha, beta=beta, signs_of=theta if signed else None)
+    """GD, then HYP* (Algorithm 1). With `signed`: GD, then HYP ("HAM signed" in App. G.1)."""
+    after_gd = gd_step(theta, grad, lr=lr)
+    return hyperbolic_step(after_gd, grad, lr=lr, alpha=alpha, beta=beta, signs_of=theta if signed else None)
 
 
 def exponential_step(theta: Array, grad: Array, *, lr: float, beta: float = 0.0) -> Array:
@@ -171,7 +171,7 @@ def exponential_step(theta: Array, grad: Array, *, lr: float, beta: float = 0.0)
 
 
 def factor_step(m: Array, w: Array, grad: Array, *, lr: float, beta: float = 0.0) -> tuple[Array, Array]:
-    """Gradient descent on m and w, `grad` with respect to m * w (the flow above Eq. 1, discretised)."""
+    """Gradient descent on m and w, `grad` with respect to m * w (the flow above Eq. 1, discretized)."""
     return m - lr * (w * grad + 2 * beta * m), w - lr * (m * grad + 2 * beta * w)
 
 
@@ -184,7 +184,8 @@ def linear_rate(kind: str, pl_constant: float, *, gamma: Array | float | None = 
     Args:
         kind: "gd", "product" or "ham".
         pl_constant: Lambda in Definition A.2.
-        gamma: for "product", Table 2's; |m^2 - w^2| for the flow of the factors, whose metric it bounds.
+        gamma: for "product": Table 2's gamma, or |m^2 - w^2|, a lower bound of the factors' metric, for
+            their flow.
     """
     if kind != "product":
         strengths(kind, 0.0, None)
@@ -200,18 +201,18 @@ def integrate(
     times: np.ndarray,
     rtol: float = 1e-10,
 ) -> np.ndarray:
-    """The solution of d state = field(t, state) dt at the times, one row each.
+    """The solution of d state = field(t, state) dt, one row per time.
 
     Raises:
-        RuntimeError: the integrator gave up, which a flow that leaves its domain makes it do.
+        RuntimeError: the integrator failed, for example because the flow left its domain.
     """
     from scipy.integrate import solve_ivp
 
     start = np.asarray(start, dtype=np.float64)
     times = np.asarray(times, dtype=np.float64)
-    done = solve_ivp(
+    solution = solve_ivp(
         field, (times[0], times[-1]), start, method="LSODA", t_eval=times, rtol=rtol, atol=rtol * 1e-3
     )
-    if not done.success:
-        raise RuntimeError(f"the flow could not be integrated to t = {times[-1]:g}: {done.message}")
-    return done.y.T
+    if not solution.success:
+        raise RuntimeError(f"the flow could not be integrated to t = {times[-1]:g}: {solution.message}")
+    return solution.y.T

@@ -1,7 +1,7 @@
 """Inverse metrics, HAM's Bregman function and the regularizers they induce (Table 2, Lemma 4.4, Eq. 10).
 
-torch tensors in, torch tensors out (differentiable); anything else becomes a numpy array. With
-x = alpha |theta| both functions are theta^2 times a smooth function of x, which small x take from its series:
+Torch tensors give torch tensors (differentiable); anything else becomes a numpy array. With x = alpha |theta|
+both functions are theta^2 times a smooth function of x. For small x it is computed from its series, because
 the closed forms subtract nearly equal numbers there.
 """
 
@@ -23,18 +23,18 @@ def inverse_metric(
 ) -> Array:
     """1 for "gd", sqrt(theta^2 + gamma^2) for "product", 1 + alpha |theta| for "ham" (Table 2).
 
-    "product" is m * w with gamma = (m^2 - w^2) / 2, in a time that runs twice as fast: gradient flow on the
-    factors has sqrt(4 theta^2 + (m^2 - w^2)^2) (`factor_inverse_metric`), which is twice this.
+    "product" is m * w with gamma = (m^2 - w^2) / 2 and time scaled by 2: gradient flow on the factors has
+    sqrt(4 theta^2 + (m^2 - w^2)^2) (`factor_inverse_metric`), which is twice this.
 
     Args:
         theta: any shape.
         kind: "gd", "product" or "ham".
-        alpha: HAM's strength, needed by "ham". A negative one (nHAM) gives no metric, a value at or below 0,
-            for |theta| >= 1 / |alpha|.
-        gamma: the product's scale, needed by "product".
+        alpha: HAM's strength, required by "ham". If it is negative (nHAM), the result is <= 0, and not the
+            inverse of a metric, for |theta| >= 1 / |alpha|.
+        gamma: the product's scale, required by "product".
 
     Returns:
-        Theta's shape and type.
+        An array of the shape and type of theta.
 
     Raises:
         ValueError: an unknown kind or a missing strength.
@@ -49,9 +49,9 @@ def inverse_metric(
 
 
 def factor_inverse_metric(m: Array, w: Array) -> Array:
-    """m^2 + w^2 = sqrt(4 theta^2 + (m^2 - w^2)^2), theta = m w: what gradient flow on m and w does to theta.
+    """m^2 + w^2 = sqrt(4 theta^2 + (m^2 - w^2)^2): theta = m w's inverse metric in gradient flow on m and w.
 
-    At theta = 0 it is |m^2 - w^2|, what Figure 5 tracks (App. F).
+    At theta = 0 it is |m^2 - w^2|, the quantity of Figure 5 (App. F).
     """
     return m * m + w * w
 
@@ -66,10 +66,10 @@ def bregman(theta: Array, alpha: float, theta0: Array | float = 0.0) -> Array:
     Args:
         theta: any shape; the sum is over the last axis.
         alpha: any number. A negative one (nHAM) restricts theta and theta0 to |theta| < 1 / |alpha|.
-        theta0: the initialisation, a number or what broadcasts with theta.
+        theta0: the initialization, a number or an array that broadcasts with theta.
 
     Returns:
-        One value per row: theta's shape without the last axis.
+        One value per row: the shape of theta without the last axis.
 
     Raises:
         ValueError: alpha < 0 and |theta| >= 1 / |alpha|, where the function is undefined or not convex.
@@ -105,7 +105,7 @@ def inverse_mirror_map(dual: Array, alpha: float, theta0: Array | float = 0.0) -
 def on_manifold_regularizer(
     theta: Array, kind: str, *, alpha: float | None = None, gamma: float | None = None
 ) -> Array:
-    """M(theta) = sum_i integral of z g(z): weight decay beta makes the flow minimise f + beta M (Eq. 10).
+    """M(theta) = sum_i integral of z g(z): weight decay beta makes the flow minimize f + beta M (Eq. 10).
 
     theta^2 / 2 for "gd", sqrt(theta^2 + gamma^2) for "product" (gamma, not 0, at theta = 0, as in the paper),
     (x - ln(1 + x)) / alpha^2 with x = alpha |theta| for "ham".
@@ -130,7 +130,7 @@ def on_manifold_regularizer(
 
 
 def arrays(theta: Array) -> tuple[ModuleType, Array]:
-    """The library that theta belongs to, and theta as a floating-point array of it."""
+    """The library of theta (torch or numpy), and theta as a floating-point array of that library."""
     if isinstance(theta, torch.Tensor):
         return torch, theta if theta.is_floating_point() else theta.to(torch.get_default_dtype())
     theta = np.asarray(theta)
@@ -138,14 +138,14 @@ def arrays(theta: Array) -> tuple[ModuleType, Array]:
 
 
 def like(theta: Array, other: Array | float) -> Array:
-    """The other number or array as an array of theta's library, type and device."""
+    """`other` as an array of theta's library, dtype and device."""
     if isinstance(theta, torch.Tensor):
         return torch.as_tensor(other, dtype=theta.dtype, device=theta.device)
     return np.asarray(other, dtype=theta.dtype)
 
 
 def strengths(kind: str, alpha: float | None, gamma: float | None) -> tuple[float, float]:
-    """Alpha and gamma with 0 for what the kind does not use; what it uses must be given."""
+    """Alpha and gamma, 0 if the kind does not use them; ValueError if one that it uses is missing."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind == "ham" and alpha is None:
@@ -158,12 +158,12 @@ def strengths(kind: str, alpha: float | None, gamma: float | None) -> tuple[floa
 
 
 def _check_domain(theta: Array, alpha: float) -> Array:
-    """The x = alpha |theta|; refuses those at or below -1."""
+    """Return x = alpha |theta|; ValueError if an element is <= -1."""
     x = alpha * abs(theta)
     if alpha < 0 and bool((x <= -1).any()):
         raise ValueError(
-            f"alpha = {alpha:g} needs |theta| < {-1 / alpha:g}: at and beyond it 1 + alpha |theta| is not "
-            "positive and there is no metric"
+            f"alpha = {alpha:g} needs |theta| < {-1 / alpha:g}: from there on 1 + alpha |theta| is not "
+            "positive and the metric is undefined"
         )
     return x
 
@@ -197,7 +197,7 @@ def _away_from_zero(x: Array) -> tuple[ModuleType, Array]:
 
 
 def _series(x: Array, coefficients: list[float]) -> Array:
-    """sum_k coefficients[k] (-x)^k, by Horner; large x, where the series is not used, count as 0."""
+    """sum_k coefficients[k] (-x)^k by Horner's rule; large x, for which it is not used, become 0."""
     xp, x = arrays(x)
     x = xp.where(abs(x) < _SERIES_BELOW, x, xp.zeros_like(x))
     value = xp.zeros_like(x)
@@ -207,5 +207,5 @@ def _series(x: Array, coefficients: list[float]) -> Array:
 
 
 def _total(values: Array) -> Array:
-    """The sum over the last axis; a single number stays itself."""
+    """The sum over the last axis; a 0-dim array is returned as it is."""
     return values.sum(-1) if values.ndim else values

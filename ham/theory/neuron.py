@@ -1,4 +1,4 @@
-"""One ReLU neuron that has to flip signs (App. E): student a relu(w z), teacher, Eq. 12, four sign cases."""
+"""One ReLU neuron that must flip signs (App. E): student a relu(w z), teacher, Eq. 12, four sign cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGN_CASES = ((1, 1), (-1, 1), (1, -1), (-1, -1))  # of (a, w) at the start; the
 
 @dataclass(frozen=True)
 class Neuron:
-    """f(a, w) = sum_i (y_i - a relu(w z_i))^2 / 2d, with all that it needs of the data (App. E).
+    """f(a, w) = sum_i (y_i - a relu(w z_i))^2 / 2d, with the sufficient statistics of the data (App. E).
 
     Attributes:
         positive: mean of max(0, z)^2, the paper's C.
@@ -28,16 +28,16 @@ class Neuron:
 
     @classmethod
     def from_inputs(cls, z: np.ndarray, target: float = 1.0) -> Neuron:
-        """The problem of these inputs z, one number per sample."""
+        """The problem with inputs z, one number per sample."""
         return cls(float(np.mean(np.maximum(z, 0) ** 2)), float(np.mean(np.maximum(-z, 0) ** 2)), target)
 
     def loss(self, a: Array, w: Array) -> Array:
-        """f; where w < 0 the student sees the samples that the teacher does not."""
+        """f; for w < 0 the student is active on the samples for which the teacher is not."""
         xp, w = arrays(w)
         product = a * w
-        seen = self.positive * (product - self.target) ** 2
-        unseen = self.positive * self.target**2 + self.negative * product**2
-        return xp.where(w > 0, seen, unseen) / 2
+        same_side = self.positive * (product - self.target) ** 2
+        other_side = self.positive * self.target**2 + self.negative * product**2
+        return xp.where(w > 0, same_side, other_side) / 2
 
     def gradient(self, a: float, w: float) -> tuple[float, float]:
         """df/da and df/dw; the derivative of relu at 0 is 0, as in torch."""
@@ -64,11 +64,11 @@ def neuron_flow(
 
     Args:
         neuron: the objective.
-        a0: outer weight at the start.
-        w0: inner weight at the start; balanced is |a0| = |w0|.
+        a0: initial outer weight.
+        w0: initial inner weight; the start is balanced if |a0| = |w0|.
         times: increasing.
         kind: "gd", "ham" or "product".
-        strengths: of a and of w: HAM's (alpha_1, alpha_2), m * w's (gamma_1, gamma_2), unused for "gd".
+        strengths: of a and w: (alpha_1, alpha_2) for "ham", (gamma_1, gamma_2) for "product".
 
     Returns:
         a and w, one row per time.
@@ -85,8 +85,8 @@ def neuron_flow(
 def balance(a: Array, w: Array, strengths: tuple[float, float] = (0.0, 0.0)) -> Array:
     """M_alpha1(a) - M_alpha2(w), which Eq. 12 conserves; (a^2 - w^2) / 2 at alpha = 0 (Lemma E.1).
 
-    Since a df/da = w df/dw. M falls as alpha grows, so that a balanced start with alpha_1 > alpha_2 has a
-    negative balance: a can pass through zero and w cannot (Theorem E.2 in one line).
+    It is conserved because a df/da = w df/dw. M decreases in alpha, so a balanced start with
+    alpha_1 > alpha_2 has a negative balance: a can cross zero and w cannot (Theorem E.2 in one line).
     """
     _, a = arrays(a)
     _, w = arrays(w)
@@ -105,7 +105,7 @@ def learned_cases(
     time: float = 200.0,
     tolerance: float = 1e-6,
 ) -> dict[tuple[int, int], bool]:
-    """Which sign cases the flow learns from |a| = |w| = size (Lemma E.1, Theorem E.2)."""
+    """Whether the flow from |a| = |w| = size learns, for each sign case (Lemma E.1, Theorem E.2)."""
     result = {}
     for signs in SIGN_CASES:
         path = neuron_flow(neuron, signs[0] * size, signs[1] * size, np.array([0.0, time]), kind, strengths)
@@ -121,7 +121,7 @@ def in_learning_region(a: Array, w: Array) -> Array:
 def multidimensional_gap(w: np.ndarray, alpha: float) -> tuple[float, float, float]:
     """The three sides of Eq. 13 for inner weights w, balanced with |a| = |w|_2.
 
-    The first is at least the third; the printed middle lies between them only where alpha |w|_1 >= sqrt(n).
+    The first is at least the third; the printed middle lies between them only if alpha |w|_1 >= sqrt(n).
     """
     n, l1 = w.size, float(np.abs(w).sum())
     outer = alpha * float(np.linalg.norm(w)) + 1

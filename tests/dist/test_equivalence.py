@@ -20,11 +20,13 @@ from ham import perturbed
 from ham.data import derived_seed
 from ham.models import Model
 from ham.optim.sam import frozen_running_statistics
-from ham.run import distributed
-from ham.run.build import Run, build, choose_device
+from ham import distributed
+from ham.run.build import build, setup_device
+from ham.run.state import Run
 from ham.run.config import config_hash, load
 from ham.run.loop import train_step
-from ham.run.record import Silence
+from ham.run.logger import NullLogger
+from ham.tasks.images import ImageClassification
 
 RANKS, STEPS = 2, 20
 TINY = ["+demo=digits", "model.width=4", "batch_size=400", "epochs=10", "optimizer.lr=0.01"]
@@ -63,12 +65,12 @@ def prepared(case: str, dtype: torch.dtype, folder: Path, rank: int, ranks: int)
         cfg = replace(cfg, model=GroupNormNet())
     torch.set_default_dtype(dtype)
     try:
-        device = choose_device(cfg)
+        device = setup_device(cfg)
         loaders = cfg.data.load(
-            batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device, rank=rank, ranks=ranks
+            batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device, rank=rank, world_size=ranks
         )
-        run = build(cfg, config_hash(cfg), loaders, Silence(folder, cfg), device)
-        run.forward = lambda images: run.network(images.to(dtype))
+        run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), NullLogger(folder, cfg), device)
+        run.task.forward = lambda network, images: network(images.to(dtype))
         yield run
     finally:
         torch.set_default_dtype(torch.float32)
@@ -79,11 +81,11 @@ def follow(run: Run, step: Callable[[Run, tuple[Tensor, Tensor]], object]) -> di
     epoch = 0
     while run.step < STEPS:
         run.sparsifier.on_epoch_start(epoch, run.optimizer)
-        for batch in run.loaders.train.batches(epoch):
+        for batch in run.task.loaders.train.batches(epoch):
             step(run, batch)
             run.step += 1
         epoch += 1
-    distributed.share_buffers(run.model)
+    distributed.broadcast_buffers(run.model)
     kept = {f"mask {name}": mask for name, mask in run.sparsifier.kept().items()}
     return {name: t.clone() for name, t in run.model.state_dict().items()} | kept
 
@@ -91,7 +93,7 @@ def follow(run: Run, step: Callable[[Run, tuple[Tensor, Tensor]], object]) -> di
 def main(folder: Path) -> None:
     """One of the ranks."""
     torch.set_num_threads(1)
-    distributed.join(torch.device("cpu"), timeout=60)
+    distributed.init_distributed(torch.device("cpu"), timeout=60)
     rank = distributed.world().rank
     ends = {}
     for case in CASES:
@@ -99,7 +101,7 @@ def main(folder: Path) -> None:
             with prepared(case, dtype, folder, rank, RANKS) as run:
                 ends[f"{case} {dtype}"] = follow(run, train_step)
     torch.save(ends, folder / f"rank{rank}.pt")
-    distributed.leave()
+    distributed.shutdown()
 
 
 def gradients(run: Run, shard: tuple[Tensor, Tensor], *, first: bool) -> list[Tensor]:
@@ -109,7 +111,7 @@ def gradients(run: Run, shard: tuple[Tensor, Tensor], *, first: bool) -> list[Te
     parts = run.cfg.optimizer.accumulate
     with nullcontext() if first else frozen_running_statistics(run.model):
         for x, y in zip(images.chunk(parts), classes.chunk(parts), strict=True):
-            loss = F.cross_entropy(run.forward(x), y) / parts
+            loss = F.cross_entropy(run.task.forward(run.network, x), y) / parts
             for total, gradient in zip(sums, torch.autograd.grad(loss, run.params), strict=True):
                 total += gradient
     return sums

@@ -84,14 +84,15 @@ METHODS = [
 def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path):
     from ham.run.build import build
     from ham.run.config import config_hash, load, to_yaml
+    from ham.run.logger import RunLogger
     from ham.run.loop import train_step
-    from ham.run.record import Record
+    from ham.tasks.images import ImageClassification
 
     cfg = load([f"+exp={name}", "+demo=digits", "optimizer.sam_rho=0.05", f"runs_dir={tmp_path}"])
     device = torch.device("cuda")
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=device)
-    record = Record(tmp_path, cfg)
-    run = build(cfg, config_hash(cfg), loaders, record, device)
+    record = RunLogger(tmp_path, cfg)
+    run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
     record.begin({}, to_yaml(cfg))
     record.open(total_steps=4, step=0)
     batches = iter(loaders.train.batches(epoch=0))
@@ -103,14 +104,14 @@ def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3):
-            run.tally.step(step, train_step(run, next(batches)))
+            run.metrics.update_loss(step, train_step(run, next(batches)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     masks = run.sparsifier.masks
     for weight_name, weight in masks.weights.items():
         assert weight.value.is_cuda
         if masks.active:
-            assert not weight.value[masks.pruned[weight_name]].any()
+            assert not weight.value[~masks.masks[weight_name]].any()
     state = {key: value.clone() for key, value in run.flips.state_dict().items()}
     run.sparsifier.load_state_dict(run.sparsifier.state_dict())
     run.flips.load_state_dict({key: value.cpu() for key, value in state.items()})

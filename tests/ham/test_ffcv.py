@@ -1,8 +1,7 @@
-"""ImageNet through FFCV's files: FFCV's own pixels, and an epoch that (seed, epoch) alone decide."""
+"""ImageNet from FFCV files: the pixels are FFCV's, and an epoch depends only on (seed, epoch)."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
@@ -16,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from batches import assert_equal, whole
+from batches import assert_equal, read_epoch
 from PIL import Image
 from torch import Tensor
 
 from ham.data import DataError, ImageNetFFCV, ImageNetFolder, Loaders
-from ham.data.base import Share
+from ham.data.base import RankSampler
 from ham.data.beton import Beton, import_ffcv
-from ham.data.imagenet_ffcv import FFCVLoader, centre_boxes, random_boxes
+from ham.data.imagenet_ffcv import FFCVLoader, center_boxes
 
 try:
     import_ffcv()
@@ -36,11 +35,11 @@ FILES = {"train": "train_500_0.50_90.beton", "val": "val_500_0.50_90.beton"}
 
 
 def ffcv(root: Path, **given: object) -> Loaders:
-    how = {"batch_size": 32, "seed": 0, "device": CPU, "rank": 0, "ranks": 1}
+    arguments = {"batch_size": 32, "seed": 0, "device": CPU, "rank": 0, "world_size": 1}
     fields = {"num_classes": 5, "image_size": 64, "workers": 2}
     for name, value in given.items():
-        (how if name in how else fields)[name] = value
-    return ImageNetFFCV(root=str(root), **fields).load(**how)
+        (arguments if name in arguments else fields)[name] = value
+    return ImageNetFFCV(root=str(root), **fields).load(**arguments)
 
 
 @pytest.fixture(scope="module")
@@ -49,51 +48,53 @@ def loaders(betons: Path) -> Loaders:
 
 
 class Numbered:
-    """A stand-in for a Beton whose images are their own numbers; what it decodes is noted."""
+    """Stand-in for a Beton: the pixels of an image are its index; records the decoded indices."""
 
     def __init__(self, beton: Beton) -> None:
         self.sizes, self.decoded = beton.sizes, []
-        self.classes = torch.arange(len(beton))
+        self.labels = torch.arange(len(beton))
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self.labels)
 
-    def decode(self, numbers: Tensor, boxes: Tensor, out: Tensor) -> None:
-        self.decoded += numbers.tolist()
-        out.copy_(numbers.view(-1, 1, 1, 1) % 251)
-
-
-def numbered(loader: FFCVLoader, share: Share) -> FFCVLoader:
-    return FFCVLoader(Numbered(loader.beton), share, 8, 0.08, loader._pool, loader._workers, CPU)
+    def decode(self, indices: Tensor, boxes: Tensor, out: Tensor) -> None:
+        self.decoded += indices.tolist()
+        out.copy_(indices.view(-1, 1, 1, 1) % 251)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+def numbered(loader: FFCVLoader, sampler: RankSampler) -> FFCVLoader:
+    return FFCVLoader(Numbered(loader.beton), sampler, 8, 0.08, loader._pool, loader._workers, CPU)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_every_image_comes_once_an_epoch(loaders: Loaders, split: str, ranks: int) -> None:
-    whole_file = getattr(loaders, split)
-    count = len(whole_file.beton)
+def test_an_epoch_has_every_image_once(loaders: Loaders, split: str, world_size: int) -> None:
+    loader_of_split = getattr(loaders, split)
+    count = len(loader_of_split.beton)
     seed, batch = (3, 32) if split == "train" else (None, 16)
     read: list[int] = []
-    for rank in range(ranks):
-        loader = numbered(whole_file, Share(count, batch, seed, rank, ranks))
-        cut = min(2, len(loader))  # stopped after two batches and begun again there
-        for number, (_, names) in enumerate(loader.batches(1)):
-            read += names.tolist()
-            if number + 1 == cut:
+    for rank in range(world_size):
+        loader = numbered(loader_of_split, RankSampler(count, batch, seed, rank, world_size))
+        stop = min(2, len(loader))  # the epoch is stopped after two batches and resumed
+        for done, (_, labels) in enumerate(loader.batches(1), start=1):
+            read += labels.tolist()
+            if done == stop:
                 break
-        rest = numbered(whole_file, Share(count, batch, seed, rank, ranks))
-        names = [name for _, part in rest.batches(1, start=cut) for name in part.tolist()]
-        assert rest.beton.decoded and sorted(rest.beton.decoded) == sorted(names), "what was seen is skipped"
-        read += names
+        resumed = numbered(loader_of_split, RankSampler(count, batch, seed, rank, world_size))
+        rest = [label for _, labels in resumed.batches(1, start=stop) for label in labels.tolist()]
+        assert resumed.beton.decoded and sorted(resumed.beton.decoded) == sorted(rest), (
+            "earlier ones are skipped"
+        )
+        read += rest
     assert max(Counter(read).values()) == 1
     assert len(read) == (count // 32 * 32 if split == "train" else count)
 
 
-def test_batches_have_the_set_s_own_classes(loaders: Loaders, photos: Path) -> None:
+def test_batches_have_the_labels_of_the_folder_tree(loaders: Loaders, photos: Path) -> None:
     names = sorted(path.name for path in (photos / "val").iterdir())
     expected = Counter({k: len(list((photos / "val" / name).iterdir())) for k, name in enumerate(names)})
-    images, classes = whole(loaders.test)
-    assert Counter(classes.tolist()) == expected and classes.dtype == torch.int64
+    images, labels = read_epoch(loaders.test)
+    assert Counter(labels.tolist()) == expected and labels.dtype == torch.int64
     assert images.shape == (expected.total(), 3, 64, 64) and images.dtype == torch.float32
     assert [len(part) for _, part in loaders.test.batches(0)][:-1] == [32] * (len(loaders.test) - 1)
     train = len(loaders.train.beton)
@@ -101,7 +102,7 @@ def test_batches_have_the_set_s_own_classes(loaders: Loaders, photos: Path) -> N
     assert len(loaders.train) == train // 32
 
 
-def test_an_epoch_read_twice_is_the_same_to_the_bit(betons: Path, loaders: Loaders) -> None:
+def test_an_epoch_read_twice_is_bit_equal(betons: Path, loaders: Loaders) -> None:
     first = list(loaders.train.batches(0))
     torch.manual_seed(123)
     np.random.seed(123)
@@ -116,9 +117,9 @@ def test_an_epoch_read_twice_is_the_same_to_the_bit(betons: Path, loaders: Loade
         assert not any(torch.equal(images, same) for (images, _), (same, _) in zip(other, first, strict=True))
 
 
-def test_an_image_s_crop_changes_with_the_epoch(loaders: Loaders) -> None:
+def test_the_crop_of_an_image_changes_with_the_epoch(loaders: Loaders) -> None:
     """Boxes differ, half of the images are flipped in each epoch, and half of the flips change."""
-    (one, flip_one), (two, flip_two) = (loaders.train._views(epoch) for epoch in (0, 1))
+    (one, flip_one), (two, flip_two) = (loaders.train._augmentation(epoch) for epoch in (0, 1))
     assert (one != two).any(dim=1).float().mean() > 0.9
     count = len(flip_one)
     for flips in (flip_one, flip_one ^ flip_two):
@@ -126,32 +127,32 @@ def test_an_image_s_crop_changes_with_the_epoch(loaders: Loaders) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7])
-def test_an_epoch_can_be_entered_anywhere(betons: Path, loaders: Loaders, start: int) -> None:
+def test_an_epoch_can_start_at_any_batch(betons: Path, loaders: Loaders, start: int) -> None:
     expected = list(loaders.train.batches(2))
-    left = loaders.train.batches(2)
+    abandoned = loaders.train.batches(2)
     for _ in range(start):
-        next(left)
-    left.close()
+        next(abandoned)
+    abandoned.close()
     assert_equal(list(ffcv(betons).train.batches(2, start=start)), expected[start:])
 
 
-def test_the_ranks_batches_are_pieces_of_the_single_process_s(betons: Path, loaders: Loaders) -> None:
-    shares = [list(ffcv(betons, rank=rank, ranks=2).train.batches(0)) for rank in range(2)]
+def test_the_ranks_batches_joined_equal_the_single_process_batch(betons: Path, loaders: Loaders) -> None:
+    per_rank = [list(ffcv(betons, rank=rank, world_size=2).train.batches(0)) for rank in range(2)]
     joined = [
-        (torch.cat(images), torch.cat(classes))
-        for images, classes in (zip(*parts, strict=True) for parts in zip(*shares, strict=True))
+        (torch.cat(images), torch.cat(labels))
+        for images, labels in (zip(*parts, strict=True) for parts in zip(*per_rank, strict=True))
     ]
     assert_equal(joined, list(loaders.train.batches(0)))
-    tests = [whole(ffcv(betons, rank=rank, ranks=2).test) for rank in range(2)]
-    images, classes = whole(loaders.test)
-    for rank, (own, names) in enumerate(tests):
-        assert torch.equal(own, images[rank::2]) and torch.equal(names, classes[rank::2])
+    tests = [read_epoch(ffcv(betons, rank=rank, world_size=2).test) for rank in range(2)]
+    images, labels = read_epoch(loaders.test)
+    for rank, (rank_images, rank_labels) in enumerate(tests):
+        assert torch.equal(rank_images, images[rank::2]) and torch.equal(rank_labels, labels[rank::2])
 
 
 # pixels
 
 
-def test_validation_is_ffcv_s_own_to_the_bit(betons: Path, loaders: Loaders) -> None:
+def test_validation_pixels_are_bit_equal_to_ffcv_s(betons: Path, loaders: Loaders) -> None:
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
     from ffcv.loader import Loader as Reference
     from ffcv.transforms import ToTensor, ToTorchImage
@@ -169,20 +170,20 @@ def test_validation_is_ffcv_s_own_to_the_bit(betons: Path, loaders: Loaders) -> 
     )
     pixels = torch.cat([images.clone() for (images,) in reference])
     torch.set_num_threads(threads)
-    images, _ = whole(loaders.test)
+    images, _ = read_epoch(loaders.test)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     torch.testing.assert_close(images, (pixels.float() / 255 - mean) / STD, rtol=0, atol=2e-6)
-    found = ((images * STD + mean) * 255).round().to(torch.uint8)
-    assert torch.equal(found, pixels)
+    restored = ((images * STD + mean) * 255).round().to(torch.uint8)
+    assert torch.equal(restored, pixels)
 
 
-def test_training_images_are_their_boxes_flipped_or_not(loaders: Loaders) -> None:
-    """Against OpenCV's own resize of a slice of the whole image."""
+def test_training_images_are_their_boxes_with_or_without_flip(loaders: Loaders) -> None:
+    """Against OpenCV's resize of a slice of the full image."""
     import cv2
 
     loader = loaders.train
-    boxes, flipped = loader._views(0)
-    numbers = loader.share.order(0)[:32]
+    boxes, flipped = loader._augmentation(0)
+    numbers = loader.sampler.indices(0)[:32]
     images, _ = next(loader.batches(0))
     for number, image in zip(numbers.tolist(), images, strict=True):
         height, width = loader.beton.sizes[number].tolist()
@@ -194,29 +195,31 @@ def test_training_images_are_their_boxes_flipped_or_not(loaders: Loaders) -> Non
         expected = expected.permute(2, 0, 1).float()
         expected = expected.flip(2) if flipped[number] else expected
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        difference = ((image * STD + mean) * 255 - expected).abs()  # two builds of OpenCV may round apart
+        difference = (
+            (image * STD + mean) * 255 - expected
+        ).abs()  # two builds of OpenCV can round differently
         assert difference.max() <= 1.01 and difference.mean() < 0.05
 
 
-def test_validation_images_differ_little_from_the_folder_loader_s(
+def test_validation_images_are_close_to_those_of_the_folder_loader(
     betons: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/decisions.md states the number."""
     given = dict(num_classes=5, image_size=224, root=str(photos), workers=0)
     folder = ImageNetFolder(**given).load(batch_size=32, seed=0, device=CPU)
-    images, classes = whole(ffcv(betons, image_size=224).test)
-    others, same = whole(folder.test)
-    assert torch.equal(classes, same)
+    images, labels = read_epoch(ffcv(betons, image_size=224).test)
+    others, same = read_epoch(folder.test)
+    assert torch.equal(labels, same)
     difference = ((images - others) * STD * 255).abs().mean().item()
     with capsys.disabled():
         print(f"\nmean absolute difference of validation pixels, FFCV and folder: {difference:.2f} of 255")
     assert difference < 8
 
 
-def test_plain_pixels_of_the_same_box_agree_with_pillow_s_bilinear(betons: Path, photos: Path) -> None:
-    """The box is Pillow's too, so that only the filters differ: area and antialiased triangle."""
+def test_raw_pixels_of_the_same_box_agree_with_pillow_s_bilinear(betons: Path, photos: Path) -> None:
+    """Pillow gets the same box, so that only the filters differ: area and antialiased triangle."""
     beton = Beton(betons / FILES["val"])
-    boxes = centre_boxes(beton.sizes)
+    boxes = center_boxes(beton.sizes)
     out = torch.empty(len(beton), 224, 224, 3, dtype=torch.uint8)
     beton.decode(torch.arange(len(beton)), boxes, out)
     differences = []
@@ -230,73 +233,10 @@ def test_plain_pixels_of_the_same_box_agree_with_pillow_s_bilinear(betons: Path,
     assert len(differences) >= 10 and np.mean(differences) < 1.0
 
 
-# boxes
-
-
-def moments(boxes: Tensor) -> list[Tensor]:
-    """Area, logarithm of the aspect ratio, and corner of each box, [N] each."""
-    top, left, height, width = boxes.unbind(1)
-    return [height * width, (width / height).log(), top, left]
-
-
-@pytest.mark.parametrize("min_crop", [0.08, 0.5])
-def test_boxes_are_distributed_as_torchvision_s(min_crop: float) -> None:
-    from torchvision.transforms import RandomResizedCrop as Reference
-    from torchvision.transforms.v2 import RandomResizedCrop
-
-    assert RandomResizedCrop(224).scale == (0.08, 1.0) and RandomResizedCrop(224).ratio == (3 / 4, 4 / 3)
-    torch.manual_seed(0)
-    for height, width, count in ((300, 400, 4000), (60, 400, 2000)):
-        canvas = torch.empty(1, height, width)
-        expected = torch.tensor(
-            [Reference.get_params(canvas, [min_crop, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
-        ).double()
-        sizes = torch.tensor([[height, width]]).repeat(count, 1)
-        found = random_boxes(sizes, min_crop, torch.Generator().manual_seed(1)).double()
-        assert (found[:, :2] >= 0).all() and (found[:, 2:] >= 1).all()
-        assert (found[:, :2] + found[:, 2:] <= sizes).all()
-        for ours, theirs in zip(moments(found), moments(expected), strict=True):
-            error = math.sqrt((ours.var() + theirs.var()) / count)
-            assert abs(ours.mean() - theirs.mean()) <= 4 * error
-            assert abs(ours.std() - theirs.std()) <= 0.1 * theirs.std()
-
-
-@pytest.mark.parametrize(
-    ("size", "box"),
-    [((10, 400), (0, 193, 10, 13)), ((400, 10), (193, 0, 13, 10)), ((1, 1), (0, 0, 1, 1))],
-)
-def test_the_last_resort_is_the_largest_centred_box(size: tuple[int, int], box: tuple[int, ...]) -> None:
-    """By hand: 10 rows allow round(10 * 4 / 3) = 13 columns; (400 - 13) // 2 = 193 are left before them."""
-    sizes = torch.tensor([size]).repeat(2000, 1)
-    found = Counter(map(tuple, random_boxes(sizes, 0.08, torch.Generator().manual_seed(0)).tolist()))
-    assert found.most_common(1)[0][0] == box  # of so long an image hardly any try fits
-
-
-def test_boxes_depend_on_their_generator_alone() -> None:
-    sizes = torch.randint(1, 500, (1000, 2), generator=torch.Generator().manual_seed(0))
-    one, same, other = (random_boxes(sizes, 0.08, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-
-
-def test_centre_boxes_by_hand() -> None:
-    sizes = torch.tensor([[256, 256], [300, 400], [401, 256], [1, 9]])
-    expected = [[16, 16, 224, 224], [19, 69, 262, 262], [88, 16, 224, 224], [0, 4, 1, 1]]
-    assert centre_boxes(sizes).tolist() == expected
-
-
-@pytest.mark.parametrize("box", [[0, 0, 1, 10**6], [-1, 0, 5, 5], [0, 0, 0, 5], [10**6, 0, 1, 1]])
-def test_a_box_outside_the_image_is_refused_before_memory_is_touched(
-    loaders: Loaders, box: list[int]
-) -> None:
-    out = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="within its image"):
-        loaders.test.beton.decode(torch.tensor([0]), torch.tensor([box]), out)
-
-
 # threads and memory
 
 
-def test_leaving_an_epoch_early_leaves_nothing_running(betons: Path) -> None:
+def test_no_thread_runs_after_an_epoch_is_left_early(betons: Path) -> None:
     loaders = ffcv(betons)
     list(loaders.train.batches(0))
     before = threading.active_count()
@@ -304,38 +244,38 @@ def test_leaving_an_epoch_early_leaves_nothing_running(betons: Path) -> None:
         for _ in loaders.train.batches(0):
             break
     assert threading.active_count() == before
-    stand_in = numbered(loaders.train, loaders.train.share)
-    next(stand_in.batches(0))  # the iterator is dropped at once
+    stand_in = numbered(loaders.train, loaders.train.sampler)
+    next(stand_in.batches(0))  # the iterator is garbage-collected at once
     decoded = len(stand_in.beton.decoded)
     time.sleep(0.2)
     assert len(stand_in.beton.decoded) == decoded < len(stand_in.beton)
-    own = set(loaders.train._pool._threads)
+    threads = set(loaders.train._pool._threads)
     del loaders, stand_in
     deadline = time.monotonic() + 5
-    while any(thread.is_alive() for thread in own):
+    while any(thread.is_alive() for thread in threads):
         assert time.monotonic() < deadline, "the decoding threads outlive their loaders"
         time.sleep(0.01)
 
 
-def test_a_batch_that_is_held_is_never_written_to_again(loaders: Loaders) -> None:
-    held = list(loaders.train.batches(0))
-    copies = [(images.clone(), classes.clone()) for images, classes in held]
+def test_a_batch_that_the_caller_keeps_is_not_overwritten(loaders: Loaders) -> None:
+    kept = list(loaders.train.batches(0))
+    copies = [(images.clone(), labels.clone()) for images, labels in kept]
     list(loaders.train.batches(1))
-    assert_equal(held, copies)
+    assert_equal(kept, copies)
 
 
 def test_training_and_test_can_be_read_at_the_same_time(loaders: Loaders) -> None:
     expected, test = list(loaders.train.batches(0)), list(loaders.test.batches(0))
-    found = []
+    batches = []
     for number, batch in enumerate(loaders.train.batches(0)):
-        found.append(batch)
+        batches.append(batch)
         if number == 2:
             assert_equal(list(loaders.test.batches(0)), test)
-    assert_equal(found, expected)
+    assert_equal(batches, expected)
 
 
-def test_loading_leaves_the_number_of_torch_s_threads_alone(betons: Path) -> None:
-    """FFCV sets it to one when it is imported."""
+def test_loading_does_not_change_torch_s_number_of_threads(betons: Path) -> None:
+    """Importing FFCV sets it to 1."""
     code = (
         "import torch; torch.set_num_threads(3)\n"
         "from ham.data import ImageNetFFCV\n"
@@ -351,45 +291,45 @@ def test_loading_leaves_the_number_of_torch_s_threads_alone(betons: Path) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_device_that_lags_behind_gets_the_same_batches(betons: Path, loaders: Loaders) -> None:
-    """No step waits for the device, and no buffer is reused before its copy is done."""
+def test_a_slow_device_gets_the_same_batches(betons: Path, loaders: Loaders) -> None:
+    """No step waits for the device, and no buffer is reused before its copy is complete."""
     device = torch.device("cuda")
     on_device = ffcv(betons, device=device).train
     list(on_device.batches(0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = []
+        batches = []
         for batch in on_device.batches(0):
             torch.cuda._sleep(50_000_000)
-            found.append(batch)
+            batches.append(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (images, classes), (same, names) in zip(found, loaders.train.batches(0), strict=True):
-        torch.testing.assert_close(images.cpu(), same, rtol=0, atol=1e-6)
-        assert torch.equal(classes.cpu(), names)
+    for (images, labels), (cpu_images, cpu_labels) in zip(batches, loaders.train.batches(0), strict=True):
+        torch.testing.assert_close(images.cpu(), cpu_images, rtol=0, atol=1e-6)
+        assert torch.equal(labels.cpu(), cpu_labels)
 
 
 # errors
 
 
 def header_only(path: Path) -> None:
-    """What FFCV's writer leaves where it is killed: its header points at no table of contents."""
+    """What a killed FFCV writer leaves: the header has no pointer to the allocation table."""
     content = bytearray(path.read_bytes())
     content[16:24] = bytes(8)
     path.write_bytes(content)
 
 
-SPOILED = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "cut near the end": lambda path: path.write_bytes(path.read_bytes()[:-4000]),
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "truncated near the end": lambda path: path.write_bytes(path.read_bytes()[:-4000]),
     "empty": lambda path: path.write_bytes(b""),
-    "foreign": lambda path: path.write_bytes(b"\x89PNG" + bytes(range(256)) * 40),
+    "another format": lambda path: path.write_bytes(b"\x89PNG" + bytes(range(256)) * 40),
     "without a table": header_only,
 }
 
 
-@pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
-def test_a_spoiled_file_is_one_line_with_the_cure(
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_reported_in_one_line_with_the_cure(
     change: Callable[[Path], object], betons: Path, tmp_path: Path
 ) -> None:
     for name in FILES.values():
@@ -409,12 +349,14 @@ def test_a_spoiled_file_is_one_line_with_the_cure(
         ({"num_classes": 3}, ["labels from 0 to 4", "data.num_classes=5"]),
         ({"batch_size": 5000}, ["batch_size=5000", "training images"]),
         (
-            {"train": "nope.beton"},
-            ["nope.beton", "write_beton.py --from", "data=imagenet_folder", "+demo=digits"],
+            {"train": "missing.beton"},
+            ["missing.beton", "write_beton.py --from", "data=imagenet_folder", "+demo=digits"],
         ),
     ],
 )
-def test_a_wrong_setting_is_one_line_with_the_cure(given: dict, words: list[str], betons: Path) -> None:
+def test_a_wrong_setting_is_reported_in_one_line_with_the_cure(
+    given: dict, words: list[str], betons: Path
+) -> None:
     with pytest.raises(DataError) as caught:
         ffcv(betons, **given)
     message = str(caught.value)
@@ -422,14 +364,23 @@ def test_a_wrong_setting_is_one_line_with_the_cure(given: dict, words: list[str]
     assert [word for word in words if word not in message] == [], message
 
 
-def test_a_damaged_image_is_named_on_one_line(betons: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("box", [[0, 0, 1, 10**6], [-1, 0, 5, 5], [0, 0, 0, 5], [10**6, 0, 1, 1]])
+def test_a_box_outside_the_image_is_refused_before_memory_is_accessed(
+    loaders: Loaders, box: list[int]
+) -> None:
+    out = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="not inside its image"):
+        loaders.test.beton.decode(torch.tensor([0]), torch.tensor([box]), out)
+
+
+def test_a_damaged_image_is_named_in_one_line(betons: Path, tmp_path: Path) -> None:
     for name in FILES.values():
         shutil.copy(betons / name, tmp_path / name)
     beton = Beton(tmp_path / FILES["val"])
     number = int(beton.compressed.nonzero()[0])
-    first = int(beton._places[number, 3])
+    offset = int(beton._sample_index[number, 3])
     with open(tmp_path / FILES["val"], "r+b") as file:
-        file.seek(first)
+        file.seek(offset)
         file.write(bytes(64))
     with pytest.raises(DataError, match=rf"image {number} cannot be decoded.*write_beton") as caught:
         list(ffcv(tmp_path).test.batches(0))
@@ -446,9 +397,7 @@ def test_without_ffcv_the_message_names_the_cure(betons: Path, monkeypatch: pyte
         assert word in message
 
 
-def test_the_root_is_found_through_the_environment(
-    betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_root_defaults_to_ham_data(betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.symlink(betons, tmp_path / "imagenet")
     monkeypatch.setenv("HAM_DATA", str(tmp_path))
     data = ImageNetFFCV(num_classes=5, image_size=16, workers=1)

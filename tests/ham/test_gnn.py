@@ -1,4 +1,4 @@
-"""Our convolutions against PyTorch Geometric's, and views of a graph against the whole graph."""
+"""Our convolutions against PyTorch Geometric's, and subgraphs against the full graph."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ham.models import gnn
+from ham.models import gnn, graph_layers
 from ham.models.gnn import GNN, Attention, Conv, Norm
-from ham.models.receptive import View, edge_weights, sparse
+from ham.models.receptive import Subgraph, edge_weights, sparse
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -21,7 +21,7 @@ KINDS = ("gcn", "sage", "v1", "v2")
 
 
 def random_edges(seed: int) -> Tensor:
-    """Directed, with loops, repeated edges, and nodes that have none."""
+    """Directed edges with self-loops and repetitions; some nodes have none."""
     draw = torch.Generator().manual_seed(seed)
     edges = torch.randint(NODES - 5, (2, 150), generator=draw)
     loops = torch.tensor([[3, 4, 4], [3, 4, 4]])
@@ -73,24 +73,24 @@ def like(own: Tensor, other: Tensor) -> Tensor:
 def test_layers_equal_pyg(
     kind: str, inputs: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ham.models.attention._BLOCK", 37 * HIDDEN)  # several blocks
+    monkeypatch.setattr("ham.models.attention._CHUNK", 37 * HIDDEN)  # several chunks
     near = dict(atol=1e-5, rtol=1e-5) if dtype is torch.float32 else dict(atol=1e-12, rtol=1e-10)
     for seed in range(3):
         torch.manual_seed(seed)
         ours, theirs, names = ours_and_theirs(kind, dtype)
         edges, weights = random_edges(seed), torch.randn(NODES, HIDDEN, dtype=dtype)
         x = torch.randn(NODES, WIDTH, dtype=dtype) * (torch.rand(NODES, WIDTH) < 0.5)
-        of_ours, of_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-        seen, values = edge_weights(ours_kind(kind), edges, NODES, dtype)
-        everything = torch.arange(NODES)
-        hop = View(x, seen, values, everything, 1, whole=True).hops[0]
-        out = ours(sparse(x) if inputs == "sparse" else of_ours, hop)
-        reference = theirs(of_theirs, edges)
+        x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        edges_used, edge_values = edge_weights(ours_kind(kind), edges, NODES, dtype)
+        all_nodes = torch.arange(NODES)
+        block = Subgraph(x, edges_used, edge_values, all_nodes, 1, full_graph=True).blocks[0]
+        out = ours(sparse(x) if inputs == "sparse" else x_ours, block)
+        reference = theirs(x_theirs, edges)
         torch.testing.assert_close(out, reference, **near)
         (out * weights).sum().backward()
         (reference * weights).sum().backward()
         if inputs == "dense":
-            torch.testing.assert_close(of_ours.grad, of_theirs.grad, **near)
+            torch.testing.assert_close(x_ours.grad, x_theirs.grad, **near)
         other = dict(theirs.named_parameters())
         for name, parameter in ours.named_parameters():
             theirs_grad = other[names[name]].grad
@@ -103,36 +103,44 @@ def ours_kind(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("more", [{}, {"residual": True, "norm": Norm.layer}, {"pre_linear": True}], ids=str)
-@pytest.mark.parametrize("share", [0.1, 0.9], ids=["sparse", "dense"])
-def test_what_the_outputs_do_not_depend_on_changes_nothing(kind: str, more: dict, share: float) -> None:
-    """The receptive field of some nodes gives the logits and gradients of the whole graph."""
+@pytest.mark.parametrize("density", [0.1, 0.9], ids=["sparse", "dense"])
+def test_leaving_out_nodes_outside_the_receptive_field_changes_nothing(
+    kind: str, more: dict, density: float
+) -> None:
+    """The receptive field of some nodes gives the same logits and gradients as the full graph."""
     torch.manual_seed(0)
-    x = torch.randn(NODES, WIDTH, dtype=torch.float64) * (torch.rand(NODES, WIDTH) < share)
+    x = torch.randn(NODES, WIDTH, dtype=torch.float64) * (torch.rand(NODES, WIDTH) < density)
     edges = random_edges(1)[:, :60]
-    wanted = torch.tensor([7, 3, 39, 0])
+    output_nodes = torch.tensor([7, 3, 39, 0])
     model = spec(kind, layers=3, dropout=0.0, **more).build(num_features=WIDTH, num_classes=3).double()
-    seen, values = edge_weights(ours_kind(kind), edges, NODES, x.dtype)
+    edges_used, edge_values = edge_weights(ours_kind(kind), edges, NODES, x.dtype)
     gradients = []
-    for view in (View(x, seen, values, wanted, 3, whole=whole) for whole in (False, True)):
+    for subgraph in (
+        Subgraph(x, edges_used, edge_values, output_nodes, 3, full_graph=full_graph)
+        for full_graph in (False, True)
+    ):
         model.zero_grad()
-        for _ in range(2):  # the second time from what was kept
-            out = model(view)
+        for _ in range(2):  # the second time from the cache
+            out = model(subgraph)
         out.square().sum().backward()
         gradients.append([out.detach(), *(p.grad.clone() for p in model.parameters())])
-    for part, whole in zip(*gradients, strict=True):
-        torch.testing.assert_close(part, whole)
-    small = View(x, seen, values, wanted, 3, whole=False)
-    assert small.hops[-1].targets == 4 and small.features.shape[0] < NODES
+    for part, full in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, full)
+    small = Subgraph(x, edges_used, edge_values, output_nodes, 3, full_graph=False)
+    assert small.blocks[-1].num_targets == 4 and small.features.shape[0] < NODES
 
 
-def test_a_view_of_a_path_by_hand() -> None:
-    """0 - 1 - 2 - 3 - 4: node 0 sees 1 after one layer and 2 after two."""
+def test_the_subgraph_of_a_path_by_hand() -> None:
+    """0 - 1 - 2 - 3 - 4: node 0 depends on 1 after one layer and on 2 after two."""
     edges = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])
     x = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
-    view = View(x, *edge_weights("sage", edges, 5, torch.float32), torch.tensor([0]), 2, whole=False)
-    assert view.features.flatten().tolist() == [1, 2, 4]
-    assert [hop.operator.shape for hop in view.hops] == [(2, 3), (1, 2)]
-    assert view.hops[0].gather(x[:3]).flatten().tolist() == [2, 2.5]  # node 0 sees 2, node 1 the mean of 1, 4
+    subgraph = Subgraph(
+        x, *edge_weights("sage", edges, 5, torch.float32), torch.tensor([0]), 2, full_graph=False
+    )
+    assert subgraph.features.flatten().tolist() == [1, 2, 4]
+    assert [block.operator.shape for block in subgraph.blocks] == [(2, 3), (1, 2)]
+    means = subgraph.blocks[0].gather(x[:3]).flatten()
+    assert means.tolist() == [2, 2.5]  # of 2 for node 0, of 1 and 4 for node 1
 
 
 def test_rows_of_a_sparse_matrix_by_hand() -> None:
@@ -142,23 +150,23 @@ def test_rows_of_a_sparse_matrix_by_hand() -> None:
     assert torch.equal(sparse(dense).head(2) @ torch.eye(3), dense[:2])
 
 
-def test_dropout_keeps_its_share_and_its_mean() -> None:
+def test_dropout_has_its_probability_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     x = torch.ones(1000, 1001, requires_grad=True)
     for probability in (0.2, 0.5, 0.7):
-        out = gnn.drop(x, probability, True)
-        share = float((out == 0).float().mean())
-        assert abs(share - probability) < 2e-3
+        out = graph_layers.dropout(x, probability, True)
+        dropped = float((out == 0).float().mean())
+        assert abs(dropped - probability) < 2e-3
         assert float(out.detach().max()) == pytest.approx(1 / (1 - probability), rel=1e-4)
         (gradient,) = torch.autograd.grad(out.sum(), x)
         assert torch.equal(gradient, out.detach())
-        halves = (out.detach() != 0).float().view(-1)[: 4 * 250000].view(-1, 4)
-        correlation = torch.corrcoef(halves.t()) - torch.eye(4)
-        assert float(correlation.abs().max()) < 0.01  # the four draws of a word do not know of each other
-    assert gnn.drop(x, 0.5, False) is x and gnn.drop(x, 0.0, True) is x
+        groups_of_four = (out.detach() != 0).float().view(-1)[: 4 * 250000].view(-1, 4)
+        correlation = torch.corrcoef(groups_of_four.t()) - torch.eye(4)
+        assert float(correlation.abs().max()) < 0.01  # the four draws of a random number are independent
+    assert graph_layers.dropout(x, 0.5, False) is x and graph_layers.dropout(x, 0.0, True) is x
 
 
-def test_initial_weights_are_pygs() -> None:
+def test_initial_weights_have_the_bounds_of_pyg() -> None:
     """Equal bounds: glorot for GCN and GAT, kaiming with a = sqrt(5) for SAGE and linear maps."""
     torch.manual_seed(0)
     for kind in KINDS:
@@ -174,7 +182,7 @@ def test_initial_weights_are_pygs() -> None:
         assert bounds == pytest.approx(others, rel=0.02), kind
 
 
-def test_a_network_is_what_its_spec_says() -> None:
+def test_a_network_has_the_layers_of_its_spec() -> None:
     network = spec("gcn", layers=3, norm=Norm.batch, residual=True, pre_linear=True).build(
         num_features=WIDTH, num_classes=5
     )
@@ -188,12 +196,12 @@ def test_a_network_is_what_its_spec_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "complaint"),
+    ("values", "word"),
     [({"dropout": 1.0}, "dropout"), ({"layers": 0}, "layers"), ({"hidden": 0}, "hidden")],
     ids=str,
 )
-def test_impossible_sizes_are_refused(values: dict, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_impossible_sizes_are_refused(values: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
         GNN(**values)
     with pytest.raises(ValueError, match="reads graphs"):
         GNN().check(32)

@@ -1,12 +1,15 @@
+"""Image networks: torchvision's and timm's layers, initial weights, and errors with the cure."""
+
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from ham.models import DeiT, Init, Model, ResNet, Stem, build_model
+from ham.models import GNN, MODELS, DeiT, Init, Model, ResNet, Stem, build_model
 from pruning import prunable_weights
 
 
@@ -19,7 +22,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
-def torchvisions(depth: int) -> nn.Module:
+def torchvision_resnet(depth: int) -> nn.Module:
     import torchvision
 
     with torch.device("meta"):
@@ -32,13 +35,13 @@ def on_meta(model: Model, num_classes: int, image_size: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_resnet_is_torchvisions(depth):
-    ours, reference = on_meta(ResNet(depth=depth), 1000, 224), torchvisions(depth)
+def test_resnet_equals_torchvisions(depth):
+    ours, reference = on_meta(ResNet(depth=depth), 1000, 224), torchvision_resnet(depth)
     assert list(shapes(ours).items()) == list(shapes(reference).items())
     assert str(ours) == str(reference)
 
 
-def test_the_default_is_resnet50_of_the_paper():
+def test_the_default_is_the_resnet50_of_the_paper():
     model = ResNet()
     assert (model.depth, model.stem, model.init, model.width) == (50, Stem.imagenet, Init.pytorch, 64)
     weights = prunable_weights(on_meta(model, 1000, 224))
@@ -47,8 +50,8 @@ def test_the_default_is_resnet50_of_the_paper():
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_cifar_stem(depth):
-    ours, reference = on_meta(ResNet(depth=depth, stem="cifar"), 1000, 32), torchvisions(depth)
+def test_the_cifar_stem_changes_only_the_first_layers(depth):
+    ours, reference = on_meta(ResNet(depth=depth, stem="cifar"), 1000, 32), torchvision_resnet(depth)
     assert isinstance(ours.maxpool, nn.Identity)
     conv = ours.conv1
     assert (conv.in_channels, conv.out_channels, conv.bias) == (3, 64, None)
@@ -58,15 +61,15 @@ def test_cifar_stem(depth):
 
 
 def convolutions(init: str) -> dict[str, tuple[torch.Tensor, int, int]]:
-    """Weights, fan_in and fan_out of the convolutions with enough entries to measure a deviation."""
+    """Weight, fan_in and fan_out of the convolutions large enough to estimate a standard deviation."""
     net = build(ResNet(depth=18, stem="cifar", init=init), image_size=32)
-    found = {}
+    weights = {}
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 30_000:
             area = math.prod(module.kernel_size)
-            found[name] = (module.weight.detach(), module.in_channels * area, module.out_channels * area)
-    assert len(found) == 18
-    return found
+            weights[name] = (module.weight.detach(), module.in_channels * area, module.out_channels * area)
+    assert len(weights) == 18
+    return weights
 
 
 def test_pytorch_init_is_uniform_over_fan_in():
@@ -92,18 +95,18 @@ def test_norms_start_at_one_and_zero(init):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_half_the_width_is_torchvisions_with_half_the_channels(depth):
+def test_half_the_width_halves_torchvisions_channels(depth):
     def half(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         keep = 3 if name == "conv1.weight" else 1000 if name.startswith("fc") else None
         channels = tuple(n if n == keep else n // 2 for n in shape[:2])
         return channels + shape[2:]
 
-    reference = {name: half(name, shape) for name, shape in shapes(torchvisions(depth)).items()}
+    reference = {name: half(name, shape) for name, shape in shapes(torchvision_resnet(depth)).items()}
     ours = on_meta(ResNet(depth=depth, width=32), 1000, 224)
     assert list(shapes(ours).items()) == list(reference.items())
 
 
-def test_small_bottleneck_by_hand():
+def test_a_small_bottleneck_resnet_by_hand():
     from torchvision.models.resnet import Bottleneck
 
     net = build(ResNet(depth=50, width=4, layers=[1, 2, 1, 1], stem="cifar"), num_classes=7)
@@ -139,7 +142,7 @@ TINY_DEIT = DeiT(patch_size=2, embed_dim=32, depth=2, num_heads=2)
     ],
     ids=["resnet", "resnet 32", "imagenet stem", "torchvision init", "deit", "deit 16"],
 )
-def test_images_to_logits_and_back(model, image_size):
+def test_logits_and_gradients_are_computed_for_every_network(model, image_size):
     net = build(model, num_classes=7, image_size=image_size)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
     logits = net(images)
@@ -150,7 +153,7 @@ def test_images_to_logits_and_back(model, image_size):
 
 
 @pytest.mark.parametrize("model", [TINY_RESNET, TINY_DEIT], ids=["resnet", "deit"])
-def test_initial_weights_depend_on_the_generator_alone(model):
+def test_initial_weights_depend_only_on_the_generator(model):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = build(model, seed=5).state_dict()
@@ -159,8 +162,8 @@ def test_initial_weights_depend_on_the_generator_alone(model):
     same = build(model, seed=5).state_dict()
     other = build(model, seed=6).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
-    drawn = {name for name in one if not torch.equal(one[name], other[name])}
-    assert {name for name, p in build(model).named_parameters() if p.ndim >= 2 and p.shape[0] > 1} <= drawn
+    random = {name for name in one if not torch.equal(one[name], other[name])}
+    assert {name for name, p in build(model).named_parameters() if p.ndim >= 2 and p.shape[0] > 1} <= random
 
 
 def test_a_generator_gives_a_new_network_each_time():
@@ -174,7 +177,7 @@ def test_a_generator_gives_a_new_network_each_time():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_building_leaves_the_random_stream_of_the_gpu_untouched():
+def test_building_does_not_advance_the_gpu_s_generator():
     torch.cuda.manual_seed(1)
     before = torch.cuda.get_rng_state()
     build(TINY_RESNET)
@@ -191,7 +194,7 @@ def test_the_default_is_deit_small():
     assert tuple(net.patch_embed.proj.weight.shape) == (384, 3, 16, 16)
 
 
-def test_small_deit():
+def test_a_small_deit_has_the_given_sizes():
     net = build(TINY_DEIT, num_classes=7)
     assert tuple(net.pos_embed.shape) == (1, 1 + 4 * 4, 32)
     assert tuple(net.patch_embed.proj.weight.shape) == (32, 3, 2, 2)
@@ -215,7 +218,7 @@ def test_drop_path_reaches_the_last_block(drop_path):
         (DeiT(), 100, r"model\.patch_size"),
     ],
 )
-def test_images_that_do_not_fit_raise_with_the_cure(model, image_size, cure):
+def test_images_of_an_unsupported_size_raise_with_the_cure(model, image_size, cure):
     for check in (model.check, lambda size: build(model, image_size=size)):
         with pytest.raises(ValueError, match=rf"{image_size} px .*{cure}.*\+demo=digits"):
             check(image_size)
@@ -225,7 +228,7 @@ def test_images_that_do_not_fit_raise_with_the_cure(model, image_size, cure):
     ("model", "image_size"),
     [(ResNet(), 64), (ResNet(stem="cifar"), 8), (DeiT(), 224), (DeiT(patch_size=2), 8), (Model(), 8)],
 )
-def test_images_that_fit_pass(model, image_size):
+def test_images_of_a_supported_size_pass(model, image_size):
     assert model.check(image_size) is None
 
 
@@ -248,7 +251,7 @@ def test_images_that_fit_pass(model, image_size):
     ],
     ids=str,
 )
-def test_wrong_fields_raise_and_show_the_value(family, fields):
+def test_wrong_fields_raise_an_error_with_the_value(family, fields):
     ((name, value),) = fields.items()
     shown = str(value).replace("[", r"\[")
     with pytest.raises(ValueError, match=shown) as error:
@@ -256,6 +259,36 @@ def test_wrong_fields_raise_and_show_the_value(family, fields):
     assert name in str(error.value).lower()
 
 
-def test_the_base_is_no_model():
+def test_every_model_is_registered_with_its_minimal_batch():
+    assert {"resnet": ResNet, "deit": DeiT, "gnn": GNN} == MODELS
+    assert {name: model.min_batch_size for name, model in MODELS.items()} == {
+        "resnet": 2,
+        "deit": 1,
+        "gnn": 1,
+    }
+
+
+def test_the_base_class_cannot_be_built():
     with pytest.raises(TypeError, match="configs/model"):
         Model().build(num_classes=2, image_size=8)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [DeiT(patch_size=4, embed_dim=12, depth=1, num_heads=2), ResNet(depth=18, stem=Stem.cifar, width=8)],
+)
+def test_loading_lines_build_the_network_from_a_file(model: Model, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    network = build(model)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    names: dict = {}
+    exec(model.loading_lines(tmp_path / "model.safetensors", num_classes=10, image_size=8), names)
+    loaded = names["model"].state_dict()
+    assert not names["model"].training and loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
+
+
+def test_networks_of_graphs_have_no_loading_lines() -> None:
+    with pytest.raises(ValueError, match="GNN has no loading lines"):
+        GNN().loading_lines(Path("model.safetensors"), num_classes=10, image_size=0)

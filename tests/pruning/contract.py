@@ -54,7 +54,7 @@ BALANCED = {"conv1.weight": 72, "conv2.weight": 151, "fc.weight": 151}
 
 @dataclass(frozen=True)
 class Method:
-    """A sparsifier and what it owes.
+    """A sparsifier and its expected behavior.
 
     Args:
         make: gets the path of a mask file.
@@ -138,7 +138,7 @@ CASES = [
 
 
 def network(seed: int) -> nn.Sequential:
-    """Two convolutions with BatchNorm and a linear layer, for grey images of 8x8 pixels."""
+    """Two convolutions with BatchNorm and a linear layer, for gray images of 8x8 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers = {
@@ -187,7 +187,7 @@ def flat(prefix: str, item: Any) -> Iterator[tuple[str, bytes | str]]:
 
 
 class Training:
-    """A model, its sparsifier and its optimizer, fresh or gone on from saved bytes.
+    """A model, its sparsifier and its optimizer, new or resumed from saved bytes.
 
     Args:
         case: what to train.
@@ -221,7 +221,7 @@ class Training:
         self.optimizer = OPTIMIZERS[case.optimizer](self.sparsifier.param_groups(groups))
         if case.ham:
             if case.product:  # HAM sees gradients without decay
-                self.sparsifier.parameterization.separate_decay = True
+                self.sparsifier.parameterization.decoupled_decay = True
                 self.optimizer.register_step_post_hook(
                     lambda *_: self.sparsifier.parameterization.remove_decay()
                 )
@@ -255,7 +255,7 @@ class Training:
                 self.sparsifier.add_decay()
                 self.optimizer.step()
                 self.sparsifier.after_step()
-            yield ("stepped" if stepping else "rewired"), number
+            yield ("stepped" if stepping else "updated"), number
             self.optimizer.zero_grad()
             if place == STEPS - 1:
                 self.sparsifier.on_epoch_end(train_accuracy=float(mean_over_ranks(right)))
@@ -292,6 +292,6 @@ class Training:
         return file.getvalue()
 
     def fingerprint(self) -> dict[str, bytes | str]:
-        """Everything that decides how the training goes on, to the bit."""
+        """Everything that decides how the training continues, to the bit."""
         parts = ("model", "optimizer", "sparsifier")
         return dict(entry for name in parts for entry in flat(name, getattr(self, name).state_dict()))

@@ -185,7 +185,7 @@ def test_excluded_weights_do_not_count_towards_the_target():
     assert acdc.achieved_sparsity() == 0.5
 
 
-def test_masks_change_with_the_phase_alone():
+def test_masks_change_only_with_the_phase():
     model = small_model()
     acdc, optimizer = attached(model), sgd(model)
     patterns = []
@@ -254,7 +254,7 @@ def test_decompression_keeps_what_was_trained_and_revives_the_rest(revive):
     old = stale_bits if revive == "stale" else [0, 0, 0, 0]
     assert bits(model.b.weight) == [old[0], old[1], trained_b[2], old[3]]
     assert trained_b[2] != stale_bits[2]
-    assert acdc.state_dict() == {"masks": {}, "stale": {}}
+    assert acdc.state_dict() == {"masks": {"kept": {}}, "stale": {}}
 
 
 def test_stale_revival_of_products_leaves_active_factors_alone():
@@ -435,7 +435,7 @@ def test_sparsity_outside_zero_to_one_raises(sparsity):
         ACDC(sparsity=sparsity)
 
 
-def test_a_percentage_is_answered_with_the_share():
+def test_a_percentage_is_answered_with_the_fraction():
     with pytest.raises(ValueError, match=r"got 90; did you mean 0\.9\?"):
         ACDC(sparsity=90)
 

@@ -93,11 +93,11 @@ def train(kind: str, ham: str = "on") -> Trace:
 
     def pruned() -> Tensor:
         masks = (
-            sparsifier.masks.pruned.values()
+            sparsifier.masks.masks.values()
             if sparsifier.masks.active
-            else [w.new_zeros(w.shape) for w in weights]
+            else [w.new_ones(w.shape) for w in weights]
         )
-        return row(masks).bool()
+        return ~row(masks).bool()
 
     epochs, number = [], 0
     for epoch in range(EPOCHS):
@@ -214,6 +214,6 @@ def test_ham_at_zero_or_removed_is_no_ham(kind):
     assert torch.equal(absent, removed)
 
 
-def test_ham_is_felt(trace, request):
+def test_ham_changes_the_training(trace, request):
     kind = request.node.callspec.params["trace"]
     assert not torch.equal(trace.final, train(kind, ham="absent").final)

@@ -168,7 +168,7 @@ ONE_BIG = {"layer0": (1, 1), "layer1": (1, 2), "layer2": (40, 40, 3, 3)}
 @example(ONE_BIG, 1)
 @example(ONE_BIG, 999)
 @example(ONE_BIG, 1000)
-def test_densities_share_out_the_budget(shapes, parts):
+def test_densities_add_up_to_the_budget(shapes, parts):
     density = Fraction(parts, 1000)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
@@ -199,7 +199,7 @@ def test_densities_are_one_multiple_of_the_shares_or_full(allocate, share, shape
 
 
 @given(shapes_of_networks, thousandths, thousandths)
-def test_densities_grow_with_the_whole(shapes, one, other):
+def test_densities_grow_with_the_total(shapes, one, other):
     low, high = sorted((one / 1000, other / 1000))
     for allocate in DENSITIES.values():
         less, more = allocate(shapes, low), allocate(shapes, high)
@@ -207,7 +207,7 @@ def test_densities_grow_with_the_whole(shapes, one, other):
 
 
 @given(shapes_of_networks, st.integers(0, 999))
-def test_kept_counts_miss_the_budget_by_rounding_alone(shapes, parts):
+def test_kept_counts_differ_from_the_budget_only_by_rounding(shapes, parts):
     sparsity = Fraction(parts, 1000)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     exact = {name: size - floor(sparsity * size) for name, size in sizes.items()}
@@ -268,7 +268,7 @@ def test_random_masks_hold_the_exact_counts(shapes, data, seed):
     assert all(torch.equal(masks[name], again[name]) for name in shapes)
 
 
-def test_every_place_is_as_likely():
+def test_every_position_is_equally_likely():
     generator = torch.Generator().manual_seed(0)
     draws = [random_masks({"w": (4, 5)}, {"w": 6}, generator=generator)["w"] for _ in range(2_000)]
     mean, deviation = 2_000 * 0.3, (2_000 * 0.3 * 0.7) ** 0.5

@@ -42,7 +42,7 @@ def test_contract(case, masks):
     saved, prints = {}, {}
     for event, number in training.steps():
         watch.look(event, number)
-        if event in ("stepped", "rewired"):
+        if event in ("stepped", "updated"):
             prints[number] = training.fingerprint()
         if RESUME_AFTER.get(number) == event:
             saved[number] = training.save()
@@ -54,7 +54,7 @@ def test_contract(case, masks):
     for number, state in saved.items():
         resumed = Training(case, masks, data=digits(), saved=state, seed=1)
         for event, at in resumed.steps(start=number + 1):
-            if event in ("stepped", "rewired"):
+            if event in ("stepped", "updated"):
                 assert not differences(resumed.fingerprint(), prints[at]), at
         assert not differences(resumed.fingerprint(), final)
 
@@ -66,7 +66,7 @@ class Watch:
         self.training, self.case, self.rule = training, training.case, training.case.rule
         self.first = self.values = self.dense = training.values()
         self.kept = training.kept()
-        self.rewirings = 0
+        self.mask_updates = 0
         if self.rule.phases[0] == "s":
             self.check_masks("s")
             self.check_pruned(optimizer_stepped=False)
@@ -87,18 +87,18 @@ class Watch:
             self.values = old
         if event == "started" and self.case.product:
             self.check_factors(epoch)
-        if event == "rewired":
-            self.check_rewiring(before, old)
+        if event == "updated":
+            self.check_mask_update(before, old)
         if event == "started" and epoch > 0:
             self.check_phase_change(self.rule.phases[epoch - 1 : epoch + 1], before, old)
 
     def check_masks(self, phase: str) -> None:
         on = {name: int(mask.sum()) for name, mask in self.kept.items()}
-        wanted = self.rule.kept
+        expected = self.rule.kept
         if phase == "d":
             assert sum(on.values()) == TOTAL
         elif phase == "s":
-            assert (on if isinstance(wanted, dict) else sum(on.values())) == wanted
+            assert (on if isinstance(expected, dict) else sum(on.values())) == expected
         else:
             assert all_equal(self.kept, {n: v != 0 for n, v in self.values.items()})
         assert all(is_positive_zero(v[~self.kept[n]]) for n, v in self.values.items())
@@ -132,8 +132,8 @@ class Watch:
             stale = self.dense[name] if self.case.method == "acdc_stale" else torch.zeros_like(value)
             torch.testing.assert_close(value[revived], stale[revived], rtol=1e-6, atol=0)  # m * w is rounded
 
-    def check_rewiring(self, before: dict[str, Tensor], old: dict[str, Tensor]) -> None:
-        self.rewirings += 1
+    def check_mask_update(self, before: dict[str, Tensor], old: dict[str, Tensor]) -> None:
+        self.mask_updates += 1
         assert not all_equal(self.kept, before)
         for name, kept in self.kept.items():
             grown, stayed = kept & ~before[name], kept & before[name]
@@ -152,7 +152,7 @@ class Watch:
         assert all(v.isfinite().all() for v in self.training.model.state_dict().values())
         moved = torch.cat([(self.values[n] != self.first[n])[self.kept[n]] for n in self.kept])
         assert moved.float().mean() > 0.9
-        assert self.rewirings == (3 if self.case.method == "rigl" else 0)
+        assert self.mask_updates == (3 if self.case.method == "rigl" else 0)
         if self.case.method == "str":
             assert self.training.sparsifier.achieved_sparsity() > 0.3
         if self.case.method == "mask_from":

@@ -1,4 +1,4 @@
-"""Two processes train the whole contract under DistributedDataParallel; what each had is compared here.
+"""Two processes train the entire contract under DistributedDataParallel; what each had is compared here.
 
 They write digests of it, and tensors only where a test looks into them. Run as a script this file is one of
 the two processes.
@@ -25,7 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from ham.run.distributed import leave
+from ham.distributed import shutdown
 from pruning import ACDC, RandomPruning, RigL
 from pruning.ranks import checksum
 
@@ -44,21 +44,21 @@ CASES = {
 
 
 def train(case: Case, masks: Path, rank: int) -> dict[str, Any]:
-    """What this rank saw of masks and weights, in a whole run and in one that went on from inside it."""
+    """Masks and weights of this rank, in an uninterrupted run and in one resumed from inside it."""
     data = digits(rank, RANKS)
     training = Training(case, masks, data=data, wrap=DistributedDataParallel)
-    whole, started = [look(training)], training.kept()
+    straight, started = [look(training)], training.kept()
     saved: list[bytes | None] = [None]
     for event, number in training.steps():
         if event != "perturbed":
-            whole.append(look(training))
+            straight.append(look(training))
         if number == RESUME_AFTER and event == "stepped":
-            saved, at = [training.save() if rank == 0 else None], len(whole)
+            saved, at = [training.save() if rank == 0 else None], len(straight)
     distributed.broadcast_object_list(saved)
     resumed = Training(case, masks, data=data, saved=saved[0], wrap=DistributedDataParallel, seed=1)
     rest = [look(resumed) for event, _ in resumed.steps(RESUME_AFTER + 1) if event != "perturbed"]
     local = digest({"gradient": local_gradient(training)})
-    return {"whole": whole, "at": at, "rest": rest, "started": started, "local": local}
+    return {"straight": straight, "at": at, "rest": rest, "started": started, "local": local}
 
 
 def look(training: Training) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def rigl_on_opposite_gradients(rank: int) -> dict[str, Tensor]:
     model = nn.Linear(8, 1, bias=False)
     rigl = RigL(0.5, allocation="uniform", interval=1, drop_fraction=0.6, until=1.0)
     rigl.attach(model, total_epochs=1, steps_per_epoch=100)
-    rigl.load_state_dict({"masks": {"weight": torch.tensor([[False] * 4 + [True] * 4])}})
+    rigl.load_state_dict({"masks": {"kept": {"weight": torch.tensor([[True] * 4 + [False] * 4])}}})
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -141,7 +141,7 @@ def main(rank: int, folder: Path) -> None:
         "weights": complaint(lambda: disagree_on_weights(rank)),
     }
     torch.save(report, folder / f"rank{rank}.pt")
-    leave()
+    shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def reports(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 def wait(processes: list[subprocess.Popen]) -> None:
-    """Until all are done, or one has failed and the others had two seconds to tell why, or time is up."""
+    """Until all are done, or one has failed and the others had two seconds to say why, or time is up."""
     deadline = time.monotonic() + SECONDS
     while any(process.poll() is None for process in processes):
         if any(process.returncode for process in processes):
@@ -197,17 +197,17 @@ def test_weights_are_the_same_on_both_ranks_at_all_times(reports, name):
 
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize("name", CASES)
-def test_both_ranks_go_on_from_what_the_first_has_saved(reports, name, rank):
+def test_both_ranks_resume_from_what_the_first_has_saved(reports, name, rank):
     run = reports[rank]["trained"][name]
-    went_on = run["whole"][run["at"] :]
-    assert len(went_on) == len(run["rest"]) > 2 * STEPS
-    for first, second in zip(went_on, run["rest"], strict=True):
+    resumed = run["straight"][run["at"] :]
+    assert len(resumed) == len(run["rest"]) > 2 * STEPS
+    for first, second in zip(resumed, run["rest"], strict=True):
         assert first["kept"] == second["kept"]
         assert first["parameters"] == second["parameters"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_masks_are_what_the_method_owes(reports, name):
+def test_the_masks_are_those_of_the_method(reports, name):
     rule, on = CASES[name].rule, moments(reports[0], name)[-1]["on"]
     if rule.phases[-1] != "t":
         assert (on if isinstance(rule.kept, dict) else sum(on.values())) == rule.kept
@@ -254,7 +254,7 @@ def test_different_masks_raise_on_both_ranks(reports, reason, rank):
 
 def moments(report: dict[str, Any], name: str) -> list[dict[str, Any]]:
     run = report["trained"][name]
-    return run["whole"] + run["rest"]
+    return run["straight"] + run["rest"]
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ BY_HAND = {
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 7, 7), 6 * 2 * 9 + 6, 6 * 2 * 9 * 5 * 5),
     "depthwise": (nn.Conv2d(4, 4, 3, groups=4, bias=False), (1, 4, 7, 7), 36, 36 * 5 * 5),
     "one dimension": (nn.Conv1d(2, 3, 4), (1, 2, 10), 24 + 3, 24 * 7),
-    # each of 3x3 inputs is multiplied with the whole kernel of 2x3x2x2
+    # each of 3x3 inputs is multiplied with the entire kernel of 2x3x2x2
     "transposed": (nn.ConvTranspose2d(2, 3, 2, stride=2), (1, 2, 3, 3), 24 + 3, 24 * 3 * 3),
     # 5 tokens through 12x4 into queries, keys and values and through 4x4 out
     "attention": (SelfAttention(), (1, 5, 4), 48 + 12 + 16 + 4, (48 + 16) * 5),
@@ -154,7 +154,7 @@ def test_mask_bits_of_all_layers_are_packed_together():
     assert found.megabytes == pytest.approx((4 * 2 + 3) / 1e6)  # 18 bits are 3 bytes
 
 
-def test_an_empty_layer_costs_its_mask_alone():
+def test_an_empty_layer_costs_only_its_mask():
     found = cost(nn.Linear(8, 8, bias=False), {"weight": 0}, (1, 8))
     assert found == Cost(parameters=0, megabytes=8 / 1e6, flops=0.0, dense_flops=128.0)
 

@@ -119,7 +119,7 @@ def test_integer_buffers_keep_their_type():
 
 
 @pytest.mark.parametrize("root", ["product", "str"])
-def test_a_layer_that_is_the_whole_model(root):
+def test_a_layer_that_is_the_entire_model(root):
     layer = nn.Linear(3, 2)
     old = layer.weight.detach().clone()
     sparsifier = Dense() if root == "product" else STR(sparsity=0.5, initial=-100.0)

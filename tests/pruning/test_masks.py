@@ -154,7 +154,7 @@ def test_fill_gives_revived_weights_the_mean_second_moment_of_active_ones(kind):
     assert all(torch.equal(optimizer.state[bias][key], old) for key, old in before[bias].items())
 
 
-def test_a_layer_pruned_whole_is_revived_with_the_mean_over_all_layers():
+def test_an_entirely_pruned_layer_is_revived_with_the_mean_over_all_layers():
     weights, _, optimizer = trained("adam")
     masks = MaskSet(weights)
     masks.set({"a": torch.zeros(4, dtype=torch.bool), "b": KEPT["b"]})
@@ -216,7 +216,10 @@ def test_masks_that_do_not_fit_raise(kept, message):
         masks.set(kept)
     assert not masks.active
     with pytest.raises(ValueError, match=message):
-        masks.load_state_dict({name: ~mask for name, mask in kept.items()})
+        masks.load_state_dict({"kept": kept})
+    assert not masks.active
+    with pytest.raises(ValueError, match=message):
+        masks.load_state_dict({name: ~mask for name, mask in kept.items()})  # as older versions wrote it
     assert not masks.active
 
 
@@ -277,6 +280,52 @@ def test_a_state_dict_is_no_view_of_later_masks():
     assert list(masks.counts()) == [("a", 2, 4), ("b", 2, 4)]
 
 
+def test_masks_are_true_where_a_weight_is_kept():
+    masks = masked(two_layers())
+    assert masks.masks.keys() == KEPT.keys()
+    assert all(torch.equal(masks.masks[name], mask) for name, mask in KEPT.items())
+    assert all(torch.equal(masks.kept()[name], mask) for name, mask in KEPT.items())
+    state = masks.state_dict()
+    assert all(torch.equal(state["kept"][name], mask) for name, mask in KEPT.items())
+    masks.clear()
+    assert (masks.masks, masks.state_dict()) == ({}, {"kept": {}})
+    assert all(mask.all() for mask in masks.kept().values())
+
+
+def test_what_kept_returns_is_a_copy():
+    masks = masked(two_layers())
+    masks.kept()["a"].fill_(False)
+    assert torch.equal(masks.masks["a"], KEPT["a"])
+
+
+@pytest.mark.parametrize("rename", [{}, {"a": "kept"}, {"a": "kept", "b": "b.kept"}], ids=str)
+def test_a_state_with_pruned_positions_of_an_older_version_is_inverted(rename):
+    """Even where a weight has the name of the new layout's key."""
+    weights = {rename.get(name, name): weight for name, weight in two_layers().items()}
+    kept = {rename.get(name, name): mask for name, mask in KEPT.items()}
+    old = MaskSet(weights)
+    old.load_state_dict({name: ~mask for name, mask in kept.items()})
+    new = MaskSet(weights)
+    new.load_state_dict(old.state_dict())
+    for masks in (old, new):
+        assert masks.masks.keys() == kept.keys()
+        assert all(torch.equal(masks.masks[name], mask) for name, mask in kept.items())
+
+
+def test_an_older_state_of_inactive_masks_turns_all_on():
+    masks = masked(two_layers())
+    masks.load_state_dict({})
+    assert not masks.active
+
+
+def test_the_pruned_positions_are_deprecated():
+    masks = masked(two_layers())
+    with pytest.warns(DeprecationWarning, match="MaskSet.masks") as caught:
+        pruned = masks.pruned
+    assert caught[0].filename == __file__
+    assert all(torch.equal(pruned[name], ~mask) for name, mask in KEPT.items())
+
+
 @pytest.mark.parametrize("mask_format", [torch.contiguous_format, torch.channels_last])
 def test_channels_last_weights_are_pruned_at_the_right_places(mask_format):
     values = torch.arange(1.0, 25.0).view(2, 3, 2, 2)
@@ -294,4 +343,4 @@ def test_channels_last_weights_are_pruned_at_the_right_places(mask_format):
         assert tensor.flatten().tolist() == expected
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert list(masks.counts()) == [("w", 16, 24)]
-    assert masks.pruned["w"].stride() == weight.stride()  # masked in one sweep through memory
+    assert masks.masks["w"].stride() == weight.stride()  # masked in one sweep through memory

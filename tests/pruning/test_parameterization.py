@@ -329,7 +329,7 @@ def test_a_reset_leaves_the_product_and_its_next_step(make, options, key):
 
 
 @OPTIMIZERS
-def test_momentum_that_is_not_carried_is_zeroed_on_the_factors_alone(make, options, key):
+def test_momentum_that_is_not_carried_is_zeroed_only_on_the_factors(make, options, key):
     model = network()
     sparsifier = attached(model, reset_every=1, carry_momentum=False)
     optimizer = make(sparsifier.param_groups(model.parameters()), **options)
@@ -348,7 +348,7 @@ def test_momentum_that_is_not_carried_is_zeroed_on_the_factors_alone(make, optio
 @pytest.mark.parametrize(
     "decayed", [False, True], ids=["factors undecayed", "factors decayed by the optimizer"]
 )
-def test_a_pruned_product_stays_at_rest(make, options, key, decayed):
+def test_a_pruned_product_keeps_its_pruned_value(make, options, key, decayed):
     model = network()
     options = {**options, "weight_decay": 0.1}
     penalties = {"frobenius": 0.1, "decay": 0.1, "reset_every": 2, "reset_until": 1.0}
@@ -362,7 +362,7 @@ def test_a_pruned_product_stays_at_rest(make, options, key, decayed):
         for step in range(3):
             train_step(model, sparsifier, optimizer, step)
             for name, weight in sparsifier.masks.weights.items():
-                pruned = sparsifier.masks.pruned[name]
+                pruned = ~sparsifier.masks.masks[name]
                 m, w = weight.parameters
                 assert set(bits(m[pruned])) == {one} and set(bits(w[pruned])) == {zero}
                 states = [] if decayed else [optimizer.state[m][key], optimizer.state[w][key]]
@@ -370,7 +370,7 @@ def test_a_pruned_product_stays_at_rest(make, options, key, decayed):
                     assert set(bits(state[pruned])) == {zero}
     exported = plain_state_dict(model)
     for name, weight in sparsifier.masks.weights.items():
-        pruned = sparsifier.masks.pruned[name]
+        pruned = ~sparsifier.masks.masks[name]
         for value in (weight.value, exported[name], model.get_submodule(name.split(".")[0]).weight):
             assert set(bits(value[pruned])) == {zero}
         assert torch.equal(weight.value != start[name], ~pruned)

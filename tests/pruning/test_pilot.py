@@ -192,7 +192,7 @@ def sgd(model: nn.Module, pilot: PILoT) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.1)
 
 
-def test_after_pruning_the_penalty_ends_and_pruned_weights_rest():
+def test_after_pruning_the_penalty_ends_and_pruned_weights_stay_zero():
     model = small_model()
     pilot = attached(model, strength=0.01, frobenius=0.0, prune_at=0.5)
     optimizer = sgd(model, pilot)
@@ -244,14 +244,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(prune_at, stop):
         assert torch.equal(ours, theirs)
 
 
-def test_the_share_near_zero_is_per_tensor():
+def test_the_fraction_near_zero_is_per_tensor():
     """Below a thousandth of the tensor's largest: .0009 of 1, and .00009 and 0 of -.1."""
     model = small_model()
     pilot = attached(model)
     for weight, row in zip(
         pilot.parameterization.weights, ([1, 0.0009, -0.002, 0.5], [-0.1, 0.0009, 9e-5, 0]), strict=True
     ):
-        weight.write_(torch.tensor(row).view(2, 2))
+        weight.assign_(torch.tensor(row).view(2, 2))
     assert pilot.stats()["near_zero"] == 3 / 8
 
 

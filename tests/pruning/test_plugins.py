@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from contract import METHODS
 
 from pruning import STR, Dense, MaskFrom, PILoT, Plain, Product, Sparsifier, Spred
+from pruning.acdc import Revive, ReviveName, Scope, ScopeName, SecondMoment, SecondMomentName
+from pruning.allocate import Allocation, AllocationName
 from pruning.base import SPARSIFIERS, register
+from pruning.choice import Choice
 from pruning.parameterization import PARAMETERIZATIONS, register_parameterization
 from pruning.registry import register_in
+from pruning.spred import Factors, FactorsName
+from pruning.str import Calibrate, CalibrateName
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -63,7 +69,7 @@ def test_a_name_belongs_to_one_class():
     assert table == {"dense": Dense}
 
 
-def made(name: str) -> Sparsifier:
+def make(name: str) -> Sparsifier:
     return METHODS[name].make(Path("runs/random/seed0/masks.pt"))
 
 
@@ -75,7 +81,7 @@ def test_only_pilot_and_spred_train_factors_and_only_str_adds_decay():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mask_from"])
 def test_other_methods_than_mask_from_need_no_other_run(name):
-    sparsifier = made(name)
+    sparsifier = make(name)
     assert (sparsifier.redraws_weights, sparsifier.depends_on) == (False, "")
     assert sparsifier.resolve(lambda experiment: "runs/other", resumed=False) is sparsifier
     assert sparsifier.resolve(lambda experiment: "runs/other", resumed=True) is sparsifier
@@ -105,7 +111,7 @@ def test_a_resumed_mask_from_reads_no_source(source):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_usual_settings_work_with_any_optimizer(name):
-    sparsifier = made(name)
+    sparsifier = make(name)
     sparsifier.check(lr=1.0, momentum=0.99)
     sparsifier.check(lr=1e9, momentum=None)
 
@@ -120,4 +126,28 @@ def test_str_refuses_a_decay_that_sgd_makes_unstable():
 @pytest.mark.parametrize("calibrate", ["none", "search", "ramp"])
 def test_only_the_search_needs_calibration_runs(calibrate):
     assert STR(0.9, calibrate=calibrate).needs_calibration_runs is (calibrate == "search")
-    assert not any(made(name).needs_calibration_runs for name in METHODS)
+    assert not any(make(name).needs_calibration_runs for name in METHODS)
+
+
+LITERALS = {
+    "Allocation": (Allocation, AllocationName),
+    "Scope": (Scope, ScopeName),
+    "Revive": (Revive, ReviveName),
+    "SecondMoment": (SecondMoment, SecondMomentName),
+    "Calibrate": (Calibrate, CalibrateName),
+    "Factors": (Factors, FactorsName),
+}
+
+
+@pytest.mark.parametrize("name", LITERALS)
+def test_the_strings_that_a_checker_accepts_are_those_of_the_enum(name):
+    enum, literal = LITERALS[name]
+    assert get_args(literal) == tuple(member.value for member in enum)
+
+
+def test_every_choice_has_its_literal_and_fields_keep_the_enum_for_omegaconf():
+    """OmegaConf reads the type of a field at run time, and an enum is the one that it can check."""
+    hints = {kind for cls in SPARSIFIERS.values() for kind in get_type_hints(cls).values()}
+    assert {kind for kind in hints if isinstance(kind, type) and issubclass(kind, Choice)} == {
+        enum for enum, _ in LITERALS.values()
+    }

@@ -229,14 +229,14 @@ def test_a_product_where_both_factors_vanish_has_a_finite_gradient():
     assert weight.gradient.tolist() == [0.0]
 
 
-def test_writing_and_zeroing_a_product():
+def test_assigning_and_pruning_a_product():
     weight = ProductWeight(torch.zeros(3), torch.zeros(3), scaling=3.0)
-    weight.write_(torch.tensor([2.0, -2.0, 0.0]))
+    weight.assign_(torch.tensor([2.0, -2.0, 0.0]))
     assert [f.tolist() for f in weight.parameters] == [
         pytest.approx([2, 2, 3**0.5]),
         pytest.approx([1, -1, 0]),
     ]
-    weight.zero_(torch.tensor([True, False, False]))
+    weight.prune_(torch.tensor([True, False, False]))
     assert [f.tolist() for f in weight.parameters] == [
         pytest.approx([3**0.5, 2, 3**0.5]),
         pytest.approx([0, -1, 0]),

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from pruning import Plain, Product, RigL
 from pruning.allocate import kept_counts
 from pruning.masks import elementwise_state
-from pruning.rigl import rewire
+from pruning.rigl import update_mask
 from pruning.scores import NotFinite
 
 # A layer of 3x3 weights, 5 on. Two are dropped: .05, then -.1.
@@ -52,8 +52,8 @@ def bits(tensor: Tensor) -> list[int]:
         (5, [1, 3, 4, 5, 7]),  # all off: the five largest gradients
     ],
 )
-def test_rewire_by_hand(count, expected):
-    found = rewire(square(THETA), square(GRADIENT), mask(ON).view(3, 3), count)
+def test_update_mask_by_hand(count, expected):
+    found = update_mask(square(THETA), square(GRADIENT), mask(ON).view(3, 3), count)
     assert found.shape == (3, 3) and found.dtype == torch.bool
     assert places(found) == expected
 
@@ -61,15 +61,15 @@ def test_rewire_by_hand(count, expected):
 def test_ties_keep_and_grow_the_lower_index():
     theta, gradient = torch.tensor([2.0, 2, -2, 2, 0, 0, 0, 0]), torch.tensor([1.0, 1, 1, 1, 1, -1, 1, 1])
     kept = mask([0, 1, 2, 3], 8)
-    assert places(rewire(theta, gradient, kept, 0)) == [0, 1, 2, 3]
+    assert places(update_mask(theta, gradient, kept, 0)) == [0, 1, 2, 3]
     gradient[2:4] = 0.0
-    assert places(rewire(theta, gradient, kept, 2)) == [0, 1, 4, 5]
+    assert places(update_mask(theta, gradient, kept, 2)) == [0, 1, 4, 5]
 
 
 def test_a_kept_zero_counts_as_the_smallest_weight_and_not_as_off():
     theta, gradient = torch.tensor([0.0, 0.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
-    assert places(rewire(theta, gradient, mask([1, 2], 4), 0)) == [1, 2]
-    assert places(rewire(theta, gradient, mask([1, 2], 4), 1)) == [2, 3]
+    assert places(update_mask(theta, gradient, mask([1, 2], 4), 0)) == [1, 2]
+    assert places(update_mask(theta, gradient, mask([1, 2], 4), 1)) == [2, 3]
 
 
 @pytest.mark.parametrize("diverged", ["weight", "gradient"])
@@ -77,13 +77,13 @@ def test_a_diverged_layer_is_named(diverged):
     theta, gradient = square(THETA), square(GRADIENT)
     (theta if diverged == "weight" else gradient)[0, 0] = float("nan")
     with pytest.raises(NotFinite, match=r"^the scores of conv\.weight hold nan: did training diverge\?$"):
-        rewire(
+        update_mask(
             theta, gradient, mask([1, 4, 5] if diverged == "gradient" else ON).view(3, 3), 1, "conv.weight"
         )
 
 
 def test_no_gradient_anywhere_still_keeps_the_size():
-    found = rewire(square(THETA), torch.zeros(3, 3), mask(ON).view(3, 3), 2)
+    found = update_mask(square(THETA), torch.zeros(3, 3), mask(ON).view(3, 3), 2)
     assert places(found) == [0, 1, 2, 4, 5]  # the survivors and the first two that are off
 
 
@@ -91,11 +91,11 @@ def test_the_mean_over_ranks_comes_before_the_absolute_value():
     """Where ranks disagree in sign, |mean| is small and the mean of |.| is not: another weight grows."""
     theta, kept = torch.tensor([1.0, 0.1, 0.0, 0.0]), mask([0, 1], 4)
     ranks = torch.tensor([[0.0, 0.0, 3.0, 1.0], [0.0, 0.0, -3.0, 1.0]])
-    assert places(rewire(theta, ranks.mean(0), kept, 1)) == [0, 3]
-    assert places(rewire(theta, ranks.abs().mean(0), kept, 1)) == [0, 2]
+    assert places(update_mask(theta, ranks.mean(0), kept, 1)) == [0, 3]
+    assert places(update_mask(theta, ranks.abs().mean(0), kept, 1)) == [0, 2]
 
 
-def rewired_by_sorting(theta: Tensor, gradient: Tensor, kept: Tensor, count: int) -> list[int]:
+def updated_by_sorting(theta: Tensor, gradient: Tensor, kept: Tensor, count: int) -> list[int]:
     theta, gradient = theta.flatten().tolist(), gradient.flatten().tolist()
     on = sorted(places(kept), key=lambda place: (-abs(theta[place]), place))
     survivors = on[: len(on) - count]
@@ -105,7 +105,7 @@ def rewired_by_sorting(theta: Tensor, gradient: Tensor, kept: Tensor, count: int
 
 @settings(deadline=None, max_examples=200)
 @given(st.data(), st.integers(1, 12))
-def test_rewire_equals_two_plain_sorts(data, size):
+def test_update_mask_equals_two_plain_sorts(data, size):
     numbers = st.lists(
         st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, float("inf")]) | st.floats(-9, 9, width=32),
         min_size=size,
@@ -114,8 +114,8 @@ def test_rewire_equals_two_plain_sorts(data, size):
     theta, gradient = (torch.tensor(data.draw(numbers)) for _ in range(2))
     kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
     count = data.draw(st.integers(0, int(kept.sum())))
-    found = rewire(theta, gradient, kept, count)
-    assert places(found) == rewired_by_sorting(theta, gradient, kept, count)
+    found = update_mask(theta, gradient, kept, count)
+    assert places(found) == updated_by_sorting(theta, gradient, kept, count)
     assert int(found.sum()) == int(kept.sum())
 
 
@@ -127,10 +127,10 @@ def scheduled(epochs: int, steps_per_epoch: int, **options: object) -> RigL:
 
 def test_updates_of_a_run_of_100_epochs_on_imagenet():
     rigl = scheduled(100, 1251)
-    updates = [step for step in range(125_100) if rigl.updates(step)]
+    updates = [step for step in range(125_100) if rigl.is_update_step(step)]
     assert len(updates) == 938
     assert updates == list(range(100, 93_801, 100))  # none at 0, the last before .75 * 125,100 = 93,825
-    assert sum(map(scheduled(100, 1251, interval=400).updates, range(125_100))) == 234
+    assert sum(map(scheduled(100, 1251, interval=400).is_update_step, range(125_100))) == 234
 
 
 @pytest.mark.parametrize(
@@ -146,16 +146,16 @@ def test_updates_of_a_run_of_100_epochs_on_imagenet():
 )
 def test_updates_of_a_short_run(options, expected):
     rigl = scheduled(4, 5, **options)
-    assert [step for step in range(40) if rigl.updates(step)] == expected
+    assert [step for step in range(40) if rigl.is_update_step(step)] == expected
 
 
-def test_fraction_falls_along_half_a_cosine():
+def test_drop_fraction_falls_along_half_a_cosine():
     rigl = scheduled(100, 1251)
     end = 93_825
     # .15 (1 + cos(pi x)): cos is sqrt(1/2) at a quarter, 1/2 at a third
     for share, expected in {0: 0.3, 1 / 4: 0.15 * (1 + 0.5**0.5), 1 / 3: 0.225, 1 / 2: 0.15, 1: 0.0}.items():
-        assert rigl.fraction(share * end) == pytest.approx(expected, abs=1e-12)
-    assert scheduled(100, 1251, drop_fraction=0.5).fraction(end / 2) == pytest.approx(0.25)
+        assert rigl.drop_fraction_at(share * end) == pytest.approx(expected, abs=1e-12)
+    assert scheduled(100, 1251, drop_fraction=0.5).drop_fraction_at(end / 2) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +199,16 @@ def test_an_update_by_hand(kind, parameterization):
     rigl.attach(
         model, total_epochs=1, steps_per_epoch=8, parameterization=PARAMETERIZATIONS[parameterization]()
     )
-    rigl.load_state_dict({"masks": {"weight": ~mask(ON).view(3, 3)}})
+    rigl.load_state_dict({"masks": {"kept": {"weight": mask(ON).view(3, 3)}}})
     weight = rigl.masks.weights["weight"]
     optimizer = OPTIMIZERS[kind](rigl.param_groups(model.parameters()))
-    weight.write_(square(THETA))
+    weight.assign_(square(THETA))
     for step in range(1, 3):
         give_gradient(weight, square(GRADIENT).cos() * step)
         assert rigl.after_backward(step, optimizer)
         optimizer.step()
         rigl.after_step()
-    weight.write_(square(THETA))
+    weight.assign_(square(THETA))
     values = [p.detach().clone() for p in weight.parameters]
     states = [clones(elementwise_state(optimizer, p)) for p in weight.parameters]
     give_gradient(weight, square(GRADIENT))
@@ -219,7 +219,7 @@ def test_an_update_by_hand(kind, parameterization):
     trained = [0, 1, 4, 5]  # 1 was dropped and grown: nothing of it changes
     clean = [2, 3, 6, 7, 8]
     assert bits(weight.value.flatten()[clean]) == [0] * 5
-    for p, value, state, rest in zip(weight.parameters, values, states, weight.rest, strict=True):
+    for p, value, state, rest in zip(weight.parameters, values, states, weight.pruned_value, strict=True):
         flat = p.detach().flatten()
         assert bits(flat[trained]) == bits(value.flatten()[trained])
         assert bits(flat[clean]) == bits(torch.full((5,), rest))
@@ -296,8 +296,8 @@ def test_every_update_of_a_run(kind, parameterization):
             updates.append(step)
             for name, weight in rigl.masks.weights.items():
                 now = rigl.kept()[name]
-                count = int(sizes[name] * rigl.fraction(step))
-                assert places(now) == rewired_by_sorting(values[name], gradients[name], kept[name], count)
+                count = int(sizes[name] * rigl.drop_fraction_at(step))
+                assert places(now) == updated_by_sorting(values[name], gradients[name], kept[name], count)
                 grown, both = now & ~kept[name], now & kept[name]
                 moved += int(grown.sum())
                 assert int(grown.sum()) <= count
@@ -361,9 +361,9 @@ def test_growth_follows_the_finite_differences_of_the_loss(parameterization):
         assert name == DENSE or slopes[name][~kept[name]].abs().min() > 0
     assert not rigl.after_backward(1, optimizer)
     for name in kept:
-        count = int(int(kept[name].sum()) * rigl.fraction(1))
+        count = int(int(kept[name].sum()) * rigl.drop_fraction_at(1))
         assert name == DENSE or count > 3
-        assert places(rigl.kept()[name]) == rewired_by_sorting(values[name], slopes[name], kept[name], count)
+        assert places(rigl.kept()[name]) == updated_by_sorting(values[name], slopes[name], kept[name], count)
 
 
 def test_a_layer_without_gradient_keeps_its_mask():
@@ -381,7 +381,7 @@ def test_gradients_are_masked_between_updates():
     model = nn.Linear(3, 3, bias=False)
     rigl = RigL(**HAND)
     rigl.attach(model, total_epochs=1, steps_per_epoch=8)
-    rigl.load_state_dict({"masks": {"weight": ~mask(ON).view(3, 3)}})
+    rigl.load_state_dict({"masks": {"kept": {"weight": mask(ON).view(3, 3)}}})
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     for step in (0, 1, 3, 5, 8, 12):  # 0 is no update, nor is any step from the end on
         model.weight.grad = square(GRADIENT)
@@ -390,7 +390,7 @@ def test_gradients_are_masked_between_updates():
     assert places(rigl.kept()["weight"]) == ON
 
 
-def test_a_resumed_run_goes_on_bit_for_bit():
+def test_a_resumed_run_continues_bit_for_bit():
     def steps(model: nn.Module, rigl: RigL, optimizer: torch.optim.Optimizer, some: range) -> None:
         for step in some:
             optimizer.zero_grad()

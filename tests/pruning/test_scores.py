@@ -51,7 +51,7 @@ def test_sparsity_outside_zero_to_one_raises(sparsity):
 
 
 @pytest.mark.parametrize(("percent", "meant"), [(90, "0.9"), (99.5, "0.995"), (50.0, "0.5")])
-def test_a_percentage_is_answered_with_the_share(percent, meant):
+def test_a_percentage_is_answered_with_the_fraction(percent, meant):
     with pytest.raises(ValueError, match=rf"got {percent:g}; did you mean {meant}\?"):
         kept_count(8, percent)
 

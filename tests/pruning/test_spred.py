@@ -69,7 +69,7 @@ def line(size: int, decay: float, **options: object) -> tuple[nn.Module, Spred]:
 
 
 CURVATURE = torch.tensor([1.0, 1.0, 0.5, 2.0, 2.0, 1.0, 1.5], dtype=torch.float64)
-CENTRE = torch.tensor([1.0, -0.8, 2.0, -0.5, 0.1, 0.1, -0.05], dtype=torch.float64)
+CENTER = torch.tensor([1.0, -0.8, 2.0, -0.5, 0.1, 0.1, -0.05], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("decay", "start"), [(0.4, "independent"), (0.25, "balanced")])
@@ -78,13 +78,13 @@ def test_a_diagonal_lasso_is_soft_thresholded_at_decay(decay, start):
 
     The penalty decay / 2 (m^2 + w^2) of coupled weight decay is least at |m| = |w|: decay |theta|.
     """
-    expected = CENTRE.sign() * (CENTRE.abs() - decay / CURVATURE).clamp(min=0)
+    expected = CENTER.sign() * (CENTER.abs() - decay / CURVATURE).clamp(min=0)
     design = CURVATURE.sqrt().diag()
     assert (expected != 0).sum() == 4
-    assert torch.allclose(ista(design, design @ CENTRE, decay), expected, atol=1e-12)
+    assert torch.allclose(ista(design, design @ CENTER, decay), expected, atol=1e-12)
     torch.manual_seed(0)
     model, spred = line(7, decay, factors=start)
-    theta = descend(design, design @ CENTRE, spred, model, 2500)
+    theta = descend(design, design @ CENTER, spred, model, 2500)
     assert theta.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     m, w = (factor.detach().abs().flatten() for factor in factors(spred))
     assert m.tolist() == pytest.approx(w.tolist(), abs=1e-4)
@@ -133,7 +133,7 @@ def test_independent_factors_are_uniform_within_the_default_bounds(layer, fan_in
     assert torch.corrcoef(torch.stack([m, w]))[0, 1].abs() < 4 / m.numel() ** 0.5
 
 
-def test_independent_factors_come_from_the_seed_alone():
+def test_independent_factors_depend_only_on_the_seed():
     def start(global_seed: int, seed: int) -> list[Tensor]:
         torch.manual_seed(global_seed)
         return factors(attached(network(), seed=seed))
@@ -252,7 +252,7 @@ def test_fine_tuning_has_its_own_learning_rate_whatever_the_schedule_says(schedu
     assert spred.stats()["lr"] == 0.0123
 
 
-def test_decay_ends_and_pruned_weights_rest_while_fine_tuning():
+def test_decay_ends_and_pruned_weights_stay_zero_while_fine_tuning():
     torch.manual_seed(0)
     model = network()
     spred = attached(model, decay=0.05, finetune=0.5, finetune_lr=0.05)
@@ -265,7 +265,7 @@ def test_decay_ends_and_pruned_weights_rest_while_fine_tuning():
         for step in range(3):
             train_step(model, spred, optimizer, step)
     for name, weight in spred.masks.weights.items():
-        pruned, (m, w) = spred.masks.pruned[name], weight.parameters
+        pruned, (m, w) = ~spred.masks.masks[name], weight.parameters
         assert pruned.any()
         assert (m[pruned] == 1).all() and not w[pruned].view(torch.int32).any()
         assert not weight.value[pruned].view(torch.int32).any()

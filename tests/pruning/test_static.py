@@ -94,7 +94,7 @@ def test_random_counts_by_hand(allocation, counts):
     assert all(torch.equal(model.get_parameter(n) != 0, mask) for n, mask in first.kept().items())
 
 
-def test_random_masks_leave_the_global_generator_and_biases_alone():
+def test_random_masks_do_not_change_the_global_generator_and_biases():
     model = nn.Sequential(nn.Linear(10, 10))
     bias, state = model[0].bias.detach().clone(), torch.get_rng_state()
     attached(RandomPruning(sparsity=0.5), model)
@@ -387,7 +387,7 @@ def test_synflow_masks_of_products_are_those_of_plain_weights():
     assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())
 
 
-def test_synflow_looks_at_the_shape_of_the_inputs_alone():
+def test_synflow_uses_only_the_shape_of_the_inputs():
     kept = []
     for batches in (images(), images(count=7, seed=1), [(torch.full((1, 3, 8, 8), float("nan")), None)]):
         sparsifier = attached(SynFlow(sparsity=0.95, iterations=3), deep_net())

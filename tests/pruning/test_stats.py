@@ -94,7 +94,7 @@ def test_l1_norm_adds_in_double_precision():
 def test_inverse_metric_of_a_plain_weight_is_one():
     weight = prunable_weights(model())["0.weight"]
     assert inverse_metric_at_zero(weight) == 1.0
-    assert inverse_metric_at_zero(weight, torch.tensor([[True, False, True]])) == 1.0
+    assert inverse_metric_at_zero(weight, mask=torch.tensor([[True, False, True]])) == 1.0
 
 
 @pytest.mark.parametrize("scaling", [0.5, 1.0, 3.0])
@@ -104,22 +104,23 @@ def test_inverse_metric_of_a_balanced_product_is_its_scaling(scaling):
 
 
 @pytest.mark.parametrize(
-    ("pruned", "expected"),
+    ("mask", "expected"),
     [
         (None, (3.0 + 5.0 + 0.0) / 3),  # |2^2 - 1^2|, |2^2 - 3^2|, |1 - 1|
+        ([[True, True, True]], (3.0 + 5.0 + 0.0) / 3),
         ([[False, False, False]], (3.0 + 5.0 + 0.0) / 3),
-        ([[True, False, False]], 2.5),
-        ([[False, False, True]], 4.0),
+        ([[False, True, True]], 2.5),
+        ([[True, True, False]], 4.0),
     ],
-    ids=["none", "all on", "first off", "last off"],
+    ids=["none", "all on", "all off", "first off", "last off"],
 )
-def test_inverse_metric_of_a_product_by_hand(pruned, expected):
+def test_inverse_metric_of_a_product_by_hand(mask, expected):
     weight = prunable_weights(model(Product()))["0.weight"]
     with torch.no_grad():
         weight.parameters[0].copy_(torch.tensor([[2.0, 2.0, 1.0]]))
         weight.parameters[1].copy_(torch.tensor([[1.0, -3.0, -1.0]]))
-    pruned = None if pruned is None else torch.tensor(pruned)
-    assert inverse_metric_at_zero(weight, pruned) == pytest.approx(expected)
+    mask = None if mask is None else torch.tensor(mask)
+    assert inverse_metric_at_zero(weight, mask=mask) == pytest.approx(expected)
 
 
 def test_interval_counter_resumes():

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 import ham
 from pruning import STR, Product
-from pruning.str import SoftThreshold, stable_decay
+from pruning.soft_threshold import SoftThreshold
+from pruning.str import stable_decay
 
 BOUND = 0.0026334  # (1 - sqrt(0.9))^2
 W = [0.5, -0.2, 0.05, -0.3]
@@ -133,9 +134,9 @@ def test_masks_margins_and_counts_by_hand():
     assert list(sparsifier.counts()) == [("0.weight", 3, 4)]
     assert sparsifier.achieved_sparsity() == 0.25
     assert sparsifier.stats() == {"sparsity": 0.25, "kept": 3}
-    assert float(sparsifier.measured()) == 0.25
+    assert float(sparsifier.current_sparsity()) == 0.25
     # sigmoid(-1) = .269 is above .2 and below .3
-    assert float(sparsifier.measured(0.5)) == 0.5
+    assert float(sparsifier.current_sparsity(0.5)) == 0.5
 
 
 def test_thresholds_have_their_own_weight_decay():
@@ -273,12 +274,12 @@ def test_the_first_backward_checks_at_the_peak_learning_rate(make, message):
 def test_an_optimizer_without_the_thresholds_is_refused():
     model = linear(W)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="lacks STR's thresholds: make it after"):
+    with pytest.raises(ValueError, match="lacks STR's thresholds: create it after"):
         attached(model).after_backward(0, optimizer)
 
 
 @pytest.mark.parametrize("select", [None, "not_norm", "ndim2"])
-def test_ham_leaves_thresholds_alone_unless_told_otherwise(select):
+def test_ham_leaves_thresholds_alone_by_default(select):
     """The authors' rule (two and more dimensions) also multiplies the logits, by exp(-lr * beta) here."""
     model, lr, beta, steps = linear(W), 0.1, 0.05, 10
     sparsifier = attached(model, threshold_decay=0.0)
@@ -306,8 +307,8 @@ def test_next_decay_by_hand(factor, decay):
     count = 3000
     model = linear([(-1) ** i * logistic(-12 * (i + 0.5) / count) for i in range(count)])
     sparsifier = attached(model, initial=-6.0, sparsity=1 - factor / 2, threshold_decay=decay)
-    assert float(sparsifier.measured()) == pytest.approx(0.5, abs=1e-3)
-    assert float(sparsifier.measured(factor)) == pytest.approx(sparsifier.sparsity, abs=1e-3)
+    assert float(sparsifier.current_sparsity()) == pytest.approx(0.5, abs=1e-3)
+    assert float(sparsifier.current_sparsity(factor)) == pytest.approx(sparsifier.sparsity, abs=1e-3)
     expected = max(decay - math.log(factor) * (1 - 0.9) / 30, 0)
     assert sparsifier.next_decay(30.0, 0.9) == pytest.approx(expected, abs=1e-5)
 
@@ -315,10 +316,10 @@ def test_next_decay_by_hand(factor, decay):
 def test_the_ramp_is_cubic_and_then_level():
     sparsifier = attached(linear(W), sparsity=0.8, calibrate="ramp", epochs=4, steps=25)
     # 1 - (2/3)^3 = 19/27 after a third of the 75 steps, 1 - (1/3)^3 = 26/27 after two thirds
-    wanted = {0: 0, 25: 0.8 * 19 / 27, 50: 0.8 * 26 / 27, 75: 0.8, 76: 0.8, 99: 0.8}
-    assert {step: sparsifier.wanted(step) for step in wanted} == pytest.approx(wanted)
-    whole = attached(linear(W), sparsity=0.8, calibrate="ramp", ramp_until=1.0, epochs=4, steps=25)
-    assert whole.wanted(50) == pytest.approx(0.8 * 7 / 8)
+    expected = {0: 0, 25: 0.8 * 19 / 27, 50: 0.8 * 26 / 27, 75: 0.8, 76: 0.8, 99: 0.8}
+    assert {step: sparsifier.target_sparsity_at(step) for step in expected} == pytest.approx(expected)
+    full = attached(linear(W), sparsity=0.8, calibrate="ramp", ramp_until=1.0, epochs=4, steps=25)
+    assert full.target_sparsity_at(50) == pytest.approx(0.8 * 7 / 8)
 
 
 @pytest.mark.parametrize(
@@ -414,19 +415,19 @@ def test_a_resumed_ramp_continues_bit_for_bit(stop):
             group["initial_lr"] = group["lr"]
         return model, sparsifier, optimizer
 
-    whole = start()
-    train(*whole, range(stop), 30)
+    straight = start()
+    train(*straight, range(stop), 30)
     file = io.BytesIO()
-    torch.save([part.state_dict() for part in whole], file)
-    train(*whole, range(stop, 30), 30)
+    torch.save([part.state_dict() for part in straight], file)
+    train(*straight, range(stop, 30), 30)
     file.seek(0)
     resumed = start()
     for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
     train(*resumed, range(stop, 30), 30)
-    for a, b in zip(whole[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
+    for a, b in zip(straight[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert 0.05 < whole[1].achieved_sparsity() == resumed[1].achieved_sparsity()
+    assert 0.05 < straight[1].achieved_sparsity() == resumed[1].achieved_sparsity()
 
 
 def test_the_ramp_needs_to_know_its_steps():

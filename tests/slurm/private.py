@@ -1,4 +1,4 @@
-"""A SLURM to give commands to, processes under it, and a stand-in for train.py that needs no torch."""
+"""A private SLURM, processes under it, and a stand-in for train.py that needs no torch."""
 
 from __future__ import annotations
 
@@ -61,14 +61,16 @@ class Slurm:
         return self.show(job)
 
 
-def until(come: Callable[[], object], seconds: float = 60, told: Callable[[], object] = str) -> object:
-    """Wait for something to come; returns it."""
+def until(
+    condition: Callable[[], object], seconds: float = 60, describe: Callable[[], object] = str
+) -> object:
+    """Wait until a condition holds; returns its value."""
     deadline = time.monotonic() + seconds
-    while not (found := come()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"it did not come in {seconds} s\n{told()}")
+            pytest.fail(f"nothing happened in {seconds} s\n{describe()}")
         time.sleep(0.05)
-    return found
+    return value
 
 
 class Toy:
@@ -109,7 +111,7 @@ class Training:
     def __init__(self, exp: str, runs: Path) -> None:
         self.exp = exp
         self._marks = (f"+exp={exp}", f"runs_dir={runs}")
-        self.pid = until(self._caught, 90, lambda: f"{exp} did not start training")
+        self.pid = until(self._caught, 180, lambda: f"{exp} did not start training")
         os.kill(self.pid, signal.SIGSTOP)
 
     def _caught(self) -> int | None:
@@ -135,7 +137,7 @@ class Training:
         mask = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), "0")
         return bool(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1)
 
-    def go_on_when_told(self) -> None:
-        """Wait until SIGUSR1 has reached the process, then let it go on."""
+    def continue_when_signaled(self) -> None:
+        """Wait until SIGUSR1 has reached the process, then let it continue."""
         until(lambda: self._mask(Path(f"/proc/{self.pid}"), "ShdPnd"), 60, lambda: "no SIGUSR1 came")
         os.kill(self.pid, signal.SIGCONT)

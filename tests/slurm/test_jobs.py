@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from private import ROOT, Slurm, Toy, lines
 
-from ham.sweep.slurm import resources
+from ham.sweep.resources import resources
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -31,7 +31,7 @@ def slow(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
 
 
 @pytest.mark.usefixtures("slow")
-def test_cancelled_a_job_stays_cancelled(slurm: Slurm, toy: Toy) -> None:
+def test_a_cancelled_job_stays_cancelled(slurm: Slurm, toy: Toy) -> None:
     job = toy.submit(slurm, "slurm/train.sbatch", "+exp=dense")
     toy.started(4)
     slurm("scancel", job)
@@ -41,7 +41,7 @@ def test_cancelled_a_job_stays_cancelled(slurm: Slurm, toy: Toy) -> None:
     assert not lines(toy.log, "requeueing")
 
 
-def test_stopped_by_another_hand_a_job_waits_only_so_long(slurm: Slurm, toy: Toy) -> None:
+def test_a_job_that_slurm_does_not_end_waits_for_a_limited_time(slurm: Slurm, toy: Toy) -> None:
     job = toy.submit(slurm, "--ntasks-per-node=1", "slurm/train.sbatch", "+exp=dense", HAM_TERM_WAIT="2")
     toy.started(1)
     slurm("scancel", "--signal=TERM", f"{job}.0")
@@ -63,7 +63,7 @@ def test_restarts_are_capped(slurm: Slurm, toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({"HAM_MAX_RESTARTS": "x"}, "HAM_MAX_RESTARTS=x is no number: set it in slurm/site.sh"),
+        ({"HAM_MAX_RESTARTS": "x"}, "HAM_MAX_RESTARTS=x is not a number: set it in slurm/site.sh"),
         ({"HAM_VENV": "/nowhere"}, "HAM_VENV=/nowhere has no bin/activate"),
     ],
 )
@@ -100,17 +100,20 @@ def test_a_wrong_manifest_is_refused(
     assert not toy.said.exists()
 
 
-def test_outside_of_the_repository_a_job_says_so(slurm: Slurm, toy: Toy, tmp_path: Path) -> None:
+def test_outside_of_the_repository_a_job_is_one_line(slurm: Slurm, toy: Toy, tmp_path: Path) -> None:
     script = ("--ntasks-per-node=1", str(ROOT / "slurm" / "train.sbatch"), "+exp=dense")
     job = toy.submit(slurm, *script, cwd=tmp_path)
     assert slurm.wait(job)["ExitCode"] == "2:0"
-    assert toy.log.read_text() == f"no repository at {tmp_path}: call sbatch there, or set HAM_ROOT\n"
+    assert (
+        toy.log.read_text()
+        == f"no repository at {tmp_path}: call sbatch in the repository, or set HAM_ROOT\n"
+    )
     job = toy.submit(slurm, *script, cwd=tmp_path, HAM_ROOT=str(ROOT), HAM_TERM_WAIT="0")
     toy.started(1)
     slurm("scancel", job)
 
 
-def test_warned_of_the_time_limit_every_rank_saves_and_the_job_is_requeued(
+def test_before_the_time_limit_every_rank_saves_and_the_job_is_requeued(
     slurm: Slurm, slow: dict[str, tuple[str, Toy]]
 ) -> None:
     job, toy = slow["limited"]
@@ -119,10 +122,10 @@ def test_warned_of_the_time_limit_every_rank_saves_and_the_job_is_requeued(
     first = lines(toy.said, "of 4 start 0: nodes 1 gpus 0,1,2,3 cpus 8: -u train.py [+]exp=dense seed=1$")
     assert len(first) == 4
     assert toy.ranks("start 0: USR1") == toy.ranks("start 1: nodes") == {"0", "1", "2", "3"}
-    assert lines(toy.log, f"requeueing {job}") and lines(toy.log, "start 2")  # it goes on in the same file
+    assert lines(toy.log, f"requeueing {job}") and lines(toy.log, "start 2")  # it resumes in the same file
 
 
-def test_preempted_a_job_stays_alive_until_slurm_requeues_it(
+def test_a_preempted_job_stays_alive_until_slurm_requeues_it(
     slurm: Slurm, slow: dict[str, tuple[str, Toy]]
 ) -> None:
     job, toy = slow["preempted"]
@@ -133,7 +136,7 @@ def test_preempted_a_job_stays_alive_until_slurm_requeues_it(
 
 
 def test_two_nodes_are_requeued_as_one_job(slurm: Slurm, toy: Toy) -> None:
-    job = toy.submit(slurm, "slurm/multinode.sbatch", "+exp=dense")
+    job = toy.submit(slurm, "--nodes=2", "slurm/train.sbatch", "+exp=dense")
     toy.started(8)
     slurm("scancel", "--batch", "--signal=USR1", job)
     ended = slurm.wait(job)

@@ -158,7 +158,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
-def test_norm_layers_of_all_kinds_are_told_by_type(norm):
+def test_norm_layers_of_all_kinds_are_recognized_by_type(norm):
     model = nn.Sequential(nn.Linear(4, 4), norm)
     assert acted_on(model, param_groups(model, weight_decay=0.0)) == {"0.weight", "0.bias"}
 

@@ -487,7 +487,7 @@ def test_select_with_model(select, touched):
     assert {name for name, change in added.items() if change > 0} == touched
 
 
-def test_one_dimensional_parameters_are_left_alone_with_one_warning():
+def test_one_dimensional_parameters_are_left_out_with_one_warning():
     def attach(optimizer: Optimizer, model: nn.Module) -> None:
         with pytest.warns(UserWarning, match="one-dimensional parameters alone; pass model=") as record:
             HAM(optimizer)
@@ -507,20 +507,20 @@ def test_nothing_to_guess_means_no_warning():
         HAM(SGD(weights(), lr=0.1))
 
 
-def test_a_group_that_carries_both_keys_is_taken_at_its_word_beside_one_that_does_not():
-    told, untold = weights(shapes=[(4,), (5,)])
-    set_gradients([told, untold], seed=0)
+def test_a_group_with_both_keys_uses_its_own_values_beside_one_without():
+    explicit, other = weights(shapes=[(4,), (5,)])
+    set_gradients([explicit, other], seed=0)
     before, optimizer = (
-        values([told, untold]),
-        SGD([{"params": [told], "ham_alpha": 5.0, "ham_beta": 0.5}], lr=0.1),
+        values([explicit, other]),
+        SGD([{"params": [explicit], "ham_alpha": 5.0, "ham_beta": 0.5}], lr=0.1),
     )
-    optimizer.add_param_group({"params": [untold]})
+    optimizer.add_param_group({"params": [other]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         HAM(optimizer)
-    half = [w - 0.1 * p.grad for w, p in zip(before, (told, untold), strict=True)]
+    half = [w - 0.1 * p.grad for w, p in zip(before, (explicit, other), strict=True)]
     optimizer.step()
-    assert_close([told, untold], [hyp(half[0], told.grad, 0.1, 5.0, 0.5), half[1]], rtol=1e-13)
+    assert_close([explicit, other], [hyp(half[0], explicit.grad, 0.1, 5.0, 0.5), half[1]], rtol=1e-13)
 
 
 def fresh(kind: str) -> tuple[nn.Module, Optimizer]:
@@ -529,32 +529,59 @@ def fresh(kind: str) -> tuple[nn.Module, Optimizer]:
     return model, SGD(params, lr=0.1, momentum=0.9)
 
 
+def as_older_versions_saved(state: dict) -> dict:
+    """An optimizer's state_dict with the key that "ham_explicit" was called before."""
+    for group in state["param_groups"]:
+        group["ham_chosen"] = group.pop("ham_explicit")
+    return state
+
+
 @pytest.mark.parametrize("kind", ["model", "groups", "neither"])
 @pytest.mark.parametrize("route", ["attach, load", "load, attach", "deepcopy, attach"])
+@pytest.mark.parametrize("older", [False, True], ids=["", "older"])
 @pytest.mark.filterwarnings("ignore:HAM leaves one-dimensional")
-def test_resumed_training_acts_on_the_same_parameters(kind, route):
+def test_resumed_training_acts_on_the_same_parameters(kind, route, older):
     """Four steps equal two, then a new optimizer with the saved state and HAM again, then two more."""
 
     def attach(model: nn.Module, optimizer: Optimizer) -> None:
         HAM(optimizer, model=model if kind == "model" else None, alpha=20.0, beta=0.1)
 
-    whole, optimizer = fresh(kind)
-    attach(whole, optimizer)
-    train(whole, optimizer, range(2))
+    straight, optimizer = fresh(kind)
+    attach(straight, optimizer)
+    train(straight, optimizer, range(2))
     if route == "deepcopy, attach":
-        resumed, second = copy.deepcopy((whole, optimizer))
+        resumed, second = copy.deepcopy((straight, optimizer))
         attach(resumed, second)
     else:
         resumed, second = fresh(kind)
-        resumed.load_state_dict(whole.state_dict())
+        resumed.load_state_dict(straight.state_dict())
         if route == "attach, load":
             attach(resumed, second)
-        second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        state = copy.deepcopy(optimizer.state_dict())
+        second.load_state_dict(as_older_versions_saved(state) if older else state)
         if route == "load, attach":
             attach(resumed, second)
-    train(whole, optimizer, range(2, 4))
+    for group in second.param_groups:
+        assert group["ham_explicit"] is (kind == "groups") and "ham_chosen" not in group
+    train(straight, optimizer, range(2, 4))
     train(resumed, second, range(2, 4))
-    assert all_equal(whole.parameters(), resumed.parameters())
+    assert all_equal(straight.parameters(), resumed.parameters())
+
+
+def test_a_group_with_the_older_key_is_explicit_whenever_it_is_added():
+    first, second, third = weights(shapes=[(4,), (5,), (6,)])
+    values = {"ham_alpha": 5.0, "ham_beta": 0.5, "ham_chosen": True}
+    optimizer = SGD([{"params": [first], **values}], lr=0.1)
+    HAM(optimizer)  # one-dimensional, but no warning: the group has its own values
+    optimizer.add_param_group({"params": [second], **values})
+    optimizer.add_param_group({"params": [third]})
+    set_gradients([first, second, third], seed=0)
+    before = [p.detach().clone() for p in (first, second, third)]
+    optimizer.step()
+    half = [w - 0.1 * p.grad for w, p in zip(before, (first, second, third), strict=True)]
+    stepped = [hyp(h, p.grad, 0.1, 5.0, 0.5) for h, p in zip(half, (first, second), strict=False)]
+    assert_close([first, second, third], [*stepped, half[2]], rtol=1e-13)
+    assert [group["ham_explicit"] for group in optimizer.param_groups] == [True, True, False]
 
 
 # --- options
@@ -812,7 +839,7 @@ class Accelerated(Optimizer):
         self.optimizer.step(closure)
 
 
-def test_wrappers_are_looked_through():
+def test_wrapped_optimizers_are_unwrapped():
     params = weights()
     set_gradients(params, seed=0)
     inner = SGD(params, lr=0.1)
@@ -843,7 +870,7 @@ def test_wrappers_are_looked_through():
         ({"model": network(), "select": "layer9.*"}, "'layer9.*' matches no parameter"),
     ],
 )
-def test_bad_arguments_are_refused_and_leave_the_optimizer_as_it_was(keywords, message):
+def test_bad_arguments_are_refused_and_do_not_change_the_optimizer(keywords, message):
     optimizer = SGD(weights(), lr=0.1)
     before = copy.deepcopy((optimizer.state_dict(), optimizer.defaults))
     with pytest.raises(ValueError, match=message) as error:
@@ -854,7 +881,7 @@ def test_bad_arguments_are_refused_and_leave_the_optimizer_as_it_was(keywords, m
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
-def test_coarse_and_complex_weights_are_refused_and_leave_the_optimizer_as_it_was(dtype):
+def test_coarse_and_complex_weights_are_refused_and_do_not_change_the_optimizer(dtype):
     optimizer = SGD([*weights(), *weights(dtype)], lr=0.1)
     before = copy.deepcopy((optimizer.state_dict(), optimizer.defaults))
     with pytest.raises(ValueError, match="float32 or float64 weights, got torch") as error:
@@ -893,7 +920,7 @@ def test_unsuitable_optimizers_are_refused(cls):
 def test_a_second_ham_is_refused():
     optimizer = SGD(weights(), lr=0.1)
     first = HAM(optimizer)
-    with pytest.raises(ValueError, match=r"attached to this optimizer already: call remove\(\)"):
+    with pytest.raises(ValueError, match=r"already attached to this optimizer: call remove\(\)"):
         HAM(Accelerated(optimizer))
     first.remove()
     HAM(optimizer)

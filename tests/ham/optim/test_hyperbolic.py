@@ -301,3 +301,17 @@ def test_clip_weight_norm(norm, factor):
 
 def test_clip_weight_norm_of_nothing():
     clip_weight_norm_([], 1.0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_weight_without_a_gradient_is_skipped(implementation):
+    weights = [randn((4,), seed=1), randn((4,), seed=2), randn((2, 2), seed=3)]
+    grads = [randn((4,), seed=4), None, randn((2, 2), seed=5)]
+    expected = [
+        w.clone() if g is None else stepped(w, g, **PAPER, implementation=implementation)
+        for w, g in zip(weights, grads, strict=True)
+    ]
+    hyperbolic_step_(weights, grads, **PAPER, implementation=implementation)
+    assert all(torch.equal(w, e) for w, e in zip(weights, expected, strict=True))
+    hyperbolic_step_(weights, [None] * 3, **PAPER, implementation=implementation)
+    assert all(torch.equal(w, e) for w, e in zip(weights, expected, strict=True))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ham import HAM, perturbed
+from ham.distributed import shutdown
 from ham.optim import frozen_running_statistics
-from ham.run.distributed import leave
 
 LR, RHO = 0.1, 0.3
 
@@ -119,7 +119,7 @@ def test_bad_input_is_refused(rho, gradient, message):
     assert torch.equal(weight, torch.ones(2))
 
 
-def normalised() -> nn.Sequential:
+def normalized() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
 
@@ -131,7 +131,7 @@ def updated(old: Tensor, batch: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_running_statistics_are_updated_once_with_freeze_bn_and_twice_without(freeze):
-    model, x = normalised(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    model, x = normalized(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
     norm = model[1]
     mean = updated(torch.zeros(5), model[0](x))
     model(x).square().mean().backward()
@@ -145,7 +145,7 @@ def test_running_statistics_are_updated_once_with_freeze_bn_and_twice_without(fr
     assert norm.num_batches_tracked.item() == (2 if freeze else 3)
 
 
-def test_frozen_layers_normalise_by_the_batch_in_training_and_by_the_running_statistics_in_evaluation():
+def test_frozen_layers_normalize_by_the_batch_in_training_and_by_the_running_statistics_in_evaluation():
     norm, x = nn.BatchNorm1d(5), torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
     norm.running_mean.fill_(3.0)
     norm.running_var.fill_(4.0)
@@ -222,7 +222,7 @@ def run_rank(rank: int, folder: Path) -> None:
         optimizer.step()
         saved[ascent, "final"] = model.weight.detach().clone()
     torch.save(saved, folder / f"rank{rank}.pt")
-    leave()
+    shutdown()
 
 
 def test_ascent_per_rank_and_averaged_over_two_ranks(tmp_path):

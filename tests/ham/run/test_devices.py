@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ham.run.build import build_optimizer, locate_masks
-from ham.run.config import experiments, load
-from ham.run.schema import Config
+from ham.run.build import build_optimizer, resolve_mask_source
+from ham.run.config import Config, experiments, load
 from pruning import STR, Product, Sparsifier
 
 
@@ -31,7 +30,7 @@ def _kind(cfg: Config) -> tuple[str, ...]:
 def attached(cfg: Config) -> tuple[nn.Module, Sparsifier]:
     with torch.device("meta"):
         model = cfg.model.build(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
-    sparsifier = locate_masks(cfg, resumed=True)  # MaskFrom reads no file then
+    sparsifier = resolve_mask_source(cfg, resumed=True)  # MaskFrom reads no file then
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=10)
     sparsifier.attach(model, **lengths, seed=0, parameterization=cfg.parameterization)
     return model, sparsifier

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ham.run import distributed
-from ham.run.distributed import World, first_node, world
-from ham.run.tally import Tally
+from ham import distributed
+from ham.distributed import World, first_node, world
+from ham.run.metrics import EpochMetrics
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4"}
@@ -49,11 +49,16 @@ def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
 
 def test_a_single_process_talks_to_itself() -> None:
     tensor = torch.tensor([1.0, 2.0])
-    assert torch.equal(distributed.total(tensor), tensor)
-    assert torch.equal(distributed.stacked(tensor), tensor[None])
-    assert distributed.any_rank(5) == 5
-    assert distributed.led(lambda: 7) == distributed.together(lambda: 7) == distributed.told(7) == 7
-    with pytest.raises(RuntimeError, match="gloo"), distributed.watched(lambda: "now"):
+    assert torch.equal(distributed.all_reduce_sum(tensor), tensor)
+    assert torch.equal(distributed.all_gather(tensor), tensor[None])
+    assert distributed.all_reduce_or(5) == 5
+    assert (
+        distributed.on_rank_zero(lambda: 7)
+        == distributed.raise_on_all_ranks(lambda: 7)
+        == distributed.broadcast_object(7)
+        == 7
+    )
+    with pytest.raises(RuntimeError, match="gloo"), distributed.translate_collective_errors(lambda: "now"):
         raise RuntimeError("gloo has nobody to talk to")
 
 
@@ -63,9 +68,11 @@ def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.Monke
         sums = torch.zeros(4)
         for rank in range(size):
             monkeypatch.setattr(distributed, "world", lambda rank=rank, size=size: World(rank, size))
-            tally = Tally(torch.device("cpu"))
-            tally.load_state_dict({"rows": rows.double()})
-            own = torch.tensor([float(tally.loss_sum), tally.losses, float(tally.right), tally.seen])
+            metrics = EpochMetrics(torch.device("cpu"))
+            metrics.load_state_dict({"rows": rows.double()})
+            own = torch.tensor(
+                [float(metrics.loss_sum), metrics.steps, float(metrics.correct), metrics.count]
+            )
             assert size != 3 or torch.equal(own, rows[rank])
             sums += own
         assert torch.equal(sums, rows.sum(dim=0))
@@ -73,18 +80,18 @@ def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.Monke
 
 def test_where_the_ranks_of_a_slurm_step_meet() -> None:
     step = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "41234"}
-    assert distributed._meeting_point(step) == {"MASTER_ADDR": "gpu3", "MASTER_PORT": "21234"}
+    assert distributed._rendezvous_env(step) == {"MASTER_ADDR": "gpu3", "MASTER_PORT": "21234"}
     alone = step | {"SLURM_STEP_NODELIST": "gpu3", "SLURM_STEP_NUM_NODES": "1"}
-    assert distributed._meeting_point(alone)["MASTER_ADDR"] == "127.0.0.1"
+    assert distributed._rendezvous_env(alone)["MASTER_ADDR"] == "127.0.0.1"
     other = alone | {"SLURM_JOB_ID": "41235"}  # two jobs on one node do not meet each other
     assert (
-        distributed._meeting_point(other)["MASTER_PORT"] != distributed._meeting_point(alone)["MASTER_PORT"]
+        distributed._rendezvous_env(other)["MASTER_PORT"] != distributed._rendezvous_env(alone)["MASTER_PORT"]
     )
 
 
 END = """
 import atexit, sys, torch
-from ham.run import distributed
+from ham import distributed
 
 class Late:
     def __del__(self):
@@ -95,7 +102,7 @@ if len(sys.argv) > 1:
 late = Late()
 atexit.register(print, "tidied up")
 sys.stdout.write("said ")
-distributed.leave(3)
+distributed.shutdown(3)
 """
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ham.run.build import Run
 from ham.run.config import load
-from ham.run.main import main
-from ham.run.tally import Tally
+from ham.run.main import run_experiment
+from ham.run.metrics import EpochMetrics
+from ham.tasks.images import ImageClassification
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "acdc_ham_s90.json"
 RUN = [
@@ -39,21 +39,21 @@ RUN = [
 def losses_of_the_run(folder: Path) -> list[float]:
     """Loss before each step, in float64 from the images on."""
     losses: list[float] = []
-    step = Tally.step
+    update_loss = EpochMetrics.update_loss
 
-    def listen(tally: Tally, number: int, loss: Tensor) -> None:
+    def record(metrics: EpochMetrics, number: int, loss: Tensor) -> None:
         losses.append(float(loss))
-        step(tally, number, loss)
+        update_loss(metrics, number, loss)
 
-    def forward(run: Run, images: Tensor) -> Tensor:
-        return run.network(images.double())
+    def forward(task: ImageClassification, network: nn.Module, images: Tensor) -> Tensor:
+        return network(images.double())
 
     torch.set_default_dtype(torch.float64)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Tally, "step", listen)
-            patch.setattr(Run, "forward", forward)
-            main(load([*RUN, f"runs_dir={folder}"]))
+            patch.setattr(EpochMetrics, "update_loss", record)
+            patch.setattr(ImageClassification, "forward", forward)
+            run_experiment(load([*RUN, f"runs_dir={folder}"]))
     finally:
         torch.set_default_dtype(torch.float32)
     return losses

@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from ham import hyperbolic_step_, perturbed
 from ham.data import derived_seed
-from ham.run.build import Run, build, choose_device
+from ham.run.build import build, setup_device
 from ham.run.config import config_hash, load
-from ham.run.evaluate import evaluate
+from ham.run.logger import RunLogger
 from ham.run.loop import forward_backward, train_step
-from ham.run.record import Record
-from ham.run.tally import Tally
+from ham.run.metrics import EpochMetrics
+from ham.run.state import Run
+from ham.tasks.images import ImageClassification
 from pruning import prunable_weights
 from pruning.acdc import phases
 
@@ -40,14 +41,14 @@ SPARSE = phases(EPOCHS).index("sparse")
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """`make(overrides)`: a run as it stands before its first step."""
-    records: list[Record] = []
+    records: list[RunLogger] = []
 
     def run(*overrides: str) -> Run:
         cfg = load(overrides)
-        device = choose_device(cfg)
+        device = setup_device(cfg)
         loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(cfg.seed, "data"), device=device)
-        records.append(Record(tmp_path / str(len(records)), cfg))
-        return build(cfg, config_hash(cfg), loaders, records[-1], device)
+        records.append(RunLogger(tmp_path / str(len(records)), cfg))
+        return build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), records[-1], device)
 
     yield run
     for record in records:
@@ -55,7 +56,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def batches(run: Run, count: int, epoch: int = 0) -> list[tuple[Tensor, Tensor]]:
-    return [batch for batch, _ in zip(run.loaders.train.batches(epoch), range(count), strict=False)]
+    return [batch for batch, _ in zip(run.task.loaders.train.batches(epoch), range(count), strict=False)]
 
 
 def in_a_sparse_phase(run: Run) -> Run:
@@ -81,7 +82,7 @@ def step_by_hand(run: Run, batch: tuple[Tensor, Tensor]) -> None:
     chosen = [group["ham_alpha"] != 0 for group in run.optimizer.param_groups]
     run.ham.remove()
     pruned = {
-        weight.parameters[0]: run.sparsifier.masks.pruned[name]
+        weight.parameters[0]: ~run.sparsifier.masks.masks[name]
         for name, weight in run.sparsifier.masks.weights.items()
     }
 
@@ -155,11 +156,11 @@ def test_evaluation_is_exact_over_every_test_image(leaf: list[str], make: Callab
     for batch in batches(run, 15):
         train_step(run, batch)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    found = evaluate(run)
+    found = run.task.evaluate(run)
     assert run.model.training and all(module.training for module in run.model.modules())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
 
-    images, classes = (torch.cat(column) for column in zip(*run.loaders.test.batches(0), strict=True))
+    images, classes = (torch.cat(column) for column in zip(*run.task.loaders.test.batches(0), strict=True))
     assert len(images) == 360 and 360 % run.cfg.batch_size, "the last batch is a ragged one"
     model = copy.deepcopy(run.model).double().eval()
     loss, right, among_five = 0.0, 0, 0
@@ -194,7 +195,7 @@ def test_amp_computes_in_bfloat16_and_keeps_float32(leaf: list[str], make: Calla
     layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     images, _ = batches(run, 1)[0]
     with torch.no_grad():
-        logits, expected = run.forward(images), exact.forward(images)
+        logits, expected = run.task.forward(run.network, images), exact.task.forward(exact.network, images)
     assert logits.dtype == torch.float32
     error = float((logits - expected).norm() / expected.norm())
     assert 1e-5 < error < 0.1  # bfloat16 has 8 bits
@@ -227,7 +228,8 @@ def test_compile_trains_the_same_network(make: Callable) -> None:
         losses = [float(train_step(run, batch)) for run in (compiled, plain)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
-    assert evaluate(compiled)["test_loss"] == pytest.approx(evaluate(plain)["test_loss"], rel=1e-3)
+    losses = [run.task.evaluate(run)["test_loss"] for run in (compiled, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_divergence_that_shows_in_rigls_scores_first_names_the_layer(
@@ -263,13 +265,13 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses: list[float] = []
-    step = Tally.step
+    update_loss = EpochMetrics.update_loss
 
-    def listen(tally: Tally, number: int, loss: Tensor) -> None:
+    def listen(metrics: EpochMetrics, number: int, loss: Tensor) -> None:
         losses.append(float(loss))
-        step(tally, number, loss)
+        update_loss(metrics, number, loss)
 
-    monkeypatch.setattr(Tally, "step", listen)
+    monkeypatch.setattr(EpochMetrics, "update_loss", listen)
     outcome = command(*RESNET, f"runs_dir={tmp_path}", *cause.split(), checkpoints)
     assert outcome.status == 1
     assert len(outcome.complaints) == 1 and "diverged" in outcome.complaints[0], outcome.err

@@ -18,23 +18,18 @@ from torch import nn
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
 from ham.data import graphs
-from ham.run import node
-from ham.run.config import config_hash, load
-from ham.run.node import train_step
-from ham.run.node_build import NodeRun, build_node
-from ham.run.node_summary import evaluate, negative_share, roc_auc
-from ham.run.schema import ConfigError
+from ham.run import loop
+from ham.run.build import build
+from ham.run.config import ConfigError, config_hash, load
+from ham.run.logger import NullLogger
+from ham.run.loop import train_step
+from ham.run.main import run_experiment
+from ham.run.state import Run
+from ham.tasks.nodes import NodeClassification, negative_metric_share, roc_auc
 
 CPU = torch.device("cpu")
 LEAF = "+exp=node/chameleon_gcn_nham"
 SMALL = ["model.hidden=16", "epochs=12", "compute.threads=1"]
-
-
-class Silent:
-    """In place of a record."""
-
-    def __getattr__(self, name: str) -> Callable:
-        return lambda *_, **__: None
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +38,21 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs._read.cache_clear()
     for name in ("chameleon", "minesweeper", "cora"):
         small_files.write(name, tmp_path / "data" / "graphs")
-    small_files.small(monkeypatch, "chameleon", "minesweeper", "cora")
+    small_files.shrink_sets(monkeypatch, "chameleon", "minesweeper", "cora")
     monkeypatch.setenv("HAM_DATA", str(tmp_path / "data"))
     yield
     graphs._read.cache_clear()
 
 
-def built(*overrides: str) -> NodeRun:
+def built(*overrides: str) -> Run:
     cfg = load([*overrides, *SMALL])
-    return build_node(cfg, config_hash(cfg), cfg.data.task(cfg.seed, CPU), Silent(), CPU)
+    task = NodeClassification.load(cfg, CPU, seed=0, rank=0, world_size=1)
+    return build(cfg, config_hash(cfg), task, NullLogger(Path(), cfg), CPU)
+
+
+def step(run: Run) -> float:
+    """The loss before one step of the loop."""
+    return float(train_step(run, "train"))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ def test_a_run_from_the_command_line(command: Callable, tmp_path: Path) -> None:
     assert 0 <= metrics["negative_metric_last"] <= 1
     assert {"config.yaml", "provenance.json", "train.log"} <= {path.name for path in folder.iterdir()}
     again = command(LEAF, *SMALL, f"runs_dir={tmp_path}")
-    assert again.status == 0 and "done before" in again.out
+    assert again.status == 0 and "already finished" in again.out
     assert f"{metrics['valid_best']:.2f} %" in again.out
 
 
@@ -94,14 +95,14 @@ def test_stopped_anywhere_a_run_goes_on_bit_for_bit(
     assert command(*argv, f"runs_dir={tmp_path}/whole").status == 0
     steps = iter(range(100))
 
-    def interrupted(run: NodeRun) -> torch.Tensor:
+    def interrupted(run: Run, batch: str) -> torch.Tensor:
         if next(steps) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(run)
+        return train_step(run, batch)
 
-    monkeypatch.setattr(node, "train_step", interrupted)
+    monkeypatch.setattr(loop, "train_step", interrupted)
     outcome = command(*argv, f"runs_dir={tmp_path}/cut")
-    assert outcome.status == 85 and "after epoch 6" in outcome.err
+    assert outcome.status == 85 and "in epoch 6, step 6" in outcome.err
     torch.manual_seed(99)  # another process has drawn something else
     assert command(*argv, f"runs_dir={tmp_path}/cut").status == 0
     whole, cut = (next((tmp_path / name).rglob("metrics.jsonl")) for name in ("whole", "cut"))
@@ -118,12 +119,12 @@ def test_killed_between_checkpoints_a_run_repeats_what_it_lost(
     assert command(*argv, f"runs_dir={tmp_path}/whole").status == 0
     steps = iter(range(100))
 
-    def killed(run: NodeRun) -> torch.Tensor:
+    def killed(run: Run, batch: str) -> torch.Tensor:
         if next(steps) == 7:
             raise KeyboardInterrupt
-        return train_step(run)
+        return train_step(run, batch)
 
-    monkeypatch.setattr(node, "train_step", killed)
+    monkeypatch.setattr(loop, "train_step", killed)
     assert command(*argv, f"runs_dir={tmp_path}/cut", "checkpoint.minutes=0").status == 130
     assert command(*argv, f"runs_dir={tmp_path}/cut", "checkpoint.minutes=0").status == 0
     whole, cut = (next((tmp_path / name).rglob("metrics.jsonl")) for name in ("whole", "cut"))
@@ -137,16 +138,16 @@ def test_a_run_that_another_process_ends_meanwhile_is_kept(
     argv = [LEAF, *SMALL, f"runs_dir={tmp_path}/runs"]
     assert command(*argv).status == 0
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    read = graphs.Graph.task
+    read = graphs.Graph.load_graph
 
-    def slow(*args: Any) -> graphs.NodeTask:
+    def slow(*args: Any) -> graphs.NodeData:
         shutil.copytree(tmp_path / "elsewhere", tmp_path / "runs")
         return read(*args)
 
-    monkeypatch.setattr(graphs.Graph, "task", slow)
-    monkeypatch.setattr(node, "train_step", lambda run: pytest.fail("it is done"))
+    monkeypatch.setattr(graphs.Graph, "load_graph", slow)
+    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("it is finished"))
     outcome = command(*argv)
-    assert outcome.status == 0 and "done before" in outcome.out
+    assert outcome.status == 0 and "already finished" in outcome.out
     kept, ours = (next((tmp_path / n).rglob("summary.json")).read_text() for n in ("elsewhere", "runs"))
     assert kept == ours
 
@@ -161,9 +162,9 @@ def test_runs_of_one_seed_are_paired() -> None:
     """Equal weights, split and dropout: the first losses of all three methods are one number."""
     names = ("chameleon_gcn", "chameleon_gcn_ham", "chameleon_gcn_nham")
     first = {name: built(f"+exp=node/{name}", "seed=3") for name in names}
-    draws = {name: float(train_step(built(f"+exp=node/{name}", "seed=3"))) for name in names}
+    draws = {name: step(built(f"+exp=node/{name}", "seed=3")) for name in names}
     assert len(set(draws.values())) == 1
-    assert float(train_step(built("+exp=node/chameleon_gcn", "seed=4"))) not in draws.values()
+    assert step(built("+exp=node/chameleon_gcn", "seed=4")) not in draws.values()
     weights = [torch.cat([p.flatten() for p in run.model.parameters()]) for run in first.values()]
     assert all(torch.equal(weights[0], other) for other in weights)
 
@@ -191,8 +192,8 @@ def test_training_equals_a_plain_loop_of_pyg() -> None:
     from torch_geometric.nn import GCNConv
 
     run = built("+exp=node/chameleon_gcn_ham", "model.dropout=0", "model.layers=2", "ham.beta=0.1")
-    cfg, task = run.cfg, run.task
-    convs = [GCNConv(task.features.shape[1], 16), GCNConv(16, 16)]
+    cfg, data = run.cfg, run.task.data
+    convs = [GCNConv(data.features.shape[1], 16), GCNConv(16, 16)]
     head = nn.Linear(16, cfg.data.num_classes)
     with torch.no_grad():
         for own, other in zip(run.model.convs, convs, strict=True):
@@ -201,28 +202,28 @@ def test_training_equals_a_plain_loop_of_pyg() -> None:
         head.load_state_dict(run.model.classifier.state_dict())
     params = [p for layer in (*convs, head) for p in layer.parameters()]
     optimizer = torch.optim.Adam(params, lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
-    wanted = task.nodes["train"]
+    wanted = data.nodes["train"]
 
     def logits() -> torch.Tensor:
-        x = task.features
+        x = data.features
         for conv in convs:
-            x = torch.relu(conv(x, task.edges))
+            x = torch.relu(conv(x, data.edges))
         return head(x)
 
     for _ in range(8):
         optimizer.zero_grad()
-        loss = nn.functional.nll_loss(logits()[wanted].log_softmax(dim=1), task.labels[wanted])
+        loss = nn.functional.nll_loss(logits()[wanted].log_softmax(dim=1), data.labels[wanted])
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             for p in (p for conv in convs for p in conv.parameters()):
                 beta = cfg.ham.beta * (p.grad != 0)
                 p *= torch.exp((-cfg.optimizer.lr * (cfg.ham.alpha * p.sign() * p.grad + beta)).clamp(-5, 5))
-        assert float(train_step(run)) == pytest.approx(loss.item(), rel=1e-5)
+        assert step(run) == pytest.approx(loss.item(), rel=1e-5)
     with torch.no_grad():
         for part in ("valid", "test"):
-            right = (logits().argmax(dim=1) == task.labels)[task.nodes[part]].float().mean()
-            assert evaluate(run, part) == pytest.approx(100 * float(right))
+            right = (logits().argmax(dim=1) == data.labels)[data.nodes[part]].float().mean()
+            assert run.task.metric(run.model, part) == pytest.approx(100 * float(right))
 
 
 def test_roc_auc_is_scikit_learns_with_ties() -> None:
@@ -246,14 +247,14 @@ def test_the_share_with_a_negative_metric_by_hand() -> None:
         weights.bias.zero_()
         weights.weight.view(-1)[:24] = torch.tensor([0.006, -0.006, 1.0]).repeat(8)
     total = weights.weight.numel() + weights.bias.numel()
-    assert negative_share(run) == {"negative_metric": 24 / total}
-    assert negative_share(built("+exp=node/chameleon_gcn_ham")) == {}
+    assert negative_metric_share(run) == {"negative_metric": 24 / total}
+    assert negative_metric_share(built("+exp=node/chameleon_gcn_ham")) == {}
 
 
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["+demo=digits"], "for images"),
+        (["+demo=digits"], "replaces images"),
         (["sparsifier=rigl", "sparsifier.sparsity=0.5"], "sparsifier=dense"),
         (["parameterization=product", "ham.alpha=0"], "sparsifier=dense"),
         (["optimizer.sam_rho=0.05"], "optimizer.sam_rho"),
@@ -273,15 +274,15 @@ def test_what_a_graph_cannot_be_is_refused_in_one_line(overrides: list[str], com
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ham.run import distributed
+    from ham import distributed
 
     monkeypatch.setattr(distributed, "world", lambda: distributed.World(rank=0, size=2, local_rank=0))
     with pytest.raises(ConfigError, match="one process"):
-        node.check_ranks()
+        run_experiment(load([LEAF, *SMALL, f"runs_dir={tmp_path}"]))
 
 
 def test_images_do_not_take_a_graph_network() -> None:
-    with pytest.raises(ConfigError, match="node/"):
+    with pytest.raises(ConfigError, match="reads graphs"):
         load(["+exp=dense", "model=gnn"])
 
 

@@ -18,13 +18,14 @@ import pytest
 import torch
 import yaml
 
-import ham.run.loop
-from ham.run.build import Run
+from ham.files import CODE
 from ham.run.config import config_hash, load
-from ham.run.main import main
+from ham.run.logger import RunLogger, finite_or_none
+from ham.run.main import run_experiment
+from ham.run.metrics import EpochMetrics
 from ham.run.provenance import provenance
-from ham.run.record import Record
-from ham.run.tally import Tally
+from ham.run.state import Run
+from ham.tasks.images import ImageClassification
 from pruning.acdc import phases
 from pruning.scores import kept_count
 from pruning.weights import prunable_weights
@@ -48,17 +49,17 @@ class Kept:
 def carry_out(folder: Path, *overrides: str) -> Kept:
     """Run TINY in this process and listen to its steps."""
     losses: list[torch.Tensor] = []
-    step = Tally.step
+    update_loss = EpochMetrics.update_loss
 
-    def listen(tally: Tally, number: int, loss: torch.Tensor) -> None:
+    def record(metrics: EpochMetrics, number: int, loss: torch.Tensor) -> None:
         losses.append(loss.detach().clone())
-        step(tally, number, loss)
+        update_loss(metrics, number, loss)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tally, "step", listen)
+        patch.setattr(EpochMetrics, "update_loss", record)
         # a run without the mirror must not need the package
         patch.setitem(sys.modules, "wandb", None)
-        returned = main(load([*TINY, f"runs_dir={folder}", *overrides]))
+        returned = run_experiment(load([*TINY, f"runs_dir={folder}", *overrides]))
     (place,) = folder.glob("*/seed*")
     summary = json.loads((place / "summary.json").read_text())
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
@@ -86,9 +87,11 @@ def test_one_line_an_epoch(kept: Kept) -> None:
 
 
 def test_what_is_no_number_is_null_in_strict_json(tmp_path: Path) -> None:
-    record = Record(tmp_path / "run", load(TINY))
-    record.epoch(0, 3, train_loss=float("inf"), test_loss=float("nan"), top1=10.0, layers={"fc": 0.5})
-    record.close()
+    logger = RunLogger(tmp_path / "run", load(TINY))
+    metrics = {"train_loss": float("inf"), "test_loss": float("nan"), "top1": 10.0, "layers": {"fc": 0.5}}
+    logger.log_epoch(finite_or_none({"epoch": 0, "step": 3, **metrics}))
+    logger.flush()
+    logger.close()
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
 
     def refuse(constant: str) -> None:
@@ -151,10 +154,10 @@ def test_the_best_epoch_is_among_those_as_sparse_as_the_last(
     assert phases(EPOCHS) == ["dense", "dense", "sparse", "sparse", "sparse"]
     accuracies = [99.0, 98.0, 70.0, 75.0, 60.0]
 
-    def evaluate(run: Run) -> dict[str, float]:
+    def evaluate(task: ImageClassification, run: Run) -> dict[str, float]:
         return {"test_loss": 1.0, "top1": accuracies[run.epoch], "top5": 99.5}
 
-    monkeypatch.setattr(ham.run.loop, "evaluate", evaluate)
+    monkeypatch.setattr(ImageClassification, "evaluate", evaluate)
     metrics = carry_out(tmp_path).summary["metrics"]
     assert (metrics["top1_last"], metrics["top1_best"]) == (60.0, 75.0)
 
@@ -184,10 +187,10 @@ def test_provenance_has_the_commit_and_whether_it_is_all() -> None:
         return subprocess.run(["git", *argv], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     if not git("rev-parse", "HEAD"):
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     facts = provenance("hash")
     assert facts["commit"] == git("rev-parse", "HEAD")
-    assert facts["dirty"] == bool(git("status", "--porcelain", "--", ".", ":!results"))
+    assert facts["dirty"] == bool(git("status", "--porcelain", "--", *CODE))
 
 
 def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_path: Path) -> None:
@@ -202,9 +205,9 @@ def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_pa
 
 
 def test_code_without_its_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HAM_COMMIT", "c0ffee")
-    monkeypatch.setattr("ham.run.provenance._git", lambda *_: "git knows better")
+    monkeypatch.setenv("HAM_COMMIT", "c0ffee1")
+    monkeypatch.setattr("ham.files.git", lambda *_: "git knows better")
     assert provenance("hash")["commit"] == "git knows better"
-    monkeypatch.setattr("ham.run.provenance._git", lambda *_: None)
+    monkeypatch.setattr("ham.files.git", lambda *_: None)
     facts = provenance("hash")
-    assert facts["commit"] == "c0ffee" and facts["dirty"] is None
+    assert facts["commit"] == "c0ffee1" and facts["dirty"] is None

@@ -25,9 +25,9 @@ from typing import Any
 import pytest
 import torch
 
+from ham.run.build import run_directory
 from ham.run.config import config_hash, load
-from ham.run.main import run_directory
-from ham.run.tally import Tally
+from ham.run.metrics import EpochMetrics
 from pruning import ACDC
 from pruning.acdc import phases
 
@@ -55,11 +55,14 @@ EVERY_STEP, EVERY_EPOCH = "checkpoint.minutes=0", "checkpoint.minutes=1000"
 
 # the places where a process can be struck, at the entry of a function
 PLACES = {
-    "step": ("ham.run.tally", "Tally.step"),  # the weights have moved, the step is not counted
+    "step": (
+        "ham.run.metrics",
+        "EpochMetrics.update_loss",
+    ),  # the weights have moved, the step is not counted
     "save": ("ham.run.checkpoint", "save"),  # at the end of an epoch: its line is written, no checkpoint yet
     "write": ("torch", "save"),  # the temporary file is open
     "rename": ("os", "replace"),
-    "summary": ("ham.run.record", "Record.finish"),
+    "summary": ("ham.run.logger", "RunLogger.write_summary"),
 }
 
 
@@ -107,8 +110,11 @@ def serve() -> None:
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
-    import ham.run.main  # noqa: F401
+    import ham.run.loop
+    import ham.run.main
     import train
+
+    ham.run.loop._SHORT_EPOCH = 0.0  # a checkpoint after every epoch
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -194,7 +200,7 @@ def assert_same_end(folder: Path, reference: Path) -> None:
     for path, value in expected.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(found[path], value), path
-        elif path != "/record/elapsed":
+        elif path != "/logger/elapsed":
             assert found[path] == value, path
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     one, other = (json.loads((place / "summary.json").read_text()) for place in (folder, reference))
@@ -232,7 +238,7 @@ def test_ten_kills_change_nothing(start: Start, untouched: Callable, tmp_path: P
 
 def test_kills_at_the_worst_moments_change_nothing(start: Start, untouched: Callable, tmp_path: Path) -> None:
     argv, folder = in_folder([*SGD, EVERY_EPOCH], tmp_path)
-    files = {path: folder / path for path in ("metrics.jsonl", "last.pt", "previous.pt", "last.pt.tmp")}
+    files = {path: folder / path for path in ("metrics.jsonl", "last.pt", "previous.pt", ".last.pt.tmp")}
 
     def struck(place: str, number: int) -> set[str]:
         end = start(argv, place, number)
@@ -240,9 +246,9 @@ def test_kills_at_the_worst_moments_change_nothing(start: Start, untouched: Call
         return {name for name, path in files.items() if path.exists()}
 
     assert struck("save", 0) == {"metrics.jsonl"}
-    assert struck("write", 2) == {"metrics.jsonl", "last.pt", "previous.pt", "last.pt.tmp"}
+    assert struck("write", 2) == {"metrics.jsonl", "last.pt", "previous.pt", ".last.pt.tmp"}
     assert struck("step", STEPS + 1) == {"metrics.jsonl", "last.pt", "previous.pt"}
-    assert struck("rename", 2) == {"metrics.jsonl", "previous.pt", "last.pt.tmp"}  # 0 is provenance.json's
+    assert struck("rename", 3) == {"metrics.jsonl", "previous.pt", ".last.pt.tmp"}  # 0, 1: the metadata
     assert struck("save", 1) == {"metrics.jsonl", "last.pt", "previous.pt"}
     assert struck("summary", 0) == {"metrics.jsonl", "last.pt", "previous.pt"}
     assert not (folder / "summary.json").exists()
@@ -332,10 +338,10 @@ def test_an_epoch_starts_once_for_the_sparsifier(
     argv, _ = in_folder([*SGD, "epochs=4", EVERY_EPOCH], tmp_path)
     started: list[int] = []
     stops = [STEPS + 1, 2 * STEPS - 1]  # inside the second epoch, and at its end
-    step, on_epoch_start = Tally.step, ACDC.on_epoch_start
+    update_loss, on_epoch_start = EpochMetrics.update_loss, ACDC.on_epoch_start
 
-    def stop(tally: Tally, number: int, loss: torch.Tensor) -> None:
-        step(tally, number, loss)
+    def stop(metrics: EpochMetrics, number: int, loss: torch.Tensor) -> None:
+        update_loss(metrics, number, loss)
         if number in stops:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -343,7 +349,7 @@ def test_an_epoch_starts_once_for_the_sparsifier(
         started.append(epoch)
         on_epoch_start(sparsifier, epoch, optimizer)
 
-    monkeypatch.setattr(Tally, "step", stop)
+    monkeypatch.setattr(EpochMetrics, "update_loss", stop)
     monkeypatch.setattr(ACDC, "on_epoch_start", count_start)
     assert [command(*argv).status for _ in range(3)] == [85, 85, 0]
     assert started == [0, 1, 2, 3]
@@ -358,7 +364,7 @@ def test_a_done_run_is_not_run_again(start: Start, untouched: Callable, tmp_path
     shutil.copytree(untouched(SGD), folder)
     before = contents(folder)
     end = start(argv, "step", 0)  # a single step would kill it
-    assert end.status == 0 and "done before" in end.said, end.said
+    assert end.status == 0 and "already finished" in end.said, end.said
     assert contents(folder) == before
     end = start([*argv, "resume=false"], "step", 0)
     assert end.status == -signal.SIGKILL and not {"summary.json", "last.pt"} & set(contents(folder))

@@ -15,14 +15,14 @@ from torch.nn.functional import cross_entropy
 
 from ham.data import derived_seed
 from ham.models import build_model
-from ham.run.build import build, choose_device
-from ham.run.config import config_hash, load
+from ham.run.build import build, run_directory, setup_device
+from ham.run.config import ConfigError, config_hash, load
+from ham.run.load import load_run
+from ham.run.logger import RunLogger
 from ham.run.loop import train_step
-from ham.run.main import main, run_directory
-from ham.run.record import Record
-from ham.run.reopen import reopen
-from ham.run.schema import ConfigError
-from ham.run.tally import Tally
+from ham.run.main import run_experiment
+from ham.run.metrics import EpochMetrics
+from ham.tasks.images import ImageClassification
 from pruning import ACDC, STR
 from pruning.export import load_masks, plain_state_dict
 from pruning.str import stable_decay
@@ -50,7 +50,7 @@ def overrides(name: str, runs: Path) -> list[str]:
 
 def carry_out(name: str, runs: Path, *more: str) -> Path:
     cfg = load([*overrides(name, runs), *more])
-    main(cfg)
+    run_experiment(cfg)
     return run_directory(cfg, config_hash(cfg))
 
 
@@ -60,15 +60,15 @@ class Cut(Exception):
 
 def cut_off(name: str, runs: Path, at: int, *more: str) -> None:
     """Carry a run out until step `at` has been made, and no further."""
-    step = Tally.step
+    update_loss = EpochMetrics.update_loss
 
-    def stop(tally: Tally, number: int, loss: torch.Tensor) -> None:
+    def stop(metrics: EpochMetrics, number: int, loss: torch.Tensor) -> None:
         if number == at:
             raise Cut
-        step(tally, number, loss)
+        update_loss(metrics, number, loss)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Tally, "step", stop)
+        patch.setattr(EpochMetrics, "update_loss", stop)
         carry_out(name, runs, *more)
 
 
@@ -96,7 +96,7 @@ def test_records_state_target_and_achieved_sparsity(name: str, kept: Callable) -
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert summary["sparsity"]["target"] == (0.9 if "s90" in name else 0.0)
-    cfg, _, sparsifier = reopen(folder)
+    cfg, _, sparsifier = load_run(folder)
     effective = {key: weight.value for key, weight in sparsifier.masks.weights.items()}
     zeros = sum(int((value == 0).sum()) for value in effective.values())
     total = sum(value.numel() for value in effective.values())
@@ -107,8 +107,8 @@ def test_records_state_target_and_achieved_sparsity(name: str, kept: Callable) -
     l1 = sum(float(value.double().abs().sum()) for value in effective.values())
     assert lines[-1]["l1_sum"] == pytest.approx(l1) and lines[-1]["l1_mean"] == pytest.approx(l1 / total)
     assert 0 <= lines[-1]["train_top1"] <= 100
-    factored = cfg.factored
-    assert all((line["inverse_metric_at_zero"] == 1) != factored for line in lines[:1])
+    factors = cfg.trains_factors
+    assert all((line["inverse_metric_at_zero"] == 1) != factors for line in lines[:1])
     assert [("sign_flips" in line) for line in lines] == [
         (epoch + 1) % cfg.flips_every == 0 for epoch in range(EPOCHS)
     ]
@@ -129,26 +129,26 @@ def test_a_summary_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
 
 def test_snip_without_enough_batches_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"SNIP asks for 10 batches, got 3: lower its batches"):
-        main(load(["+exp=snip_s90", *TINY, f"runs_dir={tmp_path}"]))
+        run_experiment(load(["+exp=snip_s90", *TINY, f"runs_dir={tmp_path}"]))
 
 
 def test_train_accuracy_counts_every_image_once(
     tmp_path: Path, kept: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = load([*overrides("rigl_s90", tmp_path), "optimizer.sam_rho=0.05"])
-    device = choose_device(cfg)
+    device = setup_device(cfg)
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device)
-    record = Record(tmp_path / "run", cfg)
-    run = build(cfg, config_hash(cfg), loaders, record, device)
+    record = RunLogger(tmp_path / "run", cfg)
+    run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
     right = 0
-    for batch in run.loaders.train.batches(0):
+    for batch in run.task.loaders.train.batches(0):
         with torch.no_grad():
             state = {key: value.clone() for key, value in run.model.state_dict().items()}
             right += int((run.model(batch[0]).argmax(1) == batch[1]).sum())
             run.model.load_state_dict(state)
         train_step(run, batch)
     record.close()
-    assert (int(run.tally.right), run.tally.seen) == (right, STEPS * 400)
+    assert (int(run.metrics.correct), run.metrics.count) == (right, STEPS * 400)
 
 
 def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> Non
     assert not margins and origin["exp"] == "rigl_s90" and origin["seed"] == 0
     more = [f"sparsifier.source={source}"]
     folder = carry_out("mask_rigl_ham_s90", tmp_path, *more)
-    _, _, sparsifier = reopen(folder)
+    _, _, sparsifier = load_run(folder)
     for name, weight in sparsifier.masks.weights.items():
         assert torch.equal(weight.value != 0, masks[name]), name
     summary = json.loads((folder / "summary.json").read_text())
@@ -170,10 +170,14 @@ def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> Non
         "source": overrides("rigl_s90", tmp_path),
     }.items():
         cfg = load(given)
-        device = choose_device(cfg)
+        device = setup_device(cfg)
         loaders = cfg.data.load(batch_size=400, seed=0, device=device)
-        record = Record(tmp_path / key, cfg)
-        first[key] = dict(build(cfg, config_hash(cfg), loaders, record, device).model.named_parameters())
+        record = RunLogger(tmp_path / key, cfg)
+        first[key] = dict(
+            build(
+                cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device
+            ).model.named_parameters()
+        )
         record.close()
     name = "layer1.0.conv2.weight"
     on = first["redrawn"][name] != 0
@@ -226,7 +230,7 @@ def test_the_search_for_a_threshold_decay(tmp_path: Path) -> None:
     given = ["+exp=str_s90", "+demo=digits", "model.width=8", "batch_size=64", "epochs=6"]
     given += ["sparsifier.calibrate=search", "sparsifier.sparsity=0.8", f"runs_dir={tmp_path}"]
     cfg = load(given)
-    summary = main(cfg)
+    summary = run_experiment(cfg)
     trials = summary["search"]
     bound = stable_decay(cfg.optimizer.lr, 0.9)
     assert all(0 < trial["threshold_decay"] < bound for trial in trials)
@@ -234,17 +238,17 @@ def test_the_search_for_a_threshold_decay(tmp_path: Path) -> None:
     assert summary["sparsity"]["overall"] == best["sparsity"]
     assert abs(best["sparsity"] - 0.8) < 0.02
     folder = run_directory(cfg, config_hash(cfg))
-    assert reopen(folder)[0].sparsifier.threshold_decay == best["threshold_decay"]
-    assert isinstance(reopen(folder)[2], STR)
-    assert reopen(folder)[2].achieved_sparsity() == pytest.approx(best["sparsity"])
-    assert main(cfg) == summary, "what is done is not repeated"
+    assert load_run(folder)[0].sparsifier.threshold_decay == best["threshold_decay"]
+    assert isinstance(load_run(folder)[2], STR)
+    assert load_run(folder)[2].achieved_sparsity() == pytest.approx(best["sparsity"])
+    assert run_experiment(cfg) == summary, "what is done is not repeated"
 
 
 def test_a_search_without_a_decay_left_to_try_stops(tmp_path: Path) -> None:
     """From logits of -30 no stable decay brings thresholds near the weights in so few steps."""
     given = ["+exp=str_s90", *TINY, "epochs=2", "sparsifier.calibrate=search", "sparsifier.initial=-30"]
     cfg = load([*given, f"runs_dir={tmp_path}"])
-    summary = main(cfg)
+    summary = run_experiment(cfg)
     decays = [trial["threshold_decay"] for trial in summary["search"]]
     assert all(trial["miss"] < -0.5 for trial in summary["search"])
     assert len(set(decays)) == len(decays)
@@ -272,7 +276,7 @@ def test_the_demo_of_str_comes_to_other_sparsities_too(
 def test_a_search_needs_sgd(tmp_path: Path) -> None:
     given = ["+exp=deit", "+demo=digits", "sparsifier=str", "sparsifier.sparsity=0.5"]
     with pytest.raises(ConfigError, match="calibrate=ramp"):
-        main(load([*given, "sparsifier.calibrate=search", f"runs_dir={tmp_path}"]))
+        run_experiment(load([*given, "sparsifier.calibrate=search", f"runs_dir={tmp_path}"]))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,7 @@ def test_what_is_pruned_at_the_very_end_is_what_is_reported(
     name: str, more: list[str], tmp_path: Path
 ) -> None:
     folder = carry_out(name, tmp_path, *more)
-    cfg, trained, _ = reopen(folder)
+    cfg, trained, _ = load_run(folder)
     masks, *_ = load_masks(folder)
     assert sum(int(mask.sum()) for mask in masks.values()) < 0.11 * sum(m.numel() for m in masks.values())
     model = build_model(cfg.model, num_classes=10, image_size=8, generator=torch.Generator())
@@ -308,12 +312,12 @@ def test_ham_on_factors_sees_gradients_without_decay(tmp_path: Path) -> None:
     given = overrides("acdc_sign_in_s90", tmp_path)
     given += ["ham=imagenet", "allow_unpublished=true", "parameterization.decay=0.5", "ham.clamp=1e9"]
     cfg = load(given)
-    device = choose_device(cfg)
+    device = setup_device(cfg)
     loaders = cfg.data.load(batch_size=400, seed=0, device=device)
-    record = Record(tmp_path / "run", cfg)
-    run = build(cfg, config_hash(cfg), loaders, record, device)
+    record = RunLogger(tmp_path / "run", cfg)
+    run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
     assert isinstance(run.sparsifier, ACDC)
-    images, classes = next(iter(run.loaders.train.batches(0)))
+    images, classes = next(iter(run.task.loaders.train.batches(0)))
     state = {key: value.clone() for key, value in run.model.state_dict().items()}
     cross_entropy(run.model(images), classes).backward()
     plain = [p.grad.clone() for p in run.params]
@@ -354,7 +358,7 @@ def test_an_exported_run_computes_the_same(
     lines = capsys.readouterr().out.split("load it with\n")[1]
     names: dict = {}
     exec(lines, names)
-    _, model, sparsifier = reopen(folder)
+    _, model, sparsifier = load_run(folder)
     images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(names["model"](images), model(images))
@@ -378,9 +382,7 @@ def test_an_exported_run_computes_the_same(
     ],
     ids=" ".join,
 )
-def test_printed_lines_make_the_model_that_was_trained(
-    given: list[str], script: ModuleType, tmp_path: Path
-) -> None:
+def test_printed_lines_make_the_model_that_was_trained(given: list[str], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     exp = [] if given[0].startswith("+exp") else ["+exp=acdc_s90"]
@@ -388,7 +390,8 @@ def test_printed_lines_make_the_model_that_was_trained(
     model = cfg.model.build(num_classes=1000, image_size=cfg.data.image_size).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     names: dict = {}
-    exec(script.loading_lines(cfg, tmp_path / "model.safetensors"), names)
+    path, size = tmp_path / "model.safetensors", cfg.data.image_size
+    exec(cfg.model.loading_lines(path, num_classes=1000, image_size=size), names)
     images = torch.randn(1, 3, cfg.data.image_size, cfg.data.image_size)
     with torch.no_grad():
         assert torch.equal(names["model"](images), model(images))
@@ -398,4 +401,6 @@ def test_exporting_no_run_is_one_line(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"export.py: {tmp_path} holds no run: there is no config.yaml\n"
+    assert (
+        capsys.readouterr().err == f"export.py: {tmp_path} is not a run directory: config.yaml is missing\n"
+    )

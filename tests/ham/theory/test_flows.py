@@ -54,23 +54,25 @@ def order(errors, lrs):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_exponential_step_is_descent_on_the_factors_to_second_order(beta):
-    """Theorem 3.1: from |m| = |w| one step differs by O(lr^2), and N steps of lr = 1/N by O(lr)."""
+    """Theorem 3.1: from |m| = |w|, one step differs by O(lr^2) and N steps with lr = 1/N by O(lr)."""
     m, w = np.sqrt(np.abs(START)), np.sign(START) * np.sqrt(np.abs(START))
-    lrs, local, total = 2.0 ** -np.arange(6, 12), [], []
+    lrs, local_errors, global_errors = 2.0 ** -np.arange(6, 12), [], []
     for lr in lrs:
         m1, w1 = factor_step(m, w, gradient(START), lr=lr, beta=beta)
-        local.append(np.abs(m1 * w1 - exponential_step(START, gradient(START), lr=lr, beta=beta)).max())
+        local_errors.append(
+            np.abs(m1 * w1 - exponential_step(START, gradient(START), lr=lr, beta=beta)).max()
+        )
         theta, mk, wk = START, m, w
         for _ in range(round(1 / lr)):
             theta = exponential_step(theta, gradient(theta), lr=lr, beta=beta)
             mk, wk = factor_step(mk, wk, gradient(mk * wk), lr=lr, beta=beta)
-        total.append(np.abs(mk * wk - theta).max())
-    assert order(local, lrs) == pytest.approx(2, abs=0.05)
-    assert order(total, lrs) == pytest.approx(1, abs=0.1)
+        global_errors.append(np.abs(mk * wk - theta).max())
+    assert order(local_errors, lrs) == pytest.approx(2, abs=0.05)
+    assert order(global_errors, lrs) == pytest.approx(1, abs=0.1)
 
 
 def test_induction_of_theorem_3_1_has_decay_of_the_sum_of_squares():
-    """App. B.1: m^2 + w^2 changes by -4 lr theta grad - 4 lr beta (m^2 + w^2); printed is 4 lr beta theta."""
+    """App. B.1: m^2 + w^2 changes by -4 lr theta grad - 4 lr beta (m^2 + w^2), not by 4 lr beta theta."""
     m, w = np.sqrt(np.abs(START)), np.sign(START) * np.sqrt(np.abs(START))
     lr, beta, grad = 1e-6, 0.3, gradient(START)
     m1, w1 = factor_step(m, w, grad, lr=lr, beta=beta)
@@ -82,7 +84,7 @@ def test_induction_of_theorem_3_1_has_decay_of_the_sum_of_squares():
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 @pytest.mark.parametrize("scaling", [1.0, 0.05])
 def test_closed_form_and_eq_2_are_the_flow_of_the_factors(beta, scaling):
-    """Eq. 1 with u0, v0 = (m +- w) / 2; Eq. 2 with the minus, 4 theta^2 and decay 4 beta."""
+    """Eq. 1 with u0, v0 = (m +- w) / 2; Eq. 2 with a minus, 4 theta^2 and decay 4 beta."""
     m0, w0 = factors(START, scaling)
     m, w, integral = factor_flow(gradient, m0, w0, TIMES, beta=beta)
     theta = m * w
@@ -94,7 +96,7 @@ def test_closed_form_and_eq_2_are_the_flow_of_the_factors(beta, scaling):
 
 
 def test_eq_2_as_printed_is_not_the_flow_of_the_factors():
-    """Each slip alone is seen in d theta / dt at the start, which for the factors is w dm + m dw."""
+    """Each error changes d theta / dt = w dm + m dw of the factors at the start."""
     beta = 0.2
     m, w = factors(START, 1.0)
     g = gradient(START)
@@ -111,7 +113,7 @@ def test_eq_2_as_printed_is_not_the_flow_of_the_factors():
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2])
-def test_table_2_is_the_factors_metric_in_a_time_twice_as_fast(beta):
+def test_table_2_is_the_metric_of_the_factors_with_time_scaled_by_two(beta):
     """gamma = (m^2 - w^2) / 2 and t -> 2t, where the factors' decay 4 beta becomes 2 beta."""
     m0, w0 = factors(START, 0.6)
     table = riemannian_flow(gradient, START, 2 * TIMES, "product", gamma=0.3, beta=2 * beta)
@@ -121,7 +123,7 @@ def test_table_2_is_the_factors_metric_in_a_time_twice_as_fast(beta):
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("alpha", [0.0, 3.0, 50.0, -0.4])
 def test_mirror_flow_is_the_riemannian_flow(alpha, beta):
-    """Lemma 4.4 and App. B.1, through two sign flips."""
+    """Lemma 4.4 and App. B.1, across two sign flips."""
     flow = riemannian_flow(gradient, START, TIMES, "ham", alpha=alpha, beta=beta)
     np.testing.assert_allclose(mirror_flow(gradient, START, TIMES, alpha=alpha, beta=beta), flow, atol=2e-7)
 
@@ -135,40 +137,40 @@ def test_gd_flow_is_the_matrix_exponential():
 
 @pytest.mark.parametrize("signed", [True, False], ids=["HYP", "HYP*"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_ham_tends_to_its_flow_at_first_order(signed, beta):
-    """Theorem 4.2 for GD, HYP and Theorem B.6 for GD, HYP*: the same flow, through two sign flips."""
-    alpha, until = 5.0, 2.0
-    flow = riemannian_flow(gradient, START, np.array([0, until]), "ham", alpha=alpha, beta=beta)[-1]
+def test_ham_converges_to_its_flow_at_first_order(signed, beta):
+    """Theorem 4.2 for GD, HYP and Theorem B.6 for GD, HYP*: the same flow, across two sign flips."""
+    alpha, end = 5.0, 2.0
+    flow = riemannian_flow(gradient, START, np.array([0, end]), "ham", alpha=alpha, beta=beta)[-1]
     assert (np.sign(flow) != np.sign(START)).sum() >= 2 - (beta > 0)
     lrs, errors = 2.0 ** -np.arange(6, 13), []
     for lr in lrs:
         theta = START
-        for _ in range(round(until / lr)):
+        for _ in range(round(end / lr)):
             theta = ham_step(theta, gradient(theta), lr=lr, alpha=alpha, beta=beta, signed=signed)
         errors.append(np.abs(theta - flow).max())
     assert errors[-1] < 2e-3
     assert order(errors, lrs) == pytest.approx(1, abs=0.15)
 
 
-def test_hyp_and_hyp_star_differ_only_where_the_base_step_flips_the_sign():
-    """App. D, Figure 3: HYP* moves on, HYP pulls back."""
+def test_hyp_and_hyp_star_differ_only_if_the_base_step_flips_the_sign():
+    """App. D, Figure 3: HYP* increases |theta|, HYP decreases it."""
     theta, grad = np.array([0.3, 0.01, -0.01, -0.3]), np.ones(4)
-    star, plain = (ham_step(theta, grad, lr=0.1, alpha=5.0, signed=signed) for signed in (False, True))
-    assert (star != plain).tolist() == [False, True, False, False]
-    half = gd_step(theta, grad, lr=0.1)[1]
-    assert star[1] == pytest.approx(half * np.exp(0.5))
-    assert plain[1] == pytest.approx(half * np.exp(-0.5))
+    hyp_star, hyp = (ham_step(theta, grad, lr=0.1, alpha=5.0, signed=signed) for signed in (False, True))
+    assert (hyp_star != hyp).tolist() == [False, True, False, False]
+    after_gd = gd_step(theta, grad, lr=0.1)[1]
+    assert hyp_star[1] == pytest.approx(after_gd * np.exp(0.5))
+    assert hyp[1] == pytest.approx(after_gd * np.exp(-0.5))
 
 
-def test_steps_are_those_of_the_optimizer():
-    """The library's own HAM on SGD is `ham_step`."""
+def test_ham_step_is_the_optimizer_s_step():
+    """`ham.HAM` on SGD equals `ham_step`."""
     weight = torch.nn.Parameter(torch.tensor(START))
     optimizer = torch.optim.SGD([{"params": [weight], "ham_alpha": 3.0, "ham_beta": 0.2}], lr=0.1)
     ham = HAM(optimizer, alpha=3.0, beta=0.2)
     weight.grad = torch.tensor(gradient(START))
     ham.optimizer.step()
-    want = ham_step(START, gradient(START), lr=0.1, alpha=3.0, beta=0.2)
-    np.testing.assert_allclose(weight.detach().numpy(), want, rtol=1e-14)
+    expected = ham_step(START, gradient(START), lr=0.1, alpha=3.0, beta=0.2)
+    np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-14)
 
 
 @given(
@@ -177,23 +179,23 @@ def test_steps_are_those_of_the_optimizer():
     lr=st.floats(1e-6, 1.0),
     beta=st.floats(0, 10),
 )
-def test_exponential_step_changes_no_sign(theta, grad, lr, beta):
-    """Corollary B.2: at most it ends in 0."""
+def test_exponential_step_never_changes_a_sign(theta, grad, lr, beta):
+    """Corollary B.2; the result may underflow to 0."""
     with np.errstate(over="ignore", under="ignore"):
         after = exponential_step(np.float64(theta), np.float64(grad), lr=lr, beta=beta)
         assert after * np.sign(theta) >= 0
         assert hyperbolic_step(np.float64(0.0), np.float64(grad), lr=lr, alpha=200.0) == 0
 
 
-def test_rates_under_the_pl_inequality():
-    """Theorems 4.1 and 4.3: f - f* stays below exp(-2 sigma Lambda t): the stated rate, doubled."""
+def test_convergence_rates_hold_under_the_pl_inequality():
+    """Theorems 4.1 and 4.3: f - f* is below exp(-2 sigma Lambda t): twice the stated rate."""
     gamma = 0.2
     bounds = {"gd": {}, "ham": {"alpha": 3.0}, "product": {"gamma": gamma}}
     times = np.linspace(0, 10, 21)
-    for kind, words in bounds.items():
-        rate = linear_rate(kind, LAMBDA, gamma=words.get("gamma"))
+    for kind, parameters in bounds.items():
+        rate = linear_rate(kind, LAMBDA, gamma=parameters.get("gamma"))
         assert rate == pytest.approx(2 * LAMBDA * (gamma if kind == "product" else 1))
-        path = loss(riemannian_flow(gradient, START, times, kind, **words))
+        path = loss(riemannian_flow(gradient, START, times, kind, **parameters))
         assert (path <= loss(START) * np.exp(-rate * times) * (1 + 1e-7)).all()
     m0, w0 = factors(START, gamma)
     path = loss(product_flow(gradient, m0, w0, times))
@@ -202,19 +204,21 @@ def test_rates_under_the_pl_inequality():
     ).all()
 
 
-def test_rates_are_reached():
-    """One weight that ends at 0: the rate at the end is 2 Lambda for GD and HAM, 2 gamma Lambda for m * w.
+def test_convergence_rates_are_tight():
+    """One weight that converges to 0: the final rate is 2 Lambda for GD and HAM, 2 gamma Lambda for m * w.
 
-    So HAM does not slow down at zero, m * w does, and sigma Lambda is half of what is true.
+    So m * w slows down at zero and HAM does not, and the stated sigma Lambda is half of the true rate.
     """
     times, curvature = np.array([0.0, 6.0, 8.0]), 0.7
-    for kind, words in {"gd": {}, "ham": {"alpha": 3.0}, "product": {"gamma": 0.2}}.items():
-        path = riemannian_flow(lambda x: curvature * x, np.array([0.01]), times, kind, **words)[:, 0]
+    for kind, parameters in {"gd": {}, "ham": {"alpha": 3.0}, "product": {"gamma": 0.2}}.items():
+        path = riemannian_flow(lambda x: curvature * x, np.array([0.01]), times, kind, **parameters)[:, 0]
         measured = -2 * np.log(path[2] / path[1]) / (times[2] - times[1])
-        assert measured == pytest.approx(linear_rate(kind, curvature, gamma=words.get("gamma")), rel=2e-3)
+        assert measured == pytest.approx(
+            linear_rate(kind, curvature, gamma=parameters.get("gamma")), rel=2e-3
+        )
 
 
-def test_no_rate_without_gamma():
+def test_a_rate_needs_a_known_kind_and_its_gamma():
     with pytest.raises(ValueError, match="needs gamma="):
         linear_rate("product", 1.0)
     with pytest.raises(ValueError, match="kind must be one of"):
@@ -222,7 +226,7 @@ def test_no_rate_without_gamma():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0, 40.0])
-def test_with_beta_the_flow_ends_at_the_minimiser_of_f_plus_beta_m(alpha):
+def test_with_beta_the_flow_converges_to_the_minimizer_of_f_plus_beta_m(alpha):
     """App. B.1."""
     beta = 0.15
 
@@ -232,14 +236,14 @@ def test_with_beta_the_flow_ends_at_the_minimiser_of_f_plus_beta_m(alpha):
     def slope(theta):
         return gradient(theta) + beta * theta / inverse_metric(theta, "ham", alpha=alpha)
 
-    best = minimize(objective, OPTIMUM, jac=slope, method="BFGS", options={"gtol": 1e-10}).x
+    minimizer = minimize(objective, OPTIMUM, jac=slope, method="BFGS", options={"gtol": 1e-10}).x
     end = riemannian_flow(gradient, START, np.array([0, 400.0]), "ham", alpha=alpha, beta=beta)[-1]
-    np.testing.assert_allclose(end, best, atol=1e-6)
+    np.testing.assert_allclose(end, minimizer, atol=1e-6)
     assert np.abs(end - OPTIMUM).max() > 1e-3
 
 
-def test_m_times_w_with_decay_ends_at_the_lasso():
-    """App. B.1 and spred: gamma_t tends to 0, M to L1; decay 2 beta of the factors is an L1 penalty."""
+def test_m_times_w_with_decay_converges_to_the_lasso():
+    """App. B.1 and spred: gamma_t -> 0 and M -> L1; decay 2 beta of the factors is an L1 penalty."""
     beta = 0.1
     m0, w0 = factors(START, 1.0)
     end = product_flow(gradient, m0, w0, np.array([0, 300.0]), beta=beta)[-1]
@@ -254,7 +258,7 @@ def test_m_times_w_with_decay_ends_at_the_lasso():
 
 
 @given(alpha=st.floats(0, 100), beta=st.floats(0, 1))
-def test_flow_of_beta_leaves_hams_metric_alone(alpha, beta):
-    """Remark 4.8: with no gradient HAM's weights decay by exp(-beta t), the product's gamma with them."""
-    still = riemannian_flow(np.zeros_like, START, np.array([0, 1.0]), "ham", alpha=alpha, beta=beta)[-1]
-    np.testing.assert_allclose(still, START * np.exp(-beta), atol=1e-8)
+def test_decay_does_not_change_hams_metric(alpha, beta):
+    """Remark 4.8: without a gradient, HAM's weights decay by exp(-beta t); the product's gamma decays too."""
+    decayed = riemannian_flow(np.zeros_like, START, np.array([0, 1.0]), "ham", alpha=alpha, beta=beta)[-1]
+    np.testing.assert_allclose(decayed, START * np.exp(-beta), atol=1e-8)

@@ -13,7 +13,9 @@ print(*[name for name in ("scipy", "matplotlib", "ham.theory") if name in sys.mo
 """
 
 
-def test_ham_alone_loads_no_theory_and_scipy_waits_until_it_is_used():
+def test_importing_ham_loads_no_theory_and_importing_theory_loads_no_scipy():
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=root, timeout=120)
-    assert done.stdout.split("\n") == ["", "ham.theory", ""], done.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=root, timeout=120
+    )
+    assert result.stdout.split("\n") == ["", "ham.theory", ""], result.stderr

@@ -51,7 +51,7 @@ def test_inverse_metrics_by_hand():
     assert inverse_metric(np.array([3.0, 0.0]), "product", gamma=4.0).tolist() == [5, 4]
 
 
-def test_torch_in_torch_out_and_numbers_become_numpy():
+def test_torch_tensors_give_torch_tensors_and_numbers_give_numpy():
     for shape in [(), (0,), (3,), (2, 3, 4)]:
         theta = torch.zeros(shape, dtype=torch.float32)
         for out in (inverse_metric(theta, "ham", alpha=2.0), inverse_metric(theta, "product", gamma=1.0)):
@@ -68,32 +68,32 @@ def test_torch_in_torch_out_and_numbers_become_numpy():
     ("kind", "words"),
     [("ham", "needs alpha="), ("product", "needs gamma="), ("flat", "kind must be one of gd")],
 )
-def test_what_is_missing_is_named(kind, words):
+def test_a_missing_strength_is_named(kind, words):
     for function in (inverse_metric, on_manifold_regularizer):
         with pytest.raises(ValueError, match=words):
             function(np.ones(2), kind)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_bregman_and_regularizer_agree_with_many_digits(alpha):
+def test_bregman_and_regularizer_agree_with_high_precision(alpha):
     for theta in [-4.0, -0.7, 0.0, 1e-9, 1e-4, 0.049, 0.051, 0.3, 2.0]:
         for theta0 in (0.0, -0.5, 1e-5):
-            want = exact_bregman(theta, alpha, theta0)
-            scale = abs(exact_bregman(theta, alpha)) + abs(want)
+            expected = exact_bregman(theta, alpha, theta0)
+            scale = abs(exact_bregman(theta, alpha)) + abs(expected)
             assert bregman(np.array([theta]), alpha, theta0) == pytest.approx(
-                want, rel=1e-13, abs=1e-13 * scale
+                expected, rel=1e-13, abs=1e-13 * scale
             )
-        want = exact_regularizer(theta, alpha)
-        got = on_manifold_regularizer(np.array([theta]), "ham", alpha=alpha)
-        assert got == pytest.approx(want, rel=2e-14, abs=0)
+        expected = exact_regularizer(theta, alpha)
+        actual = on_manifold_regularizer(np.array([theta]), "ham", alpha=alpha)
+        assert actual == pytest.approx(expected, rel=2e-14, abs=0)
 
 
 @given(theta=weights, theta0=weights, alpha=alphas)
-def test_bregman_agrees_with_many_digits_everywhere(theta, theta0, alpha):
-    want = exact_bregman(theta, alpha, theta0)
-    scale = abs(exact_bregman(theta, alpha)) + abs(want)
+def test_bregman_agrees_with_high_precision_everywhere(theta, theta0, alpha):
+    expected = exact_bregman(theta, alpha, theta0)
+    scale = abs(exact_bregman(theta, alpha)) + abs(expected)
     assert bregman(np.array([theta]), alpha, np.array([theta0])) == pytest.approx(
-        want, rel=1e-12, abs=1e-13 * scale
+        expected, rel=1e-12, abs=1e-13 * scale
     )
 
 
@@ -110,22 +110,22 @@ def test_gradient_and_hessian_of_bregman_are_its_derivatives(alpha):
 
 
 @given(theta0=weights, alpha=alphas)
-def test_gradient_vanishes_at_the_initialisation_which_minimises(theta0, alpha):
+def test_gradient_is_zero_at_the_initialization_which_is_the_minimum(theta0, alpha):
     assert bregman_gradient(np.array([theta0]), alpha, np.array([theta0])) == 0
-    least = bregman(np.array([theta0]), alpha, theta0)
+    minimum = bregman(np.array([theta0]), alpha, theta0)
     around = theta0 + np.array([[-0.2], [-1e-3], [1e-3], [0.2]])
-    assert (bregman(around, alpha, theta0) >= least - 1e-13 * (1 + abs(least))).all()
+    assert (bregman(around, alpha, theta0) >= minimum - 1e-13 * (1 + abs(minimum))).all()
 
 
 @given(theta=weights, theta0=weights, alpha=st.one_of(st.floats(1e-9, 1e4), st.floats(-0.2, -1e-9)))
 def test_inverse_mirror_map_inverts_the_gradient(theta, theta0, alpha):
     dual = bregman_gradient(np.array([theta]), alpha, theta0)
-    back = inverse_mirror_map(dual, alpha, theta0)
-    np.testing.assert_allclose(back, theta, rtol=1e-10, atol=1e-12 * (1 + abs(theta0)))
+    inverse = inverse_mirror_map(dual, alpha, theta0)
+    np.testing.assert_allclose(inverse, theta, rtol=1e-10, atol=1e-12 * (1 + abs(theta0)))
 
 
 @pytest.mark.parametrize("theta", [2.0, -2.0, 5.0, np.array([0.1, 2.5])])
-def test_negative_alpha_names_where_the_metric_ends(theta):
+def test_negative_alpha_names_the_domain_of_the_metric(theta):
     for call in (
         lambda: bregman(theta, -0.5),
         lambda: bregman(0.1, -0.5, theta),
@@ -136,13 +136,13 @@ def test_negative_alpha_names_where_the_metric_ends(theta):
         with pytest.raises(ValueError, match=r"alpha = -0.5 needs \|theta\| < 2"):
             call()
     assert np.isfinite(bregman(1.999, -0.5))
-    assert inverse_metric(np.array([4.0]), "ham", alpha=-0.5) == -1  # Table 2 as it stands
+    assert inverse_metric(np.array([4.0]), "ham", alpha=-0.5) == -1  # Table 2's formula
     assert np.all(np.abs(inverse_mirror_map(np.array([-1e3, 50.0]), -0.5)) <= 2)
 
 
 @pytest.mark.parametrize("theta", [-1.3, -0.2, 0.4, 2.0])
 def test_regularizers_are_the_integral_of_metric_times_weight(theta):
-    """Definition B.7 by quadrature; the product's holds up to its constant, gamma."""
+    """Definition B.7 by quadrature; for the product up to its constant, gamma."""
     for kind, words in [
         ("gd", {}),
         ("ham", {"alpha": 5.0}),
@@ -156,7 +156,7 @@ def test_regularizers_are_the_integral_of_metric_times_weight(theta):
 
 
 def test_bregman_tends_to_half_the_squared_norm_for_small_alpha():
-    """Theorem 4.6, first limit: h_1 = 2, not the 1 of its proof; the error is alpha sum |theta|^3 / 6."""
+    """Theorem 4.6, first limit: h_1 = 2, its proof has 1; the error is alpha sum |theta|^3 / 6."""
     theta = np.array([0.3, -1.2, 2.0, 0.0])
     square, cube = np.sum(theta**2), np.sum(np.abs(theta) ** 3)
     for alpha in (1e-2, 1e-4, 1e-6):
@@ -170,8 +170,8 @@ def test_bregman_tends_to_the_l1_norm_like_one_over_log_alpha():
     """Theorem 4.6, second limit: ln(alpha) (alpha R / ln(alpha) - |t|_1) tends to sum |t| (ln |t| - 1)."""
     theta = np.array([0.3, -1.2, 2.0, 0.0])
     norm = np.abs(theta).sum()
-    seen = np.abs(theta[:3])
-    limit = np.sum(seen * (np.log(seen) - 1))
+    nonzero = np.abs(theta[:3])
+    limit = np.sum(nonzero * (np.log(nonzero) - 1))
     for alpha in (1e4, 1e8, 1e16, 1e64):
         error = alpha / np.log(alpha) * bregman(theta, alpha) - norm
         assert error * np.log(alpha) == pytest.approx(limit, abs=20 * np.log(alpha) / alpha + 1e-12)
@@ -182,7 +182,7 @@ def test_bregman_tends_to_the_l1_norm_like_one_over_log_alpha():
 
 
 @given(m=weights, w=weights)
-def test_metric_of_the_factors_has_four_theta_squared(m, w):
+def test_metric_of_the_factors_contains_four_theta_squared(m, w):
     """m^2 + w^2 = sqrt(4 theta^2 + (m^2 - w^2)^2), twice Table 2's with gamma = (m^2 - w^2) / 2."""
     rate, theta = factor_inverse_metric(np.array([m]), np.array([w])), np.array([m * w])
     np.testing.assert_allclose(rate, np.hypot(2 * theta, m * m - w * w), rtol=1e-12, atol=1e-300)
@@ -191,17 +191,17 @@ def test_metric_of_the_factors_has_four_theta_squared(m, w):
 
 
 def test_gamma_of_the_introduction_eq_2_and_app_f_are_three_quantities():
-    """With m = 2, w = 1: (m^2 - w^2)^2 = 9; 4 u^2 v^2 = 9 too, and it is gamma^2, of the factors' rate 5."""
+    """With m = 2, w = 1: (m^2 - w^2)^2 = 4 u^2 v^2 = 9 is gamma^2, and the factors' rate is 5."""
     m, w = 2.0, 1.0
     u, v = (m + w) / np.sqrt(2), (m - w) / np.sqrt(2)
     introduction, eq2, app_f = (m**2 - w**2) ** 2, 4 * u**2 * v**2, m**2 - w**2
     assert introduction == pytest.approx(eq2)
-    assert app_f == pytest.approx(np.sqrt(eq2))  # so Eq. 2's exp(-4 beta t) belongs to the root alone
+    assert app_f == pytest.approx(np.sqrt(eq2))  # so Eq. 2's exp(-4 beta t) belongs to the root only
     rate = factor_inverse_metric(m, w)
     assert rate == pytest.approx(np.hypot(2 * m * w, app_f))
     for gamma in (introduction, eq2, app_f):
         assert rate != pytest.approx(np.hypot(m * w, gamma))
-    assert u**2 - v**2 == pytest.approx(2 * m * w)  # where the paper asks for theta
+    assert u**2 - v**2 == pytest.approx(2 * m * w)  # the paper requires theta
 
 
 @pytest.mark.parametrize("theta", [-3.0, -0.2, 0.05, 1.0])

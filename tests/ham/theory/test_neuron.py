@@ -42,18 +42,18 @@ def test_gd_learns_one_of_four_cases():
 
 @pytest.mark.parametrize("size", [0.1, 0.5, 1.5])
 @pytest.mark.parametrize("strengths", [(4.0, 1.0), (1.0, 0.5)])
-def test_ham_with_more_alpha_outside_learns_two_of_four_cases(size, strengths):
-    """Theorem E.2, whatever the size of the balanced start."""
+def test_ham_with_larger_outer_alpha_learns_two_of_four_cases(size, strengths):
+    """Theorem E.2, for any size of the balanced start."""
     assert learned_cases(NEURON, "ham", strengths, size=size) == cases((1, 1), (-1, 1))
 
 
 @pytest.mark.parametrize("strengths", [(2.0, 2.0), (1.0, 4.0)])
-def test_ham_without_more_alpha_outside_learns_what_gd_learns(strengths):
-    """The condition alpha_1 > alpha_2 is needed."""
+def test_ham_without_larger_outer_alpha_learns_the_case_of_gd(strengths):
+    """The condition alpha_1 > alpha_2 is necessary."""
     assert learned_cases(NEURON, "ham", strengths) == cases((1, 1))
 
 
-def test_product_with_more_gamma_outside_learns_two_of_four_cases():
+def test_product_with_larger_outer_gamma_learns_two_of_four_cases():
     """Gadhikar et al. (2025), Figure 4."""
     assert learned_cases(NEURON, "product", (1.0, 0.25)) == cases((1, 1), (-1, 1))
 
@@ -82,16 +82,16 @@ def test_flow_conserves_the_balance(start, strengths):
         np.testing.assert_allclose(values, (path[:, 0] ** 2 - path[:, 1] ** 2) / 2, atol=1e-12)
 
 
-@given(size=st.floats(1e-3, 1e3), low=st.floats(0, 50), more=st.floats(0.01, 50))
-def test_balanced_start_with_more_alpha_outside_has_a_negative_balance(size, low, more):
-    """Hence a = 0 is reached with w > 0: Theorem E.2 without its saddle."""
-    assert balance(-size, size, (low + more, low)) < 0
+@given(size=st.floats(1e-3, 1e3), low=st.floats(0, 50), excess=st.floats(0.01, 50))
+def test_balanced_start_with_larger_outer_alpha_has_a_negative_balance(size, low, excess):
+    """Hence the flow reaches a = 0 with w > 0: Theorem E.2 without its saddle."""
+    assert balance(-size, size, (low + excess, low)) < 0
     assert balance(-size, size, (low, low)) == 0
 
 
 @pytest.mark.parametrize("size", [0.2, 0.5, 1.5])
 def test_learning_region_is_a_above_minus_w(size):
-    """Theorem E.2's proof: from -a = w > 0 the flow enters a > -w, w > 0 and stays; never the printed set."""
+    """Theorem E.2's proof: from -a = w > 0 the flow enters a > -w, w > 0 and never the printed set."""
     slope_a, slope_w = NEURON.gradient(-size, size)
     assert slope_a < 0  # the paper says > 0
     assert slope_a == pytest.approx(-slope_w)
@@ -100,19 +100,19 @@ def test_learning_region_is_a_above_minus_w(size):
     path = neuron_flow(NEURON, -size, size, TIMES, "ham", (4.0, 1.0))
     assert in_learning_region(path[1:, 0], path[1:, 1]).all()
     assert not (path[1:, 0] < -path[1:, 1]).any()
-    assert in_learning_region(size, size)  # which the proof counts in, and which the printed set leaves out
+    assert in_learning_region(size, size)  # included in the proof, excluded in the printed set
     assert not size < -size
 
 
 @given(w=st.lists(st.floats(-3, 3), min_size=1, max_size=6), alpha=st.floats(0, 1e4))
-def test_outer_sides_of_eq_13_hold(w, alpha):
+def test_the_outer_side_of_eq_13_is_the_largest(w, alpha):
     outer, middle, inner = multidimensional_gap(np.array(w), alpha)
     assert outer >= inner - 1e-9 * outer
     assert outer >= middle - 1e-9 * outer
 
 
-def test_middle_of_eq_13_fails_for_small_alpha():
-    """It lies above the inner side only where alpha |w|_1 >= sqrt(n)."""
+def test_the_middle_of_eq_13_fails_for_small_alpha():
+    """It is above the inner side only if alpha |w|_1 >= sqrt(n)."""
     w = np.full(16, 0.25)  # |w|_1 = 4 = sqrt(n)
     for alpha, holds in [(0.0, False), (0.9, False), (1.1, True), (100.0, True)]:
         _, middle, inner = multidimensional_gap(w, alpha)

@@ -1,4 +1,4 @@
-"""Theorem 4.5 and App. G.1: where HAM ends, against convex solvers; the distances of Figures 6 to 8."""
+"""Theorem 4.5 and App. G.1: the limit of HAM, against convex solvers; the distances of Figures 6 to 8."""
 
 from functools import cache
 
@@ -38,40 +38,40 @@ def test_data_are_drawn_as_stated():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("theta0", [0.0, 0.2])
-def test_implicit_solution_minimises_bregman_over_the_solutions(alpha, theta0):
-    """A convex solver on the null space of Z, which knows nothing of the dual."""
+def test_implicit_solution_minimizes_bregman_over_the_solutions(alpha, theta0):
+    """Against a convex solver on the null space of Z, which does not use the dual."""
     start = np.full(12, theta0)
     solution = implicit_solution(SMALL.design, SMALL.target, alpha, start)
     np.testing.assert_allclose(SMALL.design @ solution, SMALL.target, atol=1e-10)
     null = np.linalg.svd(SMALL.design)[2][5:].T
     particular = np.linalg.pinv(SMALL.design) @ SMALL.target
     scale = max(alpha, 1.0)
-    best = minimize(
+    free = minimize(
         lambda free: scale * bregman(particular + null @ free, alpha, start),
         np.zeros(7),
         jac=lambda free: scale * null.T @ bregman_gradient(particular + null @ free, alpha, start),
         method="BFGS",
         options={"gtol": 1e-11, "maxiter": 5000},
     ).x
-    np.testing.assert_allclose(solution, particular + null @ best, atol=1e-6)
+    np.testing.assert_allclose(solution, particular + null @ free, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 3.0, 100.0])
-def test_flow_ends_at_the_implicit_solution(alpha):
-    """Theorem 4.5, from zero and from elsewhere."""
+def test_flow_converges_to_the_implicit_solution(alpha):
+    """Theorem 4.5, from zero and from another start."""
     for start in (np.zeros(12), np.linspace(-0.2, 0.3, 12)):
         times = np.array([0, 150.0])
-        want = implicit_solution(SMALL.design, SMALL.target, alpha, start)
+        expected = implicit_solution(SMALL.design, SMALL.target, alpha, start)
         np.testing.assert_allclose(
-            riemannian_flow(SMALL.gradient, start, times, "ham", alpha=alpha)[-1], want, atol=1e-6
+            riemannian_flow(SMALL.gradient, start, times, "ham", alpha=alpha)[-1], expected, atol=1e-6
         )
         np.testing.assert_allclose(
-            mirror_flow(SMALL.gradient, start, times, alpha=alpha)[-1], want, atol=1e-6
+            mirror_flow(SMALL.gradient, start, times, alpha=alpha)[-1], expected, atol=1e-6
         )
 
 
-def test_without_alpha_the_solution_is_least_squares_and_with_much_it_tends_to_basis_pursuit():
-    """Theorems 4.5 and 4.6: distance to the L1 solution falls with alpha."""
+def test_the_solution_is_least_squares_for_alpha_0_and_tends_to_basis_pursuit_for_large_alpha():
+    """Theorems 4.5 and 4.6: the distance to the L1 solution decreases with alpha."""
     np.testing.assert_allclose(
         implicit_solution(SMALL.design, SMALL.target, 0.0),
         np.linalg.pinv(SMALL.design) @ SMALL.target,
@@ -89,13 +89,13 @@ def test_without_alpha_the_solution_is_least_squares_and_with_much_it_tends_to_b
     assert gaps[5] < 1e-8
 
 
-def test_no_solution_is_said():
+def test_problems_without_a_solution_are_refused():
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         implicit_solution(SMALL.design, SMALL.target, -1.0)
-    twice = np.vstack([SMALL.design[:1], SMALL.design[:1]])
+    dependent = np.vstack([SMALL.design[:1], SMALL.design[:1]])
     with pytest.raises(ValueError, match="full row rank"):
-        implicit_solution(twice, np.array([1.0, 2.0]), 1.0)
-    with pytest.raises(RuntimeError, match="take less alpha"):
+        implicit_solution(dependent, np.array([1.0, 2.0]), 1.0)
+    with pytest.raises(RuntimeError, match="use a smaller alpha"):
         implicit_solution(SPARSE.design, SPARSE.target, 1e64)
 
 
@@ -109,7 +109,7 @@ def test_no_solution_is_said():
     ],
 )
 def test_distances_of_the_first_seed(method, alpha, lr, steps, distance):
-    """Figures 6 and 8: HAM comes nearer than GD, nearer still with more alpha."""
+    """Figures 6 and 8: HAM ends closer to the truth than GD, and closer with larger alpha."""
     path = distances(method, alpha, lr, steps)
     assert path.shape == recorded_steps(steps).shape
     assert path[0] == pytest.approx(np.sqrt(5))
@@ -122,23 +122,23 @@ def test_corrected_sign_is_slightly_better():
 
 
 def test_hyperbolic_step_alone_fails_from_the_wrong_sign():
-    """Figure 7, and from zero it does not move at all; HAM from the same start gets there."""
+    """Figure 7; from zero it does not move at all. HAM converges from the same start."""
     assert distances("hyperbolic")[-1] > 5
-    still = distances("hyperbolic", steps=100, theta0=0.0)
-    assert (still == still[0]).all()
+    from_zero = distances("hyperbolic", steps=100, theta0=0.0)
+    assert (from_zero == from_zero[0]).all()
     assert distances("ham", theta0=-1e-4)[-1] < 0.65
 
 
 @pytest.mark.parametrize(("alpha", "lr", "steps"), [(1000.0, 1e-4, 200_000), (1e4, 1e-5, 400_000)])
 def test_discrete_training_ends_near_the_implicit_solution(alpha, lr, steps):
-    """Theorem 4.5 holds for the flow; steps of alpha lr = 0.1 end 2e-4 from its distance."""
+    """Theorem 4.5 holds for the flow; steps with alpha lr = 0.1 differ from its distance by 2e-4."""
     problem = regression()
-    want = np.linalg.norm(implicit_solution(problem.design, problem.target, alpha) - problem.truth)
-    assert distances("ham", alpha, lr, steps)[-1] == pytest.approx(want, abs=5e-4)
+    expected = np.linalg.norm(implicit_solution(problem.design, problem.target, alpha) - problem.truth)
+    assert distances("ham", alpha, lr, steps)[-1] == pytest.approx(expected, abs=5e-4)
 
 
-def test_product_started_small_is_sparser():
-    """Woodworth et al. (2020): small m^2 - w^2 ends near the L1 solution."""
+def test_product_with_small_scaling_is_sparser():
+    """Woodworth et al. (2020): with small m^2 - w^2 the solution is close to the L1 solution."""
     small, large = (
         simulate_linear_regression("product", alpha=None, lr=2e-3, steps=15_000, scaling=scaling)[-1]
         for scaling in (1e-3, 1.0)
@@ -146,17 +146,17 @@ def test_product_started_small_is_sparser():
     assert small < 0.5 < 1.5 < large
 
 
-def test_settings_and_seeds_at_once_are_the_runs_one_by_one():
+def test_batched_settings_and_problems_equal_single_runs():
     record = [0, 1, 10, 300]
     problems = [regression(dim=12, samples=5, seed=seed) for seed in (0, 1)]
     for method in ("gd", "ham", "ham_signed", "hyperbolic", "product"):
-        both = simulate(
+        batched = simulate(
             method, problems, alphas=[10.0, 50.0], lrs=[1e-2, 2e-3], starts=[-1e-3, 0.01], record=record
         )
-        assert both.shape == (4, 2, 2)
+        assert batched.shape == (4, 2, 2)
         for seed in (0, 1):
-            for place, (alpha, lr, theta0) in enumerate([(10.0, 1e-2, -1e-3), (50.0, 2e-3, 0.01)]):
-                one = simulate_linear_regression(
+            for setting, (alpha, lr, theta0) in enumerate([(10.0, 1e-2, -1e-3), (50.0, 2e-3, 0.01)]):
+                single = simulate_linear_regression(
                     method,
                     alpha=alpha,
                     lr=lr,
@@ -167,31 +167,31 @@ def test_settings_and_seeds_at_once_are_the_runs_one_by_one():
                     theta0=theta0,
                     record=record,
                 )
-                np.testing.assert_allclose(both[:, seed, place], one, rtol=1e-10)
+                np.testing.assert_allclose(batched[:, seed, setting], single, rtol=1e-10)
 
 
-def test_gd_in_simulation_is_its_closed_form():
+def test_simulated_gd_equals_its_closed_form():
     values, vectors = np.linalg.eigh(2 / 5 * SMALL.design.T @ SMALL.design)
     shrunk = vectors * (1 - 1e-2 * values) ** 500 @ vectors.T @ -SMALL.truth
-    got = simulate("gd", [SMALL], alphas=[None], lrs=[1e-2], starts=[0.0], record=[500])
-    assert got[0, 0, 0] == pytest.approx(np.linalg.norm(shrunk), rel=1e-10)
+    distance = simulate("gd", [SMALL], alphas=[None], lrs=[1e-2], starts=[0.0], record=[500])
+    assert distance[0, 0, 0] == pytest.approx(np.linalg.norm(shrunk), rel=1e-10)
 
 
-def test_ending_early_changes_nothing():
-    words = dict(alpha=100.0, lr=1e-3, steps=30_000, dim=12, samples=5)
-    early, full = (simulate_linear_regression("ham", tolerance=t, **words) for t in (1e-13, 0.0))
+def test_the_tolerance_does_not_change_the_result():
+    settings = dict(alpha=100.0, lr=1e-3, steps=30_000, dim=12, samples=5)
+    early, full = (simulate_linear_regression("ham", tolerance=t, **settings) for t in (1e-13, 0.0))
     np.testing.assert_allclose(early, full, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("changes", "message"),
     [
         ({"method": "adam"}, "method must be one of gd, ham"),
         ({"alpha": None}, "'ham' needs alpha="),
         ({"steps": 0}, "steps must be at least 1"),
     ],
 )
-def test_wrong_use_names_the_cure(words, message):
-    words = {"method": "ham", "alpha": 10.0, "lr": 1e-3, "steps": 5} | words
+def test_wrong_arguments_are_refused_with_the_cure(changes, message):
+    arguments = {"method": "ham", "alpha": 10.0, "lr": 1e-3, "steps": 5} | changes
     with pytest.raises(ValueError, match=message):
-        simulate_linear_regression(words.pop("method"), **words)
+        simulate_linear_regression(arguments.pop("method"), **arguments)

@@ -1,0 +1,169 @@
+"""Writes ImageNet as FFCV's files and checks them; beton.py reads them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .base import DataError
+from .beton import Beton, import_ffcv
+from .beton_encoder import encode_all
+from .imagenet_source import COUNTS, Source, is_official, open_source
+
+_CHECKED = 16  # images whose pixels are compared
+
+
+@dataclass(frozen=True)
+class Format:
+    """How images are stored; the defaults are those of the paper's code base (write_imagenet.sh 500 0.50 90).
+
+    Args:
+        max_resolution: pixels of the longer side, at most.
+        jpeg_share: fraction of images stored as JPEG; the others are raw pixels.
+        quality: of the JPEGs, 1 to 100.
+    """
+
+    max_resolution: int = 500
+    jpeg_share: float = 0.5
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        """Raise DataError if a value is out of range."""
+        if self.max_resolution < 1 or not 0 <= self.jpeg_share <= 1 or not 1 <= self.quality <= 100:
+            raise DataError(
+                f"{self} is out of range: use a resolution of at least 1, a share in [0, 1] and a quality "
+                "in [1, 100]"
+            )
+
+    def file_name(self, split: str) -> str:
+        """The name that ffcv-imagenet gives the file."""
+        return f"{split}_{self.max_resolution}_{self.jpeg_share:.2f}_{self.quality}.beton"
+
+    def fields(self) -> dict[str, Any]:
+        """FFCV's fields of an image and its label."""
+        fields = import_ffcv().fields
+        image = fields.RGBImageField(
+            write_mode="proportion",
+            max_resolution=self.max_resolution,
+            compress_probability=self.jpeg_share,
+            jpeg_quality=self.quality,
+        )
+        return {"image": image, "label": fields.IntField()}
+
+
+def write_split(
+    source: Path,
+    to: Path,
+    split: str,
+    image_format: Format,
+    workers: int,
+    expect: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write the file of a split, or check the existing one; returns a line that describes it.
+
+    Args:
+        source: folder with the split's tree or ILSVRC2012's archives.
+        to: folder of the file; created if missing.
+        split: "train" or "val".
+        image_format: how images are stored.
+        workers: number of processes.
+        expect: "imagenet" rejects other numbers of images and classes, "any" does not; None is "imagenet"
+            for the official archives.
+        overwrite: replace an existing file.
+
+    Raises:
+        DataError: the source is damaged, or the existing file does not match it.
+        OSError: the file cannot be written.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    is_imagenet = is_official(source, split) if expect is None else expect == "imagenet"
+    images = open_source(source, split)
+    if is_imagenet:
+        _expect_imagenet(images, split)
+    path = to / image_format.file_name(split)
+    contents = f"{len(images)} images of {len(images.classes)} classes"
+    if path.exists() and not overwrite:
+        check(path, images, image_format)
+        return f"{path}: kept, {contents}"
+    write(path, images, image_format, max(1, workers))
+    return f"{path}: {contents}, {path.stat().st_size / 1e9:.2f} GB"
+
+
+def _expect_imagenet(source: Source, split: str) -> None:
+    actual, expected = (len(source), len(source.classes)), (COUNTS[split], 1000)
+    if actual != expected:
+        raise DataError(
+            f"{split}: {actual[0]} images of {actual[1]} classes, ImageNet has {expected[0]} of "
+            f"{expected[1]}: download it again, or give --expect any"
+        )
+
+
+def write(path: Path, source: Source, image_format: Format, workers: int) -> None:
+    """Write a file under a temporary name, check it, and rename it.
+
+    Raises:
+        DataError: an image of the source is damaged, or another process is writing the same file.
+        OSError: the disk is full or cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.partial")  # its fixed name reuses what a killed run left
+    with open(partial, "ab") as lock:  # append: another process may be writing it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process is writing {path}: wait for it") from None
+        try:
+            encode_all(
+                partial, source, image_format.fields(), image_format.max_resolution, min(workers, len(source))
+            )
+            os.fsync(lock.fileno())
+            check(partial, source, image_format)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def check(path: Path, source: Source, image_format: Format) -> None:
+    """Compare a file with its source: all labels, and size and pixels of some images.
+
+    Raises:
+        DataError: it is not what `source` and `image_format` give.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)  # a later fork must not inherit OpenCV's threads
+    beton = Beton(path)
+    if beton.labels.tolist() != source.labels:
+        raise DataError(f"{path} has other images or labels than the source: write it again with --overwrite")
+    for number in np.linspace(0, len(source) - 1, min(len(source), _CHECKED), dtype=int).tolist():
+        is_jpeg = bool(beton.compressed[number])
+        expected = _stored_pixels(source.image(number), image_format, is_jpeg)
+        height, width = beton.sizes[number].tolist()
+        actual = torch.empty(1, height, width, 3, dtype=torch.uint8)
+        beton.decode(torch.tensor([number]), torch.tensor([[0, 0, height, width]]), actual)
+        difference = np.inf
+        if expected.shape == (height, width, 3):
+            difference = np.abs(actual[0].numpy().astype(int) - expected).mean()
+        if difference > (2 if is_jpeg else 0):  # JPEG decoders differ in rounding
+            raise DataError(
+                f"{path}: {source.names[number]} is stored wrongly: write it again with --overwrite"
+            )
+
+
+def _stored_pixels(image: np.ndarray, image_format: Format, is_jpeg: bool) -> np.ndarray:
+    """The image [H, W, 3] as it is read back: resized and, if so stored, encoded as JPEG."""
+    import cv2
+
+    resized = import_ffcv().fields.rgb_image.resizer(image, image_format.max_resolution)
+    if not is_jpeg:
+        return resized
+    quality = [cv2.IMWRITE_JPEG_QUALITY, image_format.quality]
+    packed = cv2.imencode(".jpg", cv2.cvtColor(resized, cv2.COLOR_RGB2BGR), quality)[1]
+    return cv2.cvtColor(cv2.imdecode(packed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -1,0 +1,146 @@
+"""Prepares the folder of a data set: copies, unpacks or downloads its files and checks them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from . import cifar_files
+from .base import DataError
+from .checksums import SUMS, write_sums
+
+_LARGEST = 2**30  # bytes of a file in an archive; CIFAR-100's largest has 155 MB
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to prepare one data set.
+
+    Args:
+        about: a short description.
+        folder: name of its folder.
+        files: the files in the folder, which SHA256SUMS lists.
+        fill: puts the files into an empty folder, from the given source or, without one, by a download; may
+            leave other files beside that folder. Raises DataError.
+        check: describes the files in a folder. Raises ValueError if they are wrong.
+    """
+
+    about: str
+    folder: str
+    files: tuple[str, ...]
+    fill: Callable[[Path | None, Path], None]
+    check: Callable[[Path], str]
+
+
+def prepare(recipe: Recipe, source: Path | None, to: Path) -> str:
+    """Create `to`/<the recipe's folder> at once, or check the existing one; returns a line that describes it.
+
+    Raises:
+        DataError: the data cannot be obtained or are wrong.
+        OSError: the folder cannot be written.
+    """
+    target = to / recipe.folder
+    if target.exists():
+        try:
+            verdict = recipe.check(target)
+        except ValueError as error:
+            raise DataError(f"{error}: move {target} away, then run this again") from None
+        if not (target / SUMS).exists():
+            write_sums(target, recipe.files)
+        return f"{target}   already there: {verdict}"
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}.", dir=to) as temporary:
+        folder = Path(temporary) / recipe.folder
+        folder.mkdir()
+        recipe.fill(source, folder)
+        try:
+            verdict = recipe.check(folder)
+        except ValueError as error:
+            problem = str(error).replace(f"{folder}{os.sep}", f"{source or 'the download'}: ")
+            raise DataError(f"{problem}; give other files as --from, or leave it out to download") from None
+        write_sums(folder, recipe.files)
+        folder.rename(target)
+    return f"{target}   {verdict}"
+
+
+def fill_cifar100(source: Path | None, folder: Path) -> None:
+    """Copy, unpack or download the official files. Raises DataError."""
+    if source is None:
+        unpack(download(folder.parent), folder)
+    elif source.is_dir():
+        inner = source / cifar_files.FOLDER
+        for name in (*cifar_files.FILES, SUMS):
+            path = (inner if inner.is_dir() else source) / name
+            if path.is_file():
+                shutil.copyfile(path, folder / name)
+    elif source.is_file():
+        unpack(source, folder)
+    else:
+        raise DataError(f"--from {source} does not exist; leave it out to download CIFAR-100")
+
+
+def check_cifar100(folder: Path) -> str:
+    """Check shapes, classes and counts, and whether the files are the official ones. Raises ValueError."""
+    from torchvision.datasets import CIFAR100
+
+    cifar_files.read_official(folder)
+    official = dict(
+        [*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"])]
+    )
+    digests = {
+        name: hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        for name in official
+    }
+    return (
+        "official files" if digests == official else "not the official files byte for byte, contents checked"
+    )
+
+
+def download(folder: Path) -> Path:
+    """Download CIFAR-100's archive by torchvision, which compares its MD5. Raises DataError."""
+    from torchvision.datasets import CIFAR100
+    from torchvision.datasets.utils import download_url
+
+    try:
+        download_url(CIFAR100.url, folder, CIFAR100.filename, CIFAR100.tgz_md5)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DataError(
+            f"cannot download {CIFAR100.url} ({error}): download it on a machine with internet access, then "
+            f"give it as --from {CIFAR100.filename}"
+        ) from None
+    return folder / CIFAR100.filename
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack CIFAR-100's three files, and no other member, of an archive. Raises DataError."""
+    try:
+        with tarfile.open(archive, "r:gz") as members:
+            for member in members:
+                parent, _, name = member.name.removeprefix("./").rpartition("/")
+                if parent != cifar_files.FOLDER or name not in cifar_files.FILES or not member.isfile():
+                    continue
+                if member.size > _LARGEST:
+                    raise DataError(f"{archive} holds a {name} of {member.size:,} bytes: it is not CIFAR-100")
+                with (folder / name).open("wb") as file:
+                    shutil.copyfileobj(members.extractfile(member), file)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive} is not a complete .tar.gz ({error}): download it again") from None
+
+
+RECIPES = {
+    "cifar100": Recipe(
+        about="CIFAR-100, 60,000 images of 32 px in 100 classes",
+        folder=cifar_files.FOLDER,
+        files=cifar_files.FILES,
+        fill=fill_cifar100,
+        check=check_cifar100,
+    ),
+}

@@ -1,0 +1,132 @@
+"""Graph convolutions, and linear layers and dropout for dense or sparse node features."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import additive_scores, attend
+from .receptive import Block
+from .sparse import Csr
+
+_SLOPE = 0.2  # of leaky_relu in attention
+_LEVELS = 1 << 16  # dropout probabilities are rounded to multiples of 1 / 65536
+
+
+class GCNConv(nn.Module):
+    """D^-1/2 (A + I) D^-1/2 x W + b (Kipf & Welling, 2017)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.weight, self.bias = _glorot(width, hidden), nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
+        """[sources, width] -> [targets, hidden]."""
+        if isinstance(x, Csr):
+            return block.operator @ (x @ self.weight) + self.bias
+        return torch.addmm(self.bias, block.gather(x), self.weight)
+
+
+class SAGEConv(nn.Module):
+    """mean over the sources of x W_l + b + x W_r (Hamilton et al., 2017)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.left, self.right = SparseLinear(width, hidden), _uniform(width, hidden)
+
+    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
+        """[sources, width] -> [targets, hidden]."""
+        own = _times(x, self.right, block.num_targets)
+        if isinstance(x, Csr):
+            return block.operator @ (x @ self.left.weight) + self.left.bias + own
+        return self.left(block.gather(x)) + own
+
+
+class GATConv(nn.Module):
+    """Attention a_l . x_j W + a_r . x_i W under leaky_relu (Velickovic et al., 2018); one head, no bias."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = _glorot(width, hidden)
+        self.att_source, self.att_target = _glorot(1, hidden), _glorot(1, hidden)
+
+    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
+        """[sources, width] -> [targets, hidden]."""
+        values, edges = x @ self.weight, block.operator
+        source_scores = (values @ self.att_source.t()).flatten()
+        target_scores = (values[: block.num_targets] @ self.att_target.t()).flatten()
+        scores = source_scores[edges.columns] + target_scores[edges.rows]
+        return attend(values, nn.functional.leaky_relu(scores, _SLOPE), edges)
+
+
+class GATv2Conv(nn.Module):
+    """Attention a . leaky_relu(x_j W_l + x_i W_r) over x_j W_l (Brody et al., 2022); one head, no bias."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.left, self.right = _glorot(width, hidden), _glorot(width, hidden)
+        self.att = _glorot(1, hidden)
+
+    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
+        """[sources, width] -> [targets, hidden]."""
+        left, right = x @ self.left, _times(x, self.right, block.num_targets)
+        return attend(left, additive_scores(left, right, self.att[0], block.operator, _SLOPE), block.operator)
+
+
+class SparseLinear(nn.Module):
+    """x W + b for dense or sparse x, with W [width, hidden] and the initialization of nn.Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight, self.bias = (
+            _uniform(width, hidden),
+            nn.Parameter(torch.empty(hidden).uniform_(-bound, bound)),
+        )
+
+    def forward(self, x: Tensor | Csr, rows: int | None = None) -> Tensor:
+        """[n, width] -> [n, hidden]; with `rows`, of the first rows of x."""
+        if isinstance(x, Csr):
+            return _times(x, self.weight, rows) + self.bias
+        return torch.addmm(self.bias, x if rows is None else x[:rows], self.weight)
+
+
+def _times(x: Tensor | Csr, weight: Tensor, rows: int | None) -> Tensor:
+    if rows is None:
+        return x @ weight
+    return (x.head(rows) if isinstance(x, Csr) else x[:rows]) @ weight
+
+
+def _glorot(width: int, hidden: int) -> nn.Parameter:
+    bound = math.sqrt(6 / (width + hidden))
+    return nn.Parameter(torch.empty(width, hidden).uniform_(-bound, bound))
+
+
+def _uniform(width: int, hidden: int) -> nn.Parameter:
+    bound = 1 / math.sqrt(width)  # kaiming_uniform with a = sqrt(5), as nn.Linear and PyG's SAGEConv
+    return nn.Parameter(torch.empty(width, hidden).uniform_(-bound, bound))
+
+
+def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Inverted dropout with four draws per 64-bit random number; torch's own dropout is slower on a CPU."""
+    return _Dropout.apply(x, probability) if training and probability > 0 else x
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        random_words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        draws = random_words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+        threshold = round(probability * _LEVELS)
+        kept = draws >= threshold - _LEVELS // 2
+        ctx.scale = _LEVELS / (_LEVELS - threshold)
+        ctx.save_for_backward(kept)
+        return (x * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.scale), None

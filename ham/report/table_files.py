@@ -1,0 +1,73 @@
+"""Writes tables as files: those of runs (tables.py) and those of settings (hyperparameters.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ham.files import atomic_write_text
+
+from . import plan, render
+from .hyperparameters import SHEETS
+from .records import RESULTS, Record, read_all, read_runs
+from .spec import PlanError, RunSpec
+from .tables import build_table
+
+FORMATS = ("md", "csv", "tex")
+
+
+@dataclass(frozen=True)
+class RenderedTable:
+    """A table as text in each of `FORMATS`; `name` is its file's without the ending."""
+
+    name: str
+    text: dict[str, str]
+
+
+def full_names(names: Iterable[str] | None) -> list[str]:
+    """Full names of the given tables, of all if None. Raises PlanError."""
+    known = sorted([*plan.tables(), *SHEETS])
+    if names is None:
+        return known
+    full = list(dict.fromkeys(map(plan.table_name, names)))
+    if unknown := [name for name in full if name not in known]:
+        raise PlanError(f"unknown table {unknown[0]!r}: choose one of {', '.join(known)}")
+    return full
+
+
+def read_records(
+    names: Iterable[str] | None, demo: str = "", results: Path = RESULTS
+) -> tuple[dict[RunSpec, Record], list[str]]:
+    """The records of the named tables, of a scale if None, and one line for each file that cannot be used."""
+    if names is None:
+        return read_all(demo, results)
+    tables = [plan.table(name) for name in full_names(names) if name not in SHEETS]
+    return read_runs((run for table in tables for run in table.runs(demo=demo)), results)
+
+
+def render_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") -> RenderedTable | None:
+    """Table `name`; None at a scale at which none of its runs has a record."""
+    if name in SHEETS:
+        sheet = SHEETS[name]()
+        return None if demo else _render(sheet.to_text(), sheet.comma_separated)
+    if not plan.table(name).has_scale(demo):
+        return None
+    table = build_table(name, records, demo)
+    if demo and not any(cell.ours for cell in table.cells):
+        return None
+    return _render(render.to_text(table), lambda: render.comma_separated(table))
+
+
+def _render(text: render.Text, csv: Callable[[], str]) -> RenderedTable:
+    return RenderedTable(text.name, {"md": render.markdown(text), "csv": csv(), "tex": render.latex(text)})
+
+
+def write_table(table: RenderedTable, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write the table into folder/<name>.<format>; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending in formats:
+        paths.append(folder / f"{table.name}.{ending}")
+        atomic_write_text(paths[-1], table.text[ending])
+    return paths

@@ -1,0 +1,88 @@
+"""STR's calibration: complete runs with different threshold decays, until one reaches the target sparsity."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ham import distributed
+from ham.files import atomic_write_json
+from pruning.str import Calibrate, stable_decay
+
+from .build import build_schedule
+from .config import Config, ConfigError
+from .config.optimization import SGDConfig
+from .directory import read_summary
+from .load import load_run
+
+TOLERANCE = 0.004  # of the sparsity
+TRIALS = 6
+_BELOW = 0.95  # of the stability bound
+
+
+def calibrate_str(
+    cfg: Config,
+    folder: Path,
+    config_hash: str,
+    train_or_resume: Callable[[Config, Path, str], dict[str, Any]],
+) -> dict[str, Any]:
+    """Train trials in `folder`/trial<k>; the first within the tolerance, else the closest, becomes the run.
+
+    Each trial is a run of its own that can be stopped and resumed; finished trials are not repeated.
+
+    Returns:
+        The chosen run's summary, with a list "search" of every trial's threshold decay and sparsity.
+
+    Raises:
+        ConfigError: the optimizer is not SGD; the effect of the decay can be predicted for SGD alone.
+    """
+    if not isinstance(cfg.optimizer, SGDConfig):
+        raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
+    if distributed.broadcast_object(cfg.resume and read_summary(folder) is not None):
+        return read_summary(folder)
+    if not cfg.resume:
+        distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+    momentum = cfg.optimizer.momentum
+    lr_sum = _lr_sum(cfg)
+    low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
+    decay = min(cfg.sparsifier.first_decay(lr_sum, momentum), high)
+    trials: list[dict[str, Any]] = []
+    for number in range(TRIALS):
+        trial_folder = folder / f"trial{number}"
+        sparsifier = replace(cfg.sparsifier, calibrate=Calibrate.none, threshold_decay=decay)
+        trial = replace(cfg, sparsifier=sparsifier, resume=True)
+        summary = train_or_resume(trial, trial_folder, config_hash)
+        miss = summary["sparsity"]["overall"] - cfg.sparsifier.sparsity
+        trials.append({"threshold_decay": decay, "sparsity": summary["sparsity"]["overall"], "miss": miss})
+        if abs(miss) <= TOLERANCE:
+            break
+        low, high = (decay, high) if miss < 0 else (low, decay)
+        if high - low < 1e-3 * high:
+            break  # the bracket is too narrow for another trial
+        decay = load_run(trial_folder)[2].next_decay(lr_sum, momentum)
+        if not low < decay < high:
+            decay = (low + high) / 2
+    best = min(range(len(trials)), key=lambda k: abs(trials[k]["miss"]))
+    distributed.on_rank_zero(lambda: _promote_trial(folder, best, trials))
+    return read_summary(folder)
+
+
+def _lr_sum(cfg: Config) -> float:
+    loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=torch.device("cpu"))
+    steps = cfg.epochs * len(loaders.train)
+    factor = build_schedule(cfg, steps)
+    return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
+
+
+def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> None:
+    """Copy the best trial's files to the run; the summary comes last, since it marks the run as finished."""
+    chosen = folder / f"trial{best}"
+    for path in chosen.iterdir():
+        if path.is_file() and path.name not in ("lock", "summary.json"):
+            shutil.copy2(path, folder / path.name)
+    atomic_write_json(folder / "summary.json", read_summary(chosen) | {"search": trials})

@@ -1,0 +1,27 @@
+"""The configuration of a run: schema, composition from configs/ with Hydra, hash, one-line errors."""
+
+from .compose import demo_changes, demo_last, load, register
+from .config_hash import config_hash, flatten, from_yaml, to_plain, to_yaml
+from .errors import ConfigError
+from .paths import CONFIGS, base_of, choices_of, experiments
+from .registry import SCHEMAS
+from .schema import Config
+
+__all__ = [
+    "CONFIGS",
+    "SCHEMAS",
+    "Config",
+    "ConfigError",
+    "base_of",
+    "choices_of",
+    "config_hash",
+    "demo_changes",
+    "demo_last",
+    "experiments",
+    "flatten",
+    "from_yaml",
+    "load",
+    "register",
+    "to_plain",
+    "to_yaml",
+]

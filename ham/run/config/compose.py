@@ -1,0 +1,157 @@
+"""Command line -> composed, checked, typed `Config`. Nothing outside this package knows Hydra."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ham.tasks import task_of
+
+from .config_hash import DEMO_SECTIONS, NOT_HASHED, flatten, is_within
+from .errors import ConfigError
+from .explain import explain
+from .paths import CONFIGS, choices_of
+from .registry import SCHEMAS
+from .schema import Config
+
+_SELECTORS = ("exp", "demo", "seed")
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """The run that a command line such as `["+exp=acdc_ham_s90", "+demo=digits", "seed=1"]` names.
+
+    Raises:
+        ConfigError: anything wrong with it, in one line that names the cure.
+    """
+    overrides = demo_last(overrides)
+    parsed = _parse(overrides)
+    _check_choices(parsed)
+    try:
+        return _typed(_compose(overrides), parsed)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        _check_demo(overrides, parsed)
+        raise ConfigError(explain(error, parsed)) from error
+
+
+def demo_last(overrides: Sequence[str]) -> list[str]:
+    """The demo goes last: of two global groups the later one wins, and explicit values beat both."""
+    return sorted(overrides, key=_is_demo)
+
+
+def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What `+demo=` changes: dotted key -> (without, with)."""
+    plain = [text for text in overrides if not _is_demo(text)]
+    before, after = (
+        dict(flatten(OmegaConf.to_container(_compose(demo_last(texts)), enum_to_str=True)))
+        for texts in (plain, overrides)
+    )
+    # a demo's own name, and what only the full-size data set has, do not change the scale
+    return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k != "demo"}
+
+
+def register() -> None:
+    """Give Hydra the schemas; `load` does it too."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    for group, schemas in SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def _typed(node: DictConfig, parsed: list[Override]) -> Config:
+    with open_dict(node):
+        node.name = _value(parsed, "exp") or "custom"
+        node.overridden = any(_is_override(o.key_or_group) for o in parsed)
+    return OmegaConf.to_object(node)
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        node = compose("train", overrides)
+    _scale(node, _parse(overrides))
+    return node
+
+
+def _scale(node: DictConfig, parsed: list[Override]) -> None:
+    """A demo run takes the `demo` values of its sections; the command line beats them."""
+    if not node.demo:
+        return
+    explicit = {o.key_or_group for o in parsed}
+    for section in DEMO_SECTIONS:
+        for key, value in node[section].demo.items():
+            if f"{section}.{key}" not in explicit:
+                node[section][key] = value
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            raise ConfigError(
+                f"{text!r} is not an override: write key=value, or see python train.py --help"
+            ) from None
+        if override.is_sweep_override():
+            raise ConfigError(f"{text!r} names several runs: start them with python train.py -m")
+        parsed.append(override)
+    return parsed
+
+
+def _check_choices(parsed: list[Override]) -> None:
+    """Reject unknown experiments and group choices, with the nearest names."""
+    if not any(o.key_or_group in ("exp", "model") for o in parsed):
+        raise ConfigError("name an experiment, such as +exp=acdc_ham_s90; python train.py --list shows all")
+    for override in parsed:
+        group = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"~{group} has no effect: choose another {group}, such as {group}=none")
+        if override.is_add() and group not in ("exp", "demo"):
+            raise ConfigError(f"+{group} has no effect: write {group}={override.value()}, without a plus")
+        choices = choices_of(group) if "." not in group else []
+        if choices and override.value() not in choices:
+            nearest = difflib.get_close_matches(str(override.value()), choices, n=3, cutoff=0.0)
+            kind = "experiment" if group == "exp" else group
+            raise ConfigError(f"unknown {kind} {override.value()!r}; nearest: {', '.join(nearest)}")
+        if choices and group in ("exp", "demo") and not override.is_add():
+            raise ConfigError(f"write +{group}={override.value()}, with a plus")
+
+
+def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
+    """Reject `+demo` for an experiment whose task cannot be scaled down."""
+    if not (demo := _value(parsed, "demo")):
+        return
+    plain = [text for text in overrides if not _is_demo(text)]
+    try:
+        task = task_of(_typed(_compose(plain), _parse(plain)).data)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return  # wrong without the demo too
+    if not task.has_demo:
+        raise ConfigError(
+            f"+demo={demo} replaces images, and this experiment trains on {task.name}: leave it out"
+        )
+
+
+def _is_demo(text: str) -> bool:
+    return text.lstrip("+").startswith("demo=")
+
+
+def _value(parsed: list[Override], key: str) -> Any:
+    return next((o.value() for o in parsed if o.key_or_group == key), None)
+
+
+def _is_override(key: str) -> bool:
+    return key not in _SELECTORS and not is_within(key, NOT_HASHED)

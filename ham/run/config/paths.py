@@ -1,0 +1,28 @@
+"""Where the configuration files are, and what they are called."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from ham.files import ROOT
+
+CONFIGS = ROOT / "configs"
+
+
+def choices_of(group: str) -> list[str]:
+    """Names of a group's choices; those in subfolders as folder/name."""
+    folder = CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def base_of(experiment: str) -> str:
+    """The file of configs/base that an experiment is composed over."""
+    leaf = OmegaConf.load(CONFIGS / "exp" / f"{experiment}.yaml")
+    return next(entry["/base"] for entry in leaf.defaults if "/base" in entry)
+
+
+def experiments() -> dict[str, str]:
+    """Name -> cell of the paper, for every experiment in configs/exp."""
+    return {
+        name: OmegaConf.load(CONFIGS / "exp" / f"{name}.yaml").get("cell", "") for name in choices_of("exp")
+    }

@@ -1,0 +1,118 @@
+"""A run in memory: what a training loop needs, and its state for checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ham import distributed
+from ham.data import derived_seed
+from ham.optim import HAM
+from ham.tasks import Task
+from pruning import Sparsifier
+from pruning.stats import SignFlips
+
+from .config import Config
+from .logger import NullLogger, RunLogger
+from .metrics import EpochMetrics
+
+
+@dataclass
+class Run:
+    """One training run. `step` iterations are done, `batch` of them in `epoch`.
+
+    Attributes:
+        cfg: the configuration.
+        config_hash: its hash.
+        device: where it computes.
+        task: data, loss and metrics.
+        model: the bare network.
+        network: the model as it is called: compiled, and averaging gradients over the ranks.
+        sparsifier: attached to the model.
+        optimizer: the base optimizer.
+        ham: HAM on the optimizer; None without it.
+        scheduler: of the learning rate.
+        logger: of this run; a `NullLogger` on ranks other than 0.
+        flips: counts sign flips.
+        metrics: sums over the current epoch.
+        history: one line of metrics per finished epoch, as in metrics.jsonl.
+    """
+
+    cfg: Config
+    config_hash: str
+    device: torch.device
+    task: Task
+    model: nn.Module
+    network: nn.Module
+    sparsifier: Sparsifier
+    optimizer: torch.optim.Optimizer
+    ham: HAM | None
+    scheduler: LambdaLR
+    logger: RunLogger | NullLogger
+    flips: SignFlips
+    metrics: EpochMetrics
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    saved_at: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """All trained parameters."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; a collective."""
+        cuda = self.device.type == "cuda"
+        return {
+            "config_hash": self.config_hash,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "ham": self.ham.state_dict() if self.ham else {},
+            "logger": self.logger.state_dict(),
+            "flips": self.flips.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step")},
+            "history": self.history,
+            "rng": {
+                "cpu": distributed.all_gather(torch.get_rng_state()),
+                "cuda": distributed.all_gather(torch.cuda.get_rng_state()) if cuda else None,
+            },
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = value  # of this device, not of the one the checkpoint was written on
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        if self.ham:
+            self.ham.load_state_dict(state["ham"])
+        self.logger.load_state_dict(state["logger"])
+        self.flips.load_state_dict(state["flips"])
+        self.metrics.load_state_dict(state["metrics"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        self.history = state["history"]
+        self._load_rng(state["rng"])
+
+    def _load_rng(self, streams: dict[str, Tensor | None]) -> None:
+        """Restore this rank's random stream; a rank that the checkpoint does not have gets a new one."""
+        rank = distributed.world().rank
+        if rank >= len(streams["cpu"]):
+            torch.manual_seed(derived_seed(self.cfg.seed, f"training {rank} from {self.step}"))
+            return
+        torch.set_rng_state(streams["cpu"][rank].clone())  # a view has the storage of all ranks
+        if self.device.type == "cuda" and streams["cuda"] is not None:
+            torch.cuda.set_rng_state(streams["cuda"][rank].clone())

@@ -1,0 +1,50 @@
+"""An archive of finished runs that can leave a machine: without bulk, and without paths of the machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+from ham.files import atomic_write, read_json
+from ham.report.records import record, strip_paths
+from ham.report.spec import RunSpec
+
+_PATH = re.compile(r"^(\s*(?:runs_dir|root):).*$", re.MULTILINE)
+
+
+def pack(runs: list[RunSpec], folder: Path, archive: Path) -> None:
+    """Write the finished run directories among `runs` to a .tar.gz that scripts/collect.py reads.
+
+    Args:
+        runs: the runs.
+        folder: where run directories are.
+        archive: the file, replaced in one step.
+    """
+    archive.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(file: io.BufferedIOBase) -> None:
+        with tarfile.open(fileobj=file, mode="w:gz") as content:
+            for run in runs:
+                for name, text in _files(run.folder(folder)).items():
+                    member = tarfile.TarInfo(f"{run.name}/seed{run.seed}/{name}")  # without owner and time
+                    member.size = len(data := text.encode())
+                    content.addfile(member, io.BytesIO(data))
+
+    atomic_write(archive, write)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Name -> content of a run directory's files; none if it is not finished."""
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        return {}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    return {
+        "summary.json": json.dumps(record(summary), indent=1) + "\n",
+        "provenance.json": json.dumps(strip_paths(provenance), indent=1) + "\n",
+        "metrics.jsonl": (folder / "metrics.jsonl").read_text(),
+        "config.yaml": _PATH.sub(r"\1 ''", (folder / "config.yaml").read_text()),
+    }

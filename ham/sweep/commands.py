@@ -1,0 +1,164 @@
+"""The modes of scripts/sweep.py: dry-run, status, submit and local."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ham.files import commit, has_changes, one_line
+from ham.report.records import DEMOS
+from ham.report.spec import RunSpec
+
+from .archive import pack
+from .listing import counted, print_estimate, print_line, print_missing, print_overview, warn
+from .local import LocalSweep
+from .manifests import SweepError
+from .resources import resources
+from .selection import Selection, in_local_order
+from .slurm import read_queue, submit, sweep_lock
+from .status import RunStatus, Status, Sweeps, open_runs
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep works.
+
+    Args:
+        mode: dry-run, status, submit or local.
+        runs: where run directories go.
+        brief: print counts only.
+        allow_dirty: launch code that is not committed, and count its runs as done.
+        again: committed records do not count.
+        jobs: runs side by side, of mode local.
+        seconds: time limit of mode local; None for none.
+        archive: where mode local packs the finished runs; None for nowhere.
+        extra: arguments for sbatch, of mode submit.
+
+    Raises:
+        SweepError: a value is wrong, or belongs to another mode.
+    """
+
+    mode: str
+    runs: Path
+    brief: bool = False
+    allow_dirty: bool = False
+    again: bool = False
+    jobs: int = 1
+    seconds: float | None = None
+    archive: Path | None = None
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise SweepError on a wrong value, and on options of another mode."""
+        if self.jobs < 1:
+            raise SweepError(f"--jobs must be at least 1, got {self.jobs}")
+        if self.seconds is not None and self.seconds <= 0:
+            raise SweepError(f"--seconds must be above 0, got {self.seconds:g}")
+        if self.extra and self.mode != "submit":
+            raise SweepError("arguments after -- are for sbatch: give them with --submit")
+        if self.mode != "local" and (self.archive or self.seconds):
+            raise SweepError("--pack and --seconds are for runs on this machine: give --local")
+
+
+def run_command(selection: Selection, options: Options) -> int:
+    """Execute the command; returns the exit status.
+
+    Raises:
+        PlanError, SweepError: it cannot; one line with the cure.
+    """
+    chosen = selection.runs()
+    sweeps = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
+    runs = list(dict.fromkeys(run for part in chosen.values() for run in part))
+    resources()  # report an error in that file before anything starts
+    if options.mode == "submit":
+        return _submit(runs, sweeps, options)
+    try:
+        read_queue(sweeps)
+    except SweepError as error:
+        if options.mode != "local":
+            print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
+    if options.mode == "local":
+        return _local(runs, sweeps, options)
+    states = sweeps.survey(runs)
+    return (_status if options.mode == "status" else _dry_run)(chosen, states, options)
+
+
+def _submit(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
+    with sweep_lock(sweeps):
+        read_queue(sweeps)
+        states = sweeps.survey(runs)
+        warn(states)
+        todo = open_runs(states)
+        if not todo:
+            print(f"nothing to submit: {counted(states.values())}")
+            return 0
+        require_commit(todo, options.allow_dirty)
+        for line in submit(todo, states, sweeps, list(options.extra)):
+            print_line(line)
+    return 0
+
+
+def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
+    states = sweeps.survey(in_local_order(runs))
+    warn(states)
+    active = {run for run, state in states.items() if state.is_active}
+    todo = [run for run in open_runs(states) if run.depends_on not in active]
+    if todo:
+        require_commit(todo, options.allow_dirty)
+    print_line(counted(states.values()))
+
+    packing = threading.Lock()
+
+    def pack_finished() -> None:
+        """A failure to pack must not end the runs: the next one, or the end of the sweep, packs again."""
+        if options.archive and packing.acquire(blocking=False):
+            try:
+                pack(list(states), sweeps.runs, options.archive)
+            except (OSError, ValueError, KeyError) as error:
+                print(f"sweep.py: cannot pack {options.archive}: {one_line(error)}", file=sys.stderr)
+            finally:
+                packing.release()
+
+    local = LocalSweep(todo, sweeps, jobs=options.jobs, seconds=options.seconds, after_run=pack_finished)
+    status = local.run()
+    pack_finished()
+    after = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
+    print_line(counted(after.survey(runs).values()))
+    if status in (85, 130):
+        print("sweep.py: stopped; start the same command again to resume", file=sys.stderr)
+    return status
+
+
+def _status(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus], options: Options) -> int:
+    print_overview(chosen, states)
+    if not options.brief:
+        print_missing(states)
+    return int(any(state.kind is Status.FAILED for state in states.values()))
+
+
+def _dry_run(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus], options: Options) -> int:
+    print_overview(chosen, states)
+    if not options.brief:
+        print_missing(states, (Status.FAILED, Status.NOT_LAUNCHED))
+    print_estimate(states)
+    warn(states)
+    return 0
+
+
+def require_commit(todo: list[RunSpec], allow_dirty: bool) -> None:
+    """Refuse runs of the paper's scale that cannot become records. Raises SweepError."""
+    demo = todo[0].demo
+    if allow_dirty or demo not in ("", *DEMOS) or not (reason := uncommitted()):
+        return
+    if not demo:
+        raise SweepError(f"{reason}, or give --allow-dirty")
+    print(f"sweep.py: {reason} (--allow-dirty counts them as done)", file=sys.stderr)
+
+
+def uncommitted() -> str:
+    """Why runs of this code cannot become records; "" if they can."""
+    if commit() is None:
+        return "git finds no commit here, and runs without one cannot become records: set HAM_COMMIT to it"
+    return "runs of uncommitted code cannot become records: commit first" if has_changes() else ""

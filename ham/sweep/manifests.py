@@ -1,0 +1,101 @@
+"""A folder of run directories, and the manifests and logs that sweeps keep in its `.sweeps`."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from ham.files import atomic_write_text
+from ham.report.spec import RunSpec
+
+_SAFE = re.compile(r"[\w./@+=:-]+")
+_BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
+_NOISE = re.compile(r"srun: (error: .*Exited with exit|launch/slurm|.*Terminat|Job step aborted)")
+
+
+class SweepError(Exception):
+    """The sweep cannot continue; the message is one line and names the cure."""
+
+
+class RunsFolder:
+    """A folder of run directories.
+
+    Args:
+        runs: the folder; need not exist.
+
+    Raises:
+        SweepError: its name cannot stand in a manifest, or it is not a folder.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs.resolve()
+        existing = next(path for path in (self.runs, *self.runs.parents) if path.exists())
+        if not existing.is_dir():
+            raise SweepError(f"{existing} is not a folder: choose other --runs")
+        if not _SAFE.fullmatch(str(self.runs)):
+            raise SweepError(f"{self.runs} has a character that Hydra interprets: choose other --runs")
+        self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
+
+    def argv(self, run: RunSpec) -> list[str]:
+        """The run as arguments of train.py."""
+        return [*run.argv, f"runs_dir={self.runs}"]
+
+    def line(self, run: RunSpec) -> str:
+        """The run's line in a manifest: its arguments, separated by spaces."""
+        return " ".join(self.argv(run))
+
+    def log(self, manifest: str, task: int | str) -> Path:
+        """Log of a manifest's line; all attempts append to it."""
+        return self.logs / f"{manifest}-{task}.log"
+
+    def local_log(self, run: RunSpec) -> Path:
+        """Log of a run that is carried out on this machine."""
+        return self.logs / f"local-{run.name.replace('/', '-')}-seed{run.seed}.log"
+
+    def write(self, runs: list[RunSpec]) -> Path:
+        """Write an immutable manifest of these runs, named by the hash of its content."""
+        content = "".join(f"{self.line(run)}\n" for run in runs)
+        path = self.folder / f"manifest-{sha256(content.encode()).hexdigest()[:12]}.txt"
+        self.logs.mkdir(parents=True, exist_ok=True)  # SLURM creates log files, but no folders
+        if not path.exists():
+            atomic_write_text(path, content)
+            path.chmod(0o444)
+        elif path.read_text(errors="replace") != content:
+            raise SweepError(f"{path} was changed after it was written: delete it and submit again")
+        return path
+
+    def manifests(self) -> dict[str, list[str]]:
+        """Hash of every manifest -> its lines."""
+        paths = sorted(self.folder.glob("manifest-*.txt"))
+        return {manifest_hash(path): path.read_text(errors="replace").splitlines() for path in paths}
+
+    @cached_property
+    def launched(self) -> dict[str, list[Path]]:
+        """Line of any manifest -> the logs it may have."""
+        known: dict[str, list[Path]] = {}
+        for name, lines in self.manifests().items():
+            for task, line in enumerate(lines, start=1):
+                known.setdefault(line, []).append(self.log(name, task))
+        return known
+
+
+def manifest_hash(manifest: Path) -> str:
+    """The hash in a manifest's name."""
+    return manifest.stem.removeprefix("manifest-")
+
+
+def last_log_line(log: Path, start: int = 0) -> str:
+    """The last informative line of a log, without progress bars and srun's echo.
+
+    Args:
+        log: the file.
+        start: bytes before this position are ignored.
+    """
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 2**16))
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    texts = [text for line in lines if (text := _BAR.sub("", line).strip())]
+    clear = [line for line in texts if not _NOISE.match(line)]
+    return (clear or texts or [f"{log} is empty" if not start else f"it added nothing to {log}"])[-1][:200]

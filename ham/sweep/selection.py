@@ -1,0 +1,128 @@
+"""Which runs a sweep is about: those of tables, figures, experiments and searches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+
+from ham.report import search_grid
+from ham.report.plan import figure, figures, table, tables
+from ham.report.spec import PlanError, RunSpec, lock
+
+from .manifests import SweepError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the command line selects.
+
+    Args:
+        tables, figures: names as `ham.report.plan.table` and `figure` take them.
+        everything: all tables that have this scale, and all figures.
+        exps: names or globs of experiments.
+        grids: names or globs of experiments whose search over (alpha, beta) is selected.
+        only: texts; runs whose experiment contains none of them are left out.
+        seeds: instead of the paper's.
+        demo: the scale, "" for the paper's.
+
+    Raises:
+        SweepError: nothing is selected, or a seed is out of range.
+    """
+
+    tables: Sequence[str] = ()
+    figures: Sequence[str] = ()
+    everything: bool = False
+    exps: Sequence[str] = ()
+    grids: Sequence[str] = ()
+    only: Sequence[str] = ()
+    seeds: tuple[int, ...] | None = None
+    demo: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise SweepError if nothing is selected, or a seed is out of range."""
+        if not (self.tables or self.figures or self.everything or self.exps or self.grids):
+            raise SweepError(
+                "nothing is selected: give --table N, --figure N, --exp NAME, --grid EXP or --all"
+            )
+        if not all(0 <= seed < 2**32 for seed in self.seeds or ()):
+            raise SweepError("--seeds must be from 0 to 2^32 - 1")
+
+    def runs(self) -> dict[str, list[RunSpec]]:
+        """Name of each selected part -> its runs.
+
+        Raises:
+            PlanError: there is no such table, figure or experiment.
+            SweepError: no run remains.
+        """
+        parts = self._shown() | self._searches() | self._experiments()
+        only = self.only or [""]
+        selected = {
+            name: [run for run in runs if any(text in run.spec for text in only)]
+            for name, runs in parts.items()
+        }
+        if not any(selected.values()):
+            names = " or ".join(self.only)
+            raise SweepError(f"no selected experiment contains {names}: see python train.py --list")
+        return selected
+
+    def _shown(self) -> dict[str, list[RunSpec]]:
+        shown = [table(name) for name in (tables() if self.everything else self.tables)]
+        shown = [item for item in shown if not self.everything or item.has_scale(self.demo)]
+        shown += [figure(name) for name in (figures() if self.everything else self.figures)]
+        return {item.name: item.runs(self.seeds, self.demo) for item in shown}
+
+    def _searches(self) -> dict[str, list[RunSpec]]:
+        names = _matching(self.grids, search_grid.bases(), "experiment with a search over (alpha, beta)")
+        if names and self.demo:
+            raise PlanError(f"searches have no demo={self.demo}: leave --demo out")
+        seeds = search_grid.seeds()
+        return {f"{name} (search)": search_grid.runs(name, self.seeds or seeds[name]) for name in names}
+
+    def _experiments(self) -> dict[str, list[RunSpec]]:
+        known = [spec for spec in lock()[self.demo] if " " not in spec]
+        names = _matching(self.exps, known, "experiment" + f" at demo={self.demo}" * bool(self.demo))
+        seeds = {name: self.seeds or paper_seeds().get(name, (0,)) for name in names}
+        every = dict.fromkeys(seed for own in seeds.values() for seed in own)
+        runs = [
+            RunSpec(name, seed, demo=self.demo) for seed in every for name in names if seed in seeds[name]
+        ]
+        return {"experiments": runs} if runs else {}
+
+
+@cache
+def paper_seeds() -> dict[str, tuple[int, ...]]:
+    """Experiment -> the seeds with which tables, else figures, show it."""
+    shown: dict[str, tuple[int, ...]] = {}
+    for item in map(table, tables()):
+        for cell in item.cells:
+            shown.setdefault(cell.exp, cell.seeds or item.seeds)
+    for item in map(figure, figures()):
+        for exp in item.series.values():
+            shown.setdefault(exp, item.seeds)
+    return shown
+
+
+def in_local_order(runs: list[RunSpec]) -> list[RunSpec]:
+    """The order on one machine: runs that are compared with each other follow each other.
+
+    Seed by seed, and of a seed the experiments of one base, such as a network's base, HAM and nHAM.
+    """
+    bases: dict[str, int] = {}
+    for run in runs:
+        bases.setdefault(run.info.base, len(bases))
+    return sorted(runs, key=lambda run: (run.seed, bases[run.info.base]))
+
+
+def _matching(patterns: Sequence[str], known: list[str], kind: str) -> list[str]:
+    """The known names that a pattern is or matches, each once. Raises PlanError."""
+    matches: dict[str, None] = {}
+    for pattern in patterns:
+        own = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+        if not own:
+            nearest = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
+            raise PlanError(f"unknown {kind} {pattern!r}; nearest: {', '.join(nearest)}")
+        matches.update(dict.fromkeys(own))
+    return list(matches)

@@ -1,0 +1,145 @@
+"""What a run learns: data, network, loss and metrics. How it trains is the loop's part, in ham.run.loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ham.data import Data
+from ham.models import Model
+
+Metrics = dict[str, Any]
+T = TypeVar("T", bound="type[Task]")
+
+
+class RunConfig(Protocol):
+    """The parts of a run's configuration that a task reads."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    demo: str
+    model: Model
+    data: Data
+    compute: Any
+
+
+class Progress(Protocol):
+    """The parts of a run that a task reads to evaluate and to summarize."""
+
+    cfg: Any
+    epoch: int
+    model: nn.Module
+    network: nn.Module
+    sparsifier: Any
+    optimizer: torch.optim.Optimizer
+    history: list[Metrics]
+
+
+class Task(ABC):
+    """One learning problem. It owns the data's tensors and is created once per run by `load`.
+
+    Attributes:
+        name: of the kind of task; part of summary.json and configs/lock.json.
+        reported: keys of the summary's metrics for the last and for the best epoch.
+        stores_history: records keep the metrics of every epoch, because figures show them.
+        logs_statistics: every epoch's line has the learning rate and statistics of the weights; without it an
+            epoch may take milliseconds.
+        distributed: several processes can train it together.
+        has_demo: `+demo=` can scale it down.
+    """
+
+    name: ClassVar[str]
+    reported: ClassVar[tuple[str, str]]
+    stores_history: ClassVar[bool] = True
+    logs_statistics: ClassVar[bool] = True
+    distributed: ClassVar[bool] = True
+    has_demo: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def check(cls, cfg: RunConfig) -> None:
+        """Raise ValueError, in one line with the cure, where this configuration cannot be trained."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, cfg: RunConfig, device: torch.device, seed: int, rank: int, world_size: int) -> Self:
+        """Read the data set.
+
+        Args:
+            cfg: of the run.
+            device: where tensors go.
+            seed: of the order of the samples and of the augmentation; the same on every rank.
+            rank: of this process.
+            world_size: number of processes that train together.
+
+        Raises:
+            DataError: the data set is missing or damaged.
+        """
+
+    @abstractmethod
+    def build_model(self, generator: torch.Generator) -> nn.Module:
+        """The network on the device; `generator` alone decides its initial weights."""
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch on this rank."""
+
+    @abstractmethod
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of `epoch` from number `start` on; the same whatever was drawn before."""
+
+    @abstractmethod
+    def microbatches(self, batch: Any, parts: int) -> Iterator[tuple[Any, float]]:
+        """Split a batch into `parts`, each with its weight in the batch's mean loss."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, part: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss over a part, its logits [N, classes] and its labels [N]."""
+
+    @abstractmethod
+    def evaluate(self, run: Progress) -> Metrics:
+        """Metrics on held-out data after an epoch; a collective. The model's mode stays as it is."""
+
+    def initialization_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Batches of (inputs, labels) for methods that prune at initialization."""
+        return ()
+
+    @abstractmethod
+    def summarize(self, run: Progress) -> Metrics:
+        """The task's part of summary.json: `metrics`, `sparsity` and what else describes the result."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, summary: Metrics) -> list[str]:
+        """Lines for the reader at the end of a run."""
+
+
+TASKS: dict[type[Data], type[Task]] = {}
+"""Schema class of a data set -> the task that is trained on it and on its subclasses."""
+
+
+def task_for(data: type[Data]) -> Callable[[T], T]:
+    """Decorator: train this task on data sets of this schema class."""
+
+    def decorate(task: T) -> T:
+        TASKS[data] = task
+        return task
+
+    return decorate
+
+
+def task_of(data: Data) -> type[Task]:
+    """The task that is trained on a data set. Raises ValueError without one."""
+    task = next((TASKS[kind] for kind in type(data).__mro__ if kind in TASKS), None)
+    if task is None:
+        name = type(data).__name__
+        raise ValueError(
+            f"no task trains on {name}: derive it from ImageData, or register a task with task_for"
+        )
+    return task

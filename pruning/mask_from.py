@@ -1,0 +1,92 @@
+"""The masks of a finished run on newly drawn weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from .base import TargetSparsity, register
+from .export import load_masks
+from .scores import global_topk, kept_count
+
+
+@register("mask_from")
+@dataclass
+class MaskFrom(TargetSparsity):
+    """The masks of a finished run on newly drawn weights (Table 10), set when the model is attached.
+
+    The sparsity of masks found by thresholds (STR) differs slightly from its target: they are cut or filled
+    to exactly `sparsity` by the weights' distance to their threshold. Other masks are used unchanged.
+
+    Args:
+        sparsity: fraction of the weights to prune; a hard mask must have it within half a percent.
+        exclude: globs of weights to keep dense; the file must not hold them.
+        source: a file that `save_masks` wrote, or the folder that holds masks.pt. In a configuration also
+            the name of an experiment; then the run of the same seed is used.
+        redraw: draw the initial weights from another random stream than the source run's.
+    """
+
+    source: str = ""
+    redraw: bool = True
+
+    tolerance: ClassVar[float] = 0.005
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range, or without a source."""
+        super().__post_init__()
+        self.resumed = False  # True: the masks come by `load_state_dict`, and the source is not read
+        if not self.source:
+            raise ValueError("MaskFrom needs a source: the folder of a finished run, or its masks.pt")
+
+    @property
+    def redraws_weights(self) -> bool:
+        """The field `redraw`."""
+        return self.redraw
+
+    @property
+    def depends_on(self) -> str:
+        """The source where it names an experiment; "" where it is a path, which has a slash."""
+        return "" if "/" in self.source else self.source
+
+    def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> MaskFrom:
+        """Take the masks from the run that `folder_of` names; a resumed run reads no source."""
+        if resumed:
+            resolved = replace(self)
+            resolved.resumed = True
+            return resolved
+        return replace(self, source=folder_of(self.depends_on)) if self.depends_on else self
+
+    def _on_attach(self) -> None:
+        if self.resumed:
+            return
+        masks, margins, self.origin = load_masks(self.source)
+        names = self.masks.weights.keys()
+        if masks.keys() != names:
+            different = sorted(masks.keys() ^ names)
+            raise ValueError(
+                f"the masks in {self.source} are of another model: {len(different)} names differ, "
+                f"such as {different[0]}"
+            )
+        if margins:
+            total = sum(m.numel() for m in margins.values())
+            masks = global_topk(margins, kept_count(total, self.sparsity))
+        self._set_masks(masks)
+        if abs(self.achieved_sparsity() - self.sparsity) > self.tolerance:
+            raise ValueError(
+                f"the masks in {self.source} prune {self.achieved_sparsity():.4f}, not {self.sparsity:g}: "
+                f"choose that sparsity, or another source"
+            )
+
+    def stats(self) -> dict[str, Any]:
+        """Adds the origin of the masks."""
+        return {**super().stats(), "masks_from": self.origin}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds the origin of the masks."""
+        return {**super().state_dict(), "origin": self.origin}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the masks and their origin."""
+        super().load_state_dict(state)
+        self.origin = state["origin"]

@@ -1,0 +1,57 @@
+"""SNIP: masks from the gradients of the first batches (Lee et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from .at_initialization import AtInitialization
+from .base import register
+from .scores import global_topk, snip
+
+
+@register("snip")
+@dataclass
+class SNIP(AtInitialization):
+    """Keep the weights whose removal would change the loss most, |dL/dmask| = |g theta| (Lee et al., 2019).
+
+    Args:
+        sparsity: fraction of all prunable weights to prune, by one threshold for all layers.
+        exclude: globs of weights to keep dense.
+        batches: how many to sum the gradient over before the absolute value is taken; 10 of 1024 images are
+            the ten per class of ganguli-lab/Synaptic-Flow.
+    """
+
+    batches: int = 10
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        super().__post_init__()
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, got {self.batches}")
+
+    def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
+        """Prune by the gradients of `loss_fn(model(inputs), targets)` over the first batches.
+
+        Raises:
+            ValueError: no loss function, or fewer batches than `self.batches`.
+        """
+        if loss_fn is None:
+            raise ValueError("SNIP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
+        used = 0
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal used
+            for batch in islice(batches, self.batches):
+                used += 1
+                yield batch
+
+        scores = snip(self.model, self.masks.weights, counted(), loss_fn)
+        if used < self.batches:
+            raise ValueError(f"SNIP asks for {self.batches} batches, got {used}: lower its batches")
+        self._set_masks(global_topk(scores, self._kept_target()))
+        self._has_pruned = True

@@ -1,0 +1,51 @@
+"""SynFlow: masks from the synaptic flow of the network, without data (Tanaka et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .at_initialization import AtInitialization
+from .base import register
+from .scores import synflow_masks
+
+
+@register("synflow")
+@dataclass
+class SynFlow(AtInitialization):
+    """Keep the weights with the largest synaptic flow, pruned in steps without data (Tanaka et al., 2020).
+
+    Args:
+        sparsity: fraction of all prunable weights to prune, by one threshold for all layers.
+        exclude: globs of weights to keep dense.
+        iterations: number of steps; the density after step k is density^(k / iterations).
+    """
+
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        super().__post_init__()
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}; the authors take 100")
+
+    def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
+        """Prune; only the shape of the first input is used.
+
+        Raises:
+            ValueError: there is no batch to take the shape from.
+        """
+        first = next(iter(batches), None)
+        if first is None:
+            raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")
+        shape = (1, *first[0].shape[1:])
+        total = sum(w.numel() for w in self.masks.weights.values())
+        schedule = [
+            round(total * (self._kept_target() / total) ** (k / self.iterations))
+            for k in range(1, self.iterations + 1)
+        ]
+        self._set_masks(synflow_masks(self.model, self.masks.weights, shape, schedule))
+        self._has_pruned = True

@@ -1,0 +1,220 @@
+"""What a record keeps of a run, and which summaries cannot be records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ham.report import records
+from ham.report.records import InvalidRecord
+from ham.report.spec import RunSpec
+
+RUN = RunSpec("rigl_s90", 1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def test_records_hold_no_path_no_host_and_no_unknown_field(
+    make_summary: Callable[..., dict[str, Any]],
+) -> None:
+    summary = make_summary(RUN, hostname="node17")
+    summary["provenance"]["hardware"]["node"] = "node17"
+    before = {
+        "commit": "a" * 40,
+        "dirty": False,
+        "hardware": {"cpu": "AMD", "node": "node17"},
+        "by": "node17",
+    }
+    summary["provenance"] |= {
+        "host": "node17",
+        "resumed_from": [before],
+        "argv": [*summary["provenance"]["argv"], "data.x=/srv/x"],
+    }
+    kept = records.record(summary)
+    assert kept["provenance"]["argv"] == ["+exp=rigl_s90", "seed=1"]
+    assert kept["sparsity"] == {"target": 0.9, "overall": 0.9, "masks_from": None}
+    assert "node17" not in json.dumps(kept)
+    assert kept["provenance"]["resumed_from"][0]["hardware"] == {"cpu": "AMD"}
+    assert records.record(kept) == kept
+    assert records.check(summary) == RUN
+
+
+ALTERED = {
+    "incomplete: no config_hash": {"config_hash": None},
+    "incomplete: no seed": {"seed": "1"},
+    "incomplete: no seed within": {"seed": -1},
+    "incomplete: no metrics": {"metrics": [1]},
+    "incomplete: no metrics.top1_last": {"metrics": {"top1_best": 70.0}},
+    "no metrics.top1_best within 0 and 100": {"metrics": {"top1_last": 70.0, "top1_best": float("nan")}},
+    "no sparsity.overall": {"sparsity": {"target": 0.9, "overall": 1.5}},
+    "status is 'stopped'": {"status": "stopped"},
+    "another configuration (00000000, now": {"config_hash": "0" * 64},
+    "contradict each other": {"epochs": 7},
+    "altered on the command line and no figure": {"overridden": True},
+    "scaled down to 'tiny'": {"demo": "tiny"},
+    "has no experiment 'nonsense'": {"exp": "nonsense"},
+    "has no experiment 'cifar100_ham ham.alpha=0 ham.beta=0'": {"exp": "cifar100_ham ham.alpha=0 ham.beta=0"},
+    "its task is 'nodes', not 'images'": {"task": "nodes"},
+    "names a path of a machine ('/home/me')": {"cell": "/home/me"},
+}
+
+
+@pytest.mark.parametrize("reason", ALTERED)
+def test_an_invalid_summary_is_one_line(reason: str, make_summary: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(InvalidRecord) as error:
+        records.check(make_summary(RUN) | ALTERED[reason])
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        ({"dirty": True}, "uncommitted changes"),
+        ({"commit": None}, "commit of its code is unknown"),
+        ({"resumed_from": [{"commit": "a" * 40, "dirty": True}]}, "uncommitted changes"),
+        ({"resumed_from": [{"dirty": False}]}, "commit of its code is unknown"),
+        ({"config_hash": "1" * 64}, "contradict each other"),
+        ({"argv": "none"}, "no provenance.argv"),
+    ],
+)
+def test_the_commit_of_its_code_is_known(
+    info: dict[str, Any], reason: str, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    summary = make_summary(RUN)
+    summary["provenance"] |= info
+    with pytest.raises(InvalidRecord, match=reason):
+        records.check(summary)
+
+
+@pytest.mark.parametrize("exp", ["rigl_s90", "node/cora_gcn", "node/cora_gcn_nham"])
+def test_the_task_decides_the_metrics(exp: str, make_summary: Callable[..., dict[str, Any]]) -> None:
+    """A summary of before tasks, without `task`, is as valid as one with it."""
+    run = RunSpec(exp, 0)
+    summary = make_summary(run)
+    assert records.check(summary) == run
+    kept = records.record(summary | {"task": run.info.task})
+    assert records.check(kept) == run and kept["task"] == run.info.task
+    other = {"top1_last": 1.0, "top1_best": 1.0, "valid_last": 1.0, "valid_best": 1.0}
+    for name in run.info.reported:
+        del other[name]
+    with pytest.raises(InvalidRecord, match="no metrics"):
+        records.check(summary | {"metrics": other})
+
+
+def test_runs_of_a_search_are_known(make_summary: Callable[..., dict[str, Any]]) -> None:
+    point = RunSpec("node/cora_sage_ham", 0, ("ham.alpha=100", "ham.beta=0.1"))
+    assert records.check(make_summary(point)) == point
+
+
+def test_masks_come_from_todays_source(make_summary: Callable[..., dict[str, Any]]) -> None:
+    run = RunSpec("mask_str_s90", 2)
+    summary = make_summary(run)
+    assert records.check(summary) == run
+    for altered in ({"seed": 1}, {"exp": "acdc_s90"}, {"config_hash": "0" * 64}):
+        stale = summary["sparsity"] | {"masks_from": summary["sparsity"]["masks_from"] | altered}
+        with pytest.raises(InvalidRecord, match="masks are not those of today's str_s90 seed 2"):
+            records.check(summary | {"sparsity": stale})
+
+
+def test_code_copied_without_git_may_name_its_commit(make_summary: Callable[..., dict[str, Any]]) -> None:
+    summary = make_summary(RUN)
+    summary["provenance"]["dirty"] = None
+    assert records.check(summary) == RUN
+
+
+def test_an_altered_run_counts_where_a_figure_shows_it(make_summary: Callable[..., dict[str, Any]]) -> None:
+    point = RunSpec("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
+    assert records.check(make_summary(point)) == point
+    assert records.path_of(point).parent.name == f"cifar100_ham-{point.info.config_hash[:8]}"
+    assert records.path_of(RunSpec("dense", 2, demo="digits")).relative_to(records.RESULTS) == Path(
+        "demo/dense/seed2.json"
+    )
+
+
+@settings(deadline=None)
+@given(
+    content=JSON, key=st.sampled_from([None, "seed", "exp", "demo", "config_hash", "sparsity", "provenance"])
+)
+def test_any_json_is_a_record_or_invalid(
+    content: Any, key: str | None, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    summary = content if key is None else make_summary(RUN) | {key: content}
+    if key == "provenance":
+        summary = make_summary(RUN)
+        summary["provenance"] |= {"resumed_from": content, "dirty": content, "hardware": content}
+    try:
+        assert records.check(summary).exp == RUN.exp
+    except InvalidRecord as error:
+        assert "\n" not in str(error)
+
+
+def test_epochs_are_complete_and_without_layers(
+    make_summary: Callable[..., dict[str, Any]], make_epochs: Callable[..., list[dict[str, Any]]]
+) -> None:
+    summary, lines = make_summary(RUN), make_epochs(RUN)
+    text = "\n".join(map(json.dumps, lines))
+    assert records.epochs(text, summary, RUN) == [
+        {k: v for k, v in line.items() if k != "layers"} for line in lines
+    ]
+    for damaged in (
+        text[:-5],
+        text.replace('"epoch": 7,', '"epoch": 8,'),
+        "",
+        "[]\n",
+        text.replace("75.0", "7"),
+    ):
+        with pytest.raises(InvalidRecord, match="its metrics"):
+            records.epochs(damaged, summary, RUN)
+
+
+def test_invalid_files_are_reported(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    good, stale, moved = (
+        write_record(tmp_path, RunSpec(exp, 0)) for exp in ("rigl_s90", "acdc_s90", "str_s90")
+    )
+    stale.write_text(stale.read_text().replace(RunSpec("acdc_s90", 0).info.config_hash, "0" * 64))
+    moved.rename(moved.with_name("seed5.json"))
+    half = write_record(tmp_path, RunSpec("dense", 0))
+    half.write_text(half.read_text()[:100])
+    bulky = write_record(tmp_path, RunSpec("dense_ham", 0))
+    bulky.write_text(json.dumps(json.loads(bulky.read_text()) | {"host": "node17"}))
+    loaded, problems = records.read_all(results=tmp_path)
+    assert {run.exp for run in loaded} == {"rigl_s90"} and loaded[RunSpec("rigl_s90", 0)].path == good
+    reasons = ("another configuration", "half", "more than a record", "move it to")
+    assert [p.count("\n") for p in problems] == [0] * 4
+    for path, reason in zip((stale, half, bulky, moved.with_name("seed5.json")), reasons, strict=True):
+        line = next(p for p in problems if p.startswith(str(path)))
+        assert reason in line or "cannot be read" in line
+
+
+@pytest.mark.parametrize("demo", ["", *records.DEMOS])
+def test_committed_records_are_valid_today(demo: str) -> None:
+    loaded, problems = records.read_all(demo)
+    assert not problems
+    for run, record in loaded.items():
+        if records.stores_history(run) and (not demo or records.metrics_path(record.path).exists()):
+            assert len(record.epochs()) == run.info.epochs
+    known = {path.relative_to(records.RESULTS) for path in records.folder_of(demo).rglob("*.json")}
+    assert known == {record.path.relative_to(records.RESULTS) for record in loaded.values()}
+
+
+def test_every_sparsifier_trains_scaled_down() -> None:
+    """The demo runs cover the sparse methods: above 90 % accuracy, within half a point of sparsity."""
+    loaded, _ = records.read_all("digits")
+    sparse = {run: record for run, record in loaded.items() if run.exp.endswith("_s90")}
+    for record in sparse.values():
+        assert abs(record.content["sparsity"]["overall"] - 0.9) < 0.005, record.path
+        assert record.metric("top1_last") > 90, record.path
+    with_all = {"random", "acdc", "rigl", "snip", "synflow", "mask_acdc", "mask_rigl", "mask_str"}
+    expected = {f"{m}{c}_s90" for m in with_all for c in ("", "_sign_in", "_ham")}
+    expected |= {"spred_s90", "pilot_s90", "str_s90", "str_ham_s90"}
+    assert expected <= {run.exp for run in sparse}

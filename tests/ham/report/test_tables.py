@@ -1,0 +1,304 @@
+"""Tables show the paper's and our numbers, the same in each format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ham.files import RESULTS, ROOT
+from ham.report import hyperparameters, plan, records, render
+from ham.report.records import Record, record
+from ham.report.spec import RunSpec
+from ham.report.tables import SCALED_DOWN, build_table
+
+COMMAND = script("tables")
+_NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
+_NAMES = {
+    "acdc": "AC/DC",
+    "rigl": "RiGL",
+    "str": "STR",
+    "snip": "SNIP",
+    "synflow": "SynFlow",
+    "pilot": "PILoT",
+    "sign_in": "Sign-In",
+    "ham": "HAM",
+    "random": "Random",
+    "adamw": "AdamW",
+}
+
+
+def name(key: str) -> str:
+    return " + ".join(_NAMES.get(part, part) for part in key.split("+"))
+
+
+def printed(value: Any) -> tuple[tuple[float, ...], bool]:
+    """A cell of the transcription: the numbers, and whether it is one run."""
+    if isinstance(value, dict):
+        return (value["single_run"],), True
+    return (tuple(value) if isinstance(value, list) else (value,)), False
+
+
+def cells(table: str) -> dict[str, list[tuple[tuple[float, ...], bool]]]:
+    return {row.label: [(c.paper, c.single_run) for c in row.cells] for row in plan.table(table).rows}
+
+
+def rows(content: dict[str, Any], labels: Callable[[str], str]) -> dict[str, list[Any]]:
+    return {labels(key): list(map(printed, row)) for key, row in content.items() if key != "columns"}
+
+
+def test_every_cell_is_the_papers(paper: dict[str, Any]) -> None:
+    assert cells("3") == rows(paper["table3"], {"baseline": "Baseline", "ham": "HAM"}.get)
+    fourth = paper["table4"] | {"columns": None}
+    assert cells("4") == {k: v for part in fourth.values() if part for k, v in rows(part, name).items()}
+    dense = lambda key: key.upper().replace("_", "-", key.count("_") - 1).replace("_", ", ") + " epochs"  # noqa: E731
+    assert cells("6") == rows(paper["table6"], dense)
+    assert cells("7") == rows(paper["table7"], lambda key: key.upper().replace("_", "-"))
+    assert cells("8") == {name(key): [printed(value)] for key, value in paper["table8"].items()}
+    assert cells("9") == {name(key): [printed(value)] for key, value in paper["table9"].items()}
+    assert cells("10") == rows(paper["table10"], name)
+
+
+def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
+    for number in ("6", "7"):
+        expected = [c if c == "none" else tuple(c) for c in paper[f"table{number}"]["columns"]]
+        values = [
+            c if c == "none" else tuple(map(float, c[1:-1].split(","))) for c in plan.table(number).columns
+        ]
+        assert values == expected
+    assert [float(c.removeprefix("s = ")) for c in plan.table("4").columns] == paper["table4"]["columns"]
+    assert len(plan.table("3").columns) == len(paper["table3"]["columns"])
+    assert len(plan.table("10").columns) == len(paper["table10"]["columns"])
+
+
+def test_each_cells_run_is_what_its_row_and_column_say() -> None:
+    for row in plan.table("4").rows:
+        assert [RunSpec(cell.exp, 0).info.sparsity for cell in row.cells] == [0.8, 0.9, 0.95]
+    assert {RunSpec(cell.exp, 0).info.sparsity for cell in plan.table("10").cells} == {0.9}
+    assert {RunSpec(cell.exp, 0).info.sparsity for cell in plan.table("9").cells} == {0.5}
+    for row in plan.table("3").rows:
+        info = [RunSpec(cell.exp, 0).info for cell in row.cells]
+        assert [(f.epochs, f.passes) for f in info] == [(100, 1), (200, 1), (100, 2), (200, 2)]
+    for row in plan.table("6").rows:
+        lengths = {(info.epochs, info.passes) for info in (RunSpec(cell.exp, 0).info for cell in row.cells)}
+        assert lengths == {(200 if "200" in row.label else 100, 2 if "SAM" in row.label else 1)}
+
+
+def test_table_5_is_the_papers(paper: dict[str, Any]) -> None:
+    rows = hyperparameters.training_details().rows
+    assert [list(row.values()) for row in rows] == paper["table5"]["rows"]
+    assert list(rows[0]) == paper["table5"]["columns"]
+
+
+def test_table_13_is_the_papers_but_for_two_counts_that_it_exchanges(paper: dict[str, Any]) -> None:
+    rows = hyperparameters.graph_classification().rows
+    for key in ("alpha", "beta"):
+        assert [row[key] for row in rows] == paper["table13"][key]
+    assert [row["dataset"] for row in rows] == paper["table12"]["columns"]
+    ppa, molpcba, molhiv, code2 = paper["table13"]["num_graphs"]
+    assert [row["graphs"] for row in rows] == [ppa, molpcba, code2, molhiv]
+
+
+def test_graphs_have_records_and_tables_but_no_demo(
+    tmp_path: Path, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    """Table 14 has five seeds of cora; Welch's interval is over five and five runs."""
+    metrics = {"valid_best": 81.0, "valid_last": 79.0, "test_at_best": 83.0}
+    for seed in range(5):
+        run = RunSpec("node/cora_gcn", seed)
+        summary = make_summary(
+            run, graph={"name": "cora"}, metrics=metrics | {"valid_best": 81.0 + seed / 10}
+        )
+        path = records.write(run, summary, None, tmp_path)
+        assert path == tmp_path / "runs" / "node" / "cora_gcn" / f"seed{seed}.json"
+    loaded, problems = records.read_all("", tmp_path)
+    assert len(loaded) == 5 and not problems
+    cell = build_table("table14", loaded).rows[0].cells[0]
+    assert cell.ours.n == cell.paper.n == 5 and cell.ours.mean == pytest.approx(81.2)
+    assert not plan.table("14").has_scale("digits") and plan.table("4").has_scale("digits")
+
+
+@pytest.mark.parametrize("number", [16, 19])
+def test_tables_16_and_19_are_the_papers(number: int, paper: dict[str, Any]) -> None:
+    rows = hyperparameters.SHEETS[f"table{number}"]().rows
+    archs = ("gcn", "gat", "sage")
+    assert {row["dataset"]: {arch: row[arch] for arch in archs} for row in rows} == paper[f"table{number}"]
+
+
+def test_scaled_down_models_are_what_the_headings_say() -> None:
+    for exp, model in (("dense", "resnet50"), ("cifar100", "resnet18"), ("deit", "deit_small")):
+        demo = yaml.safe_load((plan.CONFIGS / "model" / f"{model}.yaml").read_text())["demo"]
+        description = SCALED_DOWN[RunSpec(exp, 0).info.base]
+        info = (
+            [str(demo[key]) for key in ("depth", "embed_dim")] if model == "deit_small" else ["narrow", "one"]
+        )
+        assert all(fact in description for fact in info)
+        assert model == "deit_small" or demo["layers"] == [1, 1, 1, 1]
+
+
+def line(text: str, label: str, kind: str) -> list[str]:
+    """The cells of one row of a markdown table; a method's name stands in its first row only."""
+    now, cells = "", []
+    for cut in (
+        [c.strip() for c in row.strip("|").split(" | ")] for row in text.splitlines() if row[:1] == "|"
+    ):
+        now = next((c for c in reversed(cut[: cut.index(kind)]) if c), now) if kind in cut else now
+        names = [c for c in cut[:2] if c and c not in ("ours", "paper", "difference", "sparsity")]
+        now = names[-1] if names else now
+        if now == label and kind in cut[:3]:
+            cells = cut[cut.index(kind) + 1 :]
+    return cells
+
+
+def test_a_table_shows_both_numbers_and_their_difference(
+    tmp_path: Path, write_record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, top1 in enumerate((76.0, 77.0, 78.0)):
+        write_record(tmp_path, RunSpec("acdc_ham_s90", seed), top1)
+    write_record(tmp_path, RunSpec("acdc_ham_s95", 0), 75.0)
+    (
+        write_record(tmp_path, RunSpec("pilot_s80", 0), 75.0),
+        write_record(tmp_path, RunSpec("pilot_s80", 1), 76.0),
+    )
+    assert COMMAND.main(["--table", "4", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "tables" / "table04.md").read_text()
+    assert text in capsys.readouterr().out
+    label = "AC/DC + HAM"
+    assert line(text, label, "ours") == ["not run", "77.00 +- 1.00 (n = 3)", "75.00 (n = 1)"]
+    assert line(text, label, "paper") == ["77.20 +- 0.14", "76.66 +- 0.12", "75.45 +- 0.13"]
+    # v = 1/3 and 0.12^2 / 3 = 0.0048; df = 2.0576, t = 4.1893; 4.1893 sqrt(0.33813) = 2.44
+    assert line(text, label, "difference") == ["-", "+0.34 [-2.10, +2.78]", "-0.45"]
+    assert line(text, label, "sparsity")[1:] == ["90.00 % (target 90 %)", "95.00 % (target 95 %)"]
+    assert line(text, "PILoT", "ours")[0] == "75.50 +- 0.71 (n = 2)"
+    assert line(text, "PILoT", "difference")[0] == "-0.12"  # the paper prints no +-
+    assert "ddof 1" in text and "convention" in text
+    assert "52.90 (*)" in render.markdown(render.to_text(build_table("10", {})))
+
+
+def test_controls_have_no_paper_and_each_cell_its_metric(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
+    write_record(tmp_path, RunSpec("dense", 0), 75.0)
+    assert COMMAND.main(["--table", "control_best_epoch", "--results", str(tmp_path), "--format", "md"]) == 0
+    (path,) = (tmp_path / "tables").iterdir()
+    assert line(path.read_text(), "Dense", "ours") == ["75.00 (n = 1)", "75.50 (n = 1)"]
+    assert "A control that the paper lacks" in path.read_text() and "| paper" not in path.read_text()
+
+
+def test_scaled_down_runs_have_tables_of_their_own(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    write_record(tmp_path, RunSpec("rigl_s90", 0, demo="digits"), 98.0)
+    assert COMMAND.main(["--results", str(tmp_path), "--demo", "digits"]) == 0
+    written = sorted(path.name for path in (tmp_path / "tables").glob("*.md"))
+    shown = ("control_alpha_beta", "control_best_epoch", "table04")
+    assert written == [f"demo_{name}.md" for name in shown]
+    text = (tmp_path / "tables" / "demo_table04.md").read_text()
+    assert text.startswith("# Scaled down, not the paper's setting") and "do not rank the methods" in text
+    assert "one bottleneck per stage" in text and "8x8 digits" in text and "40 epochs" in text
+    assert "73.70" not in text and line(text, "RiGL", "ours") == ["not run", "98.00 (n = 1)", "not run"]
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    assert "98.00" not in "".join(p.read_text() for p in (tmp_path / "tables").glob("table*"))
+    lost = tmp_path / "runs" / "rigl_s90" / "seed0.json"
+    lost.parent.mkdir(parents=True)
+    (tmp_path / "demo" / "rigl_s90" / "seed0.json").rename(lost)
+    assert COMMAND.main(["--results", str(tmp_path)]) == 1
+    assert "98.00" not in "".join(p.read_text() for p in (tmp_path / "tables").glob("table*"))
+
+
+def test_invalid_records_are_reported_and_left_out(
+    tmp_path: Path, write_record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = write_record(tmp_path, RunSpec("deit", 0), 72.0)
+    stale.write_text(stale.read_text().replace('"dirty": false', '"dirty": true'))
+    assert COMMAND.main(["--table", "8", "--results", str(tmp_path)]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"tables.py: left out {stale}: ") and "uncommitted" in said
+    assert line((tmp_path / "tables" / "table08.md").read_text(), "AdamW", "ours") == ["not run"]
+    assert COMMAND.main(["--table", "9", "--results", str(tmp_path)]) == 0  # which does not need this record
+    assert COMMAND.main(["--results", str(tmp_path)]) == 1
+
+
+values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), max_size=3)
+
+
+@settings(deadline=None)
+@given(dense=values, ham=values)
+def test_all_formats_have_the_same_numbers(
+    dense: list[float], ham: list[float], make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    loaded = {}
+    for exp, tops in (("deit_acdc_s50", dense), ("deit_acdc_ham_s50", ham)):
+        for seed, top1 in enumerate(tops):
+            run = RunSpec(exp, seed)
+            loaded[run] = Record(run, record(make_summary(run, top1)), Path("none"))
+    result = build_table("9", loaded)
+    table = render.to_text(result)
+    marked = [row for row in render.markdown(table).splitlines() if row.startswith("|")]
+    latex = render.latex(table).replace("$", "").replace("{[}", "[")
+    rows = [row for row in latex.splitlines() if row.endswith(r"\\")]
+    assert [_NUMBER.findall(row) for row in marked if "---" not in row] == [
+        _NUMBER.findall(row) for row in rows
+    ]
+    shown = sorted(float(number) for row in marked for number in _NUMBER.findall(row))
+    expected = []
+    for cell in csv.DictReader(io.StringIO(render.comma_separated(result))):
+        assert int(cell["n"]) == len(dense if cell["exp"] == "deit_acdc_s50" else ham)
+        keys = ("mean", "std", "paper_mean", "paper_std", "difference", "low", "high")
+        expected += [float(cell[key]) for key in keys if cell[key]]
+        expected += [100 * float(cell["achieved_sparsity"])] if cell["achieved_sparsity"] else []
+    assert shown == pytest.approx(sorted(expected), abs=0.00501)
+
+
+def test_latex_is_escaped() -> None:
+    assert render.escape(r"50 % & a_b #1 $x {y} ~^\ ") == (
+        r"50 \% \& a\_b \#1 \$x \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{} "
+    )
+    assert render.escape("76.71 +- 0.10") == r"76.71 $\pm$ 0.10"
+    assert render.escape("-0.45 [-1.00, +0.10]") == "$-$0.45 {[}$-$1.00, $+$0.10]"
+    assert render.escape("(200, 16e-3) AC/DC + HAM, CIFAR-100") == "(200, 16e-3) AC/DC + HAM, CIFAR-100"
+    text = render.latex(render.to_text(build_table("4", {})))
+    assert (
+        text.count(r"\begin{tabular}{lllccc}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    )
+
+
+@pytest.mark.parametrize("demo", [[], ["--demo", "digits"]], ids=["paper", "demo"])
+def test_the_committed_tables_are_those_of_the_committed_records(demo: list[str], tmp_path: Path) -> None:
+    assert COMMAND.main([*demo, "--to", str(tmp_path)]) == 0
+    rendered = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    kept = {path.name: path.read_text() for path in (RESULTS / "tables").iterdir()}
+    for name in ("node_reading.md", "node_grid.md"):  # of other commands
+        kept.pop(name)
+    assert rendered == {name: text for name, text in kept.items() if name.startswith("demo_") == bool(demo)}
+
+
+@pytest.mark.parametrize("script", ["tables", "collect", "figures"])
+def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    argv = [str(tmp_path / "runs")] if script == "collect" else []
+    blocked = ["torch", "wandb", "hydra", "pruning"]
+    if script != "figures":  # starting takes a fifth of a second without these
+        blocked += ["numpy", "scipy", "matplotlib"]
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({blocked})\n"
+        f"sys.path.insert(0, 'scripts'); import {script}\n"
+        f"sys.exit({script}.main({json.dumps([*argv, '--results', str(tmp_path)])}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_names_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert COMMAND.main(["--table", "12", "--to", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table12'")

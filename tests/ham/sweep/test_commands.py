@@ -1,0 +1,213 @@
+"""scripts/sweep.py: what is selected, what is missing, what it will cost; wrong use in one line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweep_files import commit, finish
+
+from ham.files import ROOT
+from ham.report import plan
+from ham.report.spec import RunSpec
+from ham.sweep import resources as classes
+from ham.sweep.manifests import SweepError
+from ham.sweep.selection import Selection, in_local_order, paper_seeds
+from ham.sweep.status import Sweeps
+
+SCRIPT = ROOT / "scripts" / "sweep.py"
+Sweep = Callable[..., tuple[int, str, str]]
+
+
+def test_table_4_is_39_cells_of_three_seeds(sweep: Sweep) -> None:
+    status, out, _ = sweep("--table=4", "--dry-run")
+    assert status == 0
+    assert re.search(r"table04 +39 cells x 3 seeds: 117 not launched", out)
+    line = next(line for line in out.splitlines() if line.startswith("imagenet_rn50"))
+    assert re.match(r"imagenet_rn50 +117 +[\d,]+ +[\d.]+ .*--gpus-per-node=a100:4 .*--time=24:00:00", line)
+    assert sweep("--table=4") == sweep("--table=table04", "--dry-run")
+
+
+def test_table_10_needs_the_masks_of_nine_runs(sweep: Sweep) -> None:
+    _, out, _ = sweep("--table=10")
+    assert "18 cells x 3 seeds: 54 not launched" in out
+    assert "9 more runs: 9 not launched" in out
+    assert "27 runs wait for the masks of 9" in out
+    assert re.search(r"total +63 ", out)
+
+
+def test_runs_that_tables_share_exist_once(sweep: Sweep) -> None:
+    _, out, _ = sweep("--table=4", "--table=10")
+    # the random masks of Table 10 and its sources are cells of Table 4
+    assert re.search(rf"total +{117 + 54 - 9} ", out) and "more runs" not in out
+    assert re.search(rf"total +{len(plan.every_run())} ", sweep("--all")[1])
+
+
+def test_gpu_hours_count_passes_and_epochs() -> None:
+    asks = classes.resources()["imagenet_rn50"]
+    dense, sam = asks.gpu_hours(RunSpec("dense", 0)), asks.gpu_hours(RunSpec("dense_sam", 0))
+    assert dense == pytest.approx(100 * 1281167 / asks.images_per_second / 3600)
+    assert sam == pytest.approx(2 * dense)
+
+
+def test_every_base_has_resources_and_headers_warn_in_time() -> None:
+    assert {classes.resource_class(run) for run in plan.every_run()} | {"demo"} == set(classes.resources())
+    for script in sorted((ROOT / "slurm").glob("*.sbatch")):
+        assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", script.read_text(), re.M)[1]) >= 120
+        assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()
+
+
+RESOURCES = (ROOT / "slurm" / "resources.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("demo: [", "slurm/resources.yaml, line"),
+        ("", "slurm/resources.yaml has no entries"),
+        ("demo: 4", "slurm/resources.yaml: demo must be a mapping"),
+        (RESOURCES.replace("disk_gb", "disk"), "imagenet_rn50 has an unknown key 'disk'"),
+        (RESOURCES.replace("  disk_gb: 1.4\n", ""), "imagenet_rn50 has no disk_gb"),
+        (RESOURCES.replace("disk_gb: 1.4", "disk_gb: much"), "imagenet_rn50: disk_gb must be a number"),
+    ],
+)
+def test_an_error_in_the_resources_is_one_line(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, complaint: str
+) -> None:
+    (tmp_path / "resources.yaml").write_text(content)
+    monkeypatch.setattr(classes, "SLURM", tmp_path)
+    classes.resources.cache_clear()
+    status, _, err = sweep("--table=4")
+    classes.resources.cache_clear()
+    assert status == 2 and err.count("\n") == 1 and complaint in err
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--submit", "--local", "--status"])
+def test_a_file_in_the_place_of_the_runs_is_one_line(sweep: Sweep, tmp_path: Path, mode: str) -> None:
+    (tmp_path / "runs").touch()
+    assert sweep("--table=4", mode) == (
+        2,
+        "",
+        f"sweep.py: {tmp_path}/runs is not a folder: choose other --runs\n",
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--all", f"--runs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait() == 141 and "BrokenPipe" not in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("script", [*(ROOT / "slurm").glob("*.s*"), *(ROOT / "tests" / "slurm").glob("*.sh")])
+def test_scripts_are_bash(script: Path) -> None:
+    subprocess.run(["/bin/bash", "-n", str(script)], check=True)
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys, sweep; sweep.main(['--all', '--grid', '*']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ("--table=44", "unknown table 'table44': choose one of"),
+        ("--figure=99", "unknown figure"),
+        ("", "nothing is selected: give --table N"),
+        ("--table=4 --jobs=0", "--jobs must be at least 1, got 0"),
+        ("--table=4 --seeds=4294967296", "--seeds must be from 0 to 2^32 - 1"),
+        ("--table=4 --demo=huge", "invalid choice: 'huge'"),
+        ("--table=4 --submit --local", "not allowed with argument"),
+        ("--table=4 --only=nothing", "no selected experiment contains nothing"),
+        ("--table=4 --submit", "there is no SLURM here (squeue is not on the PATH): use --local"),
+        ("--table=4 -- --qos=long", "give them with --submit"),
+        ("--exp=node/coora_gcn", "unknown experiment 'node/coora_gcn'; nearest: node/cora_gcn"),
+        ("--exp=node/cora_gcn --demo=digits", "unknown experiment at demo=digits 'node/cora_gcn'"),
+        (
+            "--grid=node/cora_gcn_ham",
+            "unknown experiment with a search over (alpha, beta) 'node/cora_gcn_ham'",
+        ),
+        ("--grid=node/cora_gcn --demo=digits", "leave --demo out"),
+        ("--table=4 --seconds=9", "give --local"),
+        ("--table=4 --local --seconds=0", "--seconds must be above 0"),
+    ],
+)
+def test_wrong_use_is_one_line(sweep: Sweep, argv: str, complaint: str) -> None:
+    status, out, err = sweep(*argv.split())
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("sweep.py: ") and complaint in err
+
+
+def test_a_folder_that_a_manifest_cannot_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="choose other --runs"):
+        Sweeps(tmp_path / "my runs")
+
+
+# what is selected
+
+
+def test_experiments_have_the_seeds_of_the_paper(sweep: Sweep) -> None:
+    assert (
+        "4 cells x 5 seeds: 20 not launched"
+        in sweep("--exp", "node/cora_gcn*", "acdc_s90", "--seeds 0 1 2 3 4")[1]
+    )
+    assert "3 cells x 10 seeds: 30 not launched" in sweep("--exp node/squirrel_gcn*", "--brief")[1]
+    seeds = {exp: len(own) for exp, own in paper_seeds().items() if exp.startswith("node/")}
+    assert len(seeds) == 117 and set(seeds.values()) == {3, 5, 10}
+    assert {exp.split("_")[0] for exp, own in seeds.items() if own != 3} == {
+        f"node/{name}" for name in ("cora", "citeseer", "pubmed", "squirrel", "chameleon")
+    }
+
+
+def test_a_search_is_that_of_the_paper(sweep: Sweep) -> None:
+    grid = Selection(grids=["node/amazon_photo_gcn"], seeds=(0,)).runs()["node/amazon_photo_gcn (search)"]
+    names = list(map(str, grid))
+    assert len(names) == len({*names}) == len({run.name for run in grid}) == 1 + 12 + 12 + 2
+    assert names[0] == "node/amazon_photo_gcn seed 0"
+    assert "node/amazon_photo_gcn_ham ham.alpha=1 ham.beta=0.1 seed 0" in names
+    assert "node/amazon_photo_gcn_nham ham.alpha=-1 ham.beta=0 seed 0" in names
+    assert "node/amazon_photo_gcn_ham ham.alpha=0 ham.beta=0.01 seed 0" in names  # decay alone
+    assert "node/amazon_photo_gcn_ham seed 0" in names  # the published pair is the experiment itself
+    assert "27 cells x 3 seeds: 81 not launched" in sweep("--grid node/amazon_photo_gcn")[1]
+    assert "node/cora_sage_nham ham.alpha=-1 ham.beta=0" in sweep("--grid node/cora_s*")[1]
+
+
+def test_runs_that_are_compared_follow_each_other_on_one_machine() -> None:
+    chosen = [
+        run for runs in Selection(tables=["14"], seeds=(0, 1), only=["gcn"]).runs().values() for run in runs
+    ]
+    ordered = in_local_order(chosen)
+    assert [(run.exp, run.seed) for run in ordered[:4]] == [
+        *((f"node/cora_gcn{method}", 0) for method in ("", "_ham")),
+        *((f"node/citeseer_gcn{method}", 0) for method in ("", "_ham")),
+    ]
+    assert [run.seed for run in ordered] == sorted(run.seed for run in chosen) and {*ordered} == {*chosen}
+
+
+def test_missing_runs_are_named_with_their_seeds(sweep: Sweep, sweeps: Sweeps) -> None:
+    finish(RunSpec("acdc_ham_s90", 1), sweeps)
+    sweeps.write([RunSpec("acdc_s90", 2)])
+    choice = ("--table=4", "--only", "acdc_s90", "acdc_ham_s90")
+    lines = sweep(*choice)[1].splitlines()
+    assert [" ".join(line.split()) for line in lines[1:5]] == [
+        "acdc_s90 seed 2 failed ended before it started",
+        "acdc_s90 seeds 0 1 not launched",
+        "acdc_ham_s90 seeds 0 2 not launched",
+        "",
+    ]
+    brief = sweep(*choice, "--brief")[1].splitlines()
+    assert brief[0] == lines[0] and brief[1:] == lines[4:]
+
+
+def test_again_counts_run_directories_alone(sweep: Sweep, sweeps: Sweeps) -> None:
+    commit(RunSpec("dense", 0))
+    finish(RunSpec("dense", 1), sweeps)
+    assert "2 done, 1 not launched" in sweep("--exp dense", "--seeds 0 1 2")[1]
+    assert "1 done, 2 not launched" in sweep("--exp dense", "--seeds 0 1 2", "--again")[1]

@@ -1,0 +1,352 @@
+"""Written files have the labels of the usual tree, are complete or absent, and errors are one line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ham.data import DataError
+from ham.data.beton import Beton, import_ffcv
+from ham.data.imagenet_source import ARCHIVES, DEVKIT, open_source
+
+try:
+    import_ffcv()
+except DataError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "write_beton.py"
+FILES = {"train": "train_500_0.50_90.beton", "val": "val_500_0.50_90.beton"}
+WNIDS = ["n01440764", "n02102040", "n03000684"]  # sorted, as ImageFolder numbers them
+DEVKIT_IDS = {"n03000684": 1, "n01440764": 2, "n02102040": 3}  # another order
+PER_CLASS = {"train": 5, "val": 3}
+
+
+def pixels(seed: int, mode: str = "RGB") -> Image.Image:
+    """A smooth image that differs from those of other seeds even as JPEG."""
+    draw = np.random.default_rng(seed)
+    small = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    return small.resize(tuple(draw.integers(60, 120, 2)), Image.BICUBIC).convert(mode)
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            add(archive, name, content)
+    return buffer.getvalue()
+
+
+def devkit(truth: list[int]) -> bytes:
+    """The archive with meta.mat, hypernyms included, and the classes of the validation images."""
+    from scipy.io import savemat
+
+    rows = [(number, name, 0) for name, number in DEVKIT_IDS.items()] + [(4, "n00001740", 3)]
+    synsets = np.zeros(
+        (len(rows), 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
+    )
+    for row, values in zip(synsets[:, 0], rows, strict=True):
+        row["ILSVRC2012_ID"], row["WNID"], row["num_children"] = values
+    table = io.BytesIO()
+    savemat(table, {"synsets": synsets})
+    inside = "ILSVRC2012_devkit_t12/data/"
+    lines = "".join(f"{number}\n" for number in truth).encode()
+    files = {
+        inside + "meta.mat": table.getvalue(),
+        inside + "ILSVRC2012_validation_ground_truth.txt": lines,
+    }
+    return gzip.compress(archive_of(files))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same images as the usual tree and as the official archives; one gray, one CMYK."""
+    tree, archives = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("archives")
+    seeds = iter(range(1000))
+
+    def jpeg(mode: str = "RGB") -> bytes:
+        buffer = io.BytesIO()
+        pixels(next(seeds), mode).save(buffer, "JPEG", quality=95)
+        return buffer.getvalue()
+
+    train = {}
+    for wnid in WNIDS:
+        modes = {1: "L", 2: "CMYK"} if wnid == WNIDS[1] else {}
+        names = [f"{wnid}_{number}.JPEG" for number in (10, 2, 33, 4, 100)]  # not in their sorted order
+        train[wnid] = {name: jpeg(modes.get(place, "RGB")) for place, name in enumerate(names)}
+    shuffled = [WNIDS[2], WNIDS[0], WNIDS[1]]
+    outer = archive_of({f"{wnid}.tar": archive_of(train[wnid]) for wnid in shuffled})
+    (archives / ARCHIVES["train"]).write_bytes(outer)
+
+    owners = [WNIDS[k] for k in (2, 0, 1, 1, 2, 0, 0, 2, 1)]
+    val = {f"ILSVRC2012_val_{number:08d}.JPEG": jpeg() for number in range(1, len(owners) + 1)}
+    (archives / ARCHIVES["val"]).write_bytes(archive_of(dict(reversed(val.items()))))
+    (archives / DEVKIT).write_bytes(devkit([DEVKIT_IDS[wnid] for wnid in owners]))
+
+    files = [(f"train/{wnid}/{name}", content) for wnid in WNIDS for name, content in train[wnid].items()]
+    files += [
+        (f"val/{wnid}/{name}", content) for wnid, (name, content) in zip(owners, val.items(), strict=True)
+    ]
+    for name, content in files:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    return tree, archives
+
+
+@pytest.fixture
+def script(
+    write_beton: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`script("--from", ...)`: exit status, stdout, and the lines on stderr without progress bars."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = write_beton.main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        lines = [
+            line for line in err.replace("\r", "\n").splitlines() if line.strip() and "images/s" not in line
+        ]
+        return status, out, "\n".join(lines)
+
+    return run
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    beton = Beton(path)
+    images = []
+    for number, (height, width) in enumerate(beton.sizes.tolist()):
+        out = torch.empty(1, height, width, 3, dtype=torch.uint8)
+        beton.decode(torch.tensor([number]), torch.tensor([[0, 0, height, width]]), out)
+        images.append(out[0].numpy())
+    return images
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_archives_are_read_as_image_folder_reads_the_tree(imagenet: tuple[Path, Path], split: str) -> None:
+    from torchvision.datasets import ImageFolder
+
+    tree, archives = imagenet
+    reference = ImageFolder(str(tree / split))
+    for folder in (tree, archives):
+        source = open_source(folder, split)
+        assert source.classes == WNIDS == reference.classes
+        assert source.labels == reference.targets and len(source) == PER_CLASS[split] * 3
+        for number in range(len(source)):
+            assert Path(source.names[number].split(" in ")[0]).name == Path(reference.samples[number][0]).name
+            assert np.array_equal(source.image(number), np.asarray(reference[number][0])), source.names[
+                number
+            ]
+
+
+def test_files_from_archives_and_tree_are_the_same_to_the_byte(
+    imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    for folder, name in zip(imagenet, ("tree", "archives"), strict=True):
+        status, out, err = script(
+            "--from", folder, "--to", tmp_path / name, "--workers", 1, "--expect", "any"
+        )
+        assert (status, err) == (0, "") and out.count("of 3 classes") == 2
+    for name in FILES.values():
+        assert (tmp_path / "tree" / name).read_bytes() == (tmp_path / "archives" / name).read_bytes()
+    assert Beton(tmp_path / "tree" / FILES["train"]).labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_what_an_image_becomes_does_not_depend_on_the_workers(
+    photos: Path, betons: Path, script: Callable, tmp_path: Path
+) -> None:
+    assert script("--from", photos, "--to", tmp_path, "--splits", "val", "--workers", 3)[0] == 0
+    one, two = Beton(betons / FILES["val"]), Beton(tmp_path / FILES["val"])
+    assert torch.equal(one.compressed, two.compressed) and torch.equal(one.labels, two.labels)
+    pairs = zip(decoded(betons / FILES["val"]), decoded(tmp_path / FILES["val"]), strict=True)
+    assert all(np.array_equal(first, second) for first, second in pairs)
+
+
+def test_about_half_of_the_images_are_jpegs_of_at_most_500_pixels(photos: Path, betons: Path) -> None:
+    beton = Beton(betons / FILES["train"])
+    count = len(list((photos / "train").glob("*/*")))
+    assert len(beton) == count and abs(beton.compressed.float().mean() - 0.5) < 4 * 0.5 / count**0.5
+    assert beton.sizes.max() <= 500
+    paths = sorted((photos / "train").glob("*/*"), key=lambda path: (path.parent.name, path.name))
+    names = sorted({path.parent.name for path in paths})
+    assert beton.labels.tolist() == [names.index(path.parent.name) for path in paths]
+    for number in range(0, count, 40):
+        image = Image.open(paths[number]).convert("RGB")
+        if max(image.size) <= 500:
+            out = torch.empty(1, image.height, image.width, 3, dtype=torch.uint8)
+            beton.decode(torch.tensor([number]), torch.tensor([[0, 0, image.height, image.width]]), out)
+            difference = np.abs(out[0].numpy().astype(int) - np.asarray(image)).mean()
+            assert difference < 8 if beton.compressed[number] else difference == 0
+
+
+def test_other_formats_are_named_after_their_values(
+    imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    given = ("--splits", "val", "--max-resolution", 64, "--jpeg-share", 0, "--quality", 80)
+    assert script("--from", imagenet[0], "--to", tmp_path, *given)[0] == 0
+    beton = Beton(tmp_path / "val_64_0.00_80.beton")
+    assert beton.sizes.max() <= 64 and not beton.compressed.any()
+
+
+def test_a_good_file_is_kept_and_another_one_is_not(
+    imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    given = ("--from", imagenet[0], "--to", tmp_path, "--splits", "val", "--workers", 1)
+    assert script(*given)[0] == 0
+    path = tmp_path / FILES["val"]
+    written, content = path.stat().st_ino, path.read_bytes()
+    status, out, _ = script(*given)
+    assert (status, path.stat().st_ino) == (0, written) and "kept" in out
+    assert script(*given, "--overwrite")[0] == 0 and path.stat().st_ino != written
+    assert path.read_bytes() == content
+    path.write_bytes(content[:-100])
+    status, _, err = script(*given)
+    assert status == 2 and len(err.splitlines()) == 1 and "--overwrite" in err and str(path) in err
+    other = Path(shutil.copytree(imagenet[0], tmp_path / "other"))
+    (other / "val" / WNIDS[0] / "ILSVRC2012_val_00000002.JPEG").unlink()
+    path.write_bytes(content)
+    status, _, err = script("--from", other, "--to", tmp_path, "--splits", "val")
+    assert status == 2 and "other images or labels" in err and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_under_the_final_name(
+    number: signal.Signals, photos: Path, script: Callable, tmp_path: Path
+) -> None:
+    """Slowed down by a pipe in the place of an image: the run is in the middle for sure."""
+    source = tmp_path / "source"
+    for split in ("train", "val"):
+        shutil.copytree(photos / split, source / split)
+    stuck = sorted((source / "train").glob("*/*"))[30]
+    stuck.unlink()
+    os.mkfifo(stuck)
+    command = [sys.executable, str(SCRIPT), "--from", str(source), "--to", str(tmp_path), "--workers", "2"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=SCRIPT.parents[1], env=in_this_tree())
+    partial = tmp_path / f".{FILES['train']}.partial"
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size > 0 and children(running.pid)):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    workers = children(running.pid)
+    running.send_signal(number)
+    err = running.communicate(timeout=30)[1].decode()
+    assert not (tmp_path / FILES["train"]).exists()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive the run"
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        assert running.returncode == 130 and not partial.exists()
+        assert err.strip().splitlines()[-1] == "write_beton.py: interrupted; no incomplete file is left"
+        assert "Traceback" not in err
+    assert script("--from", photos, "--to", tmp_path, "--splits", "train")[0] == 0, (
+        "the next run writes the complete file"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", FILES["train"]]
+
+
+def in_this_tree() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+
+
+def children(parent: int) -> list[int]:
+    """Worker processes: forked, so that their command line is the parent's."""
+    import psutil  # comes with FFCV
+
+    running = psutil.Process(parent)
+    return [child.pid for child in running.children() if child.cmdline() == running.cmdline()]
+
+
+def test_two_runs_do_not_write_the_same_file(
+    imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    import fcntl
+
+    with open(tmp_path / f".{FILES['val']}.partial", "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, _, err = script("--from", imagenet[0], "--to", tmp_path, "--splits", "val")
+    assert status == 2 and "another process" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_image_is_named_on_one_line(
+    workers: int, imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(imagenet[0], tmp_path / "source"))
+    damaged = source / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    status, _, err = script("--from", source, "--to", tmp_path / "to", "--workers", workers)
+    assert status == 2 and len(err.splitlines()) == 1
+    assert str(damaged) in err and "replace or remove" in err
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+SPOILED = [
+    (
+        "nothing there",
+        lambda root: shutil.rmtree(root) or root.mkdir(),
+        ["train/<class>/", ARCHIVES["train"]],
+    ),
+    ("no devkit", lambda root: (root / DEVKIT).unlink(), [DEVKIT, "add it"]),
+    (
+        "a cut archive",
+        lambda root: truncated(root / ARCHIVES["train"]),
+        [ARCHIVES["train"], "download it again"],
+    ),
+    ("a cut devkit", lambda root: truncated(root / DEVKIT), [DEVKIT, "download it again"]),
+    (
+        "a devkit of more images",
+        lambda root: (root / DEVKIT).write_bytes(devkit([1] * 10)),
+        ["9 images", "10 labels"],
+    ),
+    (
+        "loose images to train",
+        lambda root: shutil.copy(root / ARCHIVES["val"], root / ARCHIVES["train"]),
+        ["one .tar per class"],
+    ),
+    ("not all of ImageNet", lambda root: None, ["15 images of 3 classes", "1281167 of 1000", "--expect any"]),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), [row[1:] for row in SPOILED], ids=[row[0] for row in SPOILED])
+def test_a_wrong_source_is_one_line_with_the_cure(
+    change: Callable, words: list[str], imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(imagenet[1], tmp_path / "root"))
+    change(root)
+    expect = () if "--expect any" in words else ("--expect", "any")
+    status, _, err = script("--from", root, "--to", tmp_path / "to", *expect)
+    assert status == 2 and len(err.splitlines()) == 1, err
+    assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.parametrize("given", [("--quality", 0), ("--jpeg-share", 2), ("--max-resolution", 0)])
+def test_a_format_out_of_range_is_refused(
+    given: tuple, imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
+) -> None:
+    status, _, err = script("--from", imagenet[0], "--to", tmp_path, *given)
+    assert status == 2 and len(err.splitlines()) == 1 and str(given[1]) in err

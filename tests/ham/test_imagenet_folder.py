@@ -1,0 +1,184 @@
+"""ImageNet as a folder tree: labels, pixels, and crops that depend only on seed, epoch and image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batches import assert_equal, read_epoch
+from PIL import Image
+from torch import Tensor
+
+from ham.data import DataError, ImageNetFolder, Loaders
+
+CPU = torch.device("cpu")
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
+PHOTOS = Path(os.environ.get("HAM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "photos"
+SIZE, COLORS = 16, {"apple": (250, 10, 60), "sky": (20, 120, 255)}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of one color and one of random pixels, in several sizes and formats; 7 to train each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    shapes = [(37, 53), (20, 90), (64, 64), (33, 17), (101, 40), (18, 18), (250, 19)]
+    for split, count in (("train", 7), ("val", 3)):
+        for name in (*COLORS, "wood"):
+            (root / split / name).mkdir(parents=True)
+        for number, (height, width) in enumerate(shapes[:count]):
+            for name, color in COLORS.items():
+                Image.new("RGB", (width, height), color).save(root / split / name / f"{number}.png")
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels)
+            image = image.convert("L") if number == 1 else image
+            image.save(root / split / "wood" / f"{number}.{'png' if number % 2 else 'JPEG'}")
+    return root
+
+
+def folder(root: Path, workers: int = 0, batch_size: int = 4, seed: int = 0, **fields: int) -> Loaders:
+    data = ImageNetFolder(root=str(root), workers=workers, **{"num_classes": 3, "image_size": SIZE, **fields})
+    return data.load(batch_size=batch_size, seed=seed, device=CPU)
+
+
+def normalized(color: tuple[int, int, int]) -> Tensor:
+    return (torch.tensor(color) / 255 - MEAN) / STD
+
+
+def test_folder_images_have_the_right_label_size_and_normalization(tree: Path) -> None:
+    loaders = folder(tree)
+    assert [len(labels) for _, labels in loaders.train.batches(0)] == [4] * 5 and len(loaders.train) == 5
+    assert [len(labels) for _, labels in loaders.test.batches(0)] == [4, 4, 1] and len(loaders.test) == 3
+    assert Counter(read_epoch(loaders.test)[1].tolist()) == {0: 3, 1: 3, 2: 3}
+    for loader in (loaders.train, loaders.test):
+        images, labels = read_epoch(loader)
+        assert images.shape[1:] == (3, SIZE, SIZE) and images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        for number, color in enumerate(COLORS.values()):  # a crop of an image of one color has that color
+            crops = images[labels == number]
+            assert len(crops)
+            expected = normalized(color).view(1, 3, 1, 1).expand_as(crops)
+            torch.testing.assert_close(crops, expected, rtol=0, atol=1e-5)
+
+
+def test_folder_test_images_are_center_crops(tmp_path: Path) -> None:
+    """At a ratio of 224/256, a crop of 16 pixels needs 18: an image of 18 pixels is not resized."""
+    pixels = np.random.default_rng(1).integers(0, 256, (18, 18, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "only" / "0.png")
+    ((image,), _) = read_epoch(folder(tmp_path, num_classes=1, batch_size=1).test)
+    expected = torch.from_numpy(pixels[1:17, 1:17].copy()).permute(2, 0, 1).float() / 255
+    torch.testing.assert_close(image, (expected - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1), rtol=0, atol=1e-5)
+
+
+def crops_of_noise(loaders: Loaders, epoch: int) -> set[bytes]:
+    images, labels = read_epoch(loaders.train, epoch)
+    return {image.numpy().tobytes() for image in images[labels == 2]}
+
+
+def test_crops_of_a_folder_depend_only_on_seed_epoch_and_image(tree: Path) -> None:
+    loaders = folder(tree, seed=1)
+    first = list(loaders.train.batches(0))
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    for workers, batch in ((0, 4), (2, 4)):
+        again = folder(tree, workers=workers, seed=1, batch_size=batch)
+        for start in (0, 1, 4, 5):
+            assert_equal(list(again.train.batches(0, start=start)), first[start:])
+        assert_equal(list(again.test.batches(0)), list(loaders.test.batches(1)))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator belongs to the model"
+    variants = [crops_of_noise(folder(tree, seed=seed), epoch) for seed in (1, 2) for epoch in (0, 1)]
+    assert min(map(len, variants)) >= 5
+    for one, other in combinations(variants, 2):  # small images can have the same fallback crop
+        assert len(one & other) <= 2
+
+
+def write_tree(root: Path, change: str) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b", "c"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (20, 20)).save(root / split / name / "0.png")
+    if change.startswith("no "):
+        os.rename(root / change[3:], root / "elsewhere")
+    elif change == "an empty class":
+        (root / "train" / "b" / "0.png").unlink()
+    elif change == "an additional class":
+        os.renames(root / "train" / "c" / "0.png", root / "train" / "d" / "0.png")
+        (root / "train" / "c").mkdir()
+        Image.new("RGB", (20, 20)).save(root / "train" / "c" / "0.png")
+    elif change == "other classes in val":
+        (root / "val" / "a").rename(root / "val" / "z")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("no train", ["/train", "data.root", "+demo=digits"]),
+        ("no val", ["/val", "data.root", "+demo=digits"]),
+        ("an empty class", ["/train", "without images", "classes b."]),
+        ("an additional class", ["/train", "4 class folders", "expected 3", "data.num_classes=4"]),
+        ("other classes in val", ["/val", "z"]),
+    ],
+)
+def test_a_wrong_tree_is_reported_in_one_line_with_the_cure(
+    change: str, words: list[str], tmp_path: Path
+) -> None:
+    write_tree(tmp_path, change)
+    with pytest.raises(DataError) as caught:
+        folder(tmp_path, batch_size=1)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_a_batch_size_above_the_number_of_images_is_refused(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"batch_size=22 .*21"):
+        folder(tree, batch_size=22)
+
+
+@pytest.mark.parametrize("min_crop", [0.0, 1.5, -1.0])
+def test_a_min_crop_out_of_range_is_refused(min_crop: float, photos: Path) -> None:
+    data = ImageNetFolder(root=str(photos), num_classes=5, min_crop=min_crop)
+    with pytest.raises(DataError, match=r"data\.min_crop .*\(0, 1\]"):
+        data.load(batch_size=8, seed=0, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_in_one_line(workers: int, tree: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    damaged = root / "train" / "wood" / "4.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError) as caught:
+        list(folder(root, workers).train.batches(epoch=0))
+    message = str(caught.value)
+    assert str(damaged) in message and "replace or remove" in message and len(message.splitlines()) == 1
+
+
+def test_the_root_defaults_to_ham_data(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imagenet").symlink_to(tree)
+    monkeypatch.setenv("HAM_DATA", str(tmp_path))
+    data = ImageNetFolder(num_classes=3, image_size=SIZE, workers=0)
+    assert len(data.load(batch_size=4, seed=0, device=CPU).train) == 5
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS}; HAM_DATA names their parent folder")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_real_photos_give_every_label_and_valid_pixels(workers: int) -> None:
+    counts = {split: len(list((PHOTOS / split).glob("*/*"))) for split in ("train", "val")}
+    names = sorted(path.name for path in (PHOTOS / "train").iterdir())
+    loaders = folder(PHOTOS, workers, batch_size=64, num_classes=len(names), image_size=32)
+    assert len(loaders.train) == counts["train"] // 64
+    assert_equal(list(loaders.train.batches(1, start=2)), list(loaders.train.batches(1))[2:])
+    images, labels = read_epoch(loaders.test)
+    assert images.shape == (counts["val"], 3, 32, 32)
+    expected = {number: len(list((PHOTOS / "val" / name).iterdir())) for number, name in enumerate(names)}
+    assert Counter(labels.tolist()) == expected
+    pixels = images * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)
+    assert -1e-5 <= pixels.min() < 0.1 and 0.9 < pixels.max() <= 1 + 1e-5

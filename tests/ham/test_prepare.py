@@ -1,0 +1,260 @@
+"""A prepared folder is complete and checked or does not appear, and errors are one line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+import cifar_noise
+import commands
+import pytest
+import torch
+from torchvision.datasets import CIFAR100
+
+import ham.data.prepare
+from ham.data import Cifar100
+
+FILES, FOLDER = ("train", "test", "meta"), "cifar-100-python"
+Prepare = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return commands.script("prepare_data")
+
+
+@pytest.fixture
+def prepare(script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Prepare:
+    """`prepare(source)` -> status, stdout, stderr without progress bars: CIFAR-100 to tmp_path/to."""
+
+    def run(source: Path | None = None) -> tuple[int, str, str]:
+        capsys.readouterr()
+        given = [] if source is None else ["--from", str(source)]
+        status = script.main(["cifar100", *given, "--to", str(tmp_path / "to")])
+        out, err = capsys.readouterr()
+        lines = [line for line in re.split(r"[\r\n]+", err) if line and not re.search(r"[?B]/s\]\s*$", line)]
+        return status, out, "\n".join(lines)
+
+    return run
+
+
+def pack(folder: Path, archive: Path, prefix: str = "") -> Path:
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=prefix + FOLDER)
+    return archive
+
+
+def assert_prepared(to: Path, original: Path) -> None:
+    """The three files and their sums, nothing else in either folder, ready to train on."""
+    folder = to / FOLDER
+    assert [path.name for path in to.iterdir()] == [FOLDER]
+    assert {path.name for path in folder.iterdir()} == {*FILES, "SHA256SUMS"}
+    for name in FILES:
+        assert (folder / name).read_bytes() == (original / name).read_bytes()
+    digests = {name: hashlib.sha256((original / name).read_bytes()).hexdigest() for name in FILES}
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{digest}  {name}" for name, digest in digests.items())
+    Cifar100(root=str(folder)).load(batch_size=10, seed=0, device=torch.device("cpu"))
+
+
+def assert_refused(outcome: tuple[int, str, str], to: Path, *words: str) -> None:
+    """Status 2, one line with these words, and no trace of an attempt."""
+    status, out, err = outcome
+    assert (status, out) == (2, "")
+    assert err.startswith("prepare_data.py: ") and len(err.splitlines()) == 1, err
+    assert [word for word in words if word not in err] == [], err
+    assert not to.exists() or not list(to.iterdir())
+
+
+def test_a_folder_its_parent_and_an_archive_are_taken(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    archive = pack(small_cifar100, tmp_path / "a.tar.gz")
+    dotted = pack(small_cifar100, tmp_path / "b.tar.gz", prefix="./")
+    for source in (small_cifar100, small_cifar100.parent, archive, dotted):
+        status, out, err = prepare(source)
+        assert (status, err) == (0, "")
+        assert "not the official files byte for byte, contents checked" in out
+        assert_prepared(tmp_path / "to", small_cifar100)
+        shutil.rmtree(tmp_path / "to")
+
+
+def test_the_new_folder_can_be_read_by_others(prepare: Prepare, small_cifar100: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        prepare(small_cifar100)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "to" / FOLDER).stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "to" / FOLDER / "train").stat().st_mode & 0o777 == 0o644
+
+
+def test_files_with_torchvisions_md5_are_called_official(
+    prepare: Prepare, small_cifar100: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    md5 = {name: hashlib.md5((small_cifar100 / name).read_bytes()).hexdigest() for name in FILES}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5["meta"]})
+    _, out, _ = prepare(small_cifar100)
+    assert out.strip().endswith("   official files")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing on stderr, which is under test; torchvision hangs up on its first request half-way."""
+
+    def log_message(self, *_: object) -> None: ...
+
+    def copyfile(self, *files: IO[bytes]) -> None:
+        with suppress(ConnectionError):
+            super().copyfile(*files)
+
+    def finish(self) -> None:
+        with suppress(ConnectionError):
+            super().finish()
+
+
+@pytest.fixture
+def internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that torchvision takes for the place of CIFAR-100's archive."""
+    folder = tmp_path / "internet"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR100.filename}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield folder
+        server.shutdown()
+
+
+def test_the_download_is_torchvisions_and_its_md5_is_compared(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path, internet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cure = "--from cifar-100-python.tar.gz"
+    assert_refused(prepare(), tmp_path / "to", "cannot download", "404", cure)
+    archive = pack(small_cifar100, internet / CIFAR100.filename)
+    assert_refused(prepare(), tmp_path / "to", "cannot download", "corrupted", cure)
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert prepare()[0] == 0
+    assert_prepared(tmp_path / "to", small_cifar100)
+
+
+def test_without_the_internet_the_archive_is_asked_for(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/")  # nobody listens
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert_refused(prepare(), tmp_path / "to", "cannot download", "--from cifar-100-python.tar.gz")
+
+
+def test_a_folder_that_is_there_is_checked_and_kept(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    prepare(small_cifar100)
+    target = tmp_path / "to" / FOLDER
+    sums = (target / "SHA256SUMS").read_bytes()
+    (target / "SHA256SUMS").unlink()
+    status, out, err = prepare(tmp_path / "not needed")
+    assert (status, err) == (0, "") and "already there" in out
+    assert (target / "SHA256SUMS").read_bytes() == sums, "one that had no sums has them now"
+    (target / "test").write_bytes(b"damaged")
+    status, out, err = prepare(small_cifar100)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+    assert f"move {target} away" in err and (target / "test").read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+@pytest.mark.parametrize("change", ["missing", "truncated", "a label"])
+def test_wrong_files_leave_nothing_behind(
+    change: str, kind: str, prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    path = small_cifar100 / "test"
+    content = path.read_bytes()
+    if change == "missing":
+        path.unlink()
+    elif change == "truncated":
+        path.write_bytes(content[:-1000])
+    else:
+        path.write_bytes(pickle.dumps(cifar_noise.record("test") | {b"fine_labels": [5] * 100}))
+    source = small_cifar100 if kind == "folder" else pack(small_cifar100, tmp_path / "a.tar.gz")
+    assert_refused(prepare(source), tmp_path / "to", f"{source}: test ", "--from")
+
+
+def test_sums_beside_the_source_are_compared(prepare: Prepare, small_cifar100: Path, tmp_path: Path) -> None:
+    lines = "".join(f"{'0' * 64}  {name}\n" for name in FILES)
+    (small_cifar100 / "SHA256SUMS").write_text(lines)
+    assert_refused(prepare(small_cifar100), tmp_path / "to", "SHA-256")
+
+
+def test_an_absent_source_is_one_line(prepare: Prepare, tmp_path: Path) -> None:
+    assert_refused(prepare(tmp_path / "nowhere"), tmp_path / "to", "nowhere does not exist")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
+def test_a_cut_archive_is_one_line(
+    keep: float, prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    archive = pack(small_cifar100, tmp_path / "a.tar.gz")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    assert_refused(prepare(archive), tmp_path / "to", str(archive))
+
+
+def test_an_archive_cannot_write_elsewhere(prepare: Prepare, small_cifar100: Path, tmp_path: Path) -> None:
+    """Of climbing and absolute paths and of links nothing is unpacked; a linked `test` is missing."""
+    secret = tmp_path / "secret"
+    secret.write_bytes((small_cifar100 / "test").read_bytes())
+    archive = tmp_path / "evil.tar.gz"
+    outside = ["../escaped", f"{FOLDER}/../../escaped", str(tmp_path / "escaped"), f"{FOLDER}/../test"]
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in outside:
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"evil"))
+        for name in ("train", "meta"):
+            tar.add(small_cifar100 / name, f"{FOLDER}/{name}")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo(f"{FOLDER}/test")
+            link.type, link.linkname = kind, str(secret)
+            tar.addfile(link)
+    before = set(tmp_path.rglob("*"))
+    assert_refused(prepare(archive), tmp_path / "to", f"{archive}: test is missing")
+    assert set(tmp_path.rglob("*")) - before <= {tmp_path / "to"}
+
+
+def test_a_bomb_is_not_unpacked(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ham.data.prepare, "_LARGEST", 1000)
+    archive = pack(small_cifar100, tmp_path / "a.tar.gz")
+    assert_refused(prepare(archive), tmp_path / "to", str(archive), "bytes", "not CIFAR-100")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "to").write_text("a file")
+    status, out, err = prepare(small_cifar100)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1 and str(tmp_path / "to") in err
+
+
+def test_the_real_files(
+    cifar100: Path, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["cifar100", "--from", str(cifar100), "--to", str(tmp_path)]) == 0
+    assert "official files" in capsys.readouterr().out
+    assert_prepared(tmp_path, cifar100 / FOLDER)
+    shutil.rmtree(tmp_path / FOLDER)
