@@ -97,3 +97,55 @@ def test_only_the_edge_imports_hydra():
     }
     assert users
     assert {user for user in users if not user.startswith("ham/run/config/")} <= {"train.py"}
+
+
+ABOVE = {  # package or module -> packages that it must not import
+    "ham/files.py": ("ham",),
+    "ham/distributed.py": (
+        "ham.run",
+        "ham.tasks",
+        "ham.report",
+        "ham.sweep",
+        "ham.data",
+        "ham.models",
+        "ham.optim",
+    ),
+    "ham/theory": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.data", "ham.models"),
+    "ham/data": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),
+    "ham/models": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),
+    "ham/tasks": ("ham.run", "ham.report", "ham.sweep"),
+    "ham/report": (
+        "ham.run",
+        "ham.sweep",
+        "ham.tasks",
+        "ham.data",
+        "ham.models",
+        "ham.optim",
+        "pruning",
+        "torch",
+    ),
+    "ham/sweep": ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning", "torch"),
+}
+
+
+@pytest.mark.parametrize("place", ABOVE)
+def test_imports_point_one_way(place):
+    paths = [ROOT / place] if place.endswith(".py") else modules(place)
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in paths
+        for name in imported(path)
+        if within(name, *ABOVE[place])
+    ]
+    assert not offenders
+
+
+def test_nothing_imports_a_command():
+    commands = {path.stem for path in modules("scripts")}
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in [*modules("ham", "pruning", "benchmarks"), ROOT / "train.py"]
+        for name in imported(path)
+        if name.split(".")[0] in {"scripts", *commands}
+    ]
+    assert not offenders
