@@ -200,7 +200,8 @@ def _cell(content: dict[str, Any]) -> Cell:
 
 def _known(name: str, names: list[str], kind: str) -> str:
     if name not in names:
-        raise PlanError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}")
+        theory = "; scripts/figures.py --theory draws the others" if kind == "figure" else ""
+        raise PlanError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}{theory}")
     return name
 
 

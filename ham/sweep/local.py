@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from ham.files import ROOT
 from ham.report.spec import RunSpec
 
-from .manifests import last_log_line
+from .manifests import STOPPED_LINE, last_log_line
 from .progress import LocalReport
 from .resources import is_short
 from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule
@@ -184,6 +184,8 @@ class LocalSweep:
             return Outcome(Ending.DONE)
         killed = self._stop_status and status < 0  # its last checkpoint remains: no failure
         if status == EXIT_SAVED or killed:
+            with log.open("a") as file:
+                file.write(f"\n{STOPPED_LINE}\n")
             return Outcome(Ending.STOPPED, status)
         other = self._outcome_elsewhere(run)  # did another process start it first?
         return other or Outcome(Ending.FAILED, status, f"{last_log_line(log, start)} (exit status {status})")

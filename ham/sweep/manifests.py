@@ -86,6 +86,10 @@ def manifest_hash(manifest: Path) -> str:
     return manifest.stem.removeprefix("manifest-")
 
 
+STOPPED_LINE = "stopped by its sweep: the same command resumes it"
+"""The end of the log of a run that was stopped here although nothing is wrong with it."""
+
+
 def last_log_line(log: Path, start: int = 0) -> str:
     """The last informative line of a log, without progress bars and srun's echo.
 

@@ -25,7 +25,7 @@ from ham.report.records import (
 )
 from ham.report.spec import PlanError, RunSpec, with_sources
 
-from .manifests import RunsFolder, last_log_line
+from .manifests import STOPPED_LINE, RunsFolder, last_log_line
 
 
 class Status(StrEnum):
@@ -144,7 +144,10 @@ class Sweeps(RunsFolder):
         logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
         existing = sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
         if existing:
-            return RunStatus(Status.FAILED, last_log_line(existing[-1]))
+            last = last_log_line(existing[-1])
+            if last == STOPPED_LINE:  # by the end of a local sweep or of its time: nothing went wrong
+                return RunStatus(Status.NOT_LAUNCHED, "stopped")
+            return RunStatus(Status.FAILED, last)
         if self.line(run) in self.launched:
             return RunStatus(Status.FAILED, "ended before it started")
         return RunStatus(Status.NOT_LAUNCHED)

@@ -23,7 +23,7 @@ from ham.files import ROOT
 from ham.report.spec import RunSpec
 from ham.sweep import commands, local
 from ham.sweep.local import LocalSweep
-from ham.sweep.manifests import last_log_line
+from ham.sweep.manifests import STOPPED_LINE, last_log_line
 from ham.sweep.schedule import Failures
 from ham.sweep.status import RunStatus, Status, Sweeps
 
@@ -133,7 +133,25 @@ def test_long_runs_have_a_process_each(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run(SAM, DENSE, jobs=1) == 0
     a, b = calls(sweeps)
-    assert a[1] != b[1] and a[2] == str(os.cpu_count() or 1)
+    assert a[1] != b[1] and a[2] == b[2] == "None"  # a single run has torch's own number of threads
+
+
+def test_long_runs_side_by_side_share_the_cores(
+    run: Callable[..., int], sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "is_short", lambda run: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert run(SAM, DENSE, jobs=2) == 0
+    assert [call[2] for call in calls(sweeps)] == [str(max(1, len(os.sched_getaffinity(0)) // 2))] * 2
+
+
+def test_a_run_that_was_stopped_has_not_failed(sweeps: Sweeps) -> None:
+    log = sweeps.local_log(SAM)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(f"epoch 1/4\n{STOPPED_LINE}\n")
+    assert sweeps.state(SAM).kind is Status.NOT_LAUNCHED
+    log.write_text("epoch 1/4\ntrain.py: diverged\n")
+    assert sweeps.state(SAM).kind is Status.FAILED
 
 
 def test_a_long_run_does_not_inherit_the_process_of_a_short_one(
