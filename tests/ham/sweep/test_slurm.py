@@ -64,10 +64,10 @@ def test_jobs_get_the_commit_of_clean_code_only(sweep: Sweep, repository: Path, 
     assert (tmp_path / "calls").read_text() == f"commit {head}"
     (repository / "ham" / "code.py").write_text("2\n")
     status, out, err = sweep(*choice)
-    cure = "runs of uncommitted code become no records: commit first, or give --allow-dirty"
+    cure = "runs of uncommitted code cannot become records: commit first, or give --allow-dirty"
     assert (status, out, err) == (2, "", f"sweep.py: {cure}\n")
     status, out, err = sweep(*choice, "--demo=digits")
-    assert status == 0 and "become no records" in err and err.count("\n") == 1
+    assert status == 0 and "cannot become records" in err and err.count("\n") == 1
     assert sweep(*choice, "--allow-dirty")[::2] == (0, "")
     assert (tmp_path / "calls").read_text() == f"commit {head}" + "commit none\n" * 2
     (repository / "ham" / "code.py").write_text("1\n")
@@ -80,7 +80,7 @@ def test_without_git_and_commit_nothing_is_launched_at_the_papers_scale(
 ) -> None:
     monkeypatch.delenv("HAM_COMMIT")
     status, out, err = sweep("--table=4", "--local")
-    assert (status, out) == (2, "") and "set HAM_COMMIT, or give --allow-dirty" in err
+    assert (status, out) == (2, "") and "set HAM_COMMIT to it, or give --allow-dirty" in err
 
 
 def test_a_silent_squeue_stops_a_submission_but_no_overview(sweep: Sweep, no_slurm: Path) -> None:
