@@ -7,13 +7,13 @@ from .mask_from import MaskFrom
 from .masks import MaskSet
 from .parameterization import Plain, Product
 from .pilot import PILoT
+from .prunable import prunable_weights
 from .random_pruning import RandomPruning
 from .rigl import RigL
 from .snip import SNIP
 from .spred import Spred
 from .str import STR
 from .synflow import SynFlow
-from .weights import prunable_weights
 
 __all__ = [
     "ACDC",

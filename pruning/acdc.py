@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -101,6 +101,8 @@ class ACDC(TargetSparsity):
     reset_momentum: bool = True
     revive_second_moment: SecondMomentLike = SecondMoment.mean
 
+    changes_at_epochs: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Convert strings to enums. Raises ValueError on values out of range."""
         super().__post_init__()
@@ -134,7 +136,7 @@ class ACDC(TargetSparsity):
             masks = layerwise_topk(magnitude(weights), counts)
         if self.revive is Revive.stale:
             self._stale = {name: w.clone() for name, w in weights.items()}
-        self._set_masks(masks, optimizer)
+        self.set_masks(masks, optimizer)
 
     @torch.no_grad()
     def _decompress(self, optimizer: Optimizer) -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .checks import (
+    NotAttachedError,
+    check_before_parametrizing,
+    check_model,
+    check_optimizer,
+    check_takes_masks,
+    warn_of_empty_layers,
+    warn_of_low_coverage,
+)
 from .groups import split_by_weight_decay
+from .hook import OptimizerHook
 from .masks import MaskSet
 from .parameterization import Plain
+from .prunable import prunable_weights
 from .registry import register_in
 from .scores import check_sparsity, kept_count
-from .weights import prunable_weights
+from .traits import Traits
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
 
@@ -34,7 +45,7 @@ def register(name: str) -> Callable[[Method], Method]:
 
 
 @dataclass
-class Sparsifier:
+class Sparsifier(Traits):
     """Decides which weights are on; this base class keeps all of them. Fields are hyperparameters only.
 
     A loop calls `attach` before it creates the optimizer, `initialize` before the first step,
@@ -42,74 +53,132 @@ class Sparsifier:
     `after_step` around each optimizer step, `on_epoch_end` after each epoch and `on_end` after the last.
     """
 
-    reparametrizes: ClassVar[bool] = False
-    """Does the method itself decide how weights are parameterized?"""
-
-    trains_factors: ClassVar[bool] = False
-    """Does the method train weights as products m * w?"""
-
-    adds_decay: ClassVar[bool] = False
-    """Does the method add decay to gradients that HAM reads where it acts on the method's parameters?"""
-
-    @property
-    def redraws_weights(self) -> bool:
-        """Must the initial weights come from a random stream other than the usual one?"""
-        return False
-
-    @property
-    def depends_on(self) -> str:
-        """The experiment whose finished run of the same seed the method needs; "" where it needs none."""
-        return ""
-
-    @property
-    def needs_calibration_runs(self) -> bool:
-        """Must several runs be trained to find the method's hyperparameters?"""
-        return False
-
-    def check(self, *, lr: float, momentum: float | None) -> None:
-        """Raise ValueError where the method cannot work with the optimizer.
-
-        Args:
-            lr: peak learning rate.
-            momentum: of SGD; None for other optimizers.
-        """
-
-    def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> Sparsifier:
-        """The sparsifier with every reference to another run replaced by that run's folder.
-
-        Args:
-            folder_of: experiment -> folder of its run of the same seed.
-            resumed: the state comes by `load_state_dict`; nothing else is read.
-        """
-        return self
-
     def attach(
         self,
         model: nn.Module,
+        optimizer: Optimizer | None = None,
         *,
         total_epochs: int,
         steps_per_epoch: int | None = None,
         seed: int = 0,
         parameterization: Plain | None = None,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Parametrize the model and find its prunable weights, before the optimizer is created.
 
         Args:
             model: on its device; it is trained in place. Random masks are set by this call.
+            optimizer: of these weights, for methods that do not parametrize: the call then ends with
+                `hook(optimizer)`.
             total_epochs: of the entire training.
-            steps_per_epoch: calls of `after_backward` in an epoch; RigL and STR's ramp need it.
+            steps_per_epoch: optimizer steps in an epoch; methods that plan by steps need it.
             seed: of the masks drawn at random; the same on every rank.
             parameterization: `Product` for m * w and Sign-In; None for plain weights.
+            include: globs of further parameters to prune, such as "embed.weight"; see `prunable_weights`.
+            exclude: globs of weights that the sparsifier leaves alone; a method's own field `exclude` keeps
+                weights dense that are still parametrized.
+            masks: name -> bool, True where a weight is kept: these instead of the method's first masks, for
+                methods that start with masks and for `Dense`, which then trains fixed masks.
 
         Raises:
             ValueError: the model does not fit, or a parameterization is given to a method with its own.
         """
-        self.model, self.seed = model, seed
+        self.model, self.seed, self.step = model, seed, 0
         self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
+        self._include, self._exclude = list(include), list(exclude)
+        self._announced_epoch, self._decay_is_due = -1, False
+        self._hook: OptimizerHook | None = None
+        self._checked_tensors: tuple[Any, ...] = ()
         self.parameterization = self._parameterize(parameterization or Plain())
-        self.parameterization.attach(model, total_epochs=total_epochs)
-        self.masks = MaskSet(prunable_weights(model, getattr(self, "exclude", ())))
+        if type(self.parameterization) is not Plain:
+            check_before_parametrizing(model, self._description(of_method=False))
+        self.parameterization.attach(
+            model, total_epochs=total_epochs, include=self._include, exclude=self._exclude
+        )
+        own = [*self._exclude, *getattr(self, "exclude", ())]
+        weights = prunable_weights(model, own, self._include)
+        if not self.reparametrizes:
+            check_takes_masks(weights)
+        warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
+        self.masks = MaskSet(weights)
         self._on_attach()
+        if masks is not None:
+            self._set_given_masks(masks)
+        if optimizer is not None:
+            self.hook(optimizer)
+
+    def _description(self, of_method: bool) -> str:
+        """What to name in an error: the method, or the parameterization that it was given."""
+        own = of_method or self.reparametrizes
+        return type(self).__name__ if own else f"parameterization={type(self.parameterization).__name__}"
+
+    def _set_given_masks(self, masks: Mapping[str, Tensor]) -> None:
+        if not self.masks.active and type(self) is not Dense:
+            raise ValueError(
+                f"{type(self).__name__} finds its masks during the training: give them to Dense, "
+                "RandomPruning, RigL or another method that starts with masks"
+            )
+        self.set_masks(masks)
+
+    def hook(self, optimizer: Optimizer) -> OptimizerHook:
+        """Let `optimizer.step()` call `after_backward`, `add_decay` and `after_step`, see `OptimizerHook`.
+
+        Call it once, after `attach`; of the explicit calls only those for epochs are left. The number of
+        steps is part of `state_dict`. Returns the hook, which has `remove()`.
+
+        Raises:
+            TypeError: it is not an optimizer.
+            ValueError: the optimizer does not fit, or there is a hook already.
+        """
+        if self._hook is not None:
+            raise ValueError("this sparsifier has a hook already: call remove() on the first one")
+        self._hook = OptimizerHook(self, optimizer)
+        return self._hook
+
+    def check(self, optimizer: Optimizer | None = None) -> None:
+        """Raise unless the sparsifier's weights are the model's and the optimizer trains them.
+
+        It runs by itself at the first `after_backward` and whenever the model's tensors have changed.
+
+        Raises:
+            NotAttachedError: `attach` was not called.
+            RuntimeError: a weight is no longer a parameter of the model.
+            ValueError: the optimizer does not train a weight.
+        """
+        check_model(self.model, self.masks.weights)
+        if optimizer is not None:
+            check_optimizer(optimizer, self._trained_tensors())
+
+    def _trained_tensors(self) -> list[tuple[str, Tensor]]:
+        own = [(name, p) for name, weight in self.masks.weights.items() for p in weight.parameters]
+        return [*own, *((f"{type(self).__name__}'s own parameters", p) for p in self.weight_decays())]
+
+    def _begin_step(self, step: int, optimizer: Optimizer) -> None:
+        """What every `after_backward` does first: check what may have changed since the last one."""
+        if self._hook is not None and not self._hook.is_active:
+            raise RuntimeError(
+                "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
+            )
+        tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
+        if self._checked_tensors != (id(optimizer), tensors):
+            self.check(optimizer)
+            self._checked_tensors = (id(optimizer), tensors)
+        self._check_epoch(step)
+        self._decay_is_due = self.has_penalty
+
+    def _check_epoch(self, step: int) -> None:
+        """Raise RuntimeError where a method that acts at epochs is not told of them."""
+        if not self.acts_on_epochs:
+            return
+        expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
+        if self._announced_epoch < min(expected, self.total_epochs - 1):
+            raise RuntimeError(
+                f"{self._description(self.changes_at_epochs)} acts on epochs: call "
+                f"sparsifier.on_epoch_start(epoch, optimizer) at the start of each; epoch {expected} was not "
+                "announced"
+            )
 
     def _parameterize(self, requested: Plain) -> Plain:
         if self.reparametrizes and type(requested) is not Plain:
@@ -143,12 +212,29 @@ class Sparsifier:
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Change phases at epoch `epoch`, counted from 0."""
+        self._announced_epoch = epoch
         self.parameterization.on_epoch_start(epoch, optimizer)
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Use the dense gradients, then mask them. False: no optimizer step follows in this iteration."""
+        """Use the dense gradients, then mask them. False: no optimizer step follows in this iteration.
+
+        A method that overrides this calls it, or `_begin_step` where it needs the dense gradients first.
+
+        Args:
+            step: optimizer steps before this one.
+            optimizer: of the training.
+
+        Raises:
+            ValueError: the optimizer does not train a weight.
+            RuntimeError: a weight left the model, or an epoch that the method acts on was not announced.
+        """
+        self._begin_step(step, optimizer)
         self.mask_gradients()
         return True
+
+    def uses_gradients(self, step: int) -> bool:
+        """Does `after_backward` choose masks by the gradients at this step?"""
+        return False
 
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned weights; the loop also calls it after SAM's second backward pass."""
@@ -156,12 +242,18 @@ class Sparsifier:
 
     def add_decay(self) -> None:
         """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
+        self._decay_is_due = False
         if type(self.parameterization) is not Plain:  # plain weights have no penalty and masked gradients
             self.parameterization.add_decay()
             self.mask_gradients()
 
     def after_step(self) -> None:
-        """Project the weights onto the mask."""
+        """Project the weights onto the mask. Raises RuntimeError where `add_decay` was left out."""
+        if self._decay_is_due:
+            raise RuntimeError(
+                f"{self._description(of_method=False)} adds a penalty: call sparsifier.add_decay() between "
+                "after_backward and optimizer.step()"
+            )
         self.masks.apply_to_weights_()
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
@@ -183,11 +275,17 @@ class Sparsifier:
         return {}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
-        """(name, kept, total) of each prunable weight."""
-        return self.masks.counts()
+        """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
+
+        Raises:
+            RuntimeError: a weight is no longer a parameter of the model.
+        """
+        check_model(self.model, self.masks.weights)
+        for name, weight in self.masks.weights.items():
+            yield name, int(weight.value.count_nonzero()), weight.numel()
 
     def achieved_sparsity(self) -> float:
-        """Pruned fraction of all prunable weights; biases and norm layers are not counted."""
+        """Fraction of zeros in all prunable weights of the model; biases and norm layers are not counted."""
         kept, total = self._kept_and_total()
         return 1 - kept / total
 
@@ -200,13 +298,41 @@ class Sparsifier:
         kept, total = self._kept_and_total()
         return {"sparsity": 1 - kept / total, "kept": kept}
 
+    def set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
+        """Replace the masks and apply them to the weights and to the optimizer's state.
+
+        Args:
+            masks: name -> bool, True where a weight is kept, one for each prunable weight.
+            optimizer: its state is zeroed where weights are pruned, so that momentum moves none of them.
+
+        Raises:
+            ValueError: names or shapes differ from the weights'.
+            RuntimeError: the ranks of torch.distributed have different masks.
+        """
+        self.masks.set(masks)
+        self.masks.apply_to_weights_()
+        if optimizer is not None:
+            self.masks.apply_to_optimizer_(optimizer)
+        warn_of_empty_layers(self.masks.empty())
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values."""
-        return {"masks": self.masks.state_dict()}
+        state: dict[str, Any] = {"masks": self.masks.state_dict(), "epoch": self._announced_epoch}
+        return state if self._hook is None else {**state, "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, after `attach`."""
         self.masks.load_state_dict(state["masks"])
+        self._announced_epoch = state.get(
+            "epoch", self.total_epochs
+        )  # not in states of version 0.5 and earlier
+        self.step = state.get("step", 0)
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell what is missing where a method is used before `attach`, which sets all attributes."""
+        if name.startswith("__") or "model" in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise NotAttachedError(f"{type(self).__name__} has no {name} yet: call attach(model, ...) first")
 
 
 @register("dense")
@@ -231,13 +357,6 @@ class TargetSparsity(Sparsifier):
     def __post_init__(self) -> None:
         """Raise ValueError on a target outside [0, 1)."""
         check_sparsity(self.sparsity)
-
-    def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
-        """Replace the masks and apply them to the weights and to the optimizer's state."""
-        self.masks.set(masks)
-        self.masks.apply_to_weights_()
-        if optimizer is not None:
-            self.masks.apply_to_optimizer_(optimizer)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from .prunable import prunable_weights, weight_locations
 from .scores import evaluation_mode
-from .weights import prunable_weights, weight_locations, weight_of
+from .weights import weight_of
 
 
 @dataclass(frozen=True)

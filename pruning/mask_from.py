@@ -71,7 +71,7 @@ class MaskFrom(TargetSparsity):
         if margins:
             total = sum(m.numel() for m in margins.values())
             masks = global_topk(margins, kept_count(total, self.sparsity))
-        self._set_masks(masks)
+        self.set_masks(masks)
         if abs(self.achieved_sparsity() - self.sparsity) > self.tolerance:
             raise ValueError(
                 f"the masks in {self.source} prune {self.achieved_sparsity():.4f}, not {self.sparsity:g}: "

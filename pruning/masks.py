@@ -32,7 +32,7 @@ class MaskSet:
     """
 
     def __init__(self, weights: Mapping[str, Weight | Tensor]) -> None:
-        self.weights = {n: Weight(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
+        self.weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
         self.masks: dict[str, Tensor] = {}
         self._off: dict[str, Tensor] = {}  # the inverted masks: inverting them at each step costs a pass
 
@@ -89,31 +89,54 @@ class MaskSet:
         """Turn every weight on again; values stay as they are."""
         self.masks, self._off = {}, {}
 
+    def _pruned_positions(self) -> Iterator[tuple[Weight, Tensor]]:
+        """Each weight with its inverted mask, which follows the weight where `model.to` has moved it."""
+        for name, off in self._off.items():
+            weight = self.weights[name]
+            device = weight.parameters[0].device
+            if off.device != device:
+                if off.is_meta:
+                    raise RuntimeError(
+                        f"the mask of {name} was made on the meta device and has no content: attach the "
+                        "sparsifier after model.to_empty(device=...)"
+                    )
+                off = self._off[name] = off.to(device)
+                self.masks[name] = ~off
+            yield weight, off
+
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
         """Set every pruned weight to its pruned value."""
-        for name, off in self._off.items():
-            self.weights[name].prune_(off)
+        for weight, off in self._pruned_positions():
+            weight.prune_(off)
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
-        for name, off in self._off.items():
-            self.weights[name].zero_gradient_(off)
+        for weight, off in self._pruned_positions():
+            weight.zero_gradient_(off)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
-        for name, off in self._off.items():
-            for parameter in self.weights[name].parameters:
+        for weight, off in self._pruned_positions():
+            for parameter in weight.parameters:
                 for state in elementwise_state(optimizer, parameter).values():
                     state.masked_fill_(off, 0.0)
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
-        """(name, kept, total) of each weight."""
+        """(name, weights that the mask keeps, total) of each weight."""
         for name, weight in self.weights.items():
             total = weight.numel()
             yield name, int(self.masks[name].count_nonzero()) if self.active else total, total
+
+    def empty(self) -> list[str]:
+        """The names of weights of which nothing is kept; one host sync."""
+        if not self.active:
+            return []
+        device = next(iter(self.masks.values())).device
+        kept = torch.stack([mask.any().to(device) for mask in self.masks.values()]).tolist()
+        return [name for name, some in zip(self.masks, kept, strict=True) if not some]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """{"kept": name -> mask}, without entries while inactive."""

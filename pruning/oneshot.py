@@ -20,9 +20,10 @@ class OneShot(TargetSparsity):
 
     reparametrizes: ClassVar[bool] = True
     trains_factors: ClassVar[bool] = True
+    changes_at_epochs: ClassVar[bool] = True
 
     def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
-        self._set_masks(global_topk(magnitude(self.masks.values()), self._kept_target()), optimizer)
+        self.set_masks(global_topk(magnitude(self.masks.values()), self._kept_target()), optimizer)
 
     def on_end(self) -> None:
         """Prune, unless the weights are pruned already."""

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from .deprecation import warn_renamed
 from .masks import FIRST_MOMENTS, elementwise_state
 from .product import PointwiseProduct
+from .prunable import parametrize_, prunable_weights
 from .registry import register_in
-from .weights import ProductWeight, parametrize_, prunable_weights
+from .weights import ProductWeight
 
 Kind = TypeVar("Kind", bound="type[Plain]")
 
@@ -47,11 +48,33 @@ class Plain:
     trains_factors: ClassVar[bool] = False
     """Are the weights trained as products m * w?"""
 
+    changes_at_epochs: ClassVar[bool] = False
+    """Does `on_epoch_start` change the weights, so that a loop must call it?"""
+
     decoupled_decay = False  # without annotations: these are not hyperparameters
     _saved_gradients = tuple[tuple[Tensor, Tensor], ...]()
 
-    def attach(self, model: nn.Module, *, total_epochs: int) -> None:
-        """Parametrize the model's prunable weights, before the sparsifier looks for them."""
+    @property
+    def has_penalty(self) -> bool:
+        """Does `add_decay` add anything?"""
+        return False
+
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        total_epochs: int,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+    ) -> None:
+        """Parametrize the model's prunable weights, before the sparsifier looks for them.
+
+        Args:
+            model: changed in place.
+            total_epochs: of the entire training.
+            include: globs of further parameters, see `prunable_weights`.
+            exclude: globs of weights to leave alone.
+        """
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Called at the start of epoch `epoch`, counted from 0."""
@@ -125,10 +148,28 @@ class Product(Plain):
         if not 0 <= self.reset_until <= 1:
             raise ValueError(f"reset_until is a share of the epochs, in [0, 1], got {self.reset_until:g}")
 
-    def attach(self, model: nn.Module, *, total_epochs: int) -> None:
+    @property
+    def changes_at_epochs(self) -> bool:
+        """Are there resets?"""
+        return self.reset_every > 0
+
+    @property
+    def has_penalty(self) -> bool:
+        """Is one of the two penalties positive?"""
+        return self.frobenius > 0 or self.decay > 0
+
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        total_epochs: int,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+    ) -> None:
         """Split every prunable weight into balanced factors. Raises ValueError where weights are shared."""
-        parametrize_(model, lambda: PointwiseProduct(self.scaling))
-        self.weights = [w for w in prunable_weights(model).values() if isinstance(w, ProductWeight)]
+        parametrize_(model, lambda: PointwiseProduct(self.scaling), exclude, include)
+        weights = prunable_weights(model, exclude, include)
+        self.weights = [w for w in weights.values() if isinstance(w, ProductWeight)]
         self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # exact: .58 of 100 is 58
 
     def is_reset_epoch(self, epoch: int) -> bool:

@@ -65,7 +65,16 @@ class PILoT(OneShot):
         self._accuracy, self._epoch = 0.0, 0
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Prune at `prune_at`; the penalty then ends."""
+        """Prune at `prune_at`; the penalty then ends.
+
+        Raises:
+            RuntimeError: `on_epoch_end` was not called for an epoch before this one.
+        """
+        if self._epoch < epoch:
+            raise RuntimeError(
+                "PILoT's penalty follows the training accuracy: call on_epoch_end(train_accuracy=...) "
+                "after each epoch, with a fraction in [0, 1]"
+            )
         if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
             self._prune_to_target(optimizer)
             self._factors.decay = 0.0

@@ -31,4 +31,4 @@ class RandomPruning(TargetSparsity):
     def _on_attach(self) -> None:
         kept = kept_counts(self._shapes(), self.sparsity, self.allocation)
         generator = torch.Generator().manual_seed(self.seed)
-        self._set_masks(random_masks(self._shapes(), kept, generator=generator))
+        self.set_masks(random_masks(self._shapes(), kept, generator=generator))

@@ -80,7 +80,7 @@ class RigL(TargetSparsity):
         self._end = self.until * self.total_steps
         generator = torch.Generator().manual_seed(self.seed)
         kept = kept_counts(self._shapes(), self.sparsity, self.allocation)
-        self._set_masks(random_masks(self._shapes(), kept, generator=generator))
+        self.set_masks(random_masks(self._shapes(), kept, generator=generator))
 
     def drop_fraction_at(self, step: int) -> float:
         """Fraction of the kept weights to drop at `step`: drop_fraction / 2 * (1 + cos(pi step / end))."""
@@ -100,11 +100,16 @@ class RigL(TargetSparsity):
         warn_renamed("RigL.updates", "RigL.is_update_step")
         return self.is_update_step(step)
 
+    def uses_gradients(self, step: int) -> bool:
+        """At update steps."""
+        return self.is_update_step(step)
+
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Mask the gradients, or update the masks by the dense ones; then no optimizer step follows."""
         if not self.is_update_step(step):
             return super().after_backward(step, optimizer)
-        self._set_masks(self._updated_masks(step), optimizer)
+        self._begin_step(step, optimizer)
+        self.set_masks(self._updated_masks(step), optimizer)
         return False
 
     @torch.no_grad()

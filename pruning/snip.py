@@ -53,5 +53,5 @@ class SNIP(AtInitialization):
         scores = snip(self.model, self.masks.weights, counted(), loss_fn)
         if used < self.batches:
             raise ValueError(f"SNIP asks for {self.batches} batches, got {used}: lower its batches")
-        self._set_masks(global_topk(scores, self._kept_target()))
+        self.set_masks(global_topk(scores, self._kept_target()))
         self._has_pruned = True

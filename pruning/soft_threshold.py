@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .parameterization import Plain
-from .weights import parametrize_
+from .prunable import parametrize_
 
 
 class _Shrink(torch.autograd.Function):
@@ -59,7 +60,15 @@ class SoftThresholds(Plain):
     initial: float
     exclude: list[str] = field(default_factory=list)
 
-    def attach(self, model: nn.Module, *, total_epochs: int) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        total_epochs: int,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+    ) -> None:
         """Parametrize the weights. Raises ValueError where some are shared."""
-        parametrizations = parametrize_(model, lambda: SoftThreshold(self.initial), self.exclude)
+        left_alone = [*self.exclude, *exclude]
+        parametrizations = parametrize_(model, lambda: SoftThreshold(self.initial), left_alone, include)
         self.logits: list[nn.Parameter] = [p.threshold for p in parametrizations]

@@ -90,6 +90,11 @@ class Spred(OneShot):
                 group["lr"] = self.finetune_lr
         return super().after_backward(step, optimizer)
 
+    @property
+    def has_penalty(self) -> bool:
+        """Until the weights are pruned."""
+        return not self.masks.active and super().has_penalty
+
     def add_decay(self) -> None:
         """Add the penalty's gradient until the weights are pruned."""
         if not self.masks.active:

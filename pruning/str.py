@@ -94,7 +94,7 @@ class STR(TargetSparsity):
         """True with calibrate=search."""
         return self.calibrate is Calibrate.search
 
-    def check(self, *, lr: float, momentum: float | None) -> None:
+    def check_rates(self, *, lr: float, momentum: float | None) -> None:
         """Raise ValueError where SGD makes the thresholds unstable, see `check_stability`."""
         if momentum is not None:
             self.check_stability(lr, momentum)
@@ -136,6 +136,7 @@ class STR(TargetSparsity):
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Update the ramp's decay where a measurement is due; the first call checks that decay is stable."""
+        self._begin_step(step, optimizer)
         lr, momentum = self._lr_and_momentum(optimizer)
         if not self._checked:
             self.check_stability(lr, momentum)

@@ -47,5 +47,5 @@ class SynFlow(AtInitialization):
             round(total * (self._kept_target() / total) ** (k / self.iterations))
             for k in range(1, self.iterations + 1)
         ]
-        self._set_masks(synflow_masks(self.model, self.masks.weights, shape, schedule))
+        self.set_masks(synflow_masks(self.model, self.masks.weights, shape, schedule))
         self._has_pruned = True

@@ -58,6 +58,7 @@ def train(model: nn.Module, sparsifier: Sparsifier) -> None:
         optimizer.zero_grad()
         model(images()).square().sum().backward()
         sparsifier.after_backward(step, optimizer)
+        sparsifier.add_decay()
         optimizer.step()
         sparsifier.after_step()
 

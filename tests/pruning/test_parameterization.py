@@ -277,7 +277,7 @@ def test_momentum_is_carried_over_by_hand():
         factor.detach().fill_(value)
         optimizer.state[factor]["exp_avg"].fill_(velocity)
         optimizer.state[factor]["exp_avg_sq"].fill_(square)
-    rebalance_(ProductWeight(m, w, scaling=3.0), optimizer)
+    rebalance_(ProductWeight.of(m, w, scaling=3.0), optimizer)
     assert (m.item(), w.item()) == pytest.approx((2.0, 1.0))
     assert [optimizer.state[f]["exp_avg"].item() for f in (m, w)] == pytest.approx([0.4, 0.8])
     assert [optimizer.state[f]["exp_avg_sq"].item() for f in (m, w)] == [3.0, 5.0]
@@ -297,6 +297,7 @@ def next_step(make, options, *, reset: bool, carry: bool = True) -> tuple[Tensor
     model = network()
     sparsifier = attached(model, reset_every=1, reset_until=1.0, carry_momentum=carry)
     optimizer = make(sparsifier.param_groups(model.parameters()), **options)
+    sparsifier.on_epoch_start(0, optimizer)
     for step in range(40):
         train_step(model, sparsifier, optimizer, step)
     weights = sparsifier.parameterization.weights
@@ -333,6 +334,7 @@ def test_momentum_that_is_not_carried_is_zeroed_only_on_the_factors(make, option
     model = network()
     sparsifier = attached(model, reset_every=1, carry_momentum=False)
     optimizer = make(sparsifier.param_groups(model.parameters()), **options)
+    sparsifier.on_epoch_start(0, optimizer)
     train_step(model, sparsifier, optimizer, 0)
     before = {p: optimizer.state[p][key].clone() for p in model.parameters()}
     sparsifier.on_epoch_start(1, optimizer)

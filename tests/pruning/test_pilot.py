@@ -117,6 +117,7 @@ def test_factors_start_at_the_initial_weight_with_the_scaling():
         assert (m**2 - w**2).flatten().tolist() == pytest.approx([4.0] * 4)
 
 
+@pytest.mark.filterwarnings("ignore:nothing is left of")
 @pytest.mark.parametrize(
     ("options", "a", "b"),
     [
@@ -140,6 +141,7 @@ def test_the_largest_products_are_kept_at_the_end(options, a, b):
     assert pilot.achieved_sparsity() == pytest.approx(kept.count(0) / total)
 
 
+@pytest.mark.filterwarnings("ignore:nothing is left of")
 @pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.123])
 def test_the_target_is_met_exactly_over_all_layers(sparsity):
     torch.manual_seed(0)
@@ -213,6 +215,7 @@ def test_after_pruning_the_penalty_ends_and_pruned_weights_stay_zero():
             assert not momentum[off].any() and momentum[~off].all()
 
 
+@pytest.mark.filterwarnings("ignore:nothing is left of")
 @pytest.mark.parametrize("prune_at", [0.25, 0.75, 1.0])
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_resumed_run_is_the_uninterrupted_one(prune_at, stop):

@@ -112,15 +112,15 @@ def test_a_resumed_mask_from_reads_no_source(source):
 @pytest.mark.parametrize("name", METHODS)
 def test_usual_settings_work_with_any_optimizer(name):
     sparsifier = make(name)
-    sparsifier.check(lr=1.0, momentum=0.99)
-    sparsifier.check(lr=1e9, momentum=None)
+    sparsifier.check_rates(lr=1.0, momentum=0.99)
+    sparsifier.check_rates(lr=1e9, momentum=None)
 
 
 def test_str_refuses_a_decay_that_sgd_makes_unstable():
     sparsifier = STR(0.9, threshold_decay=0.01)
-    sparsifier.check(lr=1.0, momentum=None)
+    sparsifier.check_rates(lr=1.0, momentum=None)
     with pytest.raises(ValueError, match="unstable"):
-        sparsifier.check(lr=1.0, momentum=0.9)
+        sparsifier.check_rates(lr=1.0, momentum=0.9)
 
 
 @pytest.mark.parametrize("calibrate", ["none", "search", "ramp"])

@@ -116,7 +116,7 @@ def test_the_parametrization_computes_the_product_and_starts_in_balance():
 
 
 def factors(m: list[float], w: list[float]) -> ProductWeight:
-    return ProductWeight(*(torch.tensor(f, dtype=torch.float64, requires_grad=True) for f in (m, w)))
+    return ProductWeight.of(*(torch.tensor(f, dtype=torch.float64, requires_grad=True) for f in (m, w)))
 
 
 def descend(weight: ProductWeight, loss_of, lr: float, steps: int) -> list[Tensor]:
@@ -230,7 +230,7 @@ def test_a_product_where_both_factors_vanish_has_a_finite_gradient():
 
 
 def test_assigning_and_pruning_a_product():
-    weight = ProductWeight(torch.zeros(3), torch.zeros(3), scaling=3.0)
+    weight = ProductWeight.of(torch.zeros(3), torch.zeros(3), scaling=3.0)
     weight.assign_(torch.tensor([2.0, -2.0, 0.0]))
     assert [f.tolist() for f in weight.parameters] == [
         pytest.approx([2, 2, 3**0.5]),
@@ -246,5 +246,5 @@ def test_assigning_and_pruning_a_product():
 
 @pytest.mark.parametrize(("m", "w"), [(1.0, -0.0), (-1.0, 0.0), (-0.0, 0.5), (1e-30, -1e-30)])
 def test_a_product_that_vanishes_is_positive_zero(m, w):
-    value = ProductWeight(torch.tensor([m]), torch.tensor([w])).value
+    value = ProductWeight.of(torch.tensor([m]), torch.tensor([w])).value
     assert value.view(torch.int32).tolist() == [0]

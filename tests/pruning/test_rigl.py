@@ -206,6 +206,7 @@ def test_an_update_by_hand(kind, parameterization):
     for step in range(1, 3):
         give_gradient(weight, square(GRADIENT).cos() * step)
         assert rigl.after_backward(step, optimizer)
+        rigl.add_decay()
         optimizer.step()
         rigl.after_step()
     weight.assign_(square(THETA))
@@ -290,6 +291,7 @@ def test_every_update_of_a_run(kind, parameterization):
         states = {id(p): clones(elementwise_state(optimizer, p)) for p in model.parameters()}
         if rigl.after_backward(step, optimizer):
             assert all(torch.equal(now, kept[name]) for name, now in rigl.kept().items())
+            rigl.add_decay()
             optimizer.step()
             rigl.after_step()
         else:
@@ -313,7 +315,9 @@ def test_every_update_of_a_run(kind, parameterization):
                     assert torch.equal(p, old[name]), name
                     for key, state in elementwise_state(optimizer, p).items():
                         assert torch.equal(state, states[id(p)][key])
-        assert {name: kept for name, kept, _ in rigl.counts()} == sizes
+        assert {name: int(mask.sum()) for name, mask in rigl.kept().items()} == sizes
+        nonzero = {name: int(value.count_nonzero()) for name, value in rigl.masks.values().items()}
+        assert {name: count for name, count, _ in rigl.counts()} == nonzero
         for name, weight in rigl.masks.weights.items():
             off = ~rigl.kept()[name]
             assert bits(weight.value[off]) == [0] * int(off.sum())
@@ -343,6 +347,7 @@ def test_growth_follows_the_finite_differences_of_the_loss(parameterization):
 
     nn.functional.cross_entropy(model(images), labels).backward()
     assert rigl.after_backward(0, optimizer)
+    rigl.add_decay()
     optimizer.step()  # takes factors out of balance
     rigl.after_step()
     model.zero_grad()

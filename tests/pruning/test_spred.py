@@ -53,6 +53,7 @@ def ista(design: Tensor, targets: Tensor, penalty: float, steps: int = 5_000) ->
 def descend(design: Tensor, targets: Tensor, spred: Spred, model: nn.Module, steps: int) -> Tensor:
     """Gradient descent with spred on |design theta - targets|^2 / 2."""
     optimizer = torch.optim.SGD(spred.param_groups(model.parameters()), lr=0.05)
+    spred.on_epoch_start(0, optimizer)
     for step in range(steps):
         optimizer.zero_grad()
         ((model(design).flatten() - targets).square().sum() / 2).backward()
@@ -195,6 +196,7 @@ def test_pruning_happens_where_fine_tuning_begins(total, finetune, epoch):
     assert scores[kept].min() > scores[~kept].max()
 
 
+@pytest.mark.filterwarnings("ignore:nothing is left of")
 @pytest.mark.parametrize(("sparsity", "kept"), [(0.9, 14), (0.95, 7), (0.0, 140), (0.999, 0), (0.33, 93)])
 def test_the_count_is_exact(sparsity, kept):
     """Of the 80 + 60 weights over all layers together."""

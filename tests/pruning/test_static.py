@@ -461,6 +461,7 @@ def test_masks_of_a_finished_run_on_new_weights(place, tmp_path):
     assert sparsifier.stats() == {"sparsity": 0.5, "kept": 40, "masks_from": {"run": "acdc", "seed": 3}}
 
 
+@pytest.mark.filterwarnings("ignore:nothing is left of")
 @pytest.mark.parametrize(
     ("sparsity", "kept"),
     [

@@ -138,7 +138,7 @@ class Config:
         self._check_ham()
         self._check_matched_decay()
         momentum = self.optimizer.momentum if isinstance(self.optimizer, SGDConfig) else None
-        self.sparsifier.check(lr=self.optimizer.lr, momentum=momentum)
+        self.sparsifier.check_rates(lr=self.optimizer.lr, momentum=momentum)
         task_of(self.data).check(self)
 
     def _check_batch(self) -> None:

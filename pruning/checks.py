@@ -1,0 +1,106 @@
+"""Checks that a sparsifier, a model and an optimizer fit together, with errors of one line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .weights import ComputedWeight, Weight
+
+_SENSIBLE_COVERAGE = 0.5
+
+
+class NotAttachedError(RuntimeError, AttributeError):
+    """A sparsifier is used before `attach`."""
+
+
+def check_before_parametrizing(model: nn.Module, method: str) -> None:
+    """Raise ValueError where new parameters would not be trained: in DistributedDataParallel."""
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            f"{method} replaces parameters that DistributedDataParallel has registered already: attach to "
+            "the model first, then wrap it"
+        )
+
+
+def check_takes_masks(weights: Mapping[str, Weight]) -> None:
+    """Raise ValueError where a weight is computed, as by torch.nn.utils.parametrizations.weight_norm."""
+    for name, weight in weights.items():
+        if isinstance(weight, ComputedWeight):
+            raise ValueError(f"{name}: {weight.no_mask_error()}, or exclude it")
+
+
+def warn_of_low_coverage(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Warn where the prunable weights are less than half of the model's parameters."""
+    covered = sum(p.numel() for weight in weights.values() for p in weight.parameters)
+    total = sum(p.numel() for p in model.parameters())
+    if covered < _SENSIBLE_COVERAGE * total:
+        warnings.warn(
+            f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and a "
+            "sparsity counts these alone: include others by attach(..., include=[globs])",
+            stacklevel=4,
+        )
+
+
+def warn_of_empty_layers(names: Iterable[str]) -> None:
+    """Warn where a layer keeps no weight: the network then ignores its input."""
+    if names := list(names):
+        others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"nothing is left of {', '.join(names[:3])}{others}: lower the sparsity, exclude them, or prune "
+            "layerwise",
+            stacklevel=4,
+        )
+
+
+def check_model(model: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raise RuntimeError unless every weight still is a parameter of the model."""
+    owned = {id(p) for p in model.parameters()}
+    for name, weight in weights.items():
+        for tensor in weight.parameters:
+            if not isinstance(tensor, nn.Parameter) or id(tensor) not in owned:
+                raise RuntimeError(
+                    f"{name} is no longer a parameter of the model: attach the sparsifier after the last "
+                    "change of the model's layers"
+                )
+
+
+def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError unless the optimizer trains every tensor of `weights` that has requires_grad.
+
+    Args:
+        optimizer: of the training.
+        weights: (name, trained tensor).
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, tensor in weights if tensor.requires_grad and id(tensor) not in trained]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model), "
+            "from the model's parameters; freeze or exclude weights that are not to be trained"
+        )
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers such as accelerate's.
+
+    Raises:
+        TypeError: there is no torch optimizer.
+        ValueError: it does not run step hooks.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"hook needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not getattr(type(optimizer).step, "hooked", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} does not run the step hooks of torch.optim.Optimizer: call "
+            "after_backward, add_decay and after_step around its step"
+        )
+    return optimizer

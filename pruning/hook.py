@@ -1,0 +1,167 @@
+"""A sparsifier on the hooks of an optimizer: any training loop stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+
+from .checks import unwrapped
+
+if TYPE_CHECKING:
+    from .base import Sparsifier
+
+
+class OptimizerHook:
+    """Calls `after_backward`, `add_decay` and `after_step` around every step of an optimizer.
+
+    The first two run before the optimizer's other pre-hooks, or after the closure of `step(closure)`; the
+    last one runs after its other post-hooks, and so after HAM. Where `after_backward` returns False the
+    gradients are dropped, so that neither the optimizer nor HAM moves a weight. With `steps_per_epoch`, the
+    last step of the training also calls `on_end`.
+
+    Args:
+        sparsifier: attached; counts the steps in its attribute `step`.
+        optimizer: a torch optimizer, or a wrapper that holds one in `.optimizer`.
+
+    Raises:
+        TypeError: it is not an optimizer.
+        ValueError: it does not run step hooks, has this sparsifier's hook already, or does not train the
+            sparsifier's weights with the weight decay that these need.
+    """
+
+    def __init__(self, sparsifier: Sparsifier, optimizer: Optimizer) -> None:
+        self.sparsifier, self.optimizer = sparsifier, unwrapped(optimizer)
+        sparsifier.check(self.optimizer)
+        _check_weight_decay(sparsifier, self.optimizer)
+        self.is_active = False
+        self._acts = self._is_nested = False
+        self._group_values: list[dict[str, Any]] | None = None
+        self._pre = self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer._optimizer_step_pre_hooks.move_to_end(
+            self._pre.id, last=False
+        )  # HAM reads what is left
+        self._post = self.optimizer.register_step_post_hook(self._after_step)
+        steps = [c.__dict__["step"] for c in type(self.optimizer).__mro__ if "step" in c.__dict__]
+        self._nests = sum(getattr(step, "hooked", False) for step in steps) > 1
+
+    def remove(self) -> None:
+        """Detach the sparsifier from the optimizer; its masks are then no longer enforced."""
+        self._pre.remove()
+        self._post.remove()
+        self.sparsifier._hook = None
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self._acts and self._nests:  # a step that calls the step of its base class
+            self._is_nested = True
+            return None
+        self._acts = False
+        self._post.remove()
+        self._post = optimizer.register_step_post_hook(
+            self._after_step
+        )  # after HAM, whenever that was attached
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            self._on_gradients()
+            return None
+        if len(args) > 1:
+            return (optimizer, self._wrapped(closure), *args[2:]), kwargs
+        return args, {**kwargs, "closure": self._wrapped(closure)}
+
+    def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def gradients() -> Any:
+            if self._acts:
+                raise RuntimeError(
+                    f"{type(self.optimizer).__name__} calls its closure more than once in a step: a "
+                    "sparsifier needs an optimizer with one gradient a step"
+                )
+            loss = closure()
+            self._on_gradients()
+            return loss
+
+        return gradients
+
+    def _on_gradients(self) -> None:
+        if _initializes_state(self.optimizer):
+            return
+        sparsifier = self.sparsifier
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if scale is not None and sparsifier.has_penalty:
+            raise RuntimeError(
+                "GradScaler gives this fused optimizer scaled gradients, to which a penalty cannot be added: "
+                "call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
+        self._acts, self.is_active = True, True
+        try:
+            step = sparsifier.step
+            if self._overflowed(step):
+                sparsifier.mask_gradients()
+            elif sparsifier.after_backward(step, self.optimizer):
+                sparsifier.add_decay()
+            else:
+                self._skip_step()
+        finally:
+            self.is_active = False
+
+    def _overflowed(self, step: int) -> bool:
+        """Are gradients about to be used that GradScaler found to be infinite? A host sync at such steps."""
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        return found_inf is not None and self.sparsifier.uses_gradients(step) and bool(found_inf)
+
+    def _skip_step(self) -> None:
+        """Let the step change nothing: no gradients, and the values of the groups return after it."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        self._group_values = [
+            {k: v for k, v in group.items() if isinstance(v, int | float)}
+            for group in self.optimizer.param_groups
+        ]
+
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._is_nested:
+            self._is_nested = False
+            return
+        if not self._acts:
+            return
+        self._acts = False
+        sparsifier = self.sparsifier
+        if self._group_values is not None:  # counters of steps in optimizers outside torch
+            for group, values in zip(optimizer.param_groups, self._group_values, strict=True):
+                group.update(values)
+            self._group_values = None
+        else:
+            sparsifier.after_step()
+        sparsifier.step += 1
+        if sparsifier.steps_per_epoch is not None and sparsifier.step == sparsifier.total_steps:
+            sparsifier.on_end()
+
+
+def _initializes_state(optimizer: Optimizer) -> bool:
+    """Is this the step by which torch.distributed.checkpoint creates the state: rate 0, gradients 0?
+
+    A host sync, only while every rate is 0 and no state exists.
+    """
+    if optimizer.state:
+        return False
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if any(rate is None or (isinstance(rate, torch.Tensor) and rate.device.type != "cpu") for rate in rates):
+        return False
+    if any(rates):
+        return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not any(bool(gradient.any()) for gradient in gradients)
+
+
+def _check_weight_decay(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
+    decays = {id(p): decay for p, decay in sparsifier.weight_decays().items()}
+    for group in optimizer.param_groups:
+        own = float(group.get("weight_decay") or 0.0)
+        wrong = [decays[id(p)] for p in group["params"] if decays.get(id(p), own) != own]
+        if wrong:
+            raise ValueError(
+                f"{type(sparsifier).__name__} sets the weight decay of its parameters to {wrong[0]:g}, the "
+                f"optimizer to {own:g}: create it from sparsifier.param_groups(model.parameters())"
+            )

@@ -1,0 +1,179 @@
+"""Which weights of a model are prunable, and how to parametrize them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from .weights import Weight, weight_of
+
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
+    _ConvNd: ("weight",),
+    nn.Linear: ("weight",),
+    nn.MultiheadAttention: _PROJECTIONS,
+    nn.RNNCellBase: ("weight_ih", "weight_hh"),
+}
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+Parametrization = TypeVar("Parametrization", bound=nn.Module)
+
+
+def prunable_weights(
+    model: nn.Module, exclude: Iterable[str] = (), include: Iterable[str] = ()
+) -> dict[str, Weight]:
+    """Qualified name -> weight of linear, convolution, attention and recurrent layers; no biases, no norms.
+
+    Also those of transformers' `Conv1D` and of its fused experts (three-dimensional parameters). Left out are
+    frozen weights, and embeddings with every weight tied to them unless `include` matches.
+
+    Args:
+        model: any module; a weight shared by several layers appears once. Names are those of the plain model:
+            "conv1.weight" with any parametrization and inside DistributedDataParallel or `torch.compile`, in
+            the order of `model.named_modules()`.
+        exclude: globs of names to keep dense, such as "conv1.weight" or "head.*".
+        include: globs of further parameters to prune, such as "embed.weight".
+
+    Raises:
+        ValueError: a glob matches no weight, no weight remains to prune, or a weight is not a parameter.
+    """
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
+    weights: dict[str, Weight] = {}
+    seen: set[int] = set()
+    for name, module, attribute in weight_locations(model, include):
+        weight = weight_of(module, attribute)
+        first = _checked_parameter(name, weight)
+        identity, included = id(first), _matches(name, include)
+        if not first.requires_grad or identity in seen or (identity in embedded and not included):
+            continue
+        seen.add(identity)
+        weight.input_dim = 0 if isinstance(module, _ConvTransposeNd) or _is_conv1d(module) else 1
+        weights[name] = weight
+    for what, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in weights):
+                raise ValueError(
+                    f"{what}={pattern!r} matches no prunable weight; names are like conv1.weight"
+                )
+    prunable = {name: weight for name, weight in weights.items() if not _matches(name, exclude)}
+    if not prunable:
+        raise ValueError("nothing to prune: no linear or convolution weight is trainable and not excluded")
+    return prunable
+
+
+def weight_locations(model: nn.Module, include: Iterable[str] = ()) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, attribute) of every weight of a prunable layer; shared ones repeat."""
+    return [
+        (name, module, attribute)
+        for prefix, module in _plain_modules(model)
+        for attribute in _parameter_names(module)
+        if (name := f"{prefix}.{attribute}" if prefix else attribute)
+        and (_matches(name, include) or _is_prunable(module, attribute))
+        and getattr(module, attribute, None) is not None
+    ]
+
+
+def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name without the prefixes of wrappers, module), without the modules inside parametrizations."""
+    wrappers = {
+        f"{name}.module".removeprefix(".")
+        for name, m in model.named_modules()
+        if isinstance(m, DistributedDataParallel | DataParallel)
+    }
+    for name, module in model.named_modules():
+        parts = name.split(".") if name else []
+        if "parametrizations" not in parts:
+            kept = [
+                part
+                for i, part in enumerate(parts)
+                if part not in _WRAPPED and ".".join(parts[: i + 1]) not in wrappers
+            ]
+            yield ".".join(kept), module
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    """The attributes of a layer that may hold a weight, parametrized ones and computed ones included."""
+    layer = [name for kind, names in _LAYERS.items() if isinstance(module, kind) for name in names]
+    parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+    return list(dict.fromkeys([*layer, *module._parameters, *parametrized]))
+
+
+def _is_prunable(module: nn.Module, attribute: str) -> bool:
+    if isinstance(module, nn.RNNBase):
+        return attribute.startswith("weight_")
+    if _is_conv1d(module):
+        return attribute == "weight"
+    if type(module).__name__.endswith("Experts"):  # one matrix per expert in a single parameter
+        return getattr(module, attribute).ndim == 3
+    return any(isinstance(module, kind) and attribute in names for kind, names in _LAYERS.items())
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Is this the linear layer of GPT-2 in transformers, whose weight is [inputs, outputs]?"""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _checked_parameter(name: str, weight: Weight) -> Tensor:
+    """The first tensor behind a weight. Raises ValueError where it is not trained as it is."""
+    first = weight.parameters[0]
+    if isinstance(first, UninitializedParameter):
+        raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy layer first")
+    if not isinstance(first, nn.Parameter):
+        raise ValueError(
+            f"{name} is not a parameter but computed from others, as by torch.nn.utils.weight_norm or "
+            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove)"
+        )
+    return first
+
+
+def parametrize_(
+    model: nn.Module,
+    make: Callable[[], Parametrization],
+    exclude: Iterable[str] = (),
+    include: Iterable[str] = (),
+) -> list[Parametrization]:
+    """Register `make()` on every prunable weight and return the parametrizations in the order of the weights.
+
+    A parametrization's own parameters get the device and the dtype of its weight.
+
+    Raises:
+        ValueError: a weight is shared, parametrized already, or cannot be parametrized.
+    """
+    prunable = prunable_weights(model, exclude, include)
+    owners: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append(f"{prefix}.{attribute}" if prefix else attribute)
+    selected = []
+    for name, module, attribute in weight_locations(model, include):
+        if parametrize.is_parametrized(module, attribute):
+            raise ValueError(f"{name} is parametrized already: attach to the plain model, and once")
+        if name not in prunable:
+            continue
+        if len(places := owners[id(getattr(module, attribute))]) > 1:
+            raise ValueError(f"{places[-1]} shares its weight with {places[0]}: untie them first")
+        if isinstance(module, nn.RNNBase):
+            raise ValueError(
+                f"{name} cannot be parametrized, its layer keeps a list of its weights: exclude it, or use a "
+                "method that sets masks on plain weights"
+            )
+        selected.append((module, attribute))
+    parametrizations = []
+    for module, attribute in selected:
+        weight = getattr(module, attribute)
+        parametrization = make().to(device=weight.device, dtype=weight.dtype)
+        parametrize.register_parametrization(module, attribute, parametrization)
+        parametrizations.append(parametrization)
+    return parametrizations

@@ -1,0 +1,68 @@
+"""What a sparsifier says of itself: to the loop that trains it, and to the run that is built around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+from .parameterization import Plain
+
+
+class Traits:
+    """Properties of a method; each has a default that a method overrides."""
+
+    parameterization: Plain
+
+    reparametrizes: ClassVar[bool] = False
+    """Does the method itself decide how weights are parameterized?"""
+
+    trains_factors: ClassVar[bool] = False
+    """Does the method train weights as products m * w?"""
+
+    adds_decay: ClassVar[bool] = False
+    """Does the method add decay to gradients that HAM reads where it acts on the method's parameters?"""
+
+    changes_at_epochs: ClassVar[bool] = False
+    """Does `on_epoch_start` change masks or phases, so that a loop must call it?"""
+
+    @property
+    def acts_on_epochs(self) -> bool:
+        """Must a loop call `on_epoch_start`: for the method, or for its parameterization?"""
+        return self.changes_at_epochs or self.parameterization.changes_at_epochs
+
+    @property
+    def has_penalty(self) -> bool:
+        """Must a loop call `add_decay`?"""
+        return self.parameterization.has_penalty
+
+    @property
+    def redraws_weights(self) -> bool:
+        """Must the initial weights come from a random stream other than the usual one?"""
+        return False
+
+    @property
+    def depends_on(self) -> str:
+        """The experiment whose finished run of the same seed the method needs; "" where it needs none."""
+        return ""
+
+    @property
+    def needs_calibration_runs(self) -> bool:
+        """Must several runs be trained to find the method's hyperparameters?"""
+        return False
+
+    def check_rates(self, *, lr: float, momentum: float | None) -> None:
+        """Raise ValueError where the method cannot work with the optimizer's hyperparameters.
+
+        Args:
+            lr: peak learning rate.
+            momentum: of SGD; None for other optimizers.
+        """
+
+    def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> Self:
+        """The sparsifier with every reference to another run replaced by that run's folder.
+
+        Args:
+            folder_of: experiment -> folder of its run of the same seed.
+            resumed: the state comes by `load_state_dict`; nothing else is read.
+        """
+        return self
