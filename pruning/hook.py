@@ -40,9 +40,8 @@ class OptimizerHook:
         self._acts = self._is_nested = False
         self._group_values: list[dict[str, Any]] | None = None
         self._pre = self.optimizer.register_step_pre_hook(self._before_step)
-        self.optimizer._optimizer_step_pre_hooks.move_to_end(
-            self._pre.id, last=False
-        )  # HAM reads what is left
+        pre_hooks: Any = self.optimizer._optimizer_step_pre_hooks
+        pre_hooks.move_to_end(self._pre.id, last=False)  # masks gradients before HAM looks at them
         self._post = self.optimizer.register_step_post_hook(self._after_step)
         steps = [c.__dict__["step"] for c in type(self.optimizer).__mro__ if "step" in c.__dict__]
         self._nests = sum(getattr(step, "hooked", False) for step in steps) > 1
@@ -59,9 +58,7 @@ class OptimizerHook:
             return None
         self._acts = False
         self._post.remove()
-        self._post = optimizer.register_step_post_hook(
-            self._after_step
-        )  # after HAM, whenever that was attached
+        self._post = optimizer.register_step_post_hook(self._after_step)  # after HAM, attached any time
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
             self._on_gradients()

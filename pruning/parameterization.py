@@ -48,11 +48,13 @@ class Plain:
     trains_factors: ClassVar[bool] = False
     """Are the weights trained as products m * w?"""
 
-    changes_at_epochs: ClassVar[bool] = False
-    """Does `on_epoch_start` change the weights, so that a loop must call it?"""
-
     decoupled_decay = False  # without annotations: these are not hyperparameters
     _saved_gradients = tuple[tuple[Tensor, Tensor], ...]()
+
+    @property
+    def changes_at_epochs(self) -> bool:
+        """Does `on_epoch_start` change the weights, so that a loop must call it?"""
+        return False
 
     @property
     def has_penalty(self) -> bool:

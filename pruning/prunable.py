@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -102,7 +102,7 @@ def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _parameter_names(module: nn.Module) -> list[str]:
     """The attributes of a layer that may hold a weight, parametrized ones and computed ones included."""
     layer = [name for kind, names in _LAYERS.items() if isinstance(module, kind) for name in names]
-    parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+    parametrized: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
     return list(dict.fromkeys([*layer, *module._parameters, *parametrized]))
 
 

@@ -31,7 +31,7 @@ class Weight:
     pruned_value: tuple[float, ...] = (0.0,)
     input_dim: int = 1
 
-    def __init__(self, owner: object, *names: str) -> None:
+    def __init__(self, owner: Any, *names: str) -> None:
         self.owner, self.names = owner, names
 
     @classmethod
