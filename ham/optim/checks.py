@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from .hyperbolic import IMPLEMENTATIONS
+
+LearningRate = Callable[[dict], float | Tensor]
+"""Parameter group -> the rate of the base step that was just taken."""
+
 _UNSUITABLE = (torch.optim.LBFGS, torch.optim.SparseAdam)
+_HOOKS = (
+    "defaults",
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's; raises TypeError for other objects."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
+    """The torch optimizer inside wrappers such as accelerate's and Lookahead's.
+
+    Raises:
+        TypeError: another object than a torch optimizer.
+    """
+    seen: set[int] = set()
+    while id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        for name in ("optimizer", "_base_optimizer"):  # timm's Lookahead has the second
+            if isinstance(inner := getattr(optimizer, name, None), Optimizer):
+                optimizer = inner
+                break
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
 
 
-def check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_norm: float | None) -> None:
+def check_hyperparameters(
+    alpha: float, beta: float, clamp: float, max_weight_norm: float | None, implementation: str | None
+) -> None:
     """Raise ValueError on values out of range."""
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
@@ -29,23 +55,72 @@ def check_hyperparameters(alpha: float, beta: float, clamp: float, max_weight_no
         raise ValueError(f"clamp must be positive, got {clamp}; the paper uses 5")
     if max_weight_norm is not None and not max_weight_norm > 0:
         raise ValueError(f"max_weight_norm must be positive or None, got {max_weight_norm}")
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}"
+        )
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise ValueError on optimizers whose step HAM cannot follow."""
+def check_optimizer(optimizer: Optimizer, lr: LearningRate | None) -> None:
+    """Raise ValueError on optimizers whose step HAM cannot follow, TypeError where `lr` is not a function."""
     if getattr(optimizer, "_ham", None) is not None:
         raise ValueError("HAM is already attached to this optimizer: call remove() on the first one")
+    name = type(optimizer).__name__
     if isinstance(optimizer, _UNSUITABLE):
+        raise ValueError(f"HAM needs an optimizer with first-order dense steps, not {name}: use SGD or AdamW")
+    if not all(hasattr(optimizer, attribute) for attribute in _HOOKS):
         raise ValueError(
-            f"HAM needs an optimizer with first-order dense steps, not {type(optimizer).__name__}: "
-            "use SGD or AdamW"
+            f"{name} has no hooks, because it does not call Optimizer.__init__: attach HAM to an optimizer "
+            "that does, such as torch.optim.AdamW"
+        )
+    if lr is not None and not callable(lr):
+        raise TypeError(
+            f"lr must be a function of a parameter group or None, which is group['lr'], got {lr!r}"
         )
     for group in optimizer.param_groups:
-        if "lr" not in group:
+        if "lr" not in group and lr is None:
             raise ValueError(
-                f"{type(optimizer).__name__} keeps no learning rate in its groups: HAM needs group['lr']"
+                f"{name} keeps no learning rate in its groups: pass lr=..., a function of the group, to HAM"
             )
-        check_gradient_preserved(group)
+        check_group(group, name, lr)
+
+
+def check_group(group: dict, name: str, lr: LearningRate | None) -> None:
+    """Raise ValueError where the group has no rate, or where the step of optimizer `name` spoils p.grad."""
+    if lr is None and group["lr"] is None:
+        raise ValueError(
+            f"{name} has lr=None in a group: give it a rate, or pass lr=..., a function of the group, to HAM"
+        )
+    check_gradient_preserved(group)
+
+
+def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:
+    """The rate of the base step: `lr(group)`, by default group["lr"].
+
+    Raises:
+        ValueError: `lr` asks for a key that the group lacks, or returns a value that is not a finite number.
+    """
+    if lr is None:
+        return group["lr"]
+    try:
+        rate = lr(group)
+    except KeyError as error:
+        raise ValueError(
+            f"lr= of HAM reads group[{error}], which this optimizer does not set: its keys are "
+            f"{', '.join(str(key) for key in group if key != 'params')}"
+        ) from error
+    if isinstance(rate, Tensor) and rate.numel() == 1:
+        return rate.detach().reshape(())
+    if isinstance(rate, int | float) and math.isfinite(rate):
+        return rate
+    raise ValueError(f"lr= of HAM must return a finite number or a 0-dim tensor, got {rate!r}")
+
+
+def is_zero(rate: float | Tensor | None) -> bool:
+    """Is the rate known to be 0 without waiting for a device?"""
+    if torch.compiler.is_compiling() or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
+        return False
+    return rate is not None and float(rate) == 0
 
 
 def check_gradient_preserved(group: dict) -> None:
@@ -62,3 +137,11 @@ def check_gradient_preserved(group: dict) -> None:
             "SGD(nesterov=True, weight_decay=0, foreach=True) overwrites the gradient that HAM reads: "
             "set foreach=False or fused=True"
         )
+
+
+def outer_stacklevel() -> int:
+    """The `stacklevel` by which its caller warns at the line outside torch and ham that led here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("ham.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level

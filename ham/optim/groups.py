@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -13,6 +13,9 @@ _PARAMETRIZATION = re.compile(r"(^|\.)parametrizations\.\w+\.\d+\.")
 
 ParamFilter = Callable[[str, nn.Module, nn.Parameter], bool]
 """(qualified name, owning module, parameter) -> is the parameter selected?"""
+
+Selection = str | ParamFilter | Sequence[str]
+"""A filter, its name (not_norm, ndim2, everything), a glob of parameter names, or a list of both."""
 
 
 def not_norm(name: str, module: nn.Module, param: nn.Parameter) -> bool:
@@ -50,14 +53,24 @@ def owned_parameters(
                 yield (f"{prefix}.{name}" if prefix else name), module, param
 
 
-def as_filter(select: str | ParamFilter, model: nn.Module) -> ParamFilter:
-    """A filter from its name (not_norm, ndim2, everything), a glob of names ("*.weight") or a function.
+def as_filter(select: Selection, model: nn.Module) -> ParamFilter:
+    """A filter from its name (not_norm, ndim2, everything), a glob ("*.weight"), a list or a function.
+
+    A list selects what at least one of its entries selects.
 
     Raises:
-        ValueError: the glob matches no trainable parameter of `model`.
+        ValueError: a glob matches no trainable parameter of `model`, or the list is empty.
+        TypeError: `select` is none of these.
     """
     if callable(select):
         return select
+    if isinstance(select, list | tuple | set) and all(isinstance(entry, str) for entry in select):
+        if not select:
+            raise ValueError("the list of names is empty: a function that returns False selects nothing")
+        filters = [as_filter(entry, model) for entry in select]
+        return lambda name, module, param: any(selects(name, module, param) for selects in filters)
+    if not isinstance(select, str):
+        raise TypeError(f"select and decay are a name, a glob, a list of them or a function, got {select!r}")
     if select in _FILTERS:
         return _FILTERS[select]
     if not any(fnmatchcase(name, select) for name, _, _ in owned_parameters(model)):
@@ -71,16 +84,16 @@ def param_groups(
     model: nn.Module,
     *,
     weight_decay: float,
-    select: str | ParamFilter = not_norm,
-    decay: str | ParamFilter = everything,
+    select: Selection = not_norm,
+    decay: Selection = everything,
 ) -> list[dict]:
     """Parameter groups for any torch optimizer, by whether HAM acts and whether weight decay does.
 
     Args:
         model: each of its trainable parameters is in exactly one group.
         weight_decay: of the decayed groups; 0 in the others.
-        select: where HAM acts: `not_norm` (the paper), `ndim2` (the authors' wrapper), a glob of names or a
-            function of (qualified name, owning module, parameter).
+        select: where HAM acts: `not_norm` (the paper), `ndim2` (the authors' wrapper), a glob of names, a
+            list of both, or a function of (qualified name, owning module, parameter).
         decay: where weight decay acts; default everywhere, as in the paper's code base.
 
     Returns:

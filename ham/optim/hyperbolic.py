@@ -92,14 +92,19 @@ def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: T
 def _check_pair(p: Tensor, g: Tensor) -> None:
     if p.dtype not in DTYPES:
         raise ValueError(LOW_PRECISION.format(p.dtype))
-    if g.is_sparse:
-        raise ValueError("HAM needs dense gradients: set sparse=False in the embedding")
+    check_dense(g)
     if getattr(p, "placements", None) != getattr(g, "placements", None):
         raise ValueError("a sharded weight and its gradient must be sharded alike: reduce the gradient first")
     if p.shape != g.shape or p.dtype != g.dtype:
         raise ValueError(
             f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must match"
         )
+
+
+def check_dense(grad: Tensor) -> None:
+    """Raise ValueError on a sparse gradient."""
+    if grad.is_sparse:
+        raise ValueError("HAM needs dense gradients: set sparse=False in the embedding")
 
 
 def local(t: Tensor) -> Tensor:

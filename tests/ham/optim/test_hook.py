@@ -686,6 +686,7 @@ def test_step_and_clamped_share_never_wait_for_the_device(implementation):
         optimizer, track_clamped=True, mask_zero_grad=True, max_weight_norm=1.0, implementation=implementation
     )
     optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()  # the first step may wait, to warn of many exponents at the bound
     with Recorded() as recorded:
         optimizer.step()
         ham.clamped_share()
@@ -907,8 +908,12 @@ def test_sparse_gradients_are_refused():
     optimizer = SGD(embedding.parameters(), lr=0.1)
     HAM(optimizer)
     embedding(torch.tensor([1, 2])).sum().backward()
+    before = embedding.weight.detach().clone()
     with pytest.raises(ValueError, match="set sparse=False in the embedding"):
         optimizer.step()
+    with pytest.raises(ValueError, match="set sparse=False in the embedding"):
+        optimizer.step(lambda: None)
+    assert torch.equal(embedding.weight, before)  # not even the base step was taken
 
 
 @pytest.mark.parametrize("cls", [torch.optim.LBFGS, torch.optim.SparseAdam])

@@ -1,0 +1,59 @@
+"""The keys by which parameter groups store HAM's hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+KEYS = ("ham_alpha", "ham_beta", "ham_explicit")
+OLD_KEY = "ham_chosen"  # of "ham_explicit" in checkpoints of version 0.4 and earlier
+
+
+class SavedKeys:
+    """HAM's keys in the groups and defaults of `optimizer` as they are now."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._groups = [_all_keys_of(group) for group in optimizer.param_groups]
+        self._defaults = _all_keys_of(optimizer.defaults)
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Set the keys back; a group that was added since then has none."""
+        for i, group in enumerate(optimizer.param_groups):
+            _restore(group, self._groups[i] if i < len(self._groups) else {})
+        _restore(optimizer.defaults, self._defaults)
+
+
+def has_own_values(group: dict) -> bool:
+    """Does the group itself set HAM's values, for all its parameters?"""
+    has_both = "ham_alpha" in group and "ham_beta" in group
+    return group.get(OLD_KEY, group.get("ham_explicit", has_both))
+
+
+def rename_old_key(group: dict[str, Any]) -> None:
+    """Give the key of older checkpoints its present name."""
+    if OLD_KEY in group:
+        group["ham_explicit"] = group.pop(OLD_KEY)
+
+
+def keys_of(group: dict) -> dict:
+    """HAM's keys and values in the group."""
+    return {key: group[key] for key in KEYS if key in group}
+
+
+def fill_missing(group: dict, values: Sequence[float | bool]) -> None:
+    """Set those of HAM's keys that are absent or None."""
+    for key, value in zip(KEYS, values, strict=True):
+        if group.get(key) is None:
+            group[key] = value
+
+
+def _all_keys_of(place: dict) -> dict:
+    return {key: place[key] for key in (*KEYS, OLD_KEY) if key in place}
+
+
+def _restore(place: dict, saved: dict) -> None:
+    for key in (*KEYS, OLD_KEY):
+        place.pop(key, None)
+    place.update(saved)

@@ -1,0 +1,146 @@
+"""A watch over the gradients that HAM reads after the base step: does that step leave them as they were?"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import wraps
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .hyperbolic import check_dense, local
+
+_HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # of torch's wrapper around every step
+
+
+class GradientWatch:
+    """Compares identity and version of each gradient before and after the base step, without reading values.
+
+    Its pre-hook runs after all others, which may clip or mask gradients, and its post-hook runs before all
+    others. A pre-hook that was registered later than HAM may still change gradients after the record of the
+    first step: that step is not compared, and from the next one on the watch is the last again. With a
+    closure, which computes the gradients inside the step, the record follows each call of the closure. A
+    `step` that calls the hooked `step` of its base class runs all hooks twice: the inner ones do nothing.
+
+    Not compared: a compiled step; a step that GradScaler lets divide its gradients by the scale (a fused
+    one); what is written to `p.grad.data`, which torch does not count as a new version.
+
+    Args:
+        optimizer: the optimizer whose step is watched.
+        watched: its parameters whose gradients HAM reads in this step.
+        prepare: called before each step, for checks that need no gradient.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        watched: Callable[[], Iterable[Tensor]],
+        prepare: Callable[[], None],
+    ) -> None:
+        self._watched, self._prepare = watched, prepare
+        self._record: list[tuple[Tensor, Tensor | None, int]] | None = None  # None: this step is not compared
+        self._open_steps = 0
+        self._before = optimizer.register_step_pre_hook(self._before_step)
+        self._after = optimizer.register_step_post_hook(self._after_step)
+        _hooks(optimizer, "post").move_to_end(self._after.id, last=False)
+
+    @property
+    def is_inside_step(self) -> bool:
+        """Is another step of the same optimizer, which called the present one, still to end?"""
+        return self._open_steps > 0
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        self._before.remove()
+        self._after.remove()
+        self._record = None
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if torch.compiler.is_compiling():
+            self._prepare()
+            return None
+        self._open_steps = _count_open_steps(optimizer) if self._open_steps else 1
+        if self._open_steps > 1:
+            return None
+        self._prepare()
+        self._record = None
+        _hooks(optimizer, "post").move_to_end(self._after.id, last=False)
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._recorded_after(kwargs["closure"])}
+        if len(args) > 1 and callable(args[1]):  # args[0] is the optimizer
+            return (args[0], self._recorded_after(args[1]), *args[2:]), kwargs
+        self._take_record()
+        return None
+
+    def _recorded_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        @wraps(closure)
+        def recorded() -> Any:
+            loss = closure()
+            self._take_record()
+            return loss
+
+        return recorded
+
+    @torch.no_grad()
+    def _take_record(self) -> None:
+        record = []
+        for p in self._watched():
+            grad = p.grad
+            if grad is not None:
+                check_dense(grad)
+            record.append((p, grad, _version(grad)))
+        self._record = record
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._open_steps -= 1
+        if self._open_steps > 0:
+            return
+        record, self._record = self._record, None
+        hooks = _hooks(optimizer, "pre")
+        if next(reversed(hooks)) != self._before.id:  # in the post-hook: torch iterates over them in a step
+            hooks.move_to_end(self._before.id)
+            return
+        if record is None or getattr(optimizer, "grad_scale", None) is not None:
+            return
+        if any(p.grad is not grad or _version(grad) != version for p, grad, version in record):
+            raise ValueError(_message(optimizer))
+
+
+def _count_open_steps(optimizer: Optimizer) -> int:
+    """The number of hooked steps of `optimizer` on the stack: a step that failed is not among them."""
+    count = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        count += frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count
+
+
+def _hooks(optimizer: Optimizer, kind: str) -> OrderedDict[int, Callable]:
+    return getattr(optimizer, f"_optimizer_step_{kind}_hooks")
+
+
+def _version(grad: Tensor | None) -> int:
+    """The number of writes that torch has counted; a DTensor and its shard have one each."""
+    if grad is None or grad.is_inference():
+        return 0
+    if type(grad) is Tensor:
+        return grad._version
+    return grad._version + local(grad)._version
+
+
+def _message(optimizer: Optimizer) -> str:
+    name, module = type(optimizer).__name__, type(optimizer).__module__
+    cure = "set foreach=False, or " if module.startswith("torch.optim") else ""
+    return (
+        f"{name} changes p.grad in its step, and HAM reads p.grad after it: {cure}use an optimizer that "
+        "leaves p.grad as it is, such as torch.optim.AdamW"
+    )
