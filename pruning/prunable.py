@@ -118,7 +118,8 @@ def _is_prunable(module: nn.Module, attribute: str) -> bool:
 
 def _is_conv1d(module: nn.Module) -> bool:
     """Is this the linear layer of GPT-2 in transformers, whose weight is [inputs, outputs]?"""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    classes = type(module).__mro__  # a parametrized layer has a class of its own
+    return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in classes)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

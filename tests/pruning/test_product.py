@@ -248,3 +248,19 @@ def test_assigning_and_pruning_a_product():
 def test_a_product_that_vanishes_is_positive_zero(m, w):
     value = ProductWeight.of(torch.tensor([m]), torch.tensor([w])).value
     assert value.view(torch.int32).tolist() == [0]
+
+
+def test_the_layers_of_transformers_gpt2_stay_prunable_as_products():
+    """A parametrized layer has a class of its own; GPT-2's Conv1D is found by the name of its class."""
+
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4))
+
+    Conv1D.__module__ = "transformers.pytorch_utils"
+    model, sparsifier = nn.Sequential(Conv1D()), RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, total_epochs=1, parameterization=Product())
+    assert list(sparsifier.kept()) == ["0.weight"]
+    assert sparsifier.masks.weights["0.weight"].input_dim == 0
+    assert sparsifier.achieved_sparsity() == 0.5
