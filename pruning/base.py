@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from .masks import MaskSet
 from .parameterization import Plain
 from .prunable import prunable_weights
 from .registry import register_in
+from .report import is_terminal, report
 from .scores import check_sparsity, kept_count
 from .traits import Traits
 
@@ -314,6 +315,17 @@ class Sparsifier(Traits):
         if optimizer is not None:
             self.masks.apply_to_optimizer_(optimizer)
         warn_of_empty_layers(self.masks.empty())
+
+    def report(self, input_shape: Sequence[int] | None = None) -> str:
+        """A table of the layers, see `pruning.report.report`; `print(sparsifier)` shows it too.
+
+        Args:
+            input_shape: with a batch dimension of 1, such as (1, 3, 224, 224): adds FLOPs and bytes.
+        """
+        return report(self, input_shape)
+
+    def __str__(self) -> str:
+        return report(self, bold=is_terminal()) if "model" in self.__dict__ else repr(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values."""

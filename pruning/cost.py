@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from .prunable import prunable_weights, weight_locations
 from .scores import evaluation_mode
-from .weights import weight_of
+from .weights import Weight, weight_of
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,22 @@ class Cost:
         return self.flops / self.dense_flops
 
 
-def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) -> Cost:
+def cost(
+    model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int], include: Iterable[str] = ()
+) -> Cost:
     """Count the cost of a model whose weight `name` keeps kept[name] entries; others are dense.
 
     Args:
         model: not changed; one forward pass on zeros runs in eval mode.
         kept: name -> number of kept weights, as in {name: kept for name, kept, _ in sparsifier.counts()}.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
+        include: globs of further prunable parameters, as given to `Sparsifier.attach`.
 
     Raises:
         ValueError: kept names a weight that the model does not have.
     """
-    weights = prunable_weights(model)
+    include = list(include)
+    weights = prunable_weights(model, include=include)
     sizes = {name: weight.numel() for name, weight in weights.items()}
     if unknown := kept.keys() - sizes.keys():
         raise ValueError(f"kept names {sorted(unknown)[0]}, which is not a prunable weight of the model")
@@ -58,10 +62,9 @@ def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) 
     prunable = {id(p) for weight in weights.values() for p in weight.parameters}
     others = sum(p.numel() for p in model.parameters() if id(p) not in prunable)
     parameters = others + sum(nonzero.values())
-    bits = sum(size for name, size in sizes.items() if nonzero[name] < size)
+    bits = sum(mask_bits(nonzero[name], size) for name, size in sizes.items())
     folded = sum(m.weight.numel() for m in model.modules() if isinstance(m, _BatchNorm) and m.affine)
-    uses = _uses(model, input_shape)
-    dense = {name: 2.0 * uses.get(name, 0) * size for name, size in sizes.items()}
+    dense = dense_flops(model, weights, input_shape, include)
     return Cost(
         parameters=parameters,
         megabytes=(4 * (parameters - folded) + ceil(bits / 8)) / 1e6,
@@ -70,8 +73,28 @@ def cost(model: nn.Module, kept: Mapping[str, int], input_shape: Sequence[int]) 
     )
 
 
+def mask_bits(kept: int, size: int) -> int:
+    """Bits that store which entries of a layer are kept: one for each entry, none for a dense layer."""
+    return size if kept < size else 0
+
+
+def dense_flops(
+    model: nn.Module, weights: Mapping[str, Weight], input_shape: Sequence[int], include: Iterable[str] = ()
+) -> dict[str, float]:
+    """Name -> FLOPs of one input's forward pass in each layer with every weight; an embedding has none.
+
+    Args:
+        model: not changed; one forward pass on zeros runs in eval mode.
+        weights: name -> prunable weight of the model.
+        input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
+        include: globs of further prunable parameters.
+    """
+    uses = _uses(model, input_shape, include)
+    return {name: 2.0 * uses.get(name, 0) * weight.numel() for name, weight in weights.items()}
+
+
 @torch.no_grad()
-def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+def _uses(model: nn.Module, input_shape: Sequence[int], include: Iterable[str]) -> dict[str, int]:
     """How often each entry of each weight is used for one input: output positions of its layer."""
     uses: dict[str, int] = {}
 
@@ -83,7 +106,7 @@ def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
     handles: list = []
     names: dict[int, str] = {}  # a weight of several layers has the name of the first
-    for name, module, attribute in weight_locations(model):
+    for name, module, attribute in weight_locations(model, include):
         count_uses(names.setdefault(id(weight_of(module, attribute).parameters[0]), name), module)
         if attribute in ("in_proj_weight", "q_proj_weight"):  # out_proj itself is never called
             count_uses(f"{name.removesuffix(attribute)}out_proj.weight", module)
@@ -98,6 +121,8 @@ def _uses(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
 
 def _uses_per_call(module: nn.Module, args: tuple, output: Tensor | tuple) -> int:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # looked up, not multiplied
+        return 0
     if isinstance(module, _ConvTransposeNd):  # the entire kernel is applied to each input
         return args[0].numel() // module.in_channels
     output = output[0] if isinstance(output, tuple) else output
