@@ -22,6 +22,7 @@ from .groups import split_by_weight_decay
 from .hook import OptimizerHook
 from .masks import MaskSet
 from .parameterization import Plain
+from .project import project_
 from .prunable import prunable_weights
 from .registry import register_in
 from .report import is_terminal, report
@@ -326,6 +327,17 @@ class Sparsifier(Traits):
 
     def __str__(self) -> str:
         return report(self, bold=is_terminal()) if "model" in self.__dict__ else repr(self)
+
+    def project_(self, other_model: nn.Module) -> None:
+        """Prune the same weights of another model of the same structure, see `pruning.project.project_`.
+
+        Args:
+            other_model: such as an average of the weights or a deployed copy; it is changed in place.
+
+        Raises:
+            ValueError: names or shapes of weights differ, or a weight takes no mask.
+        """
+        project_(self, other_model)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values."""

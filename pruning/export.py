@@ -42,6 +42,41 @@ def _plain(tensor: Tensor) -> Tensor:
     return copy.add_(0.0) if copy.is_floating_point() else copy  # no -0.0
 
 
+def remove_parametrizations_(model: nn.Module) -> nn.Module:
+    """Replace every parametrized weight by what it computes (m * w, soft thresholds), in place.
+
+    The model then is plain: with the names of the model before `attach`, its outputs and its zeros. A weight
+    is a new parameter, without a gradient and trained where the ones behind it were: an optimizer that was
+    created before does not train it, and no optimizer state carries over. Call it after the training: the
+    sparsifier no longer fits the model. `plain_state_dict` leaves the model unchanged instead.
+
+    Returns:
+        The model.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            parametrizations: Any = module.parametrizations
+            for attribute in list(parametrizations):
+                _make_plain_(module, attribute)
+    return model
+
+
+def _make_plain_(module: nn.Module, attribute: str) -> None:
+    steps: Any = module.parametrizations[attribute]  # type: ignore[index]
+    originals = list(steps.parameters(recurse=False))
+    with torch.no_grad():
+        theta = getattr(module, attribute).clone()
+        theta = theta.add_(0.0) if theta.is_floating_point() else theta  # no -0.0
+    # leave_parametrized would write theta into an only original, which an exported program may share
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=not steps.is_tensor)
+    delattr(module, attribute)
+    if originals:
+        trained = any(original.requires_grad for original in originals)
+        module.register_parameter(attribute, nn.Parameter(theta, requires_grad=trained))
+    else:
+        module.register_buffer(attribute, theta)
+
+
 def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The named weights in compressed rows, each as a matrix [first dimension, all others].
 

@@ -1,0 +1,84 @@
+"""The masks of a sparsifier on another model of the same structure: an average of weights, a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .prunable import weight_locations
+from .weights import ComputedWeight, Weight, weight_of
+
+if TYPE_CHECKING:
+    from .base import Sparsifier
+
+_WRAPPER = "module."  # of AveragedModel, timm's ModelEmaV3 and other modules that hold a model
+
+
+@torch.no_grad()
+def project_(sparsifier: Sparsifier, other_model: nn.Module) -> None:
+    """Prune in another model what the sparsifier prunes in its own, by name.
+
+    An average of weights over steps with different masks has more weights than the model: call this after
+    the last update of the average. Frozen weights are pruned too. A product's pruned entry is (1, 0), as in
+    the sparsifier's model.
+
+    With STR, a copy that has thresholds of its own stays as it is, since these prune it. In a plain copy, the
+    entries are pruned that are zero in the sparsifier's model, below its thresholds.
+
+    Args:
+        sparsifier: attached; without masks, as in a dense phase, nothing is pruned.
+        other_model: of the same structure, with the same or another parametrization, on any device; also
+            inside DistributedDataParallel, `torch.compile`, `torch.optim.swa_utils.AveragedModel` or another
+            wrapper that calls its model `module`. Nothing is changed where an error is raised.
+
+    Raises:
+        TypeError: it is not a module.
+        ValueError: names or shapes of weights differ, or a parametrization other than m * w computes a
+            weight.
+    """
+    if not isinstance(other_model, nn.Module):
+        raise TypeError(f"project_ needs a torch.nn.Module, got {type(other_model).__name__}")
+    kept = sparsifier.kept()
+    own = sparsifier.masks.weights
+    others = _weights_by_name(other_model, set(kept))
+    pairs = []
+    for alias, name in _aliases(sparsifier):
+        other = others.get(alias)
+        _check(alias, own[name], other)
+        if other is not None and not isinstance(other, ComputedWeight):
+            pairs.append((other, kept[name]))
+    for other, mask in pairs:
+        other.prune_(~mask.to(other.parameters[0].device))
+
+
+def _check(name: str, own: Weight, other: Weight | None) -> None:
+    """Raise ValueError where the other model's weight does not take the mask of `name`."""
+    if other is None:
+        raise ValueError(
+            f"the other model has no weight {name}: project_ needs the structure and the names of the "
+            "sparsifier's model"
+        )
+    if other.shape != own.shape:
+        raise ValueError(f"{name} is {tuple(other.shape)} in the other model, its mask {tuple(own.shape)}")
+    if isinstance(other, ComputedWeight) and not isinstance(own, ComputedWeight):
+        raise ValueError(f"{name} in the other model: {other.no_mask_error()}")
+
+
+def _aliases(sparsifier: Sparsifier) -> Iterator[tuple[str, str]]:
+    """(name in the model, name of the mask): a weight of several layers has several, and one mask."""
+    masked = {id(w.parameters[0]): name for name, w in sparsifier.masks.weights.items()}
+    for alias, module, attribute in weight_locations(sparsifier.model, include=["*"]):
+        first: tuple[Tensor, ...] = weight_of(module, attribute).parameters[:1]
+        if first and id(first[0]) in masked:
+            yield alias, masked[id(first[0])]
+
+
+def _weights_by_name(model: nn.Module, names: set[str]) -> dict[str, Weight]:
+    """Name -> weight of every parameter, without the prefix of a wrapper where `names` lack it."""
+    found = {name: weight_of(module, attr) for name, module, attr in weight_locations(model, include=["*"])}
+    while not names <= found.keys() and all(name.startswith(_WRAPPER) for name in found):
+        found = {name.removeprefix(_WRAPPER): weight for name, weight in found.items()}
+    return found
