@@ -10,7 +10,13 @@ import pytest
 from pages import PAGES, ROOT, anchors, code_words, links, snippets
 
 EXTENDING = "extending.md"  # its paths are created by test_extending.py
+OPTIONAL = ("transformers", "onnx")  # what only some snippets need; slow to import
 SNIPPETS = [(page.name, code) for page in PAGES for code in snippets(page.read_text())]
+
+
+def imported(code: str) -> list[str]:
+    """Those of the optional packages that a snippet imports."""
+    return [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
 
 
 def test_readme_is_short():
@@ -57,8 +63,14 @@ def test_spelling_is_american(page: Path):
     assert not re.findall(rf"{british}|\bcancelled\b|\btowards\b", page.read_text())
 
 
-@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if imported(pair[1]) else []) for pair in SNIPPETS],
+    ids=[page for page, _ in SNIPPETS],
+)
 def test_snippet_runs(page: str, code: str):
+    for name in [*imported(code), *(["onnxscript"] if "onnx" in imported(code) else [])]:
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install {name}")
     exec(compile(code, page, "exec"), {})
 
 
