@@ -45,7 +45,7 @@ def cost(
     """Count the cost of a model whose weight `name` keeps kept[name] entries; others are dense.
 
     Args:
-        model: not changed; one forward pass on zeros runs in eval mode.
+        model: not changed; one forward pass on zeros, token 0 for embeddings, runs in eval mode.
         kept: name -> number of kept weights, as in {name: kept for name, kept, _ in sparsifier.counts()}.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
         include: globs of further prunable parameters, as given to `Sparsifier.attach`.
@@ -84,7 +84,7 @@ def dense_flops(
     """Name -> FLOPs of one input's forward pass in each layer with every weight; an embedding has none.
 
     Args:
-        model: not changed; one forward pass on zeros runs in eval mode.
+        model: not changed; one forward pass on zeros, token 0 for embeddings, runs in eval mode.
         weights: name -> prunable weight of the model.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
         include: globs of further prunable parameters.
@@ -110,6 +110,8 @@ def _uses(model: nn.Module, input_shape: Sequence[int], include: Iterable[str]) 
         count_uses(names.setdefault(id(weight_of(module, attribute).parameters[0]), name), module)
         if attribute in ("in_proj_weight", "q_proj_weight"):  # out_proj itself is never called
             count_uses(f"{name.removesuffix(attribute)}out_proj.weight", module)
+    for embedding in (m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)):
+        handles.append(embedding.register_forward_pre_hook(lambda _, args: (args[0].long(), *args[1:])))
     parameter = next(model.parameters())
     try:
         with evaluation_mode(model):
