@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .base import TargetSparsity, register
 from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
-from .scores import global_topk, kept_count, layerwise_topk, magnitude
+from .scores import magnitude
 
 _UNIT = 5  # epochs of a phase in the authors' configs
 
@@ -87,6 +87,7 @@ class ACDC(TargetSparsity):
     Args:
         sparsity: fraction of the weights that is pruned in the sparse phases.
         exclude: globs of weights to keep dense.
+        granularity: "element", N:M or blocks; see `TargetSparsity`.
         scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same fraction
             of each layer.
         revive: value of a revived weight: "zero" as in the authors' code, or "stale", its value before the
@@ -129,11 +130,8 @@ class ACDC(TargetSparsity):
 
     def _compress(self, optimizer: Optimizer) -> None:
         weights = self.masks.values()
-        if self.scope == "global":
-            masks = global_topk(magnitude(weights), self._kept_target())
-        else:
-            counts = {name: kept_count(w.numel(), self.sparsity) for name, w in weights.items()}
-            masks = layerwise_topk(magnitude(weights), counts)
+        counts = self.kept_target() if self.scope == "global" else self.kept_per_layer()
+        masks = self.select(magnitude(weights), counts)
         if self.revive is Revive.stale:
             self._stale = {name: w.clone() for name, w in weights.items()}
         self.set_masks(masks, optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +18,8 @@ from .checks import (
     warn_of_empty_layers,
     warn_of_low_coverage,
 )
+from .deprecation import warn_renamed
+from .granularity import granularity
 from .groups import split_by_weight_decay
 from .hook import OptimizerHook
 from .masks import MaskSet
@@ -26,8 +28,9 @@ from .project import project_
 from .prunable import prunable_weights
 from .registry import register_in
 from .report import is_terminal, report
-from .scores import check_sparsity, kept_count
+from .scores import check_sparsity
 from .traits import Traits
+from .units import Granularity, layouts
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
 
@@ -105,6 +108,7 @@ class Sparsifier(Traits):
             check_takes_masks(weights)
         warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
         self.masks = MaskSet(weights)
+        self._check_layers()
         self._on_attach()
         if masks is not None:
             self._set_given_masks(masks)
@@ -181,6 +185,9 @@ class Sparsifier(Traits):
                 f"sparsifier.on_epoch_start(epoch, optimizer) at the start of each; epoch {expected} was not "
                 "announced"
             )
+
+    def _check_layers(self) -> None:
+        """Raise ValueError where a prunable weight does not fit the method."""
 
     def _parameterize(self, requested: Plain) -> Plain:
         if self.reparametrizes and type(requested) is not Plain:
@@ -373,18 +380,69 @@ class TargetSparsity(Sparsifier):
         sparsity: fraction of the prunable weights to prune, in [0, 1).
         exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target
             either.
+        granularity: what is pruned as one: "element", N of every M inputs such as "2:4", which fixes each
+            layer's sparsity, or blocks of outputs by inputs such as "4x4".
     """
 
     sparsity: float
     exclude: list[str] = field(default_factory=list)
+    granularity: str = "element"
+
+    elementwise: ClassVar[bool] = False
+    """Can the method prune single weights only?"""
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a target outside [0, 1)."""
+        """Raise ValueError on a target outside [0, 1), or on a granularity that the method lacks."""
         check_sparsity(self.sparsity)
+        self.units: Granularity = granularity(self.granularity)
+        if self.elementwise and self.granularity != "element":
+            raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def _check_layers(self) -> None:
+        self.units.check(layouts(self.masks.weights), self.sparsity)
+
+    def select(
+        self, scores: Mapping[str, Tensor], counts: Mapping[str, int] | int | None = None
+    ) -> dict[str, Tensor]:
+        """Masks that keep the weights of largest score, in units of the granularity.
+
+        Args:
+            scores: one per weight, in its shape; a unit's score is the sum over its weights. Ties go to the
+                weight that comes first.
+            counts: how many weights to keep: by name of each layer, or of all together; None:
+                `kept_target()` of all together.
+
+        Returns:
+            Name -> bool, True where a weight is kept.
+        """
+        kept = self.kept_target() if counts is None else counts
+        return self.units.select(scores, kept, layouts(self.masks.weights))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each prunable weight."""
         return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}
 
+    def kept_target(self, sparsity: float | None = None) -> int:
+        """How many weights to keep over all layers together, at the target or at another sparsity."""
+        total = sum(w.numel() for w in self.masks.weights.values())
+        return self.units.kept_count(total, self.sparsity if sparsity is None else sparsity)
+
+    def kept_per_layer(self, sparsity: float | None = None) -> dict[str, int]:
+        """Name -> how many weights to keep with the target, or another sparsity, in each layer."""
+        fraction = self.sparsity if sparsity is None else sparsity
+        return {name: self.units.kept_count(w.numel(), fraction) for name, w in self.masks.weights.items()}
+
+    def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
+        """Deprecated: `set_masks`."""
+        warn_renamed("_set_masks", "set_masks")
+        self.set_masks(masks, optimizer)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Deprecated: `shapes`."""
+        warn_renamed("_shapes", "shapes")
+        return self.shapes()
+
     def _kept_target(self) -> int:
-        """How many weights to keep, over all layers together."""
-        return kept_count(sum(w.numel() for w in self.masks.weights.values()), self.sparsity)
+        """Deprecated: `kept_target`."""
+        warn_renamed("_kept_target", "kept_target")
+        return self.kept_target()

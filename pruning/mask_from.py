@@ -22,6 +22,7 @@ class MaskFrom(TargetSparsity):
     Args:
         sparsity: fraction of the weights to prune; a hard mask must have it within half a percent.
         exclude: globs of weights to keep dense; the file must not hold them.
+        granularity: "element" only; the masks in the file have their own structure.
         source: a file that `save_masks` wrote, or the folder that holds masks.pt. In a configuration also
             the name of an experiment; then the run of the same seed is used.
         redraw: draw the initial weights from another random stream than the source run's.
@@ -30,6 +31,7 @@ class MaskFrom(TargetSparsity):
     source: str = ""
     redraw: bool = True
 
+    elementwise: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.005
 
     def __post_init__(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .base import register
-from .oneshot import OneShot
+from .factored import FactoredPruning
 from .parameterization import Plain, Product
 
 
 @register("pilot")
 @dataclass
-class PILoT(OneShot):
+class PILoT(FactoredPruning):
     """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.
 
     After each epoch k: if the training accuracy has risen, |theta|_1 is at least `l1_floor` and k is in the
@@ -26,6 +26,7 @@ class PILoT(OneShot):
     Args:
         sparsity: fraction to prune at the end, over all layers together.
         exclude: globs of weights that are not pruned; they are factored and regularized like the others.
+        granularity: "element", N:M or blocks; see `TargetSparsity`.
         strength: of the penalty at the start. Values for ImageNet are not published.
         delta: at least 1.
         l1_floor: the strength rises only while the mean |theta| is at least this.

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from .allocate import Allocation, AllocationLike, kept_counts, random_masks
+from .allocate import Allocation, AllocationLike, kept_counts
 from .base import TargetSparsity, register
+from .units import layouts
+
+
+def draw_masks(
+    sparsifier: TargetSparsity, allocation: AllocationLike, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random masks of an attached sparsifier, in its units, with exact counts at the layer densities."""
+    kept = kept_counts(sparsifier.shapes(), sparsifier.sparsity, allocation)
+    return sparsifier.units.draw(kept, layouts(sparsifier.masks.weights), generator=generator)
 
 
 @register("random")
@@ -18,6 +28,7 @@ class RandomPruning(TargetSparsity):
     Args:
         sparsity: fraction of all prunable weights to prune; each layer keeps N - floor((1 - density) N).
         exclude: globs of weights to keep dense.
+        granularity: "element", blocks, or N:M with allocation "uniform"; see `TargetSparsity`.
         allocation: layer densities: "erk", "balanced" or "uniform".
     """
 
@@ -29,6 +40,5 @@ class RandomPruning(TargetSparsity):
         self.allocation = Allocation(self.allocation)
 
     def _on_attach(self) -> None:
-        kept = kept_counts(self._shapes(), self.sparsity, self.allocation)
         generator = torch.Generator().manual_seed(self.seed)
-        self.set_masks(random_masks(self._shapes(), kept, generator=generator))
+        self.set_masks(draw_masks(self, self.allocation, generator))

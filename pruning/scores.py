@@ -14,6 +14,8 @@ from torch.func import functional_call
 from .ranks import mean_over_ranks
 from .weights import Weight
 
+Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
+
 _SAMPLE = 1 << 16
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
@@ -119,13 +121,26 @@ def synflow(
 
 
 def synflow_masks(
-    model: nn.Module, weights: Mapping[str, Weight], input_shape: Sequence[int], schedule: Sequence[int]
+    model: nn.Module,
+    weights: Mapping[str, Weight],
+    input_shape: Sequence[int],
+    schedule: Sequence[int],
+    select: Select | None = None,
 ) -> dict[str, Tensor]:
-    """Masks after pruning to each count of `schedule` in turn, by the flow of the weights still on."""
+    """Masks after pruning to each count of `schedule` in turn, by the flow of the weights still on.
+
+    Args:
+        model: not changed.
+        weights: name -> prunable weight.
+        input_shape: of one input with its batch dimension.
+        schedule: how many weights to keep after each iteration.
+        select: (scores, kept) -> masks; None for the largest scores over all layers.
+    """
+    select = global_topk if select is None else select
     masks = {name: torch.ones_like(w.parameters[0], dtype=torch.bool) for name, w in weights.items()}
     for count in schedule:
         scores = synflow(model, weights, masks, input_shape)
-        masks = global_topk({n: score.masked_fill_(~masks[n], -1.0) for n, score in scores.items()}, count)
+        masks = select({n: score.masked_fill_(~masks[n], -1.0) for n, score in scores.items()}, count)
     return masks
 
 
@@ -157,8 +172,7 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         raise ValueError(f"kept must be in [0, {total}], got {kept}")
     flat = torch.cat([s.flatten() for s in scores.values()])
     if total and flat.max().isnan():
-        name = next(name for name, s in scores.items() if s.isnan().any())
-        raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
+        check_no_nan(scores)
     keep = torch.zeros_like(flat, dtype=torch.bool)
     if kept > 0:
         threshold = kth_largest(flat, kept)
@@ -167,6 +181,13 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         keep[(flat == threshold).nonzero().flatten()[:missing]] = True
     parts = keep.split([s.numel() for s in scores.values()])
     return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
+
+
+def check_no_nan(scores: Mapping[str, Tensor]) -> None:
+    """Raise NotFinite, with the name of the layer, where a score is nan."""
+    for name, score in scores.items():
+        if score.isnan().any():
+            raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:

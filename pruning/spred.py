@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .base import register
 from .choice import Choice
-from .oneshot import OneShot
+from .factored import FactoredPruning
 from .parameterization import Plain, Product
 
 FactorsName = Literal["independent", "balanced"]
@@ -32,12 +32,13 @@ else:
 
 @register("spred")
 @dataclass
-class Spred(OneShot):
+class Spred(FactoredPruning):
     """theta = m * w with weight decay on m and w, a penalty of decay |theta|_1; prune, then fine-tune.
 
     Args:
         sparsity: fraction to prune, over all layers together.
         exclude: globs of weights that are not pruned; they are factored and decayed like the others.
+        granularity: "element", N:M or blocks; see `TargetSparsity`.
         decay: weight decay kappa of both factors (coupled, as in SGD). The authors tune it per task.
         factors: initial factors: "independent" or "balanced".
         finetune: fraction of the epochs, at the end, for fine-tuning after pruning, without decay.

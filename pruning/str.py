@@ -58,6 +58,7 @@ class STR(TargetSparsity):
     Args:
         sparsity: target; `achieved_sparsity` measures the sparsity that is reached.
         exclude: globs of weights to keep dense.
+        granularity: "element" only; a threshold prunes single weights.
         initial: logit of every threshold at the start.
         threshold_decay: weight decay of the logits, in a parameter group of their own.
         calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
@@ -73,6 +74,7 @@ class STR(TargetSparsity):
     ramp_every: int = 2
     ramp_until: float = 0.75
 
+    elementwise: ClassVar[bool] = True
     reparametrizes: ClassVar[bool] = True
     adds_decay: ClassVar[bool] = True
 

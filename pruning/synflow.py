@@ -21,6 +21,7 @@ class SynFlow(AtInitialization):
     Args:
         sparsity: fraction of all prunable weights to prune, by one threshold for all layers.
         exclude: globs of weights to keep dense.
+        granularity: "element", N:M or blocks; a block's score is the sum of its weights' scores.
         iterations: number of steps; the density after step k is density^(k / iterations).
     """
 
@@ -44,8 +45,8 @@ class SynFlow(AtInitialization):
         shape = (1, *first[0].shape[1:])
         total = sum(w.numel() for w in self.masks.weights.values())
         schedule = [
-            round(total * (self._kept_target() / total) ** (k / self.iterations))
+            round(total * (self.kept_target() / total) ** (k / self.iterations))
             for k in range(1, self.iterations + 1)
         ]
-        self.set_masks(synflow_masks(self.model, self.masks.weights, shape, schedule))
+        self.set_masks(synflow_masks(self.model, self.masks.weights, shape, schedule, self.select))
         self._has_pruned = True

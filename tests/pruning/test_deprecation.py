@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pruning
-from pruning import STR, PILoT, Plain, Product, RigL, Sparsifier, TargetSparsity
+from pruning import ACDC, STR, PILoT, Plain, Product, RigL, Sparsifier, TargetSparsity
 
 
 def attached(sparsifier: Sparsifier) -> Sparsifier:
@@ -24,6 +24,9 @@ RENAMED: dict[str, tuple[Callable, str, str, tuple]] = {
     "str wanted": (lambda: attached(STR(0.5, calibrate="ramp")), "wanted", "target_sparsity_at", (3,)),
     "str measured": (lambda: attached(STR(0.5, initial=-1.5)), "measured", "current_sparsity", (0.5,)),
     "product resets": (lambda: attached_product(), "resets", "is_reset_epoch", (2,)),
+    "set_masks": (lambda: attached(ACDC(0.5)), "_set_masks", "set_masks", ({"weight": torch.eye(4) > 0},)),
+    "kept target": (lambda: attached(ACDC(0.5)), "_kept_target", "kept_target", ()),
+    "shapes": (lambda: attached(ACDC(0.5)), "_shapes", "shapes", ()),
     "near zero": (lambda: attached(PILoT(0.5)), "near_zero", "near_zero_fraction", ()),
 }
 

@@ -31,6 +31,7 @@ _HASH_DEFAULTS = {
     "optimizer.matched_decay": 0.0,
     "compute.sync_bn": False,
     "data.min_crop": 0.08,
+    "sparsifier.granularity": "element",
 }
 """Options added after results were recorded -> the value that equals the earlier behavior."""
 

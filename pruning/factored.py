@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from .base import TargetSparsity
 from .deprecation import warn_renamed
-from .scores import global_topk, magnitude
+from .scores import magnitude
 
 
 @dataclass
-class OneShot(TargetSparsity):
+class FactoredPruning(TargetSparsity):
     """Base class of the methods that train factors m * w towards zeros and prune once, by magnitude."""
 
     reparametrizes: ClassVar[bool] = True
@@ -23,7 +23,7 @@ class OneShot(TargetSparsity):
     changes_at_epochs: ClassVar[bool] = True
 
     def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
-        self.set_masks(global_topk(magnitude(self.masks.values()), self._kept_target()), optimizer)
+        self.set_masks(self.select(magnitude(self.masks.values())), optimizer)
 
     def on_end(self) -> None:
         """Prune, unless the weights are pruned already."""

@@ -1,0 +1,109 @@
+"""Sparse from the start, with masks that drop weights and grow as many: what RigL and SET share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .allocate import Allocation, AllocationLike
+from .base import TargetSparsity
+from .random_pruning import draw_masks
+from .scores import global_topk
+from .units import Element, Granularity, Layout, layouts
+from .weights import Weight
+
+_ELEMENT = Element()
+
+
+def update_mask(
+    theta: Tensor,
+    growth: Tensor,
+    mask: Tensor,
+    count: int,
+    name: str = "",
+    units: Granularity = _ELEMENT,
+    layout: Layout | None = None,
+) -> Tensor:
+    """The mask of one layer after dropping `count` weights, or units, and growing as many.
+
+    The kept weights of smallest |theta| are dropped. Then those of largest |growth| are grown, among all
+    that are off, including the ones just dropped. Ties keep and grow the lower index. A block counts by the
+    sums over its weights; N:M grows in every group as many weights as the group has lost.
+
+    Args:
+        theta: weights, any shape.
+        growth: scores of theta's shape, such as the dense gradient averaged over ranks.
+        mask: bool, True where a weight is on.
+        count: at most the number of kept units, and of those that are off after the drop.
+        name: of the layer, for errors.
+        units: what is dropped and grown as one.
+        layout: of the weight; None: its inputs are dimension 1.
+
+    Raises:
+        NotFinite: a weight or a score is nan.
+    """
+    layout = Layout(tuple(theta.shape)) if layout is None else layout
+    magnitudes = units.reduce(theta.abs().masked_fill(~mask, -1.0), layout)
+    kept = int(mask.count_nonzero()) // units.unit_size
+    survivors = units.expand(global_topk({name: magnitudes}, kept - count)[name], layout)
+    return survivors | units.grow(growth.abs(), survivors, count, layout, name)
+
+
+@dataclass
+class DropAndGrow(TargetSparsity):
+    """Base class: random masks at fixed layer sizes, updated at some steps by dropping and growing.
+
+    At an update step the fraction `drop_fraction_at(step)` of each layer's kept units is dropped and as many
+    are grown by `growth`. Grown weights start at zero with zero optimizer state. No optimizer step follows
+    in such an iteration (google-research/rigl, sparse_optimizers_base.py).
+    """
+
+    allocation: AllocationLike = Allocation.erk
+
+    def __post_init__(self) -> None:
+        """Convert a string to the enum. Raises ValueError on values out of range."""
+        super().__post_init__()
+        self.allocation = Allocation(self.allocation)
+
+    def _on_attach(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        self.set_masks(draw_masks(self, self.allocation, generator))
+
+    def is_update_step(self, step: int) -> bool:
+        """Are the masks updated at this step, counted from 0?"""
+        raise NotImplementedError
+
+    def drop_fraction_at(self, step: int) -> float:
+        """Fraction of the kept weights to drop at `step`."""
+        raise NotImplementedError
+
+    def growth(self, name: str, weight: Weight) -> Tensor | None:
+        """Scores of the weight's shape; the largest |score| is grown. None: the layer keeps its mask."""
+        raise NotImplementedError
+
+    def after_backward(self, step: int, optimizer: Optimizer) -> bool:
+        """Mask the gradients, or update the masks by the dense ones; then no optimizer step follows."""
+        if not self.is_update_step(step):
+            return super().after_backward(step, optimizer)
+        self._begin_step(step, optimizer)
+        self.set_masks(self._updated_masks(step), optimizer)
+        return False
+
+    @torch.no_grad()
+    def _updated_masks(self, step: int) -> Mapping[str, Tensor]:
+        masks = dict(self.masks.masks)
+        layout_of = layouts(self.masks.weights)
+        for name, weight in self.masks.weights.items():
+            growth = self.growth(name, weight)
+            if growth is None:
+                continue
+            kept = int(masks[name].count_nonzero()) // self.units.unit_size
+            count = int(kept * self.drop_fraction_at(step))
+            masks[name] = update_mask(
+                weight.value, growth, masks[name], count, name, self.units, layout_of[name]
+            )
+        return masks
