@@ -3,25 +3,33 @@
 from .acdc import ACDC
 from .base import Dense, Sparsifier, TargetSparsity
 from .deprecation import warn_renamed
+from .gmp import GMP
+from .grasp import GraSP
 from .mask_from import MaskFrom
 from .masks import MaskSet
+from .one_shot import OneShotMagnitude
 from .parameterization import Plain, Product
 from .pilot import PILoT
 from .prunable import prunable_weights
 from .random_pruning import RandomPruning
 from .rigl import RigL
 from .snip import SNIP
+from .sparse_evolution import SET
 from .spred import Spred
 from .str import STR
 from .synflow import SynFlow
 
 __all__ = [
     "ACDC",
+    "GMP",
+    "SET",
     "SNIP",
     "STR",
     "Dense",
+    "GraSP",
     "MaskFrom",
     "MaskSet",
+    "OneShotMagnitude",
     "PILoT",
     "Plain",
     "Product",

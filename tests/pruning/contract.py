@@ -18,10 +18,14 @@ from torch.nn.functional import cross_entropy
 from ham import HAM, param_groups, perturbed
 from pruning import (
     ACDC,
+    GMP,
+    SET,
     SNIP,
     STR,
     Dense,
+    GraSP,
     MaskFrom,
+    OneShotMagnitude,
     PILoT,
     Product,
     RandomPruning,
@@ -58,9 +62,12 @@ class Method:
 
     Args:
         make: gets the path of a mask file.
-        phases: per epoch "s" for sparse, "d" for dense, "t" for what learned thresholds leave.
+        phases: per epoch "s" for sparse, "d" for dense, "t" for what learned thresholds leave, "g" for what
+            a gradual schedule leaves.
         kept: weights that are on in a sparse epoch, of all layers or of each.
         fixed: the masks never change.
+        updates: iterations that update the masks instead of an optimizer step.
+        brief: trained with fewer optimizers, to save time; others of its kind have them all.
         plain: works on plain weights, and so beside other parameterizations.
     """
 
@@ -68,6 +75,8 @@ class Method:
     phases: str = "d" * EPOCHS
     kept: int | Mapping[str, int] = TOTAL
     fixed: bool = False
+    updates: int = 0
+    brief: bool = False
     plain: bool = True
 
 
@@ -76,7 +85,14 @@ METHODS = {
     "acdc": Method(lambda masks: ACDC(0.8), "ddsddsss", GLOBAL),
     "acdc_stale": Method(lambda masks: ACDC(0.8, revive="stale"), "ddsddsss", GLOBAL),
     "acdc_layerwise": Method(lambda masks: ACDC(0.8, scope="layerwise"), "ddsddsss", LAYERWISE),
-    "rigl": Method(lambda masks: RigL(0.8, interval=3), "ssssssss", ERK),
+    "rigl": Method(lambda masks: RigL(0.8, interval=3), "ssssssss", ERK, updates=3),
+    "set": Method(lambda masks: SET(0.8, interval=5, until=0.9), "ssssssss", ERK, updates=2, brief=True),
+    "gmp": Method(
+        lambda masks: GMP(0.8, begin=0.25, end=0.45, interval=2), "ddggssss", LAYERWISE, brief=True
+    ),
+    "one_shot": Method(
+        lambda masks: OneShotMagnitude(0.8, prune_at=0.7, finetune_lr=0.01), "dddddgss", GLOBAL, brief=True
+    ),
     "random_erk": Method(lambda masks: RandomPruning(0.8), "ssssssss", ERK, fixed=True),
     "random_balanced": Method(
         lambda masks: RandomPruning(0.8, allocation="balanced"), "ssssssss", BALANCED, fixed=True
@@ -85,6 +101,7 @@ METHODS = {
         lambda masks: RandomPruning(0.8, allocation="uniform"), "ssssssss", UNIFORM, fixed=True
     ),
     "snip": Method(lambda masks: SNIP(0.8, batches=2), "ssssssss", GLOBAL, fixed=True),
+    "grasp": Method(lambda masks: GraSP(0.8, batches=2), "ssssssss", GLOBAL, fixed=True, brief=True),
     "synflow": Method(lambda masks: SynFlow(0.8, iterations=10), "ssssssss", GLOBAL, fixed=True),
     "mask_from": Method(lambda masks: MaskFrom(0.8, source=str(masks)), "ssssssss", ERK, fixed=True),
     "str": Method(lambda masks: STR(0.8, initial=-3, calibrate="ramp"), "tttttttt", plain=False),
@@ -134,6 +151,7 @@ CASES = [
     Case(method, optimizer=optimizer, product=factored, ham=ham)
     for method, factored, ham in CELLS
     for optimizer in ("sgd", "nesterov", "adamw", "sam")
+    if not METHODS[method].brief or optimizer == "adamw" or (optimizer == "sam" and not (factored or ham))
 ]
 
 

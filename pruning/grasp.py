@@ -1,0 +1,121 @@
+"""GraSP: masks that preserve the gradient flow of the initial network (Wang et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .at_initialization import AtInitialization
+from .base import register
+from .ranks import mean_over_ranks
+from .scores import evaluation_mode
+from .weights import Weight
+
+_MICROBATCH = 64  # the graph of the second backward pass takes about twice the memory of SNIP's
+
+
+def grasp(
+    model: nn.Module,
+    weights: Mapping[str, Weight],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    temperature: float = 200.0,
+) -> dict[str, Tensor]:
+    """Theta * (H g): what each weight adds to the gradient flow g^T g, to first order (Wang et al., 2020).
+
+    Removing a weight changes the flow by the paper's S(-theta) = -theta * (H g), Eq. 8; it removes the
+    largest of these, so that the largest values returned here are to be kept. g is the gradient of the mean
+    loss of the outputs divided by `temperature`, H its Hessian, both with respect to theta of the given
+    weights only, over the same data and averaged over ranks (ganguli-lab/Synaptic-Flow, pruners.py). The
+    model runs in eval mode, without autocast, on at most 64 inputs at once, and does not change.
+
+    Args:
+        model: maps inputs [N, ...] to outputs; twice differentiable.
+        weights: name -> prunable weight, plain or a product.
+        batches: of (inputs, targets); their means have equal weight. They are passed over twice.
+        loss_fn: the mean loss over a batch.
+        temperature: divides the outputs; 200 in the paper's code.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    leaves = {name: weight.value.clone().requires_grad_() for name, weight in weights.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        first, *others = weight.parameters
+        tensors[names[id(first)]] = leaves[name]  # of a product m * w: theta * 1
+        tensors.update({names[id(other)]: torch.ones_like(other) for other in others})
+
+    def losses() -> Iterator[Tensor]:
+        for inputs, targets in batches:
+            for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
+                with torch.autocast(part.device.type, enabled=False):
+                    outputs = functional_call(model, tensors, (part,)) / temperature
+                    yield loss_fn(outputs, labels) * (len(part) / len(inputs) / len(batches))
+
+    def total(gradients: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        sums = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for loss in losses():
+            for one, gradient in zip(sums, gradients(loss), strict=True):
+                one += gradient
+        return [mean_over_ranks(one) for one in sums]
+
+    targets_of = list(leaves.values())
+    with evaluation_mode(model), torch.enable_grad():
+        flow = total(lambda loss: torch.autograd.grad(loss, targets_of, materialize_grads=True))
+        product = total(lambda loss: _hessian_product(loss, targets_of, flow))
+    return {name: leaf.detach() * hg for (name, leaf), hg in zip(leaves.items(), product, strict=True)}
+
+
+def _hessian_product(loss: Tensor, leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Hessian of the loss times a vector, by a second backward pass."""
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+    inner = torch.stack([(gradient * v).sum() for gradient, v in zip(gradients, vector, strict=True)]).sum()
+    if not inner.requires_grad:  # the loss is linear in all leaves
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(inner, leaves, materialize_grads=True)
+
+
+@register("grasp")
+@dataclass
+class GraSP(AtInitialization):
+    """Keep the weights whose removal would reduce the gradient flow most (Wang et al., 2020).
+
+    Args:
+        sparsity: fraction of all prunable weights to prune, by one threshold for all layers.
+        exclude: globs of weights to keep dense.
+        granularity: "element", N:M or blocks; a block's score, the sum over its weights, is that of removing
+            it.
+        batches: how many to average over; 10 of 1024 images are the ten per class of the authors and of
+            ganguli-lab/Synaptic-Flow. They are held in memory together, for two passes.
+        temperature: divides the outputs; 200 in the authors' code.
+    """
+
+    batches: int = 10
+    temperature: float = 200.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values out of range."""
+        super().__post_init__()
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, got {self.batches}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature:g}")
+
+    def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
+        """Prune by the gradient flow of `loss_fn(model(inputs) / temperature, targets)`.
+
+        Raises:
+            ValueError: no loss function, or fewer batches than `self.batches`.
+        """
+        if loss_fn is None:
+            raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
+        data = list(islice(batches, self.batches))
+        if len(data) < self.batches:
+            raise ValueError(f"GraSP asks for {self.batches} batches, got {len(data)}: lower its batches")
+        self.set_masks(self.select(grasp(self.model, self.masks.weights, data, loss_fn, self.temperature)))
+        self._has_pruned = True
