@@ -97,6 +97,66 @@ def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
     return arrays
 
 
+_SEMI_STRUCTURED_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+
+
+def semi_structured(
+    source: nn.Module | Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The named 2:4 sparse weights in the form that NVIDIA's sparse tensor cores multiply with.
+
+    A weight of the result takes the place of the dense one in `torch.nn.functional.linear` and nn.Linear.
+
+    Args:
+        source: a model, with any parametrization, or a state_dict.
+        names: of weights [out, in] with at least two zeros in every four along a row.
+        dtype: to convert the weights to first; None: they are float16, bfloat16 or int8 already.
+
+    Returns:
+        Name -> `torch.sparse.SparseSemiStructuredTensor` on the current CUDA device.
+
+    Raises:
+        ValueError: a name is unknown, a weight does not qualify (`semi_structured_error`), or there is no
+            CUDA device of compute capability 8.0 or more.
+    """
+    state = plain_state_dict(source) if isinstance(source, nn.Module) else source
+    names = list(names)
+    if unknown := [name for name in names if name not in state]:
+        raise ValueError(f"unknown weight {unknown[0]}: names are like those of plain_state_dict(model)")
+    weights = {name: state[name].detach().to(dtype or state[name].dtype) for name in names}
+    for name, weight in weights.items():
+        if error := semi_structured_error(weight):
+            raise ValueError(f"{name} {error}")
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        raise ValueError(
+            "2:4 sparse matrices need an NVIDIA GPU of compute capability 8.0 or more: export on such a "
+            "machine, or save the dense weights by plain_state_dict"
+        )
+    return {
+        name: torch.sparse.to_sparse_semi_structured(weight.cuda().contiguous())
+        for name, weight in weights.items()
+    }
+
+
+def semi_structured_error(weight: Tensor) -> str:
+    """Why a weight has no 2:4 sparse form, with the cure; "" where it has one. Runs on any device."""
+    from torch.sparse import semi_structured as forms
+
+    if weight.ndim != 2:
+        return f"has {weight.ndim} dimensions: only matrices [out, in] have a 2:4 sparse form"
+    if weight.dtype not in _SEMI_STRUCTURED_DTYPES:
+        return f"is {str(weight.dtype).removeprefix('torch.')}: pass dtype=torch.float16 or torch.bfloat16"
+    cutlass = forms.SparseSemiStructuredTensor._FORCE_CUTLASS  # torch's switch between its two libraries
+    form = forms.SparseSemiStructuredTensorCUTLASS if cutlass else forms.SparseSemiStructuredTensorCUSPARSELT
+    least = form._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
+    rows, columns = least.sparse_min_rows, least.sparse_min_cols
+    if weight.shape[0] % rows or weight.shape[1] % columns or not weight.numel():
+        return f"is {list(weight.shape)}: its sides must be multiples of {rows} and {columns}; leave it dense"
+    if int((weight.unflatten(1, (-1, 4)) != 0).sum(dim=-1).max()) > 2:
+        return "has more than two of four non-zero: train with granularity='2:4' and sparsity=0.5"
+    return ""
+
+
 def save_masks(path: str | Path, sparsifier: Sparsifier, origin: Mapping[str, Any] | None = None) -> None:
     """Write the masks for `MaskFrom`; for STR also how far each weight is above its threshold.
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ham import HAM, hyperbolic_step_
+from pruning import RandomPruning
+from pruning.export import semi_structured
 
 pytestmark = [
     pytest.mark.gpu,
@@ -117,3 +120,14 @@ def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path)
     run.flips.load_state_dict({key: value.cpu() for key, value in state.items()})
     assert 0 <= run.flips.on_epoch_end(run.flips.every)["sign_flips"] <= 1
     record.close()
+
+
+def test_the_two_of_four_form_multiplies_as_the_dense_weight():
+    model = nn.Linear(128, 64)
+    sparsifier = RandomPruning(0.5, granularity="2:4", allocation="uniform")
+    sparsifier.attach(model, total_epochs=1)
+    sparse = semi_structured(model, ["weight"], dtype=torch.float16)["weight"]
+    dense, inputs = model.weight.detach().half().cuda(), torch.randn(32, 128).half().cuda()
+    torch.testing.assert_close(
+        nn.functional.linear(inputs, sparse), nn.functional.linear(inputs, dense), rtol=1e-2, atol=1e-2
+    )

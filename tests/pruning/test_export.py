@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning import STR, Dense, Product, RandomPruning, Sparsifier
-from pruning.export import load_masks, plain_state_dict, save_masks, sparse_csr
+from pruning.export import (
+    load_masks,
+    plain_state_dict,
+    save_masks,
+    semi_structured,
+    semi_structured_error,
+    sparse_csr,
+)
 
 METHODS = {
     "plain": (lambda: RandomPruning(sparsity=0.7), lambda: None),
@@ -218,3 +225,60 @@ def test_deep_copies_export_alike():
     ours, theirs = plain_state_dict(model), plain_state_dict(copied)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+# 2:4
+
+
+def two_of_four(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Ones at the first two of every four inputs."""
+    return torch.tensor([1, 1, 0, 0]).repeat(*shape[:-1], shape[-1] // 4).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [
+        (two_of_four(64, 128), ""),
+        (two_of_four(64, 128, dtype=torch.bfloat16), ""),
+        (two_of_four(64, 128, dtype=torch.int8), ""),
+        (torch.zeros(64, 128, dtype=torch.float16), ""),
+        (two_of_four(8, 4, 3, 4), "has 4 dimensions: only matrices [out, in] have a 2:4 sparse form"),
+        (
+            two_of_four(64, 128, dtype=torch.float32),
+            "is float32: pass dtype=torch.float16 or torch.bfloat16",
+        ),
+        (
+            two_of_four(64, 128).roll(1, dims=1) + two_of_four(64, 128),
+            "has more than two of four non-zero: train with granularity='2:4' and sparsity=0.5",
+        ),
+    ],
+)
+def test_which_weights_have_a_two_of_four_form(weight, error):
+    assert semi_structured_error(weight) == error
+
+
+@pytest.mark.parametrize("shape", [(63, 128), (64, 124), (8, 128), (0, 128)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_sides_must_be_multiples_of_what_torch_packs(shape, dtype):
+    from torch.sparse.semi_structured import SparseSemiStructuredTensorCUSPARSELT
+
+    least = SparseSemiStructuredTensorCUSPARSELT._DTYPE_SHAPE_CONSTRAINTS[dtype]
+    sides = f"{least.sparse_min_rows} and {least.sparse_min_cols}"
+    error = semi_structured_error(two_of_four(*shape, dtype=dtype))
+    assert error == f"is {list(shape)}: its sides must be multiples of {sides}; leave it dense"
+
+
+def test_without_a_gpu_the_export_names_the_reason(monkeypatch):
+    """A weight that does not qualify is named first; then the missing device is."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
+    sparsifier = RandomPruning(0.5, granularity="2:4", allocation="uniform")
+    sparsifier.attach(model, total_epochs=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^2:4 sparse matrices need an NVIDIA GPU of compute"):
+        semi_structured(model, ["0.weight"], dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"^0\.weight is float32: pass dtype="):
+        semi_structured(model, ["0.weight"])
+    with pytest.raises(ValueError, match=r"^1\.weight is \[10, 64\]: its sides must be multiples of"):
+        semi_structured(plain_state_dict(model), ["0.weight", "1.weight"], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"^unknown weight 2\.weight"):
+        semi_structured(model, ["2.weight"])
