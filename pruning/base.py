@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -70,6 +72,7 @@ class Sparsifier(Traits):
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         masks: Mapping[str, Tensor] | None = None,
+        sparsities: Mapping[str, float] | None = None,
     ) -> None:
         """Parametrize the model and find its prunable weights, before the optimizer is created.
 
@@ -86,6 +89,8 @@ class Sparsifier(Traits):
                 weights dense that are still parametrized.
             masks: name -> bool, True where a weight is kept: these instead of the method's first masks, for
                 methods that start with masks and for `Dense`, which then trains fixed masks.
+            sparsities: glob -> sparsity of the weights that it matches, each by itself; the method's own
+                `sparsity` holds for the others. The first glob that matches counts.
 
         Raises:
             ValueError: the model does not fit, or a parameterization is given to a method with its own.
@@ -108,10 +113,12 @@ class Sparsifier(Traits):
             check_takes_masks(weights)
         warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
         self.masks = MaskSet(weights)
+        self._set_layer_sparsities(sparsities or {})
         self._check_layers()
+        initial = [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
         self._on_attach()
         if masks is not None:
-            self._set_given_masks(masks)
+            self._set_given_masks(masks, initial)
         if optimizer is not None:
             self.hook(optimizer)
 
@@ -120,12 +127,15 @@ class Sparsifier(Traits):
         own = of_method or self.reparametrizes
         return type(self).__name__ if own else f"parameterization={type(self.parameterization).__name__}"
 
-    def _set_given_masks(self, masks: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
         if not self.masks.active and type(self) is not Dense:
             raise ValueError(
                 f"{type(self).__name__} finds its masks during the training: give them to Dense, "
                 "RandomPruning, RigL or another method that starts with masks"
             )
+        for parameter, value in initial:  # the method's own masks may have pruned others
+            parameter.copy_(value)
         self.set_masks(masks)
 
     def hook(self, optimizer: Optimizer) -> OptimizerHook:
@@ -185,6 +195,10 @@ class Sparsifier(Traits):
                 f"sparsifier.on_epoch_start(epoch, optimizer) at the start of each; epoch {expected} was not "
                 "announced"
             )
+
+    def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
+        if sparsities:
+            raise ValueError(f"{type(self).__name__} has no target sparsity: leave out sparsities")
 
     def _check_layers(self) -> None:
         """Raise ValueError where a prunable weight does not fit the method."""
@@ -398,8 +412,23 @@ class TargetSparsity(Sparsifier):
         if self.elementwise and self.granularity != "element":
             raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")
 
+    def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
+        names = list(self.masks.weights)
+        for pattern, sparsity in sparsities.items():
+            check_sparsity(sparsity)
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"sparsities has {pattern!r}, which matches no prunable weight")
+        matches = {n: next((s for p, s in sparsities.items() if fnmatchcase(n, p)), None) for n in names}
+        self.layer_sparsities = {name: s for name, s in matches.items() if s is not None}
+        if self.elementwise and sparsities:
+            raise ValueError(f"{type(self).__name__} has one target for all layers: leave out sparsities")
+        if len(self.layer_sparsities) == len(names):
+            raise ValueError("sparsities matches every weight: leave some for the method's own sparsity")
+
     def _check_layers(self) -> None:
         self.units.check(layouts(self.masks.weights), self.sparsity)
+        for name, sparsity in self.layer_sparsities.items():
+            self.units.check(layouts({name: self.masks.weights[name]}), sparsity)
 
     def select(
         self, scores: Mapping[str, Tensor], counts: Mapping[str, int] | int | None = None
@@ -416,7 +445,25 @@ class TargetSparsity(Sparsifier):
             Name -> bool, True where a weight is kept.
         """
         kept = self.kept_target() if counts is None else counts
-        return self.units.select(scores, kept, layouts(self.masks.weights))
+        layout_of = layouts(self.masks.weights)
+        if not self.layer_sparsities or not isinstance(kept, int):
+            return self.units.select(scores, kept, layout_of)
+        counts = self._own_counts(kept)
+        masks = self.units.select({name: scores[name] for name in counts}, counts, layout_of)
+        others = {name: score for name, score in scores.items() if name not in counts}
+        masks |= self.units.select(others, kept - sum(counts.values()), layout_of)
+        return {name: masks[name] for name in scores}
+
+    def _own_counts(self, kept: int) -> dict[str, int]:
+        """What the layers with a sparsity of their own keep while `kept` weights are kept of all layers.
+
+        Before a schedule has reached its end they have come as far to their sparsity as all layers together.
+        """
+        total = sum(w.numel() for w in self.masks.weights.values())
+        pruned = total - self.kept_target()
+        progress = min((total - kept) / pruned, 1.0) if pruned else 1.0
+        sizes = {name: self.masks.weights[name].numel() for name in self.layer_sparsities}
+        return {n: self.units.kept_count(sizes[n], progress * s) for n, s in self.layer_sparsities.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of each prunable weight."""
@@ -424,13 +471,26 @@ class TargetSparsity(Sparsifier):
 
     def kept_target(self, sparsity: float | None = None) -> int:
         """How many weights to keep over all layers together, at the target or at another sparsity."""
-        total = sum(w.numel() for w in self.masks.weights.values())
-        return self.units.kept_count(total, self.sparsity if sparsity is None else sparsity)
+        sizes = {name: w.numel() for name, w in self.masks.weights.items()}
+        fraction = self.sparsity if sparsity is None else sparsity
+        own = self._layer_fractions(fraction)
+        others = sum(size for name, size in sizes.items() if name not in own)
+        kept = self.units.kept_count(others, fraction)
+        return kept + sum(self.units.kept_count(sizes[name], s) for name, s in own.items())
 
     def kept_per_layer(self, sparsity: float | None = None) -> dict[str, int]:
         """Name -> how many weights to keep with the target, or another sparsity, in each layer."""
         fraction = self.sparsity if sparsity is None else sparsity
-        return {name: self.units.kept_count(w.numel(), fraction) for name, w in self.masks.weights.items()}
+        own = self._layer_fractions(fraction)
+        return {
+            name: self.units.kept_count(w.numel(), own.get(name, fraction))
+            for name, w in self.masks.weights.items()
+        }
+
+    def _layer_fractions(self, fraction: float) -> dict[str, float]:
+        """`layer_sparsities`, scaled as far as `fraction` is on its way to the target."""
+        progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
+        return {name: progress * s for name, s in self.layer_sparsities.items()}
 
     def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
         """Deprecated: `set_masks`."""

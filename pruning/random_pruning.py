@@ -15,8 +15,13 @@ from .units import layouts
 def draw_masks(
     sparsifier: TargetSparsity, allocation: AllocationLike, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Random masks of an attached sparsifier, in its units, with exact counts at the layer densities."""
-    kept = kept_counts(sparsifier.shapes(), sparsifier.sparsity, allocation)
+    """Random masks of an attached sparsifier, in its units, with exact counts at the layer densities.
+
+    The densities are allocated over the layers that have no sparsity of their own.
+    """
+    own = sparsifier.layer_sparsities
+    shapes = {name: shape for name, shape in sparsifier.shapes().items() if name not in own}
+    kept = sparsifier.kept_per_layer() | kept_counts(shapes, sparsifier.sparsity, allocation)
     return sparsifier.units.draw(kept, layouts(sparsifier.masks.weights), generator=generator)
 
 
