@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import exp, log, sqrt
@@ -16,10 +17,11 @@ from .choice import Choice
 from .deprecation import warn_renamed
 from .parameterization import Plain
 from .soft_threshold import SoftThresholds
+from .threshold_control import Pairs, ThresholdControl, shift_to_, sparsity_of
 
 _FINAL_LOGIT = -3.6  # of the thresholds in a search's first trial: sigmoid is .027
-_GAIN = 30.0  # of the ramp's feedback, per unit of sparsity
-_MARGIN = 0.9  # fraction of the largest stable decay that calibration uses
+_NEAR = 0.01  # of the sparsity: a smaller difference is corrected at the end, a larger one is a warning
+_LAST_MEASUREMENTS = 3  # after the last step
 
 CalibrateName = Literal["none", "search", "ramp"]
 
@@ -62,8 +64,9 @@ class STR(TargetSparsity):
         initial: logit of every threshold at the start.
         threshold_decay: weight decay of the logits, in a parameter group of their own.
         calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
-            between which a driver changes it by `next_decay`. "ramp": feedback sets the decay at each
-            measurement so that the sparsity follows a cubic ramp to the target.
+            between which a driver changes it by `next_decay`. "ramp": feedback shifts all logits at each
+            measurement so that the sparsity follows a cubic ramp to the target, with any optimizer (see
+            `ThresholdControl`); `threshold_decay` has no effect. `on_end` corrects the last point, or warns.
         ramp_every: steps between measurements for the ramp, which need no host sync.
         ramp_until: fraction of all steps after which the ramp stays at the target.
     """
@@ -76,7 +79,6 @@ class STR(TargetSparsity):
 
     elementwise: ClassVar[bool] = True
     reparametrizes: ClassVar[bool] = True
-    adds_decay: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
@@ -117,13 +119,13 @@ class STR(TargetSparsity):
 
     def _on_attach(self) -> None:
         self._checked = False
+        self._step = -1  # the last one that `after_backward` was called with
         if self.calibrate is Calibrate.ramp:
             self._end = self.ramp_until * self.total_steps
-            first = self._thresholds.logits[0]
-            self._decay = torch.zeros((), dtype=first.dtype, device=first.device)
+            self._control = ThresholdControl(self._thresholds.logits[0])
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """That of the thresholds: zero with calibrate=ramp, whose decay `add_decay` adds."""
+        """That of the thresholds: zero with calibrate=ramp, which shifts them itself."""
         decay = 0.0 if self.calibrate is Calibrate.ramp else self.threshold_decay
         return dict.fromkeys(self._thresholds.logits, decay)
 
@@ -137,16 +139,58 @@ class STR(TargetSparsity):
         return self.target_sparsity_at(step)
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Update the ramp's decay where a measurement is due; the first call checks that decay is stable."""
+        """Note the step for the ramp; the first call checks the optimizer's groups and the decay."""
         self._begin_step(step, optimizer)
-        lr, momentum = self._lr_and_momentum(optimizer)
         if not self._checked:
-            self.check_stability(lr, momentum)
+            self.check_stability(*self._lr_and_momentum(optimizer))
             self._checked = True
-        if self.calibrate is Calibrate.ramp and step % self.ramp_every == 0:
-            correction = (_GAIN * (self.target_sparsity_at(step) - self.current_sparsity())).clamp(-1, 1)
-            self._decay.copy_(correction * (_MARGIN * stable_decay(lr, momentum)))
+        self._step = step
         return True
+
+    def after_step(self) -> None:
+        """With calibrate=ramp, measure and shift the thresholds where a measurement is due.
+
+        One is due `ramp_every` steps after the previous one or at the first call after that. After the last
+        step three follow each other, since nothing corrects these thresholds later.
+        """
+        super().after_step()
+        if self.calibrate is not Calibrate.ramp:
+            return
+        if self._step < 0:
+            raise ValueError("STR's ramp does not know the step: call after_backward(step, optimizer) first")
+        done = self._step + 1
+        last = done == self.total_steps
+        due = last or self._control.is_due(self._step, self.ramp_every)
+        for _ in range(_LAST_MEASUREMENTS if last else due):
+            target = self.target_sparsity_at(done)
+            self._control.update_(self._weights_and_logits(), target, self._step, last=last)
+
+    def on_end(self) -> None:
+        """With calibrate=ramp, shift the thresholds to the exact target where the sparsity is within 1 point.
+
+        Otherwise warn. A few weights remain different, or many where their absolute values are equal.
+        """
+        super().on_end()
+        if self.calibrate is not Calibrate.ramp:
+            return
+        achieved = float(self.current_sparsity())
+        if abs(achieved - self.sparsity) <= _NEAR:
+            shift_to_(self._weights_and_logits(), self.sparsity)
+        else:
+            text = f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}"
+            warnings.warn(f"{text}: {self._cure(achieved)}", UserWarning, stacklevel=2)
+
+    def _cure(self, achieved: float) -> str:
+        done = self._step + 1
+        if done < self._end:
+            steps = f"{done} of the {self.total_steps} steps that attach announced"
+            return f"training ended after {steps}; pass its actual total_epochs and steps_per_epoch"
+        if (
+            achieved < self.sparsity
+            and float(sparsity_of(self._weights_and_logits(), shift=100.0)) < self.sparsity
+        ):
+            return "thresholds are below 1 and too many weights above; exclude layers with such large weights"
+        return "call after_step() after each optimizer step, lower ramp_every, or train longer"
 
     def _lr_and_momentum(self, optimizer: Optimizer) -> tuple[float, float]:
         """Peak learning rate and momentum (Adam's first beta) of the group that holds the thresholds."""
@@ -159,27 +203,16 @@ class STR(TargetSparsity):
         return float(peak), float(momentum)
 
     @torch.no_grad()
-    def add_decay(self) -> None:
-        """Add the ramp's decay of the logits, of either sign."""
-        if self.calibrate is Calibrate.ramp:
-            self._thresholds.save_gradients(self._thresholds.logits)
-            for logit in self._thresholds.logits:
-                if logit.grad is not None:
-                    logit.grad.addcmul_(logit, self._decay)
-
-    @torch.no_grad()
     def current_sparsity(self, factor: float = 1.0) -> Tensor:
         """The sparsity with every logit times `factor`: a 0-dim tensor, no host sync."""
-        pairs = self._weights_and_logits()
-        pruned = [(w.abs() <= (factor * s).sigmoid().view(())).count_nonzero() for w, s in pairs]
-        return torch.stack(pruned).sum() / sum(w.numel() for w, _ in pairs)
+        return sparsity_of(self._weights_and_logits(), factor=factor)
 
     def measured(self, factor: float = 1.0) -> Tensor:
         """Deprecated: `current_sparsity`."""
         warn_renamed("STR.measured", "STR.current_sparsity")
         return self.current_sparsity(factor)
 
-    def _weights_and_logits(self) -> list[tuple[Tensor, Tensor]]:
+    def _weights_and_logits(self) -> Pairs:
         originals = [weight.parameters[0] for weight in self.masks.weights.values()]
         return list(zip(originals, self._thresholds.logits, strict=True))
 
@@ -223,12 +256,14 @@ class STR(TargetSparsity):
             yield name, int(mask.count_nonzero()), mask.numel()
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the ramp's current decay."""
-        ramp = {"decay": self._decay} if self.calibrate is Calibrate.ramp else {}
-        return {**super().state_dict(), **ramp}
+        """Adds the state of the ramp's control, and the step."""
+        if self.calibrate is not Calibrate.ramp:
+            return super().state_dict()
+        return {**super().state_dict(), "ramp": {**self._control.state_dict(), "step": self._step}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the ramp's decay."""
+        """Restore the ramp's control; after a state without it, of an earlier version, it starts again."""
         super().load_state_dict(state)
-        if self.calibrate is Calibrate.ramp:
-            self._decay.copy_(state["decay"])
+        if self.calibrate is Calibrate.ramp and "ramp" in state:
+            self._control.load_state_dict(state["ramp"])
+            self._step = state["ramp"]["step"]

@@ -155,13 +155,15 @@ class Watch:
 
     def look_back(self) -> None:
         """After the last step."""
-        assert all_equal(self.kept, self.training.kept()) and all_equal(self.values, self.training.values())
+        if self.case.method == "str":  # its end shifts the thresholds to the exact target
+            assert self.training.sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=1 / TOTAL)
+        else:
+            assert all_equal(self.kept, self.training.kept())
+            assert all_equal(self.values, self.training.values())
         assert all(v.isfinite().all() for v in self.training.model.state_dict().values())
         moved = torch.cat([(self.values[n] != self.first[n])[self.kept[n]] for n in self.kept])
         assert moved.float().mean() > 0.9
         assert self.mask_updates == self.rule.updates
-        if self.case.method == "str":
-            assert self.training.sparsifier.achieved_sparsity() > 0.3
         if self.case.method == "mask_from":
             assert all_equal(self.kept, load_masks(self.training.sparsifier.source)[0])
 

@@ -3,6 +3,9 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -322,37 +325,198 @@ def test_the_ramp_is_cubic_and_then_level():
     assert full.target_sparsity_at(50) == pytest.approx(0.8 * 7 / 8)
 
 
-@pytest.mark.parametrize(
-    ("step", "correction"),
-    [
-        (0, -0.6),  # 30 * (0 - 0.02)
-        (2, 1.0),  # 30 * (0.8 * (1 - (73 / 75)^3) - 0.02) = 1.27
-        (74, 1.0),
-    ],
-)
-def test_the_ramps_correction_by_hand(step, correction):
-    model = linear([1e-5, -1e-5] + [0.3] * 98)  # sigmoid(-8) = 3.4e-4
-    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
-    assert ramp_decay(model, sparsifier, step) == pytest.approx(correction * 0.9 * BOUND / 0.1, rel=1e-3)
-    # odd steps measure nothing, and what was measured stays
-    assert ramp_decay(model, sparsifier, step + 1) == pytest.approx(correction * 0.9 * BOUND / 0.1, rel=1e-3)
+def test_the_ramps_shift_by_hand():
+    """With y(S) = ln(-ln(1 - S)) and e = y(target) - y(S): e itself, and the sum of all e / 4."""
+    model = linear([0.9**k for k in range(100)])
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100, initial=-3.0, ramp_every=3)
+    (logit,) = thresholds(model).values()
+    # sigmoid(-3) = 0.0474 is between 0.9^28 = 0.0523 and 0.9^29 = 0.0471: 71 of 100 are pruned
+    # after step 59 the target is 0.8 (1 - (1 - 60 / 75)^3) = 0.7936
+    first = math.log(math.log(1 - 0.7936) / math.log(0.29))
+    assert first == pytest.approx(0.24272, abs=1e-5)
+    step_without_gradients(model, sparsifier, 59)
+    assert logit.item() == pytest.approx(-3 + 1.25 * first, abs=1e-5)
+    for step in (60, 61):
+        step_without_gradients(model, sparsifier, step)
+        assert logit.item() == pytest.approx(-3 + 1.25 * first, abs=1e-5), "measured too early"
+    # sigmoid(-2.6966) = 0.0632 is between 0.9^26 = 0.0646 and 0.9^27 = 0.0581: 73 are pruned
+    # after step 62 the target is 0.8 (1 - (1 - 63 / 75)^3) = 0.7967232
+    second = math.log(math.log(1 - 0.7967232) / math.log(0.27))
+    step_without_gradients(model, sparsifier, 62)
+    assert logit.item() == pytest.approx(-3 + 1.5 * first + 1.25 * second, abs=1e-5)
 
 
-def test_the_ramps_correction_is_clipped_below():
-    model = linear([1e-5] * 50 + [0.3] * 50)
-    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
-    assert ramp_decay(model, sparsifier, 0) == pytest.approx(-0.9 * BOUND / 0.1, rel=1e-3)
-
-
-def ramp_decay(model: nn.Module, sparsifier: STR, step: int) -> float:
-    """What `add_decay` adds to the logit's gradient, per unit of the logit."""
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
+def step_without_gradients(model: nn.Module, sparsifier: STR, step: int) -> None:
+    """What a loop calls around a step that changes nothing."""
     sparsifier.after_backward(step, sgd(model, sparsifier))
     sparsifier.add_decay()
-    (logit,) = thresholds(model).values()
-    assert not any(p.grad.any() for p in model.parameters() if p is not logit)
-    return logit.grad.item() / logit.item()
+    assert all(p.grad is None for p in model.parameters()), "HAM reads the loss gradient alone"
+    sparsifier.after_step()
+
+
+@given(
+    st.floats(-3200, -1),
+    st.lists(st.floats(1e-4, 0.5), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.sampled_from([40, 150]),
+    st.floats(-0.03, 0.03),
+    st.sampled_from([0.0, 0.5, 0.9, 0.98]),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_control_holds_the_target_against_a_drift(initial, scales, every, steps, drift, target):
+    """From any start, for layers of any scales, while something else moves the logits at each step."""
+    steps *= every
+    model = nn.Sequential(*(nn.Linear(40, 25) for _ in scales))
+    with torch.no_grad():
+        for number, (layer, scale) in enumerate(zip(model, scales, strict=True)):
+            layer.weight.normal_(generator=torch.Generator().manual_seed(number)).mul_(scale)
+    sparsifier = attached(
+        model, sparsity=target, calibrate="ramp", steps=steps, initial=initial, ramp_every=every
+    )
+    optimizer, logits = sgd(model, sparsifier), list(thresholds(model).values())
+    for step in range(steps):
+        sparsifier.after_backward(step, optimizer)
+        with torch.no_grad():
+            for logit in logits:
+                logit.add_(drift)
+        sparsifier.after_step()
+    assert abs(sparsifier.achieved_sparsity() - target) < 0.01
+    sparsifier.on_end()
+    assert sparsifier.achieved_sparsity() == pytest.approx(target, abs=1e-6)
+
+
+def test_a_control_that_waited_at_a_bound_follows_at_once():
+    """Zeros keep the sparsity above the ramp for long; the logits stop at a floor, not at -100,000."""
+    model = linear([0.0] * 50 + [0.01 * k for k in range(1, 51)])
+    sparsifier = attached(model, sparsity=0.9, calibrate="ramp", steps=4000, ramp_every=1)
+    optimizer, (logit,) = sgd(model, sparsifier), thresholds(model).values()
+    for step in range(600):
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.after_step()
+    assert sparsifier.target_sparsity_at(600) < 0.5
+    assert logit.item() == pytest.approx(math.log(1e-3 * 0.1275), abs=1e-3)  # the mean is 0.1275
+    for step in range(2985, 3000):
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.after_step()
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.9, abs=0.011)
+
+
+def test_a_step_that_is_skipped_delays_the_measurement():
+    """A GradScaler skips a step with inf gradients; here it skips each step at which one is due."""
+    model = linear([0.9**k for k in range(100)])
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100, ramp_every=2)
+    optimizer = sgd(model, sparsifier)
+    for step in range(100):
+        sparsifier.after_backward(step, optimizer)
+        if step % 2:
+            sparsifier.after_step()
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_ramp_that_does_not_know_the_step_is_refused():
+    sparsifier = attached(linear(W), calibrate="ramp", steps=10)
+    with pytest.raises(ValueError, match=r"call after_backward\(step, optimizer\) first"):
+        sparsifier.after_step()
+
+
+@pytest.mark.parametrize("pruned", [791, 793, 800, 806, 809])
+def test_the_end_corrects_the_last_point_exactly(pruned):
+    model = linear([0.99**k for k in range(1000)])
+    # the threshold lies between the absolute values number 999 - pruned and 1000 - pruned
+    level = 0.99 ** (999.5 - pruned)
+    sparsifier = attached(
+        model, sparsity=0.8, calibrate="ramp", steps=10, initial=math.log(level / (1 - level))
+    )
+    assert sparsifier.achieved_sparsity() == pytest.approx(pruned / 1000, abs=1e-9)
+    sparsifier.on_end()
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=1e-9)
+    assert sum(int(mask.sum()) for mask in sparsifier.kept().values()) == 200
+
+
+@pytest.mark.parametrize(
+    ("values", "last", "message"),
+    [
+        (
+            [0.9**k for k in range(100)],
+            40,
+            "sparsity 0.2400, its target is 0.8: training ended after 41 of the 100",
+        ),
+        ([0.9**k for k in range(100)], 99, "sparsity 0.2400, its target is 0.8: call after_step"),
+        ([1.5] * 50 + [1e-6] * 50, 99, "sparsity 0.5000, its target is 0.8: thresholds are below 1"),
+    ],
+    ids=["too early", "not stepped", "large weights"],
+)
+def test_a_ramp_that_missed_its_target_says_so(values, last, message):
+    model = linear(values)
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
+    sparsifier.after_backward(last, sgd(model, sparsifier))
+    before = [p.clone() for p in model.parameters()]
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        sparsifier.on_end()
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_without_the_ramp_the_end_changes_and_says_nothing():
+    model = linear([0.9**k for k in range(100)])
+    sparsifier = attached(model, initial=-2.0, sparsity=0.8)
+    before = [p.clone() for p in model.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step_without_gradients(model, sparsifier, 0)
+        sparsifier.on_end()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+OPTIMIZERS = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+    "nesterov": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
+    "adamw 1e-3": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+    "adamw 1e-2": lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, lr=1e-3),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=1e-3),
+}
+SCHEDULES = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+    "warm-up": lambda done: min(1.0, 10 * done + 0.02) * (0.5 + 0.5 * math.cos(math.pi * done)),
+}
+
+
+def trained_perceptron(optimizer: str, schedule: str, target: float, steps: int) -> STR:
+    """Two hidden layers of 128 on the digits, five epochs, up to the call of `on_end`."""
+    torch.manual_seed(steps)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+    model.append(nn.Linear(128, 10))
+    sparsifier = attached(model, sparsity=target, calibrate="ramp", epochs=5, steps=steps // 5)
+    made = OPTIMIZERS[optimizer](sparsifier.param_groups(model.parameters()))
+    for group in made.param_groups:
+        group["initial_lr"] = group["lr"]
+    train(model, sparsifier, made, range(steps), steps, SCHEDULES[schedule])
+    return sparsifier
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_ramp_reaches_its_target_with_any_optimizer_in_50_steps(optimizer, schedule):
+    """Each optimizer and each schedule has each of three targets."""
+    place = list(OPTIMIZERS).index(optimizer) + list(SCHEDULES).index(schedule)
+    target = (0.5, 0.9, 0.98)[place % 3]
+    sparsifier = trained_perceptron(optimizer, schedule, target, 50)
+    assert sparsifier.achieved_sparsity() == pytest.approx(target, abs=0.01), "before the correction"
+    sparsifier.on_end()
+    assert sparsifier.achieved_sparsity() == pytest.approx(target, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "target"),
+    [("sgd", "constant", 0.98), ("adamw 1e-2", "constant", 0.9), ("rmsprop", "warm-up", 0.9)],
+)
+def test_the_ramp_reaches_its_target_with_any_optimizer_in_300_steps(optimizer, schedule, target):
+    sparsifier = trained_perceptron(optimizer, schedule, target, 300)
+    assert sparsifier.achieved_sparsity() == pytest.approx(target, abs=0.005), "before the correction"
+    sparsifier.on_end()
+    assert sparsifier.achieved_sparsity() == pytest.approx(target, abs=1e-4)
 
 
 @functools.cache
@@ -361,12 +525,21 @@ def digits() -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(data.images).float()[:, None] - 4.9) / 6, torch.from_numpy(data.target)
 
 
+def triangular(done: float) -> float:
+    return min(0.2 + 4 * done, 1.25 * (1 - done))
+
+
 def train(
-    model: nn.Module, sparsifier: STR, optimizer: torch.optim.Optimizer, steps: range, total: int
+    model: nn.Module,
+    sparsifier: STR,
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    total: int,
+    schedule: Callable[[float], float] = triangular,
 ) -> None:
     images, classes = digits()
     for step in steps:
-        rate = min(0.2 + 4 * step / total, 1.25 * (1 - step / total))
+        rate = schedule(step / total)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         batch = torch.randperm(len(images), generator=torch.Generator().manual_seed(step))[:64]
@@ -389,7 +562,6 @@ def train(
     ids=["80", "90", "95", "95 ham"],
 )
 def test_the_ramp_reaches_its_target_on_digits(sparsity, widths, hyperbolic):
-    """With enough weights; in smaller networks the survivors outgrow thresholds that decay brings to 1/2."""
     steps, model = 500, convnet(*widths)
     sparsifier = attached(model, sparsity=sparsity, calibrate="ramp", epochs=5, steps=steps // 5)
     optimizer = sgd(model, sparsifier, lr=0.05, weight_decay=5e-4)
@@ -428,6 +600,15 @@ def test_a_resumed_ramp_continues_bit_for_bit(stop):
     for a, b in zip(straight[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert 0.05 < straight[1].achieved_sparsity() == resumed[1].achieved_sparsity()
+
+
+def test_the_state_of_an_earlier_version_starts_the_control_again():
+    model = linear([0.9**k for k in range(100)])
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=100)
+    sparsifier.load_state_dict({**STR.__mro__[1].state_dict(sparsifier), "decay": torch.tensor(-0.02)})
+    for step in range(40, 100):
+        step_without_gradients(model, sparsifier, step)
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=0.01)
 
 
 def test_the_ramp_needs_to_know_its_steps():

@@ -186,7 +186,6 @@ def test_a_written_configuration_of_another_version_is_refused_in_one_line(tmp_p
         (["+exp=dense", "flips_every=0"], "flips_every"),
         (["+exp=random_sign_in_s90", "optimizer.matched_decay=1e-4"], "parameterization.frobenius"),
         (["+exp=dense_ham", "optimizer.matched_decay=1e-4"], "replaces ham.beta"),
-        (["+exp=str_ham_ndim2_s90", "optimizer.clip_norm=1"], "optimizer.clip_norm would clip"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -295,11 +295,15 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
 def test_ham_on_thresholds_reads_the_loss_gradient_alone(
     make: Callable[..., Run],
 ) -> None:
-    """Equation HYP* takes the gradient of f; with the ramp's decay in it HAM prunes everything."""
+    """Equation HYP* takes the gradient of f; the ramp moves the thresholds after the step, not by a decay."""
     options = ("+exp=str_ham_ndim2_s90", "+demo=digits", "model.width=4", "ham.beta=0")
     run, twin, bare = make(*options), make(*options), make(*options, "ham.alpha=0")
     (batch,) = batches(run, 1)
-    run.step = bare.step = 300  # where the ramp asks for more than there is, and pulls with all its strength
+    run.step = bare.step = 300  # where the ramp asks for more than there is
+    shifted = []
+    for side in (run, bare):
+        shifted.append(side.sparsifier.after_step)
+        side.sparsifier.after_step = lambda: None
     forward_backward(twin, batch)
     train_step(bare, batch)
     lr = run.optimizer.param_groups[0]["lr"]
@@ -308,7 +312,10 @@ def test_ham_on_thresholds_reads_the_loss_gradient_alone(
     for found, loss, base in zip(*logits, strict=True):
         expected = base * torch.exp(-lr * 200 * base.sign() * loss.grad)
         torch.testing.assert_close(found, expected)
-        assert base.item() > -7.999 and found.item() > -8.1  # the ramp pulls, HAM does not pull along
+        assert abs(base.item() + 8) < 1e-3 and found.item() > -8.1
+    for shift, side in zip(shifted, (run, bare), strict=True):
+        shift()
+        assert min(side.sparsifier.parameterization.logits) > -6.5  # the ramp's own move, at most 2
 
 
 def test_matched_decay_is_as_strong_as_beta_and_acts_on_the_same_weights(make: Callable[..., Run]) -> None:
