@@ -263,13 +263,13 @@ def test_a_search_without_a_decay_left_to_try_stops(tmp_path: Path) -> None:
 def test_the_demo_of_str_comes_to_other_sparsities_too(
     sparsity: float, command: Callable, tmp_path: Path
 ) -> None:
-    """Those of Table 4 beside 90 %, as the config ships, by the ramp."""
-    given = ["+exp=str_s90", "+demo=digits", f"sparsifier.sparsity={sparsity}", f"runs_dir={tmp_path}"]
-    outcome = command(*given)
+    """Those of Table 4 beside 90 %, by the ramp; 12 of the demo's 40 epochs are enough."""
+    given = ["+exp=str_s90", "+demo=digits", "epochs=12", f"sparsifier.sparsity={sparsity}"]
+    outcome = command(*given, f"runs_dir={tmp_path}")
     assert outcome.status == 0 and "missed" not in outcome.out, outcome.err
     (path,) = tmp_path.glob("*/seed0/summary.json")
     summary = json.loads(path.read_text())
-    assert abs(summary["sparsity"]["overall"] - sparsity) <= 0.005
+    assert abs(summary["sparsity"]["overall"] - sparsity) <= 1e-4
     assert summary["metrics"]["top1_last"] > 95
 
 
