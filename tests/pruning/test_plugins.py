@@ -16,6 +16,7 @@ from pruning.base import SPARSIFIERS, register
 from pruning.choice import Choice
 from pruning.parameterization import PARAMETERIZATIONS, register_parameterization
 from pruning.registry import register_in
+from pruning.schedule import Ramp, RampName
 from pruning.spred import Factors, FactorsName
 from pruning.str import Calibrate, CalibrateName
 
@@ -136,6 +137,7 @@ LITERALS = {
     "SecondMoment": (SecondMoment, SecondMomentName),
     "Calibrate": (Calibrate, CalibrateName),
     "Factors": (Factors, FactorsName),
+    "Ramp": (Ramp, RampName),
 }
 
 
