@@ -173,16 +173,20 @@ class Sparsifier(Traits):
 
     def _begin_step(self, step: int, optimizer: Optimizer) -> None:
         """What every `after_backward` does first: check what may have changed since the last one."""
-        if self._hook is not None and not self._hook.is_active:
-            raise RuntimeError(
-                "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
-            )
+        self._check_caller()
         tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
         if self._checked_tensors != (id(optimizer), tensors):
             self.check(optimizer)
             self._checked_tensors = (id(optimizer), tensors)
         self._check_epoch(step)
         self._decay_is_due = self.has_penalty
+
+    def _check_caller(self) -> None:
+        """Raise RuntimeError where the loop makes the calls of the hook a second time."""
+        if self._hook is not None and not self._hook.is_active:
+            raise RuntimeError(
+                "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
+            )
 
     def _check_epoch(self, step: int) -> None:
         """Raise RuntimeError where a method that acts at epochs is not told of them."""
@@ -265,6 +269,7 @@ class Sparsifier(Traits):
 
     def add_decay(self) -> None:
         """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
+        self._check_caller()
         self._decay_is_due = False
         if type(self.parameterization) is not Plain:  # plain weights have no penalty and masked gradients
             self.parameterization.add_decay()
@@ -363,7 +368,8 @@ class Sparsifier(Traits):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values."""
         state: dict[str, Any] = {"masks": self.masks.state_dict(), "epoch": self._announced_epoch}
-        return state if self._hook is None else {**state, "step": self.step}
+        counts_steps = self._hook is not None or self.step > 0
+        return {**state, "step": self.step} if counts_steps else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, after `attach`."""
@@ -371,7 +377,7 @@ class Sparsifier(Traits):
         self._announced_epoch = state.get(
             "epoch", self.total_epochs
         )  # not in states of version 0.5 and earlier
-        self.step = state.get("step", 0)
+        self.step = state.get("step", -1)  # -1: unknown, saved by a loop with explicit calls
 
     def __getattr__(self, name: str) -> Any:
         """Tell what is missing where a method is used before `attach`, which sets all attributes."""

@@ -94,13 +94,20 @@ def unwrapped(optimizer: Any) -> Optimizer:
         TypeError: there is no torch optimizer.
         ValueError: it does not run step hooks.
     """
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+    while not _runs_hooks(optimizer):  # a wrapper that runs hooks may change weights, such as Lookahead
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, Optimizer):
+            break
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"hook needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not getattr(type(optimizer).step, "hooked", False):
+    if not _runs_hooks(optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} does not run the step hooks of torch.optim.Optimizer: call "
             "after_backward, add_decay and after_step around its step"
         )
     return optimizer
+
+
+def _runs_hooks(optimizer: Any) -> bool:
+    return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)

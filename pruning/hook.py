@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,21 @@ class OptimizerHook:
     """Calls `after_backward`, `add_decay` and `after_step` around every step of an optimizer.
 
     The first two run before the optimizer's other pre-hooks, or after the closure of `step(closure)`; the
-    last one runs after its other post-hooks, and so after HAM. Where `after_backward` returns False the
-    gradients are dropped, so that neither the optimizer nor HAM moves a weight. With `steps_per_epoch`, the
-    last step of the training also calls `on_end`.
+    last one runs after its other post-hooks, and so after HAM. Where `after_backward` of a sparsifier
+    returns False the gradients are dropped, so that neither the optimizer nor HAM moves a weight. With
+    `steps_per_epoch`, the last step of the training also calls `on_end`; steps that GradScaler skips are not
+    counted, so a loop with float16 calls `on_end` itself.
+
+    Gradients that are clipped before `optimizer.step()` still have the entries of pruned weights.
 
     Args:
         sparsifier: attached; counts the steps in its attribute `step`.
-        optimizer: a torch optimizer, or a wrapper that holds one in `.optimizer`.
+        optimizer: a torch optimizer, or a wrapper without step hooks that holds one in `.optimizer`.
 
     Raises:
         TypeError: it is not an optimizer.
-        ValueError: it does not run step hooks, has this sparsifier's hook already, or does not train the
-            sparsifier's weights with the weight decay that these need.
+        ValueError: it does not run step hooks, or does not train the sparsifier's weights with the weight
+            decay that these need.
     """
 
     def __init__(self, sparsifier: Sparsifier, optimizer: Optimizer) -> None:
@@ -37,29 +41,31 @@ class OptimizerHook:
         sparsifier.check(self.optimizer)
         _check_weight_decay(sparsifier, self.optimizer)
         self.is_active = False
-        self._acts = self._is_nested = False
-        self._group_values: list[dict[str, Any]] | None = None
+        self._acts = self._skips = self._dropped = False
+        self._group_values: list[dict[str, Any]] = []
         self._pre = self.optimizer.register_step_pre_hook(self._before_step)
-        pre_hooks: Any = self.optimizer._optimizer_step_pre_hooks
-        pre_hooks.move_to_end(self._pre.id, last=False)  # masks gradients before HAM looks at them
+        self._pre_hooks.move_to_end(self._pre.id, last=False)  # masks gradients before HAM looks at them
         self._post = self.optimizer.register_step_post_hook(self._after_step)
-        steps = [c.__dict__["step"] for c in type(self.optimizer).__mro__ if "step" in c.__dict__]
-        self._nests = sum(getattr(step, "hooked", False) for step in steps) > 1
+
+    @property
+    def _pre_hooks(self) -> Any:
+        return self.optimizer._optimizer_step_pre_hooks
 
     def remove(self) -> None:
         """Detach the sparsifier from the optimizer; its masks are then no longer enforced."""
         self._pre.remove()
         self._post.remove()
-        self.sparsifier._hook = None
+        if self.sparsifier._hook is self:
+            self.sparsifier._hook = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self._acts and self._nests:  # a step that calls the step of its base class
-            self._is_nested = True
+        if _is_nested(optimizer):
             return None
-        self._acts = False
+        self._acts = self._skips = self._dropped = False
         self._post.remove()
         self._post = optimizer.register_step_post_hook(self._after_step)  # after HAM, attached any time
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        self._group_values = [_numbers(group) for group in optimizer.param_groups] if closure else []
         if closure is None:
             self._on_gradients()
             return None
@@ -90,50 +96,85 @@ class OptimizerHook:
                 "GradScaler gives this fused optimizer scaled gradients, to which a penalty cannot be added: "
                 "call scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
+        step = sparsifier.step
+        if step < 0:
+            raise RuntimeError(
+                "the loaded state was saved without a hook and does not contain the number of steps: set "
+                "sparsifier.step to the optimizer steps before this one"
+            )
+        if self._overflowed(step):
+            sparsifier.mask_gradients()  # the optimizer skips this step: it does not count
+            return
         self._acts, self.is_active = True, True
         try:
-            step = sparsifier.step
-            if self._overflowed(step):
-                sparsifier.mask_gradients()
-            elif sparsifier.after_backward(step, self.optimizer):
+            if sparsifier.after_backward(step, self.optimizer):
                 sparsifier.add_decay()
             else:
-                self._skip_step()
+                self._skips = True
         finally:
             self.is_active = False
+        self._drop_gradients()
 
     def _overflowed(self, step: int) -> bool:
         """Are gradients about to be used that GradScaler found to be infinite? A host sync at such steps."""
         found_inf = getattr(self.optimizer, "found_inf", None)
         return found_inf is not None and self.sparsifier.uses_gradients(step) and bool(found_inf)
 
-    def _skip_step(self) -> None:
-        """Let the step change nothing: no gradients, and the values of the groups return after it."""
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None
-        self._group_values = [
-            {k: v for k, v in group.items() if isinstance(v, int | float)}
-            for group in self.optimizer.param_groups
-        ]
+    def _drop_gradients(self) -> None:
+        """Let the step change nothing where a sparsifier skips it and all have seen the gradients."""
+        owners = [getattr(hook, "__self__", None) for hook in self._pre_hooks.values()]
+        hooks = [owner for owner in owners if isinstance(owner, OptimizerHook)]
+        if hooks[-1] is not self or not any(hook._skips for hook in hooks):
+            return
+        self._dropped = True
+        groups = self.optimizer.param_groups
+        for p in (p for group in groups for p in group["params"]):
+            p.grad = None
+        self._group_values = self._group_values or [_numbers(group) for group in groups]
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if self._is_nested:
-            self._is_nested = False
-            return
-        if not self._acts:
+        if not self._acts or _is_nested(optimizer):
             return
         self._acts = False
         sparsifier = self.sparsifier
-        if self._group_values is not None:  # counters of steps in optimizers outside torch
-            for group, values in zip(optimizer.param_groups, self._group_values, strict=True):
-                group.update(values)
-            self._group_values = None
-        else:
+        if self._dropped:  # counters of steps in optimizers outside torch
+            _restore_numbers(optimizer, self._group_values)
+        if not self._skips:
             sparsifier.after_step()
         sparsifier.step += 1
         if sparsifier.steps_per_epoch is not None and sparsifier.step == sparsifier.total_steps:
             sparsifier.on_end()
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group; single ones in tensors are copied."""
+    found = {k: v for k, v in group.items() if isinstance(v, int | float)}
+    tensors = {k: v.clone() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
+    return {**found, **tensors}
+
+
+@torch.no_grad()
+def _restore_numbers(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
+    for group, values in zip(optimizer.param_groups, saved, strict=True):
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and isinstance(group[key], torch.Tensor):
+                group[key].copy_(value)
+            else:
+                group[key] = value
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Is a hook called from the step of a base class, which runs inside the optimizer's own step?"""
+    steps = [c.__dict__["step"] for c in type(optimizer).__mro__ if "step" in c.__dict__]
+    if sum(getattr(step, "hooked", False) for step in steps) < 2:
+        return False
+    caller = sys._getframe(2)  # torch's function around every step, which runs the hooks
+    frame = caller.f_back
+    while frame is not None:
+        if frame.f_code is caller.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _initializes_state(optimizer: Optimizer) -> bool:
