@@ -1,4 +1,4 @@
-"""The wheel is the library: ham.optim, ham.theory and pruning, without the experiments around them."""
+"""The wheel is the library without the experiments: ham.optim, ham.theory, pruning, and the integrations."""
 
 from setuptools import setup
 from setuptools.command.build_py import build_py

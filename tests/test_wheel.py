@@ -97,7 +97,7 @@ def requirements(name: str, seen: set[str]) -> set[str]:
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     expected = {
         str(path.relative_to(ROOT))
-        for folder in ("ham/optim", "ham/theory", "pruning")
+        for folder in ("ham/optim", "ham/theory", "ham/integrations", "pruning", "pruning/integrations")
         for path in (ROOT / folder).glob("*.py")
     }
     expected |= {"ham/__init__.py", "ham/py.typed", "pruning/py.typed"}
@@ -130,12 +130,12 @@ def test_the_libraries_and_the_readmes_first_example_need_torch_only(torch_only,
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     example = next(block for block in blocks if "from ham import HAM" in block)
     modules = """
-import importlib, importlib.util, pkgutil, ham.optim, pruning
-for package in (ham.optim, pruning):
+import importlib, importlib.util, pkgutil, ham.integrations, ham.optim, pruning
+for package in (ham.optim, pruning):  # of the integrations only the package itself
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 print(pruning.__file__)
-print([name for name in ("numpy", "hydra", "timm", "tqdm") if importlib.util.find_spec(name)])
+print([name for name in ("numpy", "hydra", "timm", "tqdm", "transformers") if importlib.util.find_spec(name)])
 """
     place, others = python(torch_only, modules + example, tmp_path).splitlines()
     assert Path(place).is_relative_to(torch_only.parents[1])

@@ -1,0 +1,1 @@
+"""HAM in trainers that create the optimizer themselves; each module needs the trainer's own package."""
