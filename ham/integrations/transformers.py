@@ -18,7 +18,8 @@ class HAMCallback(TrainerCallback):
     """
 
     def __init__(self, **options: Any) -> None:
-        self.options, self.ham = options, None
+        self.options = options
+        self.ham: HAM | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -208,6 +208,8 @@ def test_the_trainer_of_transformers_resumes_bit_for_bit(hf, tmp_path, make, pro
     assert sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=0.01)
     saved = torch.load(tmp_path / "checkpoint-3" / "sparsifier.pt", weights_only=True)
     assert saved["sparsifier"]["step"] == saved["global_step"] == 3
+    groups = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [(group["ham_alpha"], group["ham_beta"]) for group in groups] == [(20.0, 1e-2)] * len(groups)
     assert not getattr(trainer.callback_handler.optimizer.optimizer, "_ham", None)  # detached
 
     other = make()
