@@ -238,7 +238,12 @@ class Sparsifier(Traits):
         """Prune at initialization, from batches of (inputs, targets). After DDP, before step 0."""
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Change phases at epoch `epoch`, counted from 0."""
+        """Change phases at epoch `epoch`, counted from 0.
+
+        Raises:
+            RuntimeError: a weight is no longer a parameter of the model.
+        """
+        check_model(self.model, self.masks.weights)
         self._announced_epoch = epoch
         self.parameterization.on_epoch_start(epoch, optimizer)
 
@@ -306,11 +311,16 @@ class Sparsifier(Traits):
         """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
 
         Raises:
-            RuntimeError: a weight is no longer a parameter of the model.
+            RuntimeError: a weight is no longer a parameter of the model, or has no values.
         """
         check_model(self.model, self.masks.weights)
         for name, weight in self.masks.weights.items():
-            yield name, int(weight.value.count_nonzero()), weight.numel()
+            value = weight.value
+            if value.is_meta:
+                raise RuntimeError(
+                    f"{name} is on the meta device and has no values: call model.to_empty first"
+                )
+            yield name, int(value.count_nonzero()), value.numel()
 
     def achieved_sparsity(self) -> float:
         """Fraction of zeros in all prunable weights of the model; biases and norm layers are not counted."""
@@ -335,8 +345,9 @@ class Sparsifier(Traits):
 
         Raises:
             ValueError: names or shapes differ from the weights'.
-            RuntimeError: the ranks of torch.distributed have different masks.
+            RuntimeError: the ranks of torch.distributed have different masks, or a weight left the model.
         """
+        check_model(self.model, self.masks.weights)
         self.masks.set(masks)
         self.masks.apply_to_weights_()
         if optimizer is not None:
@@ -383,7 +394,13 @@ class Sparsifier(Traits):
         """Tell what is missing where a method is used before `attach`, which sets all attributes."""
         if name.startswith("__") or "model" in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        raise NotAttachedError(f"{type(self).__name__} has no {name} yet: call attach(model, ...) first")
+        raise NotAttachedError(f"{type(self).__name__} is not attached: call attach(model, ...) first")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: all but the hook, which stays on the original's optimizer."""
+        return {k: v for k, v in self.__dict__.items() if k != "_hook"} | (
+            {"_hook": None, "_checked_tensors": ()} if "_hook" in self.__dict__ else {}
+        )
 
 
 @register("dense")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from .weights import ComputedWeight, Weight
@@ -38,12 +41,12 @@ def check_takes_masks(weights: Mapping[str, Weight]) -> None:
 def warn_of_low_coverage(model: nn.Module, weights: Mapping[str, Weight]) -> None:
     """Warn where the prunable weights are less than half of the model's parameters."""
     covered = sum(p.numel() for weight in weights.values() for p in weight.parameters)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter))
     if covered < _SENSIBLE_COVERAGE * total:
-        warnings.warn(
+        _warn(
             f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and a "
-            "sparsity counts these alone: include others by attach(..., include=[globs])",
-            stacklevel=4,
+            "sparsity counts these alone: include others by attach(..., include=[globs]), unless they are "
+            "frozen"
         )
 
 
@@ -51,19 +54,34 @@ def warn_of_empty_layers(names: Iterable[str]) -> None:
     """Warn where a layer keeps no weight: the network then ignores its input."""
     if names := list(names):
         others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        warnings.warn(
+        _warn(
             f"nothing is left of {', '.join(names[:3])}{others}: lower the sparsity, exclude them, or prune "
-            "layerwise",
-            stacklevel=4,
+            "layerwise"
         )
 
 
+def _warn(message: str) -> None:
+    """Warn at the line outside this package that led here."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
 def check_model(model: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Raise RuntimeError unless every weight still is a parameter of the model."""
+    """Raise RuntimeError unless every weight still is a parameter of the model, parametrized as before."""
     owned = {id(p) for p in model.parameters()}
+    layers = {id(module) for module in model.modules()}
     for name, weight in weights.items():
+        if isinstance(weight.owner, ParametrizationList) and len(weight.owner) > 1:
+            raise RuntimeError(
+                f"{name} got another parametrization after attach: remove it, or attach after it and exclude "
+                "that weight"
+            )
         for tensor in weight.parameters:
-            if not isinstance(tensor, nn.Parameter) or id(tensor) not in owned:
+            has_moved = isinstance(weight.owner, nn.Module) and id(weight.owner) not in layers
+            if has_moved or not isinstance(tensor, nn.Parameter) or id(tensor) not in owned:
                 raise RuntimeError(
                     f"{name} is no longer a parameter of the model: attach the sparsifier after the last "
                     "change of the model's layers"
@@ -83,7 +101,8 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
             f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model), "
-            "from the model's parameters; freeze or exclude weights that are not to be trained"
+            "from the model's parameters; freeze weights that are not to be trained, and exclude those that "
+            "another optimizer trains"
         )
 
 

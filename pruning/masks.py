@@ -131,12 +131,13 @@ class MaskSet:
             yield name, int(self.masks[name].count_nonzero()) if self.active else total, total
 
     def empty(self) -> list[str]:
-        """The names of weights of which nothing is kept; one host sync."""
-        if not self.active:
+        """The names of weights of which nothing is kept; one host sync. A mask on meta has no content."""
+        masks = {name: mask for name, mask in self.masks.items() if not mask.is_meta}
+        if not masks:
             return []
-        device = next(iter(self.masks.values())).device
-        kept = torch.stack([mask.any().to(device) for mask in self.masks.values()]).tolist()
-        return [name for name, some in zip(self.masks, kept, strict=True) if not some]
+        device = next(iter(masks.values())).device
+        kept = torch.stack([mask.any().to(device) for mask in masks.values()]).tolist()
+        return [name for name, some in zip(masks, kept, strict=True) if not some]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """{"kept": name -> mask}, without entries while inactive."""

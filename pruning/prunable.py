@@ -47,25 +47,36 @@ def prunable_weights(
     """
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
     weights: dict[str, Weight] = {}
-    seen: set[int] = set()
+    first_names: dict[int, str] = {}
+    repeated: set[str] = set()
     for name, module, attribute in weight_locations(model, include):
         weight = weight_of(module, attribute)
-        first = _checked_parameter(name, weight)
+        first = weight.parameters[0]
+        if not _matches(name, exclude):
+            _check_parameter(name, first)
         identity, included = id(first), _matches(name, include)
-        if not first.requires_grad or identity in seen or (identity in embedded and not included):
+        if not first.requires_grad or (identity in embedded and not included):
             continue
-        seen.add(identity)
-        weight.input_dim = 0 if isinstance(module, _ConvTransposeNd) or _is_conv1d(module) else 1
+        if first_names.setdefault(identity, name) != name:
+            repeated.add(name)
+            continue
+        weight.input_dim = _input_dim(module)
         weights[name] = weight
-    for what, patterns in (("include", include), ("exclude", exclude)):
+    for what, patterns, names in (
+        ("include", include, weights.keys() | repeated),
+        ("exclude", exclude, weights),
+    ):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in weights):
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f"{what}={pattern!r} matches no prunable weight; names are like conv1.weight"
                 )
     prunable = {name: weight for name, weight in weights.items() if not _matches(name, exclude)}
     if not prunable:
-        raise ValueError("nothing to prune: no linear or convolution weight is trainable and not excluded")
+        embeddings = "; embeddings, and what is tied to them, need include=[globs]" if embedded else ""
+        raise ValueError(
+            f"nothing to prune: no linear or convolution weight is trainable and not excluded{embeddings}"
+        )
     return prunable
 
 
@@ -102,18 +113,39 @@ def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _parameter_names(module: nn.Module) -> list[str]:
     """The attributes of a layer that may hold a weight, parametrized ones and computed ones included."""
     layer = [name for kind, names in _LAYERS.items() if isinstance(module, kind) for name in names]
+    layer += _recurrent_names(module) or ["weight"] * _is_conv1d(module)
     parametrized: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
     return list(dict.fromkeys([*layer, *module._parameters, *parametrized]))
 
 
 def _is_prunable(module: nn.Module, attribute: str) -> bool:
     if isinstance(module, nn.RNNBase):
-        return attribute.startswith("weight_")
+        return attribute in _recurrent_names(module)
     if _is_conv1d(module):
         return attribute == "weight"
-    if type(module).__name__.endswith("Experts"):  # one matrix per expert in a single parameter
+    if _has_experts(module):
         return getattr(module, attribute).ndim == 3
     return any(isinstance(module, kind) and attribute in names for kind, names in _LAYERS.items())
+
+
+def _input_dim(module: nn.Module) -> int:
+    """The dimension of a layer's weights that its inputs are summed over."""
+    if isinstance(module, _ConvTransposeNd) or _is_conv1d(module):
+        return 0
+    if _has_experts(module):  # [experts, outputs, inputs], or transposed as in GPT-OSS
+        return 1 if getattr(module, "is_transposed", False) else 2
+    return 1
+
+
+def _recurrent_names(module: nn.Module) -> list[str]:
+    """The weights of nn.RNN, nn.LSTM and nn.GRU, without biases; not what weight_norm has made of them."""
+    names = module._flat_weights_names if isinstance(module, nn.RNNBase) else []
+    return [name for name in names if name.startswith("weight_")]
+
+
+def _has_experts(module: nn.Module) -> bool:
+    """Does the layer hold one matrix per expert in a single parameter, as in transformers?"""
+    return type(module).__name__.endswith("Experts")
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -126,17 +158,15 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _checked_parameter(name: str, weight: Weight) -> Tensor:
-    """The first tensor behind a weight. Raises ValueError where it is not trained as it is."""
-    first = weight.parameters[0]
-    if isinstance(first, UninitializedParameter):
+def _check_parameter(name: str, tensor: Tensor) -> None:
+    """Raise ValueError where a weight's tensor is not a parameter with a shape."""
+    if isinstance(tensor, UninitializedParameter):
         raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy layer first")
-    if not isinstance(first, nn.Parameter):
+    if not isinstance(tensor, nn.Parameter):
         raise ValueError(
             f"{name} is not a parameter but computed from others, as by torch.nn.utils.weight_norm or "
-            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove)"
+            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove), or exclude it"
         )
-    return first
 
 
 def parametrize_(
@@ -159,8 +189,12 @@ def parametrize_(
             owners.setdefault(id(parameter), []).append(f"{prefix}.{attribute}" if prefix else attribute)
     selected = []
     for name, module, attribute in weight_locations(model, include):
+        if _matches(name, exclude):
+            continue
         if parametrize.is_parametrized(module, attribute):
-            raise ValueError(f"{name} is parametrized already: attach to the plain model, and once")
+            raise ValueError(
+                f"{name} is parametrized already: attach to the plain model, and once, or exclude it"
+            )
         if name not in prunable:
             continue
         if len(places := owners[id(getattr(module, attribute))]) > 1:

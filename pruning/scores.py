@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +65,18 @@ def snip(
         weights: name -> prunable weight.
         batches: of (inputs, targets), used one after the other.
         loss_fn: the mean loss over a batch.
+
+    Raises:
+        ValueError: a batch is not a pair of tensors, or a weight is frozen.
     """
+    for name, weight in weights.items():
+        if not all(p.requires_grad for p in weight.parameters):
+            raise ValueError(f"{name} is frozen and has no gradient: freeze it before attach, or exclude it")
     parameters = [p for weight in weights.values() for p in weight.parameters]
     sums = [torch.zeros_like(p) for p in parameters]
     with evaluation_mode(model):
-        for inputs, targets in batches:
+        for batch in batches:
+            inputs, targets = check_pair(batch)
             for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
                 with torch.enable_grad(), torch.autocast(part.device.type, enabled=False):
                     loss = loss_fn(model(part), labels) * (len(part) / len(inputs))
@@ -83,6 +91,21 @@ def snip(
         gradient = weight.gradient_from([mean_over_ranks(next(parts)) for _ in weight.parameters])
         scores[name] = (gradient * weight.value).abs()
     return scores
+
+
+def check_pair(batch: Any) -> tuple[Tensor, Any]:
+    """The inputs and the targets of a batch. Raises ValueError where it is not such a pair."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        kind = (
+            f"{type(batch).__name__} of {len(batch)}"
+            if isinstance(batch, tuple | list)
+            else type(batch).__name__
+        )
+        raise ValueError(
+            f"batches must be pairs (inputs, targets), got {kind}: pass a generator such as "
+            "((batch['x'], batch['y']) for batch in loader)"
+        )
+    return batch[0], batch[1]
 
 
 def synflow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -249,11 +249,6 @@ class STR(TargetSparsity):
         """|w| - sigmoid(s): how far each weight is above its threshold."""
         pairs = zip(self.masks.weights, self._weights_and_logits(), strict=True)
         return {name: w.abs() - s.sigmoid().view(()) for name, (w, s) in pairs}
-
-    def counts(self) -> Iterator[tuple[str, int, int]]:
-        """(name, entries that are not zero, total) of each thresholded weight."""
-        for name, mask in self.kept().items():
-            yield name, int(mask.count_nonzero()), mask.numel()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the ramp's control, and the step."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
-from .scores import synflow_masks
+from .scores import check_pair, synflow_masks
 
 
 @register("synflow")
@@ -37,12 +37,18 @@ class SynFlow(AtInitialization):
         """Prune; only the shape of the first input is used.
 
         Raises:
-            ValueError: there is no batch to take the shape from.
+            ValueError: there is no batch to take the shape from, or its inputs are integers.
         """
         first = next(iter(batches), None)
         if first is None:
             raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")
-        shape = (1, *first[0].shape[1:])
+        inputs, _ = check_pair(first)
+        if not inputs.is_floating_point():
+            raise ValueError(
+                "SynFlow feeds ones through the network and needs floating-point inputs, got "
+                f"{inputs.dtype}: choose SNIP or RandomPruning for token ids"
+            )
+        shape = (1, *inputs.shape[1:])
         total = sum(w.numel() for w in self.masks.weights.values())
         schedule = [
             round(total * (self.kept_target() / total) ** (k / self.iterations))
