@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from cells import CELLS, Around, tensors_of, train, write_masks
+from probes import DOES_NOT_WAIT, PROBES, WAITS
+from runs import RUNS, GraphFiles, run
 from torch import nn
 
 from ham import HAM, hyperbolic_step_
@@ -131,3 +135,78 @@ def test_the_two_of_four_form_multiplies_as_the_dense_weight():
     torch.testing.assert_close(
         nn.functional.linear(inputs, sparse), nn.functional.linear(inputs, dense), rtol=1e-2, atol=1e-2
     )
+
+
+# The trainings of tests/simulated, on a real card
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def anywhere(number: int) -> nullcontext:
+    """Any step may wait for the device."""
+    return nullcontext()
+
+
+def only_in(allowed: set[int]) -> Around:
+    """Steps other than the allowed ones raise RuntimeError where they wait for the device."""
+
+    @contextmanager
+    def around(number: int) -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("default" if number in allowed else "error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return around
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "masks.pt"
+    write_masks(path)
+    return path
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_training_stays_on_the_device_and_its_steps_do_not_wait(cell, masks):
+    """The masks change at the steps at which they do on the CPU; the first step allocates and tunes."""
+    updates = train(cell, masks, CPU, anywhere).updates
+    outcome = train(cell, masks, CUDA, only_in({0, *updates}))
+    assert not outcome.stray
+    assert outcome.updates == updates
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_and_its_resume_stay_on_the_device_and_their_steps_do_not_wait(name, tmp_path):
+    """Epochs of a graph are one step: its run is resumed at step 2, which transposes the edges again."""
+    with GraphFiles(tmp_path):
+        updates = run(name, tmp_path / "cpu", CPU, anywhere).updates
+        first = {0, 2} if name.startswith("node/") else {0}
+        outcome = run(name, tmp_path / "cuda", CUDA, only_in(first | updates))
+    assert not outcome.stray
+    assert outcome.updates == updates
+
+
+@pytest.mark.parametrize("name", ["top_k", "graph", "cifar"])
+def test_results_are_on_the_device(name):
+    assert all(tensor.is_cuda for _, tensor in tensors_of(PROBES[name](CUDA)))
+
+
+def test_tensors_of_two_devices_do_not_mix():
+    with pytest.raises(RuntimeError, match="same device"):
+        PROBES["mixed_devices"](CUDA)
+
+
+def test_the_fused_step_of_ham_refuses_a_gpu():
+    with pytest.raises(ValueError, match="implementation='fused' is for CPU weights"):
+        PROBES["fused_step_of_ham"](CUDA)
+
+
+@pytest.mark.parametrize("name", [*WAITS, *DOES_NOT_WAIT])
+def test_the_simulated_device_waits_where_cuda_does(name):
+    """The rules of tests/simulated/device.py are those of a real card."""
+    x = torch.ones(3, 2, device=CUDA)
+    with pytest.raises(RuntimeError) if name in WAITS else nullcontext(), only_in(set())(0):
+        (WAITS | DOES_NOT_WAIT)[name](x)

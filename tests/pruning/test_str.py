@@ -356,7 +356,7 @@ def step_without_gradients(model: nn.Module, sparsifier: STR, step: int) -> None
 
 @given(
     st.floats(-3200, -1),
-    st.lists(st.floats(1e-4, 0.5), min_size=1, max_size=3),
+    st.lists(st.floats(1e-4, 0.35), min_size=1, max_size=3),
     st.integers(1, 3),
     st.sampled_from([40, 150]),
     st.floats(-0.03, 0.03),
@@ -364,7 +364,11 @@ def step_without_gradients(model: nn.Module, sparsifier: STR, step: int) -> None
 )
 @settings(max_examples=15, deadline=None)
 def test_the_control_holds_the_target_against_a_drift(initial, scales, every, steps, drift, target):
-    """From any start, for layers of any scales, while something else moves the logits at each step."""
+    """From any start, while something else moves the logits at each step.
+
+    For layers of any scale at which the target needs thresholds below 1: 98 % of a normal distribution of
+    deviation 0.35 lies below 0.82.
+    """
     steps *= every
     model = nn.Sequential(*(nn.Linear(40, 25) for _ in scales))
     with torch.no_grad():
