@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import CELLS, Around, tensors_of, train, write_masks
+from cells import CELLS, Around, train, write_masks
 from probes import DOES_NOT_WAIT, PROBES, WAITS
+from recorder import tensors_of
 from runs import RUNS, GraphFiles, run
 from torch import nn
 

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from contract import EPOCHS, METHODS, RESETS
+from recorder import Outcome, Recorder
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ham import HAM, param_groups, perturbed
 from ham.run.metrics import EpochMetrics
 from pruning import Product, RandomPruning
-from pruning.base import SPARSIFIERS, Sparsifier
+from pruning.base import SPARSIFIERS
 from pruning.export import save_masks
-from pruning.masks import MaskSet
 from pruning.stats import SignFlips, inverse_metric_at_zero, l1_norm
 
 Around = Callable[[int], AbstractContextManager]
@@ -113,68 +112,6 @@ def methods_without_a_row() -> list[str]:
     return sorted(name for name, cls in own.items() if cls not in made)
 
 
-@dataclass
-class Outcome:
-    """What a training showed.
-
-    Attributes:
-        updates: steps that changed the masks.
-        stray: names of tensors that were left on another device.
-    """
-
-    updates: set[int] = field(default_factory=set)
-    stray: set[str] = field(default_factory=set)
-
-
-class Recorder:
-    """Notes mask updates and tensors that are on another device.
-
-    Args:
-        device: where every tensor belongs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.outcome = device, Outcome()
-
-    def updates_noted(self, masks: MaskSet, number: int) -> ExitStack:
-        """A context that notes the step if it replaces the masks."""
-        stack = ExitStack()
-        for name in ("set", "clear"):
-            change = getattr(masks, name)
-
-            def noted(*args: Any, change: Callable = change) -> None:
-                self.outcome.updates.add(number)
-                change(*args)
-
-            stack.enter_context(patch.object(masks, name, noted))
-        return stack
-
-    def look(
-        self, when: str, model: nn.Module, sparsifier: Sparsifier, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Note every tensor of a training that is on another device."""
-        masks = sparsifier.masks
-        self.look_at(f"model {when}", model.state_dict())
-        self.look_at(f"masks {when}", masks.masks)
-        self.look_at(f"values {when}", masks.values())
-        self.look_at(f"margins {when}", sparsifier.margins())
-        self.look_at(f"sparsifier {when}", sparsifier.state_dict())
-        self.look_at(f"sparsifier's attributes {when}", vars(sparsifier))
-        self.look_at(f"parameterization {when}", vars(sparsifier.parameterization))
-        if masks.active:  # inactive: test_the_masks_of_a_dense_model_are_on_its_device
-            self.look_at(f"kept {when}", sparsifier.kept())
-        for parameter in model.parameters():
-            state = optimizer.state.get(parameter, {})  # a "step" may be on the CPU
-            own = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
-            self.look_at(f"optimizer {when}", own)
-
-    def look_at(self, what: str, content: Mapping[str, Any]) -> None:
-        """Note the tensors in nested mappings and sequences that are on another device."""
-        for name, tensor in tensors_of(content):
-            if tensor.device.type != self.device.type:
-                self.outcome.stray.add(f"{what}: {name.lstrip('.')} on {tensor.device}")
-
-
 class Training:
     """A cell's model, sparsifier, optimizer and statistics on a device.
 
@@ -262,19 +199,6 @@ class Training:
     def look(self, when: str) -> None:
         """Note every tensor that is on another device."""
         self.recorder.look(when, self.model, self.sparsifier, self.optimizer)
-
-
-def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of those in nested mappings and sequences; modules and other objects are left out."""
-    if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            label = f"{name}.{key}" if isinstance(key, str) else name
-            yield from tensors_of(value, label)
-    elif isinstance(content, list | tuple):
-        for number, value in enumerate(content):
-            yield from tensors_of(value, f"{name}.{number}")
 
 
 def copied_to_cpu(content: Any) -> Any:

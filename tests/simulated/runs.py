@@ -12,7 +12,8 @@ from unittest.mock import patch
 import graph_files
 import pytest
 import torch
-from cells import Around, Outcome, Recorder
+from cells import Around
+from recorder import Outcome, Recorder
 from torch import Tensor
 
 from ham.data import graphs

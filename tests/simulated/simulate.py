@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import CELLS, Around, Outcome, tensors_of, train, write_masks
+from cells import CELLS, Around, train, write_masks
 from device import SimulatedDevice, register
 from probes import DOES_NOT_WAIT, PROBES, WAITS
+from recorder import Outcome, tensors_of
 from runs import RUNS, GraphFiles, graph_stand_ins, run
 
 
