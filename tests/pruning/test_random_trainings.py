@@ -119,7 +119,7 @@ class Training:
                 parameterization = self.sparsifier.parameterization
                 parameterization.decoupled_decay = True
                 self.optimizer.register_step_post_hook(lambda *_: parameterization.remove_decay())
-            HAM(self.optimizer, alpha=2.0, beta=1e-3)
+            HAM(self.optimizer, model=self.model, alpha=2.0, beta=1e-3)
         if draw.trainer in ("hooked", "closure", "scaled"):
             self.sparsifier.hook(self.optimizer)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
