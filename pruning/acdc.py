@@ -14,6 +14,7 @@ from .base import TargetSparsity, register
 from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
 from .scores import magnitude
+from .shards import place_like
 
 _UNIT = 5  # epochs of a phase in the authors' configs
 
@@ -158,6 +159,5 @@ class ACDC(TargetSparsity):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore masks and stale values."""
         super().load_state_dict(state)
-        self._stale = {
-            name: v.to(self.masks.weights[name].parameters[0].device) for name, v in state["stale"].items()
-        }
+        tensors = {name: weight.parameters[0] for name, weight in self.masks.weights.items()}
+        self._stale = {n: place_like(v.to(tensors[n].device), tensors[n]) for n, v in state["stale"].items()}

@@ -15,6 +15,7 @@ from .checks import (
     NotAttachedError,
     check_before_parametrizing,
     check_model,
+    check_not_sharded,
     check_optimizer,
     check_takes_masks,
     warn_of_empty_layers,
@@ -33,6 +34,7 @@ from .report import is_terminal, report
 from .scores import check_sparsity
 from .traits import Traits
 from .units import Granularity, layouts
+from .weights import NonzeroCounts
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
 
@@ -112,7 +114,7 @@ class Sparsifier(Traits):
         if not self.reparametrizes:
             check_takes_masks(weights)
         warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
-        self.masks = MaskSet(weights)
+        self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
         self._set_layer_sparsities(sparsities or {})
         self._check_layers()
         initial = [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
@@ -161,9 +163,13 @@ class Sparsifier(Traits):
         Raises:
             NotAttachedError: `attach` was not called.
             RuntimeError: a weight is no longer a parameter of the model.
-            ValueError: the optimizer does not train a weight.
+            ValueError: the optimizer does not train a weight, or `fully_shard` has split weights that the
+                method parametrizes.
         """
         check_model(self.model, self.masks.weights)
+        if type(self.parameterization) is not Plain:
+            check_not_sharded(self.model, self._description(of_method=False))
+        self._check_layers()
         if optimizer is not None:
             check_optimizer(optimizer, self._trained_tensors())
 
@@ -246,6 +252,7 @@ class Sparsifier(Traits):
         check_model(self.model, self.masks.weights)
         self._announced_epoch = epoch
         self.parameterization.on_epoch_start(epoch, optimizer)
+        self._nonzero.refresh(self.masks.weights.values())
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Use the dense gradients, then mask them. False: no optimizer step follows in this iteration.
@@ -288,6 +295,7 @@ class Sparsifier(Traits):
                 "after_backward and optimizer.step()"
             )
         self.masks.apply_to_weights_()
+        self._nonzero.refresh(self.masks.weights.values())
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
         """Called after each epoch.
@@ -310,17 +318,18 @@ class Sparsifier(Traits):
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
 
+        Of entire weights where `fully_shard` splits them. Then every rank calls it, or one alone after a
+        step: a rank waits for the others where a weight has changed since `after_step` or `set_masks`.
+
         Raises:
             RuntimeError: a weight is no longer a parameter of the model, or has no values.
         """
-        check_model(self.model, self.masks.weights)
-        for name, weight in self.masks.weights.items():
-            value = weight.value
-            if value.is_meta:
-                raise RuntimeError(
-                    f"{name} is on the meta device and has no values: call model.to_empty first"
-                )
-            yield name, int(value.count_nonzero()), value.numel()
+        weights = self.masks.weights
+        check_model(self.model, weights)
+        if any(p.is_meta for weight in weights.values() for p in weight.parameters):
+            raise RuntimeError("weights on the meta device have no values: call model.to_empty first")
+        for (name, weight), kept in zip(weights.items(), self._nonzero.read(weights.values()), strict=True):
+            yield name, kept, weight.numel()
 
     def achieved_sparsity(self) -> float:
         """Fraction of zeros in all prunable weights of the model; biases and norm layers are not counted."""
@@ -352,6 +361,7 @@ class Sparsifier(Traits):
         self.masks.apply_to_weights_()
         if optimizer is not None:
             self.masks.apply_to_optimizer_(optimizer)
+        self._nonzero.refresh(self.masks.weights.values())
         warn_of_empty_layers(self.masks.empty())
 
     def report(self, input_shape: Sequence[int] | None = None) -> str:
@@ -377,13 +387,29 @@ class Sparsifier(Traits):
         project_(self, other_model)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as tensors and plain values."""
-        state: dict[str, Any] = {"masks": self.masks.state_dict(), "epoch": self._announced_epoch}
+        """What a resumed run needs, as tensors and plain values; DTensors where weights are DTensors.
+
+        `checkpoint.load_distributed` reads it from a checkpoint of torch.distributed.checkpoint.
+        """
+        state: dict[str, Any] = {
+            "masks": self.masks.state_dict(),
+            "active": self.masks.active,
+            "epoch": self._announced_epoch,
+        }
         counts_steps = self._hook is not None or self.step > 0
         return {**state, "step": self.step} if counts_steps else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, after `attach`."""
+        """Restore what `state_dict` returned, after `attach`.
+
+        Raises:
+            ValueError: it lacks the masks that were on, as `torch.distributed.checkpoint.load` leaves it.
+        """
+        if state.get("active", False) and not any(state["masks"].values()):
+            raise ValueError(
+                "the state has no masks, but they were on: read a checkpoint of torch.distributed.checkpoint "
+                "by pruning.checkpoint.load_distributed(sparsifier, folder)"
+            )
         self.masks.load_state_dict(state["masks"])
         self._announced_epoch = state.get(
             "epoch", self.total_epochs
@@ -450,6 +476,8 @@ class TargetSparsity(Sparsifier):
 
     def _check_layers(self) -> None:
         self.units.check(layouts(self.masks.weights), self.sparsity)
+        if self.granularity != "element":
+            check_not_sharded(self.model, f"granularity {self.granularity}")
         for name, sparsity in self.layer_sparsities.items():
             self.units.check(layouts({name: self.masks.weights[name]}), sparsity)
 

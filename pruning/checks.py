@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
+from .shards import is_sharded
 from .weights import ComputedWeight, Weight
 
 _SENSIBLE_COVERAGE = 0.5
@@ -23,11 +24,30 @@ class NotAttachedError(RuntimeError, AttributeError):
 
 
 def check_before_parametrizing(model: nn.Module, method: str) -> None:
-    """Raise ValueError where new parameters would not be trained: in DistributedDataParallel."""
+    """Raise ValueError where new parameters would not be trained: in DistributedDataParallel, or sharded."""
+    check_not_sharded(model, method)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError(
             f"{method} replaces parameters that DistributedDataParallel has registered already: attach to "
             "the model first, then wrap it"
+        )
+
+
+def check_not_sharded(model: nn.Module, method: str) -> None:
+    """Raise ValueError where `fully_shard` has split parameters that a method replaces by its own."""
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise ValueError(
+            f"{method} replaces parameters, and fully_shard has split these: use DistributedDataParallel, or "
+            "a method that sets masks on plain weights, such as ACDC or RigL"
+        )
+
+
+def check_not_sharded_yet(weights: Mapping[str, Weight], method: str) -> None:
+    """Raise ValueError where `fully_shard` has split weights that a method scores on the entire network."""
+    if any(is_sharded(parameter) for weight in weights.values() for parameter in weight.parameters):
+        raise ValueError(
+            f"{method} scores entire weights, and fully_shard has split these: call attach and initialize "
+            "before fully_shard"
         )
 
 
@@ -100,9 +120,9 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
-            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model), "
-            "from the model's parameters; freeze weights that are not to be trained, and exclude those that "
-            "another optimizer trains"
+            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model) "
+            "and fully_shard(model), from the model's parameters; freeze weights that are not to be trained, "
+            "and exclude those that another optimizer trains"
         )
 
 

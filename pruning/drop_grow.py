@@ -13,6 +13,7 @@ from .allocate import Allocation, AllocationLike
 from .base import TargetSparsity
 from .random_pruning import draw_masks
 from .scores import global_topk
+from .shards import count_nonzero
 from .units import Element, Granularity, Layout, layouts
 from .weights import Weight
 
@@ -48,7 +49,7 @@ def update_mask(
     """
     layout = Layout(tuple(theta.shape)) if layout is None else layout
     magnitudes = units.reduce(theta.abs().masked_fill(~mask, -1.0), layout)
-    kept = int(mask.count_nonzero()) // units.unit_size
+    kept = count_nonzero([mask])[0] // units.unit_size
     survivors = units.expand(global_topk({name: magnitudes}, kept - count)[name], layout)
     return survivors | units.grow(growth.abs(), survivors, count, layout, name)
 
@@ -96,13 +97,13 @@ class DropAndGrow(TargetSparsity):
     @torch.no_grad()
     def _updated_masks(self, step: int) -> Mapping[str, Tensor]:
         masks = dict(self.masks.masks)
+        on = {name: kept for name, kept, _ in self.masks.counts()}
         layout_of = layouts(self.masks.weights)
         for name, weight in self.masks.weights.items():
             growth = self.growth(name, weight)
             if growth is None:
                 continue
-            kept = int(masks[name].count_nonzero()) // self.units.unit_size
-            count = int(kept * self.drop_fraction_at(step))
+            count = int(on[name] // self.units.unit_size * self.drop_fraction_at(step))
             masks[name] = update_mask(
                 weight.value, growth, masks[name], count, name, self.units, layout_of[name]
             )

@@ -8,10 +8,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 
 from .base import Sparsifier
+from .shards import full, is_sharded
 
 MASKS = "masks.pt"
 
@@ -20,7 +21,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of the model as it was before any parametrization, on the CPU.
 
     Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names.
-    Tensors are copied, modules are not: the model does not change.
+    Tensors are copied, modules are not: the model does not change. Weights that `fully_shard` splits are
+    gathered, so every rank calls it.
     """
     state: dict[str, Tensor] = {}
     parametrized: list[str] = []
@@ -38,7 +40,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    copy = full(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
     return copy.add_(0.0) if copy.is_floating_point() else copy  # no -0.0
 
 
@@ -160,17 +162,21 @@ def semi_structured_error(weight: Tensor) -> str:
 def save_masks(path: str | Path, sparsifier: Sparsifier, origin: Mapping[str, Any] | None = None) -> None:
     """Write the masks for `MaskFrom`; for STR also how far each weight is above its threshold.
 
+    Where `fully_shard` splits weights, every rank calls it, and rank 0 writes.
+
     Args:
         path: of the file, such as masks.pt.
         sparsifier: attached and trained.
         origin: plain values that describe the run which the masks come from.
     """
+    kept = sparsifier.kept()
     content = {
-        "masks": {name: mask.cpu() for name, mask in sparsifier.kept().items()},
+        "masks": {name: full(mask).cpu() for name, mask in kept.items()},
         "margins": {name: margin.cpu() for name, margin in sparsifier.margins().items()},
         "origin": dict(origin or {}),
     }
-    torch.save(content, path)
+    if not any(is_sharded(mask) for mask in kept.values()) or distributed.get_rank() == 0:
+        torch.save(content, path)
 
 
 def load_masks(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:

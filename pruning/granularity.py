@@ -26,7 +26,7 @@ class Block(Granularity):
 
     def fits(self, weight: Layout) -> bool:
         """Do blocks tile the weight?"""
-        if len(weight.shape) < 2:
+        if len(weight.shape) < 2 or weight.input_dim > 1:  # not across the matrices of fused experts
             return False
         outputs, inputs = weight.matrix[:2]
         return outputs % self.rows == 0 and inputs % self.columns == 0

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from .at_initialization import AtInitialization
 from .base import register
+from .checks import check_not_sharded_yet
 from .ranks import mean_over_ranks
 from .scores import evaluation_mode
 from .weights import Weight
@@ -110,8 +111,10 @@ class GraSP(AtInitialization):
         """Prune by the gradient flow of `loss_fn(model(inputs) / temperature, targets)`.
 
         Raises:
-            ValueError: no loss function, or fewer batches than `self.batches`.
+            ValueError: no loss function, fewer batches than `self.batches`, or `fully_shard` has split the
+                weights.
         """
+        check_not_sharded_yet(self.masks.weights, "GraSP")
         if loss_fn is None:
             raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         data = list(islice(batches, self.batches))

@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from .checks import unwrapped
+from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:
     from .base import Sparsifier
@@ -190,7 +191,8 @@ def _initializes_state(optimizer: Optimizer) -> bool:
     if any(rates):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return not any(bool(gradient.any()) for gradient in gradients)
+    some = sum_over_parts([local(gradient).any().long() for gradient in gradients], gradients)
+    return not any(bool(count) for count in some)
 
 
 def _check_weight_decay(sparsifier: Sparsifier, optimizer: Optimizer) -> None:

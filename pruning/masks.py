@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .deprecation import warn_renamed
 from .ranks import assert_equal_across_ranks
+from .shards import count_nonzero, is_sharded, local, place_like, reshard_, sharded_like, sum_over_parts
 from .weights import Weight
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
@@ -25,21 +26,37 @@ class MaskSet:
 
     Args:
         weights: qualified name -> weight, as from `prunable_weights`, or a plain tensor.
-
-    Attributes:
-        masks: name -> mask, in the shape and memory layout of the weight; empty while inactive. Change them
-            by `set` and `clear` only.
+        model: that has the weights, where `fully_shard` may split them.
     """
 
-    def __init__(self, weights: Mapping[str, Weight | Tensor]) -> None:
-        self.weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
-        self.masks: dict[str, Tensor] = {}
+    def __init__(self, weights: Mapping[str, Weight | Tensor], model: nn.Module | None = None) -> None:
+        self._weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
+        self._model = model
+        self._masks: dict[str, Tensor] = {}
         self._off: dict[str, Tensor] = {}  # the inverted masks: inverting them at each step costs a pass
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Name -> weight; where `fully_shard` splits them, each rank holds its part after this access."""
+        if self._model is not None:
+            reshard_(self._model)
+        return self._weights
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Name -> mask, in the shape, layout and memory format of the weight; empty while inactive.
+
+        Change them by `set` and `clear` only.
+        """
+        if self._masks:
+            for name, weight in self.weights.items():
+                self._follow(name, weight)
+        return self._masks
 
     @property
     def active(self) -> bool:
         """Is any mask set?"""
-        return bool(self.masks)
+        return bool(self._masks)
 
     @property
     def pruned(self) -> dict[str, Tensor]:
@@ -52,34 +69,40 @@ class MaskSet:
 
         Args:
             masks: name -> bool, True where a weight is kept, one per weight and of its shape. They are
-                copied to the weight's device and memory layout.
+                copied to the weight's device and memory layout. For weights that are split over ranks all of
+                the mask, the same on every rank, or a DTensor.
 
         Raises:
             ValueError: names or shapes differ from the weights'.
             RuntimeError: the ranks of torch.distributed have different masks.
         """
-        if masks.keys() != self.weights.keys():
-            raise ValueError(
-                f"masks and weights differ in names: {sorted(masks.keys() ^ self.weights.keys())[:3]}"
-            )
+        weights = self.weights
+        if masks.keys() != weights.keys():
+            different = sorted(masks.keys() ^ weights.keys())
+            raise ValueError(f"masks and weights differ in names: {different[:3]}")
         for name, mask in masks.items():
-            if mask.shape != self.weights[name].shape:
+            if mask.shape != weights[name].shape:
                 raise ValueError(
-                    f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(self.weights[name].shape)}"
+                    f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
                 )
-        self.masks = {
-            name: torch.empty_like(weight.parameters[0], dtype=torch.bool).copy_(masks[name])
-            for name, weight in self.weights.items()
-        }
-        self._off = {name: ~mask for name, mask in self.masks.items()}
-        assert_equal_across_ranks(self.masks.values(), "the masks")
+        self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
+        self._off = {name: ~mask for name, mask in self._masks.items()}
+        self._check_equal(masks)
+
+    def _check_equal(self, given: Mapping[str, Tensor]) -> None:
+        """Compare what every rank holds all of; the parts of a DTensor differ, and one search chose them."""
+        placed = {n: given[n] if is_sharded(mask) else mask for n, mask in self._masks.items()}
+        compared = [mask for mask in placed.values() if not is_sharded(mask)]
+        if compared:
+            device = next(iter(self._masks.values())).device
+            assert_equal_across_ranks(compared, "the masks", device=device)
 
     def kept(self) -> dict[str, Tensor]:
-        """Name -> mask, True where a weight is on; all True while inactive."""
-        return {
-            name: self.masks[name].clone() if self.active else torch.ones(weight.shape, dtype=torch.bool)
-            for name, weight in self.weights.items()
-        }
+        """Name -> mask, True where a weight is on; all True while inactive. DTensors where weights are."""
+        if self.active:
+            return {name: mask.clone() for name, mask in self.masks.items()}
+        ones = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
+        return {name: place_like(mask, self._weights[name].parameters[0]) for name, mask in ones.items()}
 
     def values(self) -> dict[str, Tensor]:
         """Theta by name, detached."""
@@ -87,22 +110,27 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self.masks, self._off = {}, {}
+        self._masks, self._off = {}, {}
+
+    def _follow(self, name: str, weight: Weight) -> None:
+        """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
+        mask, reference = self._masks[name], weight.parameters[0]
+        if mask.device == reference.device and is_sharded(mask) == is_sharded(reference):
+            return
+        if mask.is_meta:
+            raise RuntimeError(
+                f"the mask of {name} was made on the meta device and has no content: attach the "
+                "sparsifier after model.to_empty(device=...)"
+            )
+        self._masks[name] = _placed(mask, reference)
+        self._off[name] = ~self._masks[name]
 
     def _pruned_positions(self) -> Iterator[tuple[Weight, Tensor]]:
-        """Each weight with its inverted mask, which follows the weight where `model.to` has moved it."""
-        for name, off in self._off.items():
-            weight = self.weights[name]
-            device = weight.parameters[0].device
-            if off.device != device:
-                if off.is_meta:
-                    raise RuntimeError(
-                        f"the mask of {name} was made on the meta device and has no content: attach the "
-                        "sparsifier after model.to_empty(device=...)"
-                    )
-                off = self._off[name] = off.to(device)
-                self.masks[name] = ~off
-            yield weight, off
+        """Each weight with its inverted mask."""
+        for name in self._off:
+            weight = self._weights[name]
+            self._follow(name, weight)
+            yield weight, self._off[name]
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
@@ -122,13 +150,13 @@ class MaskSet:
         for weight, off in self._pruned_positions():
             for parameter in weight.parameters:
                 for state in elementwise_state(optimizer, parameter).values():
-                    state.masked_fill_(off, 0.0)
+                    local(state).masked_fill_(local(off), 0.0)
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, weights that the mask keeps, total) of each weight."""
-        for name, weight in self.weights.items():
-            total = weight.numel()
-            yield name, int(self.masks[name].count_nonzero()) if self.active else total, total
+        totals = {name: weight.numel() for name, weight in self.weights.items()}
+        kept = count_nonzero(list(self.masks.values())) if self.active else list(totals.values())
+        yield from ((name, count, totals[name]) for name, count in zip(totals, kept, strict=True))
 
     def empty(self) -> list[str]:
         """The names of weights of which nothing is kept; one host sync. A mask on meta has no content."""
@@ -136,11 +164,12 @@ class MaskSet:
         if not masks:
             return []
         device = next(iter(masks.values())).device
-        kept = torch.stack([mask.any().to(device) for mask in masks.values()]).tolist()
-        return [name for name, some in zip(masks, kept, strict=True) if not some]
+        kept = sum_over_parts((local(mask).any().long() for mask in masks.values()), masks.values())
+        counts = torch.stack([some.to(device) for some in kept]).tolist()
+        return [name for name, some in zip(masks, counts, strict=True) if not some]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """{"kept": name -> mask}, without entries while inactive."""
+        """{"kept": name -> mask}, without entries while inactive; DTensors where weights are."""
         return {"kept": dict(self.masks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,8 +211,10 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
         for factor, parameter in enumerate(masks.weights[name].parameters):
             for key, state in elementwise_state(optimizer, parameter).items():
                 if key in SECOND_MOMENTS:
-                    total = torch.where(mask, state, 0.0).sum(dtype=torch.float64)
-                    sums.setdefault((key, factor), []).append((state, mask, total, mask.count_nonzero()))
+                    state, on = local(state), local(mask)
+                    total = torch.where(on, state, 0.0).sum(dtype=torch.float64)
+                    total, active = (sum_over_parts([x], [mask])[0] for x in (total, on.count_nonzero()))
+                    sums.setdefault((key, factor), []).append((state, on, total, active))
     for entries in sums.values():
         device = entries[0][0].device
         zero = torch.zeros((), device=device)
@@ -195,6 +226,17 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
 
 
 def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """The optimizer's state of a parameter that has its shape, such as momenta; no step counts."""
+    """The optimizer's state of a parameter that has its shape, such as momenta; no step counts.
+
+    For a DTensor also plain tensors of the shape of this rank's part.
+    """
     state = optimizer.state.get(parameter, {})
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
+    shapes = (parameter.shape, local(parameter).shape)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape in shapes}
+
+
+def _placed(mask: Tensor, reference: Tensor) -> Tensor:
+    """A copy of the mask in the layout, on the device and in the memory format of a weight's tensor."""
+    part = torch.empty_like(local(reference), dtype=torch.bool)
+    part.copy_(local(place_like(mask, reference)))
+    return sharded_like(part, reference) if is_sharded(reference) else part

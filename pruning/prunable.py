@@ -12,6 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from .shards import reshard_
 from .weights import Weight, weight_of
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -45,6 +46,7 @@ def prunable_weights(
     Raises:
         ValueError: a glob matches no weight, no weight remains to prune, or a weight is not a parameter.
     """
+    reshard_(model)
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
     weights: dict[str, Weight] = {}
     first_names: dict[int, str] = {}

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed
 
+from .shards import is_sharded
+
 _ODD = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, signed
 
 
@@ -16,8 +18,11 @@ def is_distributed() -> bool:
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of the ranks' tensors, the same on each of them; the tensor itself in a single process."""
-    if not is_distributed():
+    """The mean of the ranks' tensors, the same on each of them; the tensor itself in a single process.
+
+    A DTensor is returned as it is: `fully_shard` averages gradients itself.
+    """
+    if not is_distributed() or is_sharded(tensor):
         return tensor
     total = tensor.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total)
@@ -36,11 +41,20 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     return torch.zeros((), dtype=torch.int64) if total is None else total
 
 
-def assert_equal_across_ranks(tensors: Iterable[Tensor], what: str) -> None:
-    """Raise RuntimeError on every rank unless all ranks hold the same boolean tensors."""
+def assert_equal_across_ranks(
+    tensors: Iterable[Tensor], what: str, *, device: torch.device | None = None
+) -> None:
+    """Raise RuntimeError on every rank unless all ranks hold the same boolean tensors.
+
+    Args:
+        tensors: not split over ranks.
+        what: they are, for the error.
+        device: on which the ranks communicate; None: that of the tensors.
+    """
     if not is_distributed():
         return
     own = checksum(tensors)
+    own = own if device is None else own.to(device)
     extremes = torch.stack([own, ~own])  # the minimum of ~x is ~(the maximum of x)
     distributed.all_reduce(extremes, op=distributed.ReduceOp.MIN)
     if int(extremes[0]) != ~int(extremes[1]):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .ranks import mean_over_ranks
+from .shards import is_sharded, local, sum_over_parts
+from .topk import check_same_count, split_topk
 from .weights import Weight
 
 Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
@@ -184,15 +186,22 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 
     Args:
         scores: one tensor per weight, same shape as the weight, any finite values, one dtype and device.
+            DTensors, of which each rank holds some rows, are searched on all ranks together.
         kept: how many to keep, exactly; ties go to the tensor that comes first, then to the lower index.
 
     Raises:
-        ValueError: kept out of range.
+        ValueError: kept out of range, or not the same on every rank.
         NotFinite: a score is nan.
     """
     total = sum(s.numel() for s in scores.values())
+    is_split = any(is_sharded(score) for score in scores.values())
+    if is_split:
+        check_same_count(scores.values(), kept)
     if not 0 <= kept <= total:
         raise ValueError(f"kept must be in [0, {total}], got {kept}")
+    if is_split:
+        check_no_nan(scores)
+        return split_topk(scores, kept)
     flat = torch.cat([s.flatten() for s in scores.values()])
     if total and flat.max().isnan():
         check_no_nan(scores)
@@ -207,9 +216,10 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 
 
 def check_no_nan(scores: Mapping[str, Tensor]) -> None:
-    """Raise NotFinite, with the name of the layer, where a score is nan."""
-    for name, score in scores.items():
-        if score.isnan().any():
+    """Raise NotFinite, with the name of the layer, where a score is nan; on every rank where one has it."""
+    own = [local(score).isnan().count_nonzero() for score in scores.values()]
+    for name, count in zip(scores, sum_over_parts(own, scores.values()), strict=True):
+        if count:
             raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
 
 

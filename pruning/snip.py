@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
+from .checks import check_not_sharded_yet
 from .scores import snip
 
 
@@ -39,8 +40,10 @@ class SNIP(AtInitialization):
         """Prune by the gradients of `loss_fn(model(inputs), targets)` over the first batches.
 
         Raises:
-            ValueError: no loss function, or fewer batches than `self.batches`.
+            ValueError: no loss function, fewer batches than `self.batches`, or `fully_shard` has split the
+                weights.
         """
+        check_not_sharded_yet(self.masks.weights, "SNIP")
         if loss_fn is None:
             raise ValueError("SNIP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         used = 0

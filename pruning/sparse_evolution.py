@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import register
 from .drop_grow import DropAndGrow
+from .shards import place_like
 from .weights import Weight
 
 
@@ -67,7 +68,7 @@ class SET(DropAndGrow):
         """Random scores, in [1, 2) where the weight is off and in [0, 1) where it is on."""
         draw = torch.rand(weight.shape, generator=self._generator, dtype=torch.float64)
         mask = self.masks.masks[name]
-        return draw.to(mask.device) + (~mask)
+        return place_like(draw, mask).to(mask.device) + (~mask)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the random generator."""

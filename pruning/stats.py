@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .masks import MaskSet
+from .shards import count_nonzero, local, sum_over_parts
 from .weights import ProductWeight, Weight
 
 
@@ -55,9 +56,9 @@ def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> flo
         A fraction in [0, 1]; 0 where no weight is active at both ends.
     """
     products = [before[name].sign() * after[name].sign() for name in before]
-    flipped = sum((product < 0).count_nonzero() for product in products)
-    active = sum((product != 0).count_nonzero() for product in products)
-    return float(flipped) / max(float(active), 1.0)
+    flipped = sum(count_nonzero([product < 0 for product in products]))
+    active = sum(count_nonzero(products))
+    return flipped / max(active, 1)
 
 
 def signs(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +69,8 @@ def signs(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def l1_norm(masks: MaskSet) -> dict[str, float]:
     """|theta|_1 over all prunable weights: "l1_sum" (Figure 10) and "l1_mean", per weight (Figure 9)."""
     values = masks.values().values()
-    total = float(sum(v.abs().sum(dtype=torch.float64) for v in values))
+    norms = sum_over_parts((local(v).abs().sum(dtype=torch.float64) for v in values), values)
+    total = float(sum(norms))
     return {"l1_sum": total, "l1_mean": total / sum(v.numel() for v in values)}
 
 

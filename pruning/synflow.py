@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
+from .checks import check_not_sharded_yet
 from .scores import check_pair, synflow_masks
 
 
@@ -37,8 +38,10 @@ class SynFlow(AtInitialization):
         """Prune; only the shape of the first input is used.
 
         Raises:
-            ValueError: there is no batch to take the shape from, or its inputs are integers.
+            ValueError: there is no batch to take the shape from, its inputs are integers, or `fully_shard`
+                has split the weights.
         """
+        check_not_sharded_yet(self.masks.weights, "SynFlow")
         first = next(iter(batches), None)
         if first is None:
             raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")

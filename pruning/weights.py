@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .product import PointwiseProduct, rebalance
+from .shards import is_sharded, local, may_be_sharded, place_like, sum_over_parts
 
 
 class Weight:
     """One prunable weight theta: here a plain parameter. A pruned entry of theta is +0.0.
 
     The tensors are looked up in their module at each access: a module may replace them at any time, as
-    `load_state_dict(assign=True)` and `fully_shard` do.
+    `load_state_dict(assign=True)` and `fully_shard` do. Weights that `fully_shard` splits are DTensors, and
+    so are their values and gradients. Writing takes tensors in the weight's layout, or all of them on every
+    rank.
 
     Args:
         owner: the object whose attributes hold the tensors, such as a layer.
@@ -76,7 +79,9 @@ class Weight:
 
     def _assign_factors_(self, values: Sequence[Tensor], at: Tensor | None) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value if at is None else torch.where(at, value, parameter))
+            part, value = local(parameter), local(place_like(value, parameter))
+            where = None if at is None else local(place_like(at, parameter))
+            part.copy_(value if where is None else torch.where(where, value, part))
 
     @torch.no_grad()
     def prune_(self, at: Tensor) -> None:
@@ -85,14 +90,14 @@ class Weight:
         By `masked_fill_`: a product with a mask would leave -0.0 and nan.
         """
         for parameter, value in zip(self.parameters, self.pruned_value, strict=True):
-            parameter.masked_fill_(at, value)
+            _fill_(parameter, at, value)
 
     @torch.no_grad()
     def zero_gradient_(self, at: Tensor) -> None:
         """Set the gradients to +0.0 where `at` (bool, theta's shape) is True."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(at, 0.0)
+                _fill_(parameter.grad, at, 0.0)
 
 
 class ProductWeight(Weight):
@@ -175,6 +180,49 @@ def weight_of(module: nn.Module, attribute: str) -> Weight:
     if len(steps) == 1 and isinstance(steps[0], PointwiseProduct):
         return ProductWeight(steps, "original0", "original1", scaling=steps[0].scaling)
     return ComputedWeight(module, attribute)
+
+
+def _fill_(tensor: Tensor, at: Tensor, value: float) -> None:
+    part = local(tensor)
+    part.masked_fill_(at if part is tensor else local(place_like(at, tensor)), value)
+
+
+class NonzeroCounts:
+    """How many entries of each weight are not zero, on all ranks together.
+
+    Where weights are split, the ranks add up their counts at `refresh`, and `read` needs no communication
+    until a weight changes: one rank may then read alone.
+    """
+
+    def __init__(self) -> None:
+        self._versions: tuple[tuple[int, int], ...] = ()
+        self._counts: list[Tensor] = []
+
+    def refresh(self, weights: Iterable[Weight]) -> None:
+        """Count entries of split weights; every rank calls it. No host sync on a GPU."""
+        weights = list(weights)
+        self._versions = _versions(weights)
+        self._counts = _count_nonzero(weights) if self._versions else []
+
+    def read(self, weights: Iterable[Weight]) -> list[int]:
+        """The counts of the weights as they are; every rank calls it where they changed since `refresh`."""
+        weights = list(weights)
+        if not self._versions or self._versions != _versions(weights):
+            self.refresh(weights)
+        return [int(count) for count in self._counts or _count_nonzero(weights)]
+
+
+def _versions(weights: Sequence[Weight]) -> tuple[tuple[int, int], ...]:
+    """What changes whenever a weight does; empty where no weight is split."""
+    if not may_be_sharded():
+        return ()
+    tensors = [p for weight in weights for p in weight.parameters]
+    return tuple((id(p), local(p)._version) for p in tensors) if any(map(is_sharded, tensors)) else ()
+
+
+def _count_nonzero(weights: Sequence[Weight]) -> list[Tensor]:
+    own = (local(weight.value).count_nonzero() for weight in weights)
+    return sum_over_parts(own, [weight.parameters[0] for weight in weights])
 
 
 def _parametrizations(module: nn.Module, attribute: str) -> Any:

@@ -1,0 +1,129 @@
+"""Exact top-k over tensors that are split over ranks, without gathering them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, distributed
+
+from .shards import Split, is_sharded, local, sharded_like, split_of
+
+_DIGIT = 16  # bits of a key that one pass settles: its histogram has 512 KB
+
+
+def split_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
+    """`global_topk` of scores of which some are DTensors; masks have the layouts of the scores.
+
+    Ties go to the tensor that comes first, then to the lower index of the tensor that is not split. Every
+    rank calls it; two (float32) or four (float64) sums of histograms find the threshold, one all-gather the
+    ties of lower ranks.
+
+    Args:
+        scores: without nan; those that are not split are the same on every rank.
+        kept: how many to keep, at most the number of all scores.
+
+    Raises:
+        ValueError: the tensors are split in different ways, or not along their first dimension.
+    """
+    splits = [split_of(score) for score in scores.values()]
+    split = _common(splits)
+    keys = _sortable([local(score).detach().flatten() for score in scores.values()])
+    masks = [torch.zeros_like(key, dtype=torch.bool) for key in keys]
+    if kept > 0:
+        counted = [key for key, own in zip(keys, splits, strict=True) if own is not None or split.rank == 0]
+        counted = counted or [keys[0][:0]]
+        threshold, missing = _kth_largest_key(torch.cat(counted), kept, split)
+        tied = [key == threshold for key in keys]
+        shares = _shares_of_ties(tied, [own is not None for own in splits], missing, split)
+        for mask, key, ties, share in zip(masks, keys, tied, shares, strict=True):
+            torch.gt(key, threshold, out=mask)
+            mask[ties.nonzero().flatten()[:share]] = True
+    result = {}
+    for (name, score), mask in zip(scores.items(), masks, strict=True):
+        part = mask.view(local(score).shape)
+        result[name] = sharded_like(part, score) if is_sharded(score) else part
+    return result
+
+
+def check_same_count(scores: Iterable[Tensor], kept: int) -> None:
+    """Raise ValueError on every rank unless all keep as many: int(dtensor.sum()) is of this rank's part."""
+    scores = list(scores)
+    split = _common([split_of(score) for score in scores])
+    if split.group is None:
+        return
+    extremes = torch.tensor([kept, -kept], device=local(scores[0]).device)
+    distributed.all_reduce(extremes, op=distributed.ReduceOp.MAX, group=split.group)
+    largest, smallest = int(extremes[0]), -int(extremes[1])
+    if smallest != largest:
+        raise ValueError(
+            f"ranks keep from {smallest} to {largest} weights: count the entries of DTensors by "
+            "pruning.shards.count_nonzero"
+        )
+
+
+def _common(splits: Sequence[Split | None]) -> Split:
+    """The one way in which tensors are split; a single process for tensors that are not."""
+    different = {split for split in splits if split is not None}
+    if len(different) > 1:
+        raise ValueError(
+            "the weights are sharded over different groups of ranks: call fully_shard with the same mesh, or "
+            "prune layerwise"
+        )
+    return next(iter(different), Split(None, 0, 1))
+
+
+def _sortable(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Integers that order as the values do: int32 for floats of up to 32 bits, else int64."""
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    if not dtype.is_floating_point:
+        return [part.to(torch.int64) for part in parts]
+    floats, integers = torch.float32, torch.int32
+    if dtype == torch.float64:
+        floats, integers = torch.float64, torch.int64
+    keys = []
+    for part in parts:
+        bits = part.to(floats).add(0.0).view(integers)  # -0.0 + 0.0 is 0.0
+        keys.append(torch.where(bits < 0, bits ^ torch.iinfo(integers).max, bits))
+    return keys
+
+
+def _kth_largest_key(keys: Tensor, k: int, split: Split) -> tuple[int, int]:
+    """The k-th largest key of all ranks, and how many of the entries equal to it are among the k largest."""
+    bits = torch.iinfo(keys.dtype).bits
+    top = 1 << (_DIGIT - 1)
+    threshold = 0
+    for shift in range(bits - _DIGIT, -1, -_DIGIT):
+        digits = (keys >> shift) & ((1 << _DIGIT) - 1)
+        if shift == bits - _DIGIT:
+            digits = digits ^ top  # negative keys come first
+        histogram = torch.bincount(digits, minlength=1 << _DIGIT)
+        if split.group is not None:
+            distributed.all_reduce(histogram, group=split.group)
+        down_to = histogram.flip(0).cumsum(0)
+        position = int(torch.count_nonzero(down_to < k))
+        k -= int(down_to[position - 1]) if position else 0
+        digit = (1 << _DIGIT) - 1 - position
+        keys, threshold = keys[digits == digit], (threshold << _DIGIT) | digit
+    return threshold - (1 << (bits - 1)), k
+
+
+def _shares_of_ties(
+    tied: Sequence[Tensor], is_split: Sequence[bool], missing: int, split: Split
+) -> list[int]:
+    """How many ties this rank keeps of each tensor, where `missing` are kept of all."""
+    own = torch.stack([ties.count_nonzero() for ties in tied])
+    table = own.new_empty(split.size, len(tied))
+    if split.group is None:
+        table[0] = own
+    else:
+        distributed.all_gather(list(table.unbind()), own, group=split.group)
+    counts = table.tolist()
+    shares = []
+    for i, parts in enumerate(is_split):
+        before = sum(row[i] for row in counts[: split.rank]) if parts else 0
+        total = sum(row[i] for row in counts) if parts else counts[split.rank][i]
+        shares.append(min(max(missing - before, 0), counts[split.rank][i]))
+        missing -= min(total, missing)
+    return shares
