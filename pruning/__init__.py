@@ -1,7 +1,7 @@
 """Sparse training for any PyTorch loop. `import pruning` needs torch only and does not depend on HAM."""
 
 from .acdc import ACDC
-from .base import Dense, Sparsifier, TargetSparsity
+from .base import Dense, Sparsifier
 from .deprecation import warn_renamed
 from .gmp import GMP
 from .grasp import GraSP
@@ -18,6 +18,7 @@ from .sparse_evolution import SET
 from .spred import Spred
 from .str import STR
 from .synflow import SynFlow
+from .target import TargetSparsity
 
 __all__ = [
     "ACDC",

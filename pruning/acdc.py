@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import TargetSparsity, register
+from .base import register
 from .choice import Choice
 from .masks import fill_second_moments_, reset_first_moments_
 from .scores import magnitude
 from .shards import place_like
+from .target import TargetSparsity
 
 _UNIT = 5  # epochs of a phase in the authors' configs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .base import TargetSparsity
+from .target import TargetSparsity
 
 
 @dataclass

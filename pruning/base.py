@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,6 @@ from .checks import (
     warn_of_empty_layers,
     warn_of_low_coverage,
 )
-from .deprecation import warn_renamed
-from .granularity import granularity
 from .groups import split_by_weight_decay
 from .hook import OptimizerHook
 from .masks import MaskSet
@@ -31,9 +28,7 @@ from .project import project_
 from .prunable import prunable_weights
 from .registry import register_in
 from .report import is_terminal, report
-from .scores import check_sparsity
 from .traits import Traits
-from .units import Granularity, layouts
 from .weights import NonzeroCounts
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
@@ -433,127 +428,3 @@ class Sparsifier(Traits):
 @dataclass
 class Dense(Sparsifier):
     """No sparsity: every weight stays on."""
-
-
-@dataclass
-class TargetSparsity(Sparsifier):
-    """Base class of the methods that prune to a target.
-
-    Args:
-        sparsity: fraction of the prunable weights to prune, in [0, 1).
-        exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target
-            either.
-        granularity: what is pruned as one: "element", N of every M inputs such as "2:4", which fixes each
-            layer's sparsity, or blocks of outputs by inputs such as "4x4".
-    """
-
-    sparsity: float
-    exclude: list[str] = field(default_factory=list)
-    granularity: str = "element"
-
-    elementwise: ClassVar[bool] = False
-    """Can the method prune single weights only?"""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError on a target outside [0, 1), or on a granularity that the method lacks."""
-        check_sparsity(self.sparsity)
-        self.units: Granularity = granularity(self.granularity)
-        if self.elementwise and self.granularity != "element":
-            raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")
-
-    def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
-        names = list(self.masks.weights)
-        for pattern, sparsity in sparsities.items():
-            check_sparsity(sparsity)
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"sparsities has {pattern!r}, which matches no prunable weight")
-        matches = {n: next((s for p, s in sparsities.items() if fnmatchcase(n, p)), None) for n in names}
-        self.layer_sparsities = {name: s for name, s in matches.items() if s is not None}
-        if self.elementwise and sparsities:
-            raise ValueError(f"{type(self).__name__} has one target for all layers: leave out sparsities")
-        if len(self.layer_sparsities) == len(names):
-            raise ValueError("sparsities matches every weight: leave some for the method's own sparsity")
-
-    def _check_layers(self) -> None:
-        self.units.check(layouts(self.masks.weights), self.sparsity)
-        if self.granularity != "element":
-            check_not_sharded(self.model, f"granularity {self.granularity}")
-        for name, sparsity in self.layer_sparsities.items():
-            self.units.check(layouts({name: self.masks.weights[name]}), sparsity)
-
-    def select(
-        self, scores: Mapping[str, Tensor], counts: Mapping[str, int] | int | None = None
-    ) -> dict[str, Tensor]:
-        """Masks that keep the weights of largest score, in units of the granularity.
-
-        Args:
-            scores: one per weight, in its shape; a unit's score is the sum over its weights. Ties go to the
-                weight that comes first.
-            counts: how many weights to keep: by name of each layer, or of all together; None:
-                `kept_target()` of all together.
-
-        Returns:
-            Name -> bool, True where a weight is kept.
-        """
-        kept = self.kept_target() if counts is None else counts
-        layout_of = layouts(self.masks.weights)
-        if not self.layer_sparsities or not isinstance(kept, int):
-            return self.units.select(scores, kept, layout_of)
-        counts = self._own_counts(kept)
-        masks = self.units.select({name: scores[name] for name in counts}, counts, layout_of)
-        others = {name: score for name, score in scores.items() if name not in counts}
-        masks |= self.units.select(others, kept - sum(counts.values()), layout_of)
-        return {name: masks[name] for name in scores}
-
-    def _own_counts(self, kept: int) -> dict[str, int]:
-        """What the layers with a sparsity of their own keep while `kept` weights are kept of all layers.
-
-        Before a schedule has reached its end they have come as far to their sparsity as all layers together.
-        """
-        total = sum(w.numel() for w in self.masks.weights.values())
-        pruned = total - self.kept_target()
-        progress = min((total - kept) / pruned, 1.0) if pruned else 1.0
-        sizes = {name: self.masks.weights[name].numel() for name in self.layer_sparsities}
-        return {n: self.units.kept_count(sizes[n], progress * s) for n, s in self.layer_sparsities.items()}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of each prunable weight."""
-        return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}
-
-    def kept_target(self, sparsity: float | None = None) -> int:
-        """How many weights to keep over all layers together, at the target or at another sparsity."""
-        sizes = {name: w.numel() for name, w in self.masks.weights.items()}
-        fraction = self.sparsity if sparsity is None else sparsity
-        own = self._layer_fractions(fraction)
-        others = sum(size for name, size in sizes.items() if name not in own)
-        kept = self.units.kept_count(others, fraction)
-        return kept + sum(self.units.kept_count(sizes[name], s) for name, s in own.items())
-
-    def kept_per_layer(self, sparsity: float | None = None) -> dict[str, int]:
-        """Name -> how many weights to keep with the target, or another sparsity, in each layer."""
-        fraction = self.sparsity if sparsity is None else sparsity
-        own = self._layer_fractions(fraction)
-        return {
-            name: self.units.kept_count(w.numel(), own.get(name, fraction))
-            for name, w in self.masks.weights.items()
-        }
-
-    def _layer_fractions(self, fraction: float) -> dict[str, float]:
-        """`layer_sparsities`, scaled as far as `fraction` is on its way to the target."""
-        progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
-        return {name: progress * s for name, s in self.layer_sparsities.items()}
-
-    def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
-        """Deprecated: `set_masks`."""
-        warn_renamed("_set_masks", "set_masks")
-        self.set_masks(masks, optimizer)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Deprecated: `shapes`."""
-        warn_renamed("_shapes", "shapes")
-        return self.shapes()
-
-    def _kept_target(self) -> int:
-        """Deprecated: `kept_target`."""
-        warn_renamed("_kept_target", "kept_target")
-        return self.kept_target()

@@ -42,6 +42,15 @@ def check_not_sharded(model: nn.Module, method: str) -> None:
         )
 
 
+def check_units_not_sharded(model: nn.Module, granularity: str) -> None:
+    """Raise ValueError where `fully_shard` has split weights that are pruned in units of several."""
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise ValueError(
+            f"granularity {granularity} does not work on weights that fully_shard has split: use "
+            'granularity="element", or DistributedDataParallel'
+        )
+
+
 def check_not_sharded_yet(weights: Mapping[str, Weight], method: str) -> None:
     """Raise ValueError where `fully_shard` has split weights that a method scores on the entire network."""
     if any(is_sharded(parameter) for weight in weights.values() for parameter in weight.parameters):

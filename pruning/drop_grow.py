@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .allocate import Allocation, AllocationLike
-from .base import TargetSparsity
 from .random_pruning import draw_masks
 from .scores import global_topk
 from .shards import count_nonzero
+from .target import TargetSparsity
 from .units import Element, Granularity, Layout, layouts
 from .weights import Weight
 

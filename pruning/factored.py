@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import TargetSparsity
 from .deprecation import warn_renamed
 from .scores import magnitude
+from .target import TargetSparsity
 
 
 @dataclass

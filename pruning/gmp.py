@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .acdc import Scope, ScopeLike
-from .base import TargetSparsity, register
+from .base import register
 from .schedule import RAMPS, Ramp, RampName
 from .scores import magnitude
+from .target import TargetSparsity
 
 if TYPE_CHECKING:  # a checker accepts strings and callables; at run time a field's type must be the enum
     RampLike: TypeAlias = Ramp | RampName | Callable[[float], float]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from .base import TargetSparsity, register
+from .base import register
 from .export import load_masks
 from .scores import global_topk, kept_count
+from .target import TargetSparsity
 
 
 @register("mask_from")

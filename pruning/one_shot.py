@@ -8,8 +8,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .acdc import Scope, ScopeLike
-from .base import TargetSparsity, register
+from .base import register
 from .scores import magnitude
+from .target import TargetSparsity
 
 
 @register("one_shot")

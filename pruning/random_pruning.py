@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .allocate import Allocation, AllocationLike, kept_counts
-from .base import TargetSparsity, register
+from .base import register
+from .target import TargetSparsity
 from .units import layouts
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import TargetSparsity, register
+from .base import register
 from .choice import Choice
 from .deprecation import warn_renamed
 from .parameterization import Plain
 from .soft_threshold import SoftThresholds
+from .target import TargetSparsity
 from .threshold_control import Pairs, ThresholdControl, shift_to_, sparsity_of
 
 _FINAL_LOGIT = -3.6  # of the thresholds in a search's first trial: sigmoid is .027

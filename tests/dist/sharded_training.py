@@ -14,7 +14,20 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from ham import HAM, param_groups
-from pruning import ACDC, SNIP, Dense, MaskFrom, RandomPruning, RigL, Sparsifier, SynFlow
+from pruning import (
+    ACDC,
+    GMP,
+    SET,
+    SNIP,
+    Dense,
+    GraSP,
+    MaskFrom,
+    OneShotMagnitude,
+    RandomPruning,
+    RigL,
+    Sparsifier,
+    SynFlow,
+)
 
 EPOCHS, STEPS = 8, 2
 OPTIMIZERS = {
@@ -30,10 +43,14 @@ METHODS: dict[str, Callable[[Path], Sparsifier]] = {
         0.4, scope="layerwise", revive="stale", revive_second_moment="zero", reset_momentum=False
     ),
     "dense": lambda masks: Dense(),
+    "gmp": lambda masks: GMP(0.6, interval=3, scope="global"),
+    "one_shot": lambda masks: OneShotMagnitude(0.6),
+    "set": lambda masks: SET(0.6, allocation="uniform"),
+    "grasp": lambda masks: GraSP(0.6, batches=2),
     "snip": lambda masks: SNIP(0.6, batches=2),
     "synflow": lambda masks: SynFlow(0.6, iterations=5),
 }
-AT_INITIALIZATION = ("snip", "synflow")
+AT_INITIALIZATION = ("snip", "synflow", "grasp")
 Shard = Callable[[nn.Module], object]
 
 
