@@ -321,8 +321,11 @@ class Sparsifier(Traits):
         """
         weights = self.masks.weights
         check_model(self.model, weights)
-        if any(p.is_meta for weight in weights.values() for p in weight.parameters):
-            raise RuntimeError("weights on the meta device have no values: call model.to_empty first")
+        for name, weight in weights.items():
+            if any(p.is_meta for p in weight.parameters):
+                raise RuntimeError(
+                    f"{name} is on the meta device and has no values: call model.to_empty first"
+                )
         for (name, weight), kept in zip(weights.items(), self._nonzero.read(weights.values()), strict=True):
             yield name, kept, weight.numel()
 

@@ -124,7 +124,7 @@ def test_a_long_list_of_hyperparameters_is_wrapped():
     sparsifier = attached(ACDC(sparsity=0.5, scope="layerwise"), small(), parameterization=Product())
     lines = sparsifier.report().splitlines()
     head = " ".join(line.strip() for line in lines[: lines.index(next(x for x in lines if x[:5] == "layer"))])
-    assert head.startswith("ACDC(sparsity=0.5, scope=layerwise, revive=zero, ")
+    assert head.startswith("ACDC(sparsity=0.5, granularity=element, scope=layerwise, revive=zero, ")
     assert "parameterization=Product(scaling=1.0, " in head
     assert max(map(len, lines)) <= WIDTH
 
