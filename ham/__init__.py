@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .optim import HAM, hyperbolic_step_, param_groups, perturbed
 
 __all__ = ["HAM", "hyperbolic_step_", "param_groups", "perturbed"]
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 
 def __getattr__(name: str) -> object:

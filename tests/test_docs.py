@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, anchors, code_words, links, snippets
+from pages import METHOD_PAGES, PAGES, ROOT, anchors, code_words, links, snippets
 
 EXTENDING = "extending.md"  # its paths are created by test_extending.py
 OPTIONAL = ("transformers", "onnx")  # what only some snippets need; slow to import
@@ -51,13 +51,13 @@ def test_the_numbers_of_the_readme_are_those_of_the_report():
     assert f"{contain_zero} of {len(bounds)} intervals of the differences on graphs contain 0" in readme
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + METHOD_PAGES, ids=lambda page: page.name)
 def test_lines_are_short_outside_of_tables(page: Path):
     lines = page.read_text().splitlines()
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + METHOD_PAGES, ids=lambda page: page.name)
 def test_spelling_is_american(page: Path):
     british = r"\b\w*(?:alis(?:e|ation|ed|er|ing)|our(?:ed|s)?(?<=colour)|behaviour|centred|licence|grey)\b"
     assert not re.findall(rf"{british}|\bcancelled\b|\btowards\b", page.read_text())
@@ -77,7 +77,7 @@ def test_snippet_runs(page: str, code: str):
 # Links, paths, names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + METHOD_PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path):
     for link in links(page.read_text()):
         path, _, anchor = link.partition("#")
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(page: Path):
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + METHOD_PAGES, ids=lambda page: page.name)
 def test_paths_exist(page: Path):
     folders = ["ham", "pruning", "configs", "scripts", "slurm", "tests", "results", "benchmarks", "docs"]
     for word in code_words(page.read_text()):
