@@ -124,14 +124,16 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
         optimizer: of the training.
         weights: (name, trained tensor).
     """
+    weights = list(weights)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, tensor in weights if tensor.requires_grad and id(tensor) not in trained]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        shard = " and fully_shard(model)" if any(is_sharded(tensor) for _, tensor in weights) else ""
         raise ValueError(
-            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model) "
-            "and fully_shard(model), from the model's parameters; freeze weights that are not to be trained, "
-            "and exclude those that another optimizer trains"
+            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model)"
+            f"{shard}, from the model's parameters; freeze weights that are not to be trained, and exclude "
+            "those that another optimizer trains"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -210,7 +211,10 @@ def parametrize_(
     parametrizations = []
     for module, attribute in selected:
         weight = getattr(module, attribute)
-        parametrization = make().to(device=weight.device, dtype=weight.dtype)
+        with torch.device(weight.device):
+            parametrization = make()
+        if any(p.dtype != weight.dtype for p in parametrization.parameters()):
+            parametrization.to(weight.dtype)
         parametrize.register_parametrization(module, attribute, parametrization)
         parametrizations.append(parametrization)
     return parametrizations

@@ -46,18 +46,14 @@ class ClampCounts:
             count.zero_()
         return clamped / seen.clamp(min=1)
 
-    def totals(self, flag: Tensor | None = None) -> tuple[int, int, bool]:
-        """Both counts summed over the devices, and is `flag` not 0? Waits for each device once."""
-        rows = [
-            torch.stack((*pair, _as_count(flag, device))).tolist() for device, pair in self._counts.items()
-        ]
-        clamped, seen, flags = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
-        return clamped, seen, flags != 0
+    def rows(self, flag: Tensor | None = None) -> list[Tensor]:
+        """For each device both counts and whether `flag` is not 0, as an int64 tensor [3] on it."""
+        return [torch.stack((*pair, _as_count(flag, device))) for device, pair in self._counts.items()]
 
     def state_dict(self) -> dict[str, Any]:
         """Both counts, summed over the devices."""
-        clamped, seen, _ = self.totals()
-        return {"clamped": clamped, "seen": seen}
+        rows = [row.tolist() for row in self.rows()]
+        return {"clamped": sum(row[0] for row in rows), "seen": sum(row[1] for row in rows)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Set the counts on `device` to what `state_dict` returned."""
@@ -65,18 +61,56 @@ class ClampCounts:
             count.fill_(value)
 
 
-def may_wait(optimizer: Optimizer) -> bool:
-    """May the host wait for the devices of these parameters now?
+class FirstStep:
+    """Warns where more than 1 % of the exponents of the first step are at the bound, without a host sync.
 
-    Not while a CUDA graph is captured, and not where torch.cuda.set_sync_debug_mode reports host syncs.
+    From a GPU the counts are copied while training goes on, and read in the first later step that finds the
+    copy complete. Other accelerators and CUDA graphs are not examined.
     """
-    if not any(p.is_cuda for group in optimizer.param_groups for p in group["params"]):
-        return True
-    return torch.cuda.get_sync_debug_mode() == 0 and not torch.cuda.is_current_stream_capturing()
+
+    def __init__(self) -> None:
+        self._is_done = False
+        self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
+
+    def must_count(self, optimizer: Optimizer) -> bool:
+        """Are the exponents of this step to be counted?"""
+        if self._is_done or self._copies or torch.compiler.is_compiling():
+            return False
+        kinds = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+        is_captured = "cuda" in kinds and torch.cuda.is_current_stream_capturing()
+        return kinds <= {"cpu", "cuda"} and not is_captured
+
+    def copy(self, counts: ClampCounts, found_inf: Tensor | None) -> None:
+        """Start to copy the counts of a step to the host."""
+        for row in counts.rows(found_inf):
+            if row.is_cuda:
+                host = torch.empty_like(row, device="cpu", pin_memory=True).copy_(row, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(row.device))
+                self._copies.append((host, event))
+            else:
+                self._copies.append((row, None))
+
+    def examine(self, name: str) -> None:
+        """Warn if the copies are complete; a skipped step, or one that changed nothing, is not the first.
+
+        Args:
+            name: of the optimizer, for the warning.
+        """
+        if not self._copies or torch.compiler.is_compiling():
+            return
+        if not all(event is None or event.query() for _, event in self._copies):
+            return
+        clamped, seen, flags = (
+            sum(column) for column in zip(*(h.tolist() for h, _ in self._copies), strict=True)
+        )
+        self._copies = []
+        if seen > 0 and flags == 0:
+            self._is_done = True
+            _warn_if_many(clamped, seen, name)
 
 
-def warn_if_many(clamped: int, seen: int, name: str) -> None:
-    """Warn where more than 1 % of the exponents of the first step of optimizer `name` are at the bound."""
+def _warn_if_many(clamped: int, seen: int, name: str) -> None:
     if clamped > _MANY * seen:
         warnings.warn(
             f"{clamped / seen:.0%} of the exponents of HAM's first step with {name} are at the bound: lower "

@@ -19,7 +19,7 @@ from .checks import (
     rate_of,
     unwrapped,
 )
-from .clamping import ClampCounts, may_wait, warn_if_many
+from .clamping import ClampCounts, FirstStep
 from .groups import Selection, as_filter, not_norm
 from .hyperbolic import clip_weight_norm_, hyperbolic_step_, local
 from .keys import KEYS, SavedKeys, fill_missing, has_own_values, keys_of, rename_old_key
@@ -46,9 +46,8 @@ class HAM:
     one-dimensional parameters are left out. A third key, `ham_explicit`, marks the groups of the first kind.
 
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
-    itself (`GradientWatch`). It changes nothing where a group's "lr" is 0. The first step with a rate and
-    gradients waits for the device once, to warn where more than 1 % of its exponents are at the bound; later
-    steps never wait, and a compiled or captured one is not examined.
+    itself (`GradientWatch`). It changes nothing where a group's "lr" is 0. No step waits for the
+    device. A warning tells where more than 1 % of the first step's exponents are at the bound (`FirstStep`).
 
     Args:
         optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer`.
@@ -98,7 +97,7 @@ class HAM:
         self.max_weight_norm, self.track_clamped, self.lr = max_weight_norm, track_clamped, lr
         self._given = {key: value for key, value in given.items() if value is not None}
         self._counts = ClampCounts()
-        self._before_first_step = True
+        self._first_step = FirstStep()
         if model is None and select is not not_norm:
             raise ValueError("select=... names parameters of a model: pass model=... too")
         is_selected = as_filter(select, model) if model is not None else not_norm
@@ -182,7 +181,8 @@ class HAM:
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
         counts = self._counts if self.track_clamped else None
         first = None  # the counts of the first step
-        if not torch.compiler.is_compiling() and self._before_first_step and may_wait(optimizer):
+        self._first_step.examine(type(optimizer).__name__)
+        if self._first_step.must_count(optimizer):
             counts = first = ClampCounts()
         for group in optimizer.param_groups:
             if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
@@ -192,18 +192,11 @@ class HAM:
                 params = [p for p in group["params"] if p.grad is not None]
                 clip_weight_norm_(params, self.max_weight_norm, found_inf=found_inf)
         if first is not None:
-            self._examine_first_step(first, found_inf)
-
-    def _examine_first_step(self, counts: ClampCounts, found_inf: Tensor | None) -> None:
-        """Warn where many exponents are at the bound; a step that changed nothing is not the first."""
-        if self.track_clamped:
-            self._counts.add(counts)
-        if all(is_zero(group.get("lr")) for group in self.optimizer.param_groups):
-            return
-        clamped, seen, skipped = counts.totals(found_inf)
-        if seen > 0 and not skipped:
-            self._before_first_step = False
-            warn_if_many(clamped, seen, type(self.optimizer).__name__)
+            if self.track_clamped:
+                self._counts.add(first)
+            if not all(is_zero(group.get("lr")) for group in optimizer.param_groups):
+                self._first_step.copy(first, found_inf)
+                self._first_step.examine(type(optimizer).__name__)
 
     def _hyperbolic_step(
         self, group: dict, params: list[Tensor], found_inf: Tensor | None, counts: ClampCounts | None
