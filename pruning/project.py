@@ -79,6 +79,6 @@ def _aliases(sparsifier: Sparsifier) -> Iterator[tuple[str, str]]:
 def _weights_by_name(model: nn.Module, names: set[str]) -> dict[str, Weight]:
     """Name -> weight of every parameter, without the prefix of a wrapper where `names` lack it."""
     found = {name: weight_of(module, attr) for name, module, attr in weight_locations(model, include=["*"])}
-    while not names <= found.keys() and all(name.startswith(_WRAPPER) for name in found):
+    while found and not names <= found.keys() and all(name.startswith(_WRAPPER) for name in found):
         found = {name.removeprefix(_WRAPPER): weight for name, weight in found.items()}
     return found

@@ -249,3 +249,11 @@ def test_a_fresh_timm_model_loads_the_plain_weights(parameterization):
     state, inputs = fresh.state_dict(), torch.randn(1, 3, 32, 32)
     assert all(torch.equal(state[name] != 0, mask) for name, mask in sparsifier.kept().items())
     assert torch.equal(fresh.eval()(inputs), model.eval()(inputs))
+
+
+def test_a_model_without_weights_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    sparsifier = RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, total_epochs=1)
+    with pytest.raises(ValueError, match="the other model has no weight 0.weight"):
+        sparsifier.project_(nn.ReLU())
