@@ -255,5 +255,5 @@ def test_a_model_without_weights_is_refused():
     model = nn.Sequential(nn.Linear(4, 4))
     sparsifier = RandomPruning(sparsity=0.5)
     sparsifier.attach(model, total_epochs=1)
-    with pytest.raises(ValueError, match="the other model has no weight 0.weight"):
+    with pytest.raises(ValueError, match=r"the other model has no weight 0\.weight"):
         sparsifier.project_(nn.ReLU())
