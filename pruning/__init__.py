@@ -2,6 +2,7 @@
 
 from .acdc import ACDC
 from .base import Dense, Sparsifier
+from .checks import SparsityWarning
 from .deprecation import warn_renamed
 from .gmp import GMP
 from .grasp import GraSP
@@ -37,6 +38,7 @@ __all__ = [
     "RandomPruning",
     "RigL",
     "Sparsifier",
+    "SparsityWarning",
     "Spred",
     "SynFlow",
     "TargetSparsity",

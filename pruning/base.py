@@ -17,6 +17,7 @@ from .checks import (
     check_not_sharded,
     check_optimizer,
     check_takes_masks,
+    warn_at_caller,
     warn_of_empty_layers,
     warn_of_low_coverage,
 )
@@ -92,26 +93,39 @@ class Sparsifier(Traits):
         Raises:
             ValueError: the model does not fit, or a parameterization is given to a method with its own.
         """
+        replaces = self.reparametrizes or type(parameterization or Plain()) is not Plain
+        if replaces and optimizer is not None:
+            raise ValueError(
+                f"{self._name_of(parameterization)} replaces parameters: call attach(model, ...), create the "
+                "optimizer from sparsifier.param_groups(model.parameters()), then call hook(optimizer)"
+            )
+        if (hook := self.__dict__.get("_hook")) is not None:
+            hook.remove()
         self.model, self.seed, self.step = model, seed, 0
         self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
-        self._include, self._exclude = list(include), list(exclude)
+        self._include, self._exclude = ([g] if isinstance(g, str) else list(g) for g in (include, exclude))
         self._announced_epoch, self._decay_is_due = -1, False
+        self._skips_step = self._was_stepped = False
         self._hook: OptimizerHook | None = None
         self._checked_tensors: tuple[Any, ...] = ()
         self.parameterization = self._parameterize(parameterization or Plain())
         if type(self.parameterization) is not Plain:
-            check_before_parametrizing(model, self._description(of_method=False))
+            check_before_parametrizing(model, self._name_of(self.parameterization))
+        globs = {"include": self._include, "exclude": self._exclude}
         self.parameterization.attach(
-            model, total_epochs=total_epochs, include=self._include, exclude=self._exclude
+            model, total_epochs=total_epochs, **{name: given for name, given in globs.items() if given}
         )
         own = [*self._exclude, *getattr(self, "exclude", ())]
         weights = prunable_weights(model, own, self._include)
         if not self.reparametrizes:
             check_takes_masks(weights)
-        warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
+        if type(self) is not Dense:
+            warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
         self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
         self._set_layer_sparsities(sparsities or {})
         self._check_layers()
+        if optimizer is not None:
+            self.check(optimizer)  # before anything is pruned
         initial = [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
         self._on_attach()
         if masks is not None:
@@ -119,10 +133,13 @@ class Sparsifier(Traits):
         if optimizer is not None:
             self.hook(optimizer)
 
-    def _description(self, of_method: bool) -> str:
-        """What to name in an error: the method, or the parameterization that it was given."""
-        own = of_method or self.reparametrizes
-        return type(self).__name__ if own else f"parameterization={type(self.parameterization).__name__}"
+    def _name_of(self, parameterization: Plain | None) -> str:
+        """For an error: the method, where it parametrizes weights itself, or the given parameterization."""
+        return (
+            type(self).__name__
+            if self.reparametrizes
+            else f"parameterization={type(parameterization).__name__}"
+        )
 
     @torch.no_grad()
     def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
@@ -147,6 +164,11 @@ class Sparsifier(Traits):
         """
         if self._hook is not None:
             raise ValueError("this sparsifier has a hook already: call remove() on the first one")
+        if self.prunes_at_end and self.steps_per_epoch is None:
+            warn_at_caller(
+                f"{type(self).__name__} prunes at the end: attach with steps_per_epoch=..., or call "
+                "sparsifier.on_end() after the last step"
+            )
         self._hook = OptimizerHook(self, optimizer)
         return self._hook
 
@@ -163,7 +185,7 @@ class Sparsifier(Traits):
         """
         check_model(self.model, self.masks.weights)
         if type(self.parameterization) is not Plain:
-            check_not_sharded(self.model, self._description(of_method=False))
+            check_not_sharded(self.model, self._name_of(self.parameterization))
         self._check_layers()
         if optimizer is not None:
             check_optimizer(optimizer, self._trained_tensors())
@@ -180,7 +202,7 @@ class Sparsifier(Traits):
             self.check(optimizer)
             self._checked_tensors = (id(optimizer), tensors)
         self._check_epoch(step)
-        self._decay_is_due = self.has_penalty
+        self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
 
     def _check_caller(self) -> None:
         """Raise RuntimeError where the loop makes the calls of the hook a second time."""
@@ -195,10 +217,11 @@ class Sparsifier(Traits):
             return
         expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
         if self._announced_epoch < min(expected, self.total_epochs - 1):
+            name = type(self).__name__ if self.changes_at_epochs else self._name_of(self.parameterization)
+            small = f", or steps_per_epoch={self.steps_per_epoch} is too small" if expected else ""
             raise RuntimeError(
-                f"{self._description(self.changes_at_epochs)} acts on epochs: call "
-                f"sparsifier.on_epoch_start(epoch, optimizer) at the start of each; epoch {expected} was not "
-                "announced"
+                f"{name} acts on epochs: call sparsifier.on_epoch_start(epoch, optimizer) at the start of "
+                f"each; epoch {expected} was not announced{small}"
             )
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
@@ -283,10 +306,18 @@ class Sparsifier(Traits):
             self.mask_gradients()
 
     def after_step(self) -> None:
-        """Project the weights onto the mask. Raises RuntimeError where `add_decay` was left out."""
+        """Project the weights onto the mask.
+
+        Raises:
+            RuntimeError: `add_decay` was left out, or a step was taken where `after_backward` returned False.
+        """
+        if self._skips_step:
+            raise RuntimeError(
+                "after_backward returned False: take no optimizer step in this iteration, and no after_step"
+            )
         if self._decay_is_due:
             raise RuntimeError(
-                f"{self._description(of_method=False)} adds a penalty: call sparsifier.add_decay() between "
+                f"{self._name_of(self.parameterization)} adds a penalty: call sparsifier.add_decay() between "
                 "after_backward and optimizer.step()"
             )
         self.masks.apply_to_weights_()
@@ -403,6 +434,8 @@ class Sparsifier(Traits):
         Raises:
             ValueError: it lacks the masks that were on, as `torch.distributed.checkpoint.load` leaves it.
         """
+        if "masks" not in state:
+            raise ValueError("the state is not that of a sparsifier: it comes from sparsifier.state_dict()")
         if state.get("active", False) and not any(state["masks"].values()):
             raise ValueError(
                 "the state has no masks, but they were on: read a checkpoint of torch.distributed.checkpoint "

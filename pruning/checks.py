@@ -19,6 +19,10 @@ from .weights import ComputedWeight, Weight
 _SENSIBLE_COVERAGE = 0.5
 
 
+class SparsityWarning(UserWarning):
+    """A training that does not give the sparsity that a user expects."""
+
+
 class NotAttachedError(RuntimeError, AttributeError):
     """A sparsifier is used before `attach`."""
 
@@ -72,7 +76,7 @@ def warn_of_low_coverage(model: nn.Module, weights: Mapping[str, Weight]) -> Non
     covered = sum(p.numel() for weight in weights.values() for p in weight.parameters)
     total = sum(p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter))
     if covered < _SENSIBLE_COVERAGE * total:
-        _warn(
+        warn_at_caller(
             f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and a "
             "sparsity counts these alone: include others by attach(..., include=[globs]), unless they are "
             "frozen"
@@ -83,19 +87,19 @@ def warn_of_empty_layers(names: Iterable[str]) -> None:
     """Warn where a layer keeps no weight: the network then ignores its input."""
     if names := list(names):
         others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        _warn(
+        warn_at_caller(
             f"nothing is left of {', '.join(names[:3])}{others}: lower the sparsity, exclude them, or prune "
             "layerwise"
         )
 
 
-def _warn(message: str) -> None:
+def warn_at_caller(message: str) -> None:
     """Warn at the line outside this package that led here."""
     package = __name__.partition(".")[0]
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, SparsityWarning, stacklevel=level)
 
 
 def check_model(model: nn.Module, weights: Mapping[str, Weight]) -> None:
@@ -125,6 +129,10 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
         weights: (name, trained tensor).
     """
     weights = list(weights)
+    if sparse := [name for name, p in weights if p.grad is not None and p.grad.is_sparse]:
+        raise ValueError(
+            f"{sparse[0]} has sparse gradients, which take no mask: set sparse=False in its layer"
+        )
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, tensor in weights if tensor.requires_grad and id(tensor) not in trained]
     if missing:

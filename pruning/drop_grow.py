@@ -92,6 +92,7 @@ class DropAndGrow(TargetSparsity):
             return super().after_backward(step, optimizer)
         self._begin_step(step, optimizer)
         self.set_masks(self._updated_masks(step), optimizer)
+        self._skips_step = True
         return False
 
     @torch.no_grad()

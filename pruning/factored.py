@@ -21,6 +21,7 @@ class FactoredPruning(TargetSparsity):
     reparametrizes: ClassVar[bool] = True
     trains_factors: ClassVar[bool] = True
     changes_at_epochs: ClassVar[bool] = True
+    prunes_at_end: ClassVar[bool] = True
 
     def _prune_to_target(self, optimizer: Optimizer | None = None) -> None:
         self.set_masks(self.select(magnitude(self.masks.values())), optimizer)

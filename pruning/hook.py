@@ -41,11 +41,15 @@ class OptimizerHook:
         self.sparsifier, self.optimizer = sparsifier, unwrapped(optimizer)
         sparsifier.check(self.optimizer)
         _check_weight_decay(sparsifier, self.optimizer)
+        self._check_other_hooks()
         self.is_active = False
         self._acts = self._skips = self._dropped = False
         self._group_values: list[dict[str, Any]] = []
         self._pre = self.optimizer.register_step_pre_hook(self._before_step)
         self._pre_hooks.move_to_end(self._pre.id, last=False)  # masks gradients before HAM looks at them
+        self._restore = self.optimizer.register_step_post_hook(self._remove_decay)
+        post_hooks: Any = self.optimizer._optimizer_step_post_hooks
+        post_hooks.move_to_end(self._restore.id, last=False)  # before HAM reads the gradient
         self._post = self.optimizer.register_step_post_hook(self._after_step)
 
     @property
@@ -54,8 +58,8 @@ class OptimizerHook:
 
     def remove(self) -> None:
         """Detach the sparsifier from the optimizer; its masks are then no longer enforced."""
-        self._pre.remove()
-        self._post.remove()
+        for handle in (self._pre, self._restore, self._post):
+            handle.remove()
         if self.sparsifier._hook is self:
             self.sparsifier._hook = None
 
@@ -132,6 +136,23 @@ class OptimizerHook:
         for p in (p for group in groups for p in group["params"]):
             p.grad = None
         self._group_values = self._group_values or [_numbers(group) for group in groups]
+
+    def _check_other_hooks(self) -> None:
+        """Raise ValueError where another sparsifier's hook on this optimizer acts on the same weight."""
+        own = {id(p): name for name, w in self.sparsifier.masks.weights.items() for p in w.parameters}
+        for hook in self._pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, OptimizerHook):
+                for weight in other.sparsifier.masks.weights.values():
+                    for name in (own[id(p)] for p in weight.parameters if id(p) in own):
+                        raise ValueError(
+                            f"the hook of another {type(other.sparsifier).__name__} on this optimizer acts "
+                            f"on {name}: call remove() on that hook first"
+                        )
+
+    def _remove_decay(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """With `decoupled_decay`, give HAM the gradient without the penalty."""
+        self.sparsifier.parameterization.remove_decay()
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._acts or _is_nested(optimizer):

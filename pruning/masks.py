@@ -11,7 +11,16 @@ from torch.optim import Optimizer
 
 from .deprecation import warn_renamed
 from .ranks import assert_equal_across_ranks
-from .shards import count_nonzero, is_sharded, local, place_like, reshard_, sharded_like, sum_over_parts
+from .shards import (
+    count_nonzero,
+    is_sharded,
+    local,
+    may_be_sharded,
+    place_like,
+    reshard_,
+    sharded_like,
+    sum_over_parts,
+)
 from .weights import Weight
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
@@ -78,9 +87,19 @@ class MaskSet:
         """
         weights = self.weights
         if masks.keys() != weights.keys():
-            different = sorted(masks.keys() ^ weights.keys())
-            raise ValueError(f"masks and weights differ in names: {different[:3]}")
+            lacking, unknown = sorted(weights.keys() - masks.keys()), sorted(masks.keys() - weights.keys())
+            what = (
+                f"there is no mask for {lacking[:3]}"
+                if lacking
+                else f"{unknown[:3]} are not prunable weights"
+            )
+            raise ValueError(f"masks and weights differ in names: {what}; give one mask for each of kept()")
         for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise ValueError(
+                    f"the mask of {name} must be a bool tensor, got {kind}: use (scores > threshold)"
+                )
             if mask.shape != weights[name].shape:
                 raise ValueError(
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
@@ -101,8 +120,10 @@ class MaskSet:
         """Name -> mask, True where a weight is on; all True while inactive. DTensors where weights are."""
         if self.active:
             return {name: mask.clone() for name, mask in self.masks.items()}
-        ones = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in self.weights.items()}
-        return {name: place_like(mask, self._weights[name].parameters[0]) for name, mask in ones.items()}
+        firsts = {name: weight.parameters[0] for name, weight in self.weights.items()}
+        shapes = {name: weight.shape for name, weight in self._weights.items()}
+        ones = {n: torch.ones(shapes[n], dtype=torch.bool, device=p.device) for n, p in firsts.items()}
+        return {name: place_like(mask, firsts[name]) for name, mask in ones.items()}
 
     def values(self) -> dict[str, Tensor]:
         """Theta by name, detached."""
@@ -125,32 +146,40 @@ class MaskSet:
         self._masks[name] = _placed(mask, reference)
         self._off[name] = ~self._masks[name]
 
-    def _pruned_positions(self) -> Iterator[tuple[Weight, Tensor]]:
-        """Each weight with its inverted mask."""
-        for name in self._off:
+    def _pruned_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(trained tensor, this rank's part of the inverted mask, value of a pruned entry)."""
+        may_split = may_be_sharded()
+        for name, off in list(self._off.items()):
             weight = self._weights[name]
-            self._follow(name, weight)
-            yield weight, self._off[name]
+            parameters = weight.parameters
+            if off.device != parameters[0].device or may_split:
+                self._follow(name, weight)
+                off = local(self._off[name])
+            for parameter, value in zip(parameters, weight.pruned_value, strict=True):
+                yield parameter, off, value
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """Set every pruned weight to its pruned value."""
-        for weight, off in self._pruned_positions():
-            weight.prune_(off)
+        """Set every pruned weight to its pruned value.
+
+        By `masked_fill_`: a product with a mask would leave -0.0 and nan.
+        """
+        for parameter, off, value in self._pruned_tensors():
+            local(parameter).masked_fill_(off, value)
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
-        for weight, off in self._pruned_positions():
-            weight.zero_gradient_(off)
+        for parameter, off, _ in self._pruned_tensors():
+            if parameter.grad is not None:
+                local(parameter.grad).masked_fill_(off, 0.0)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
-        for weight, off in self._pruned_positions():
-            for parameter in weight.parameters:
-                for state in elementwise_state(optimizer, parameter).values():
-                    local(state).masked_fill_(local(off), 0.0)
+        for parameter, off, _ in self._pruned_tensors():
+            for state in elementwise_state(optimizer, parameter).values():
+                local(state).masked_fill_(off, 0.0)
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, weights that the mask keeps, total) of each weight."""

@@ -82,7 +82,9 @@ class PILoT(FactoredPruning):
         super().on_epoch_start(epoch, optimizer)
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
-        """Set the penalty's strength for the next epoch."""
+        """Set the penalty's strength for the next epoch. Raises ValueError on an accuracy outside [0, 1]."""
+        if not 0 <= train_accuracy <= 1:
+            raise ValueError(f"train_accuracy is a fraction in [0, 1], got {train_accuracy:g}")
         self._epoch += 1
         rising = train_accuracy > self._accuracy and self._epoch <= self.total_epochs / 2
         if rising and self._mean_magnitude() >= self.l1_floor:

@@ -72,7 +72,8 @@ def prunable_weights(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
-                    f"{what}={pattern!r} matches no prunable weight; names are like conv1.weight"
+                    f"{what}={pattern!r} matches no prunable weight; names are like "
+                    f"{next(iter(weights), 'conv1.weight')}"
                 )
     prunable = {name: weight for name, weight in weights.items() if not _matches(name, exclude)}
     if not prunable:

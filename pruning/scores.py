@@ -41,6 +41,8 @@ def kept_count(total: int, sparsity: float) -> int:
 
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 <= sparsity < 1; the message suggests the likely intention."""
+    if not isinstance(sparsity, int | float):
+        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     if not 0 <= sparsity < 1:
         hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity:g}{hint}")

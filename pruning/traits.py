@@ -25,6 +25,9 @@ class Traits:
     changes_at_epochs: ClassVar[bool] = False
     """Does `on_epoch_start` change masks or phases, so that a loop must call it?"""
 
+    prunes_at_end: ClassVar[bool] = False
+    """Does `on_end` prune, so that a loop must call it?"""
+
     @property
     def acts_on_epochs(self) -> bool:
         """Must a loop call `on_epoch_start`: for the method, or for its parameterization?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from ham import distributed
 from ham.data import derived_seed
 from ham.tasks import Task, task_of
+from pruning import SparsityWarning
 
 from . import calibrate_str, checkpoint
 from .build import build, run_directory, setup_device
@@ -39,6 +41,7 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
         )
     device = setup_device(cfg)
     distributed.init_distributed(device, cfg.compute.timeout)
+    warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
     with distributed.translate_collective_errors(lambda: "before the first step"):
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)

@@ -473,8 +473,9 @@ def test_two_sparsifiers_share_an_optimizer(optimizer, batches):
                 steps = [s.after_backward(number, inner) for s in (first, second)]
                 if all(steps):
                     inner.step()
-                for sparsifier in (first, second):
-                    sparsifier.after_step()
+                for sparsifier, follows in zip((first, second), steps, strict=True):
+                    if follows:
+                        sparsifier.after_step()
             inner.zero_grad()
         states = [[part.state_dict() for part in side[:2]] for side in (explicit, hooked)]
         kept = [[s.kept() for s in side[2:]] for side in (explicit, hooked)]

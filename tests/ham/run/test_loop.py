@@ -48,7 +48,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         device = setup_device(cfg)
         loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(cfg.seed, "data"), device=device)
         records.append(RunLogger(tmp_path / str(len(records)), cfg))
-        return build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), records[-1], device)
+        built = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), records[-1], device)
+        built.sparsifier.on_epoch_start(0, built.optimizer)
+        return built
 
     yield run
     for record in records:

@@ -140,6 +140,7 @@ def test_train_accuracy_counts_every_image_once(
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device)
     record = RunLogger(tmp_path / "run", cfg)
     run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
+    run.sparsifier.on_epoch_start(0, run.optimizer)
     right = 0
     for batch in run.task.loaders.train.batches(0):
         with torch.no_grad():
@@ -316,6 +317,7 @@ def test_ham_on_factors_sees_gradients_without_decay(tmp_path: Path) -> None:
     loaders = cfg.data.load(batch_size=400, seed=0, device=device)
     record = RunLogger(tmp_path / "run", cfg)
     run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
+    run.sparsifier.on_epoch_start(0, run.optimizer)
     assert isinstance(run.sparsifier, ACDC)
     images, classes = next(iter(run.task.loaders.train.batches(0)))
     state = {key: value.clone() for key, value in run.model.state_dict().items()}
