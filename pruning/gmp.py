@@ -69,6 +69,11 @@ class GMP(TargetSparsity):
             )
 
     def _on_attach(self) -> None:
+        if self.layer_sparsities and not self.sparsity and callable(self.schedule):
+            raise ValueError(
+                "with sparsity=0 a callable schedule gives no ramp for sparsities: use schedule=cubic, "
+                "cosine or linear"
+            )
         last = self.total_steps - 1
         self._begin, self._end = (min(round(at * self.total_steps), last) for at in (self.begin, self.end))
 
@@ -85,19 +90,33 @@ class GMP(TargetSparsity):
             return self.schedule(step / self.total_steps)
         return RAMPS[Ramp(self.schedule)](self.sparsity, self._begin, self._end)(step)
 
+    def progress_at(self, step: int) -> float:
+        """How far the schedule is on the way from 0 to its end, in [0, 1]; with sparsity=0 too."""
+        if self.sparsity:
+            return min(self.target_sparsity_at(step) / self.sparsity, 1.0)
+        if step >= self._end:
+            return 1.0
+        half = RAMPS[Ramp(self.schedule)](0.5, self._begin, self._end)  # a sparsity must be below 1
+        return half(step) / 0.5
+
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Prune at an update step, then mask the gradients."""
         self._begin_step(step, optimizer)
         if self.is_update_step(step):
-            self.set_masks(self._next_masks(self.target_sparsity_at(step)), optimizer)
+            self.set_masks(self._next_masks(step), optimizer)
         return super().after_backward(step, optimizer)
 
-    def _next_masks(self, sparsity: float) -> dict[str, Tensor]:
+    def _next_masks(self, step: int) -> dict[str, Tensor]:
         scores = magnitude(self.masks.values())
-        if self.masks.active:
-            scores = {n: score.masked_fill_(~self.masks.masks[n], -1.0) for n, score in scores.items()}
+        masks = self.masks.masks  # once: each access follows all weights
+        if masks:
+            scores = {n: score.masked_fill_(~masks[n], -1.0) for n, score in scores.items()}
         on = {name: kept for name, kept, _ in self.masks.counts()}
+        sparsity, progress = self.target_sparsity_at(step), self.progress_at(step)
         if self.scope is Scope.layerwise:
-            kept = self.kept_per_layer(sparsity)
+            kept = self.kept_per_layer(sparsity, progress)
             return self.select(scores, {name: min(kept[name], on[name]) for name in on})
-        return self.select(scores, min(self.kept_target(sparsity), sum(on.values())))
+        chosen = self.select(scores, min(self.kept_target(sparsity, progress), sum(on.values())))
+        if masks and self.layer_sparsities:  # counts of single layers are rounded: none may rise
+            return {name: mask & masks[name] for name, mask in chosen.items()}
+        return chosen

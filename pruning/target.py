@@ -82,48 +82,65 @@ class TargetSparsity(Sparsifier):
         layout_of = layouts(self.masks.weights)
         if not self.layer_sparsities or not isinstance(kept, int):
             return self.units.select(scores, kept, layout_of)
-        counts = self._own_counts(kept)
+        counts, rest = self._split(kept)
         masks = self.units.select({name: scores[name] for name in counts}, counts, layout_of)
         others = {name: score for name, score in scores.items() if name not in counts}
-        masks |= self.units.select(others, kept - sum(counts.values()), layout_of)
+        masks |= self.units.select(others, rest, layout_of)
         return {name: masks[name] for name in scores}
 
-    def _own_counts(self, kept: int) -> dict[str, int]:
-        """What the layers with a sparsity of their own keep while `kept` weights are kept of all layers.
+    def _split(self, kept: int) -> tuple[dict[str, int], int]:
+        """What each layer with a sparsity of its own keeps, and the others together, of `kept` weights.
 
-        Before a schedule has reached its end they have come as far to their sparsity as all layers together.
+        Before a schedule has reached its end, the former have pruned the same part of what they prune in the
+        end as all layers together, rounded up. So no count is below its final one. What exceeds the size of
+        the others goes to the former.
         """
-        total = sum(w.numel() for w in self.masks.weights.values())
+        sizes = {name: weight.numel() for name, weight in self.masks.weights.items()}
+        total, final, unit = sum(sizes.values()), self.kept_per_layer(), self.units.unit_size
         pruned = total - self.kept_target()
-        progress = min((total - kept) / pruned, 1.0) if pruned else 1.0
-        sizes = {name: self.masks.weights[name].numel() for name in self.layer_sparsities}
-        return {n: self.units.kept_count(sizes[n], progress * s) for n, s in self.layer_sparsities.items()}
+        now = min(total - kept, pruned)
+        counts = {}
+        for name in self.layer_sparsities:
+            so_far = -(-now * (sizes[name] - final[name]) // pruned) if pruned else 0
+            counts[name] = (sizes[name] - so_far) // unit * unit
+        size_of_others = total - sum(sizes[name] for name in counts)
+        for name in counts:
+            surplus = max(kept - sum(counts.values()) - size_of_others, 0) // unit * unit
+            counts[name] += min(surplus, sizes[name] - counts[name])
+        return counts, min(max(kept - sum(counts.values()), 0), size_of_others)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of each prunable weight."""
         return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}
 
-    def kept_target(self, sparsity: float | None = None) -> int:
-        """How many weights to keep over all layers together, at the target or at another sparsity."""
+    def kept_target(self, sparsity: float | None = None, progress: float | None = None) -> int:
+        """How many weights to keep over all layers together, at the target or at another sparsity.
+
+        Args:
+            sparsity: of the layers without a sparsity of their own; None: the target.
+            progress: how far the other layers are on the way to theirs, in [0, 1]; None: as far as `sparsity`
+                is on its way to the target.
+        """
         sizes = {name: w.numel() for name, w in self.masks.weights.items()}
         fraction = self.sparsity if sparsity is None else sparsity
-        own = self._layer_fractions(fraction)
+        own = self._layer_fractions(fraction, progress)
         others = sum(size for name, size in sizes.items() if name not in own)
         kept = self.units.kept_count(others, fraction)
         return kept + sum(self.units.kept_count(sizes[name], s) for name, s in own.items())
 
-    def kept_per_layer(self, sparsity: float | None = None) -> dict[str, int]:
-        """Name -> how many weights to keep with the target, or another sparsity, in each layer."""
+    def kept_per_layer(self, sparsity: float | None = None, progress: float | None = None) -> dict[str, int]:
+        """Name -> how many weights to keep in each layer; the arguments are those of `kept_target`."""
         fraction = self.sparsity if sparsity is None else sparsity
-        own = self._layer_fractions(fraction)
+        own = self._layer_fractions(fraction, progress)
         return {
             name: self.units.kept_count(w.numel(), own.get(name, fraction))
             for name, w in self.masks.weights.items()
         }
 
-    def _layer_fractions(self, fraction: float) -> dict[str, float]:
-        """`layer_sparsities`, scaled as far as `fraction` is on its way to the target."""
-        progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
+    def _layer_fractions(self, fraction: float, progress: float | None) -> dict[str, float]:
+        """`layer_sparsities` times the progress."""
+        if progress is None:
+            progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
         return {name: progress * s for name, s in self.layer_sparsities.items()}
 
     def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
