@@ -140,8 +140,9 @@ class ACDC(TargetSparsity):
 
     @torch.no_grad()
     def _decompress(self, optimizer: Optimizer) -> None:
+        weights, masks = self.masks.weights, self.masks.masks  # once: each access follows all weights
         for name, stale in self._stale.items():
-            self.masks.weights[name].assign_(stale, at=~self.masks.masks[name])
+            weights[name].assign_(stale, at=~masks[name])
         self._stale = {}
         if self.reset_momentum:
             reset_first_moments_(optimizer)

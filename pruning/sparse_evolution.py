@@ -64,10 +64,14 @@ class SET(DropAndGrow):
         """Fraction of the kept weights to drop: the same at all updates."""
         return self.drop_fraction
 
+    def _updated_masks(self, step: int) -> Mapping[str, Tensor]:
+        self._on = self.masks.masks  # once: each access follows all weights
+        return super()._updated_masks(step)
+
     def growth(self, name: str, weight: Weight) -> Tensor:
-        """Random scores, in [1, 2) where the weight is off and in [0, 1) where it is on."""
+        """Random scores, in [1, 2) where the weight is off and in [0, 1) where it is on, at an update."""
         draw = torch.rand(weight.shape, generator=self._generator, dtype=torch.float64)
-        mask = self.masks.masks[name]
+        mask = self._on[name]
         return place_like(draw, mask).to(mask.device) + (~mask)
 
     def state_dict(self) -> dict[str, Any]:
