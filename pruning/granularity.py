@@ -25,10 +25,10 @@ class Block(Granularity):
         self.requirement = f"outputs divisible by {rows} and inputs by {columns}"
 
     def fits(self, weight: Layout) -> bool:
-        """Do blocks tile the weight?"""
-        if len(weight.shape) < 2 or weight.input_dim > 1:  # not across the matrices of fused experts
+        """Do blocks tile the weight, and each group of a convolution?"""
+        if len(weight.shape) < 2 or weight.input_dim not in (0, 1):  # not across matrices of fused experts
             return False
-        outputs, inputs = weight.matrix[:2]
+        outputs, inputs = weight.group_matrix
         return outputs % self.rows == 0 and inputs % self.columns == 0
 
     def reduce(self, scores: Tensor, weight: Layout) -> Tensor:
@@ -68,8 +68,10 @@ class NofM(Granularity):
         return abs(sparsity - (1 - self.n / self.m)) < 1e-6
 
     def fits(self, weight: Layout) -> bool:
-        """Do groups of M tile the input dimension?"""
-        return len(weight.shape) > 1 and weight.matrix[1] % self.m == 0
+        """Do groups of M tile the input dimension, and each group of a convolution?"""
+        if len(weight.shape) < 2 or weight.input_dim is None:
+            return False
+        return weight.group_matrix[1] % self.m == 0
 
     def reduce(self, scores: Tensor, weight: Layout) -> Tensor:
         """The scores themselves: a group's members are chosen one by one."""

@@ -63,7 +63,8 @@ def prunable_weights(
         if first_names.setdefault(identity, name) != name:
             repeated.add(name)
             continue
-        weight.input_dim = _input_dim(module)
+        weight.input_dim = _input_dim(module, first.ndim)
+        weight.groups = module.groups if isinstance(module, _ConvNd) else 1
         weights[name] = weight
     for what, patterns, names in (
         ("include", include, weights.keys() | repeated),
@@ -132,12 +133,17 @@ def _is_prunable(module: nn.Module, attribute: str) -> bool:
     return any(isinstance(module, kind) and attribute in names for kind, names in _LAYERS.items())
 
 
-def _input_dim(module: nn.Module) -> int:
-    """The dimension of a layer's weights that its inputs are summed over."""
+def _input_dim(module: nn.Module, ndim: int) -> int | None:
+    """The dimension of a layer's weights that its inputs are summed over; None where the layer does not say.
+
+    Fused experts are [experts, outputs, inputs], or [experts, inputs, outputs] as in GPT-OSS and Llama 4.
+    Transformers states in `is_transposed` which of the two it is, except in some layers such as Llama 4's.
+    """
     if isinstance(module, _ConvTransposeNd) or _is_conv1d(module):
         return 0
-    if _has_experts(module):  # [experts, outputs, inputs], or transposed as in GPT-OSS
-        return 1 if getattr(module, "is_transposed", False) else 2
+    if _has_experts(module):
+        is_transposed = getattr(module, "is_transposed", None)
+        return None if is_transposed is None or ndim != 3 else 1 if is_transposed else 2
     return 1
 
 

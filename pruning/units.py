@@ -24,33 +24,54 @@ class Layout:
         shape: of the weight.
         input_dim: the dimension of the input features: 1 of Linear [out, in] and of convolutions
             [out, in, *kernel], 0 of weights stored [in, out]. The output dimension is the other one of the
-            first two.
+            first two. None: unknown, as of fused experts that do not state it.
+        groups: of a convolution; those of its weight follow each other along the weight's first dimension.
     """
 
     shape: Shape
-    input_dim: int = 1
+    input_dim: int | None = 1
+    groups: int = 1
 
     def rows_first(self, tensor: Tensor) -> Tensor:
         """A view [out, in, *kernel] of a tensor in the weight's shape."""
-        return tensor if self.input_dim == 1 else tensor.movedim(self.input_dim, 1)
+        return tensor if self.input_dim == 1 else tensor.movedim(self._known_input_dim(), 1)
 
     def restore(self, tensor: Tensor) -> Tensor:
         """A view in the weight's shape of a tensor [out, in, *kernel]."""
-        return tensor if self.input_dim == 1 else tensor.movedim(1, self.input_dim)
+        return tensor if self.input_dim == 1 else tensor.movedim(1, self._known_input_dim())
 
     @property
     def matrix(self) -> Shape:
         """The shape [out, in, *kernel]."""
         rest = list(self.shape)
-        inputs = rest.pop(self.input_dim)
+        inputs = rest.pop(self._known_input_dim())
         return (rest[0], inputs, *rest[1:])
+
+    @property
+    def group_matrix(self) -> tuple[int, int]:
+        """Outputs and inputs of one group of a convolution; of all the weight where there are no groups."""
+        outputs, inputs = self.matrix[:2]
+        return (outputs, inputs // self.groups) if self.input_dim == 0 else (outputs // self.groups, inputs)
+
+    def _known_input_dim(self) -> int:
+        if self.input_dim is None:
+            raise ValueError(f"the input dimension of a weight {list(self.shape)} is unknown")
+        return self.input_dim
 
 
 def layouts(weights: Mapping[str, Any]) -> dict[str, Layout]:
-    """Name -> layout of each prunable weight, which states its `input_dim` where this is not 1."""
+    """Name -> layout of each prunable weight, which states `input_dim` and `groups` where these are not 1."""
     return {
-        name: Layout(tuple(weight.shape), getattr(weight, "input_dim", 1)) for name, weight in weights.items()
+        name: Layout(tuple(w.shape), getattr(w, "input_dim", 1), getattr(w, "groups", 1))
+        for name, w in weights.items()
     }
+
+
+def _described(weight: Layout) -> str:
+    """The shape, and what else makes a weight unfit, for errors."""
+    if weight.input_dim is None:
+        return f"{list(weight.shape)} whose input dimension is unknown (granularity=element needs none)"
+    return f"{list(weight.shape)}" + (f" in {weight.groups} groups" if weight.groups > 1 else "")
 
 
 class Granularity(ABC):
@@ -68,10 +89,11 @@ class Granularity(ABC):
 
     def check(self, weights: Mapping[str, Layout], sparsity: float) -> None:
         """Raise ValueError where a layer's shape or the sparsity does not fit; all such layers are named."""
-        if unfit := [f"{name} {list(w.shape)}" for name, w in weights.items() if not self.fits(w)]:
-            globs = ", ".join(f'"{line.split()[0]}"' for line in unfit)
+        if unfit := [name for name, w in weights.items() if not self.fits(w)]:
+            globs = ", ".join(f'"{name}"' for name in unfit)
+            described = ", ".join(f"{name} {_described(weights[name])}" for name in unfit)
             raise ValueError(
-                f"granularity {self.text} needs {self.requirement}, unlike {', '.join(unfit)}: "
+                f"granularity {self.text} needs {self.requirement}, unlike {described}: "
                 f"keep them dense by exclude=[{globs}]"
             )
 

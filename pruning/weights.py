@@ -28,11 +28,13 @@ class Weight:
 
     Attributes:
         pruned_value: the value of each of `parameters` where theta is pruned.
-        input_dim: the dimension of theta that the inputs are summed over.
+        input_dim: the dimension of theta that the inputs are summed over; None: unknown.
+        groups: of a convolution; 1 of other layers.
     """
 
     pruned_value: tuple[float, ...] = (0.0,)
-    input_dim: int = 1
+    input_dim: int | None = 1
+    groups: int = 1
 
     def __init__(self, owner: Any, *names: str) -> None:
         self.owner, self.names = owner, names

@@ -291,3 +291,48 @@ def test_a_printed_sparsity_of_a_third_is_accepted():
         sparsifier.attach(model, total_epochs=1)
         assert groups(sparsifier.kept()["weight"], 3).sum(dim=1).eq(2).all()
         assert sparsifier.kept_target() == 200
+
+
+# groups of convolutions, and unknown input dimensions
+
+
+@pytest.mark.parametrize(
+    ("layer", "fitting", "unfit"),
+    [
+        (nn.ConvTranspose2d(12, 12, 3, groups=6), "1:2", "2:4"),  # 2 inputs and 2 outputs each
+        (nn.ConvTranspose2d(12, 12, 3, groups=6), "2x2", "2x4"),
+        (nn.ConvTranspose2d(12, 12, 3, groups=6), "2x1", "4x1"),
+        (nn.Conv2d(8, 8, 3, groups=4), "2x2", "4x2"),
+        (nn.Conv2d(8, 8, 3, groups=4), "1:2", "2:4"),
+        (nn.Conv1d(16, 4, 3, groups=2), "2x8", "4x8"),
+    ],
+    ids=str,
+)
+def test_no_unit_spans_two_groups_of_a_convolution(layer, fitting, unfit):
+    RandomPruning(0.5, granularity=fitting, allocation="uniform").attach(layer, total_epochs=1)
+    message = (
+        rf"^granularity {unfit} needs .*, unlike weight \[.*\] in {layer.groups} groups: keep them dense"
+    )
+    with pytest.raises(ValueError, match=message):
+        RandomPruning(0.5, granularity=unfit, allocation="uniform").attach(layer, total_epochs=1)
+
+
+@pytest.mark.parametrize("unit", ["2:4", "4x4"])
+def test_experts_that_do_not_state_their_layout_are_pruned_by_elements_only(unit):
+    """Llama 4 stores [experts, inputs, outputs] and does not say so, unlike GPT-OSS and Mixtral."""
+    pytest.importorskip("transformers")
+    from transformers import Llama4TextConfig
+    from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
+
+    experts = Llama4TextExperts(
+        Llama4TextConfig(hidden_size=8, intermediate_size=12, num_local_experts=2, num_hidden_layers=1)
+    )
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    with pytest.raises(
+        ValueError, match=r"unlike gate_up_proj \[2, 8, 24\] whose input dimension is unknown"
+    ):
+        RandomPruning(0.5, granularity=unit, allocation="uniform").attach(experts, total_epochs=1)
+    sparsifier = RandomPruning(0.5, allocation="uniform")
+    sparsifier.attach(experts, total_epochs=1)
+    assert sparsifier.achieved_sparsity() == 0.5
