@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import register
+from .checks import _warn
 from .choice import Choice
 from .deprecation import warn_renamed
 from .parameterization import Plain
@@ -22,6 +22,9 @@ from .threshold_control import Pairs, ThresholdControl, shift_to_, sparsity_of
 
 _FINAL_LOGIT = -3.6  # of the thresholds in a search's first trial: sigmoid is .027
 _NEAR = 0.01  # of the sparsity: a smaller difference is corrected at the end, a larger one is a warning
+_EXACT = 0.001  # of the sparsity: a larger difference after the correction is a warning,
+_FEW_WEIGHTS = 3  # unless it is at most this many weights
+_TOO_MANY_LARGE = "thresholds are below 1 and too many weights above; exclude layers with such large weights"
 _LAST_MEASUREMENTS = 3  # after the last step
 
 CalibrateName = Literal["none", "search", "ramp"]
@@ -44,9 +47,10 @@ else:
 def stable_decay(lr: float, momentum: float) -> float:
     """The largest weight decay at which a threshold's logit decreases steadily, (1 - sqrt(momentum))^2 / lr.
 
-    With a larger one and momentum the logit oscillates through zero, which prunes every weight.
+    With a larger one and momentum the logit oscillates through zero, which prunes every weight. At a learning
+    rate of 0 every decay is stable: inf.
     """
-    return (1 - sqrt(momentum)) ** 2 / lr
+    return (1 - sqrt(momentum)) ** 2 / lr if lr else inf
 
 
 @register("str")
@@ -106,8 +110,10 @@ class STR(TargetSparsity):
 
     def check_stability(self, lr: float, momentum: float) -> None:
         """Raise ValueError where the logits would oscillate at the peak learning rate `lr`."""
+        if self.calibrate is Calibrate.ramp:
+            return
         bound = stable_decay(lr, momentum)
-        if self.calibrate is not Calibrate.ramp and self.threshold_decay >= bound:
+        if self.threshold_decay >= bound:
             raise ValueError(
                 f"threshold_decay={self.threshold_decay:g} makes STR's thresholds unstable at learning rate "
                 f"{lr:g} and momentum {momentum:g}: keep it below {bound:.3g}, or use calibrate=ramp"
@@ -140,11 +146,15 @@ class STR(TargetSparsity):
         return self.target_sparsity_at(step)
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Note the step for the ramp; the first call checks the optimizer's groups and the decay."""
+        """Note the step for the ramp; check the optimizer's groups and the decay.
+
+        It checks once, at the first learning rate above 0.
+        """
         self._begin_step(step, optimizer)
         if not self._checked:
-            self.check_stability(*self._lr_and_momentum(optimizer))
-            self._checked = True
+            lr, momentum = self._lr_and_momentum(optimizer)
+            self.check_stability(lr, momentum)
+            self._checked = lr > 0
         self._step = step
         return True
 
@@ -169,7 +179,8 @@ class STR(TargetSparsity):
     def on_end(self) -> None:
         """With calibrate=ramp, shift the thresholds to the exact target where the sparsity is within 1 point.
 
-        Otherwise warn. A few weights remain different, or many where their absolute values are equal.
+        Otherwise warn, and also where no shift reaches the target: a few weights may remain different, but
+        not 0.1 points, as where many absolute values are equal.
         """
         super().on_end()
         if self.calibrate is not Calibrate.ramp:
@@ -177,20 +188,33 @@ class STR(TargetSparsity):
         achieved = float(self.current_sparsity())
         if abs(achieved - self.sparsity) <= _NEAR:
             shift_to_(self._weights_and_logits(), self.sparsity)
+            shifted = float(self.current_sparsity())
+            total = sum(weight.numel() for weight in self.masks.weights.values())
+            if abs(shifted - self.sparsity) > max(_EXACT, _FEW_WEIGHTS / total):
+                self._warn_of_end(shifted, self._cure_of_shift(shifted))
         else:
-            text = f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}"
-            warnings.warn(f"{text}: {self._cure(achieved)}", UserWarning, stacklevel=2)
+            self._warn_of_end(achieved, self._cure(achieved))
+
+    def _warn_of_end(self, achieved: float, cure: str) -> None:
+        _warn(f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}: {cure}")
+
+    def _cure_of_shift(self, shifted: float) -> str:
+        if self._are_too_many_large(shifted):
+            return _TOO_MANY_LARGE
+        return "many weights have the same absolute value; exclude their layers, or train longer"
+
+    def _are_too_many_large(self, achieved: float) -> bool:
+        """Do weights above 1, which no threshold prunes, keep the sparsity below the target?"""
+        largest = float(sparsity_of(self._weights_and_logits(), shift=100.0))
+        return achieved < self.sparsity and largest < self.sparsity
 
     def _cure(self, achieved: float) -> str:
         done = self._step + 1
         if done < self._end:
             steps = f"{done} of the {self.total_steps} steps that attach announced"
             return f"training ended after {steps}; pass its actual total_epochs and steps_per_epoch"
-        if (
-            achieved < self.sparsity
-            and float(sparsity_of(self._weights_and_logits(), shift=100.0)) < self.sparsity
-        ):
-            return "thresholds are below 1 and too many weights above; exclude layers with such large weights"
+        if self._are_too_many_large(achieved):
+            return _TOO_MANY_LARGE
         return "call after_step() after each optimizer step, lower ramp_every, or train longer"
 
     def _lr_and_momentum(self, optimizer: Optimizer) -> tuple[float, float]:

@@ -113,7 +113,8 @@ def _floor(pairs: Pairs) -> Tensor:
 def shift_to_(pairs: Pairs, target: float) -> None:
     """Add to every logit the number that brings the sparsity closest to `target`, by bisection.
 
-    Where no equal |w| coincide, the sparsity is then exact to a few weights.
+    The sparsity is then exact to a few weights, unless many |w| are equal, or too many are above 1, which no
+    threshold exceeds; measure it with `sparsity_of` where it must be exact.
     """
     low, high = -_FARTHEST, _FARTHEST
     for _ in range(60):

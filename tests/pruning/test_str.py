@@ -644,3 +644,43 @@ def test_another_parameterization_is_refused():
 def test_values_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=message):
         STR(**{"sparsity": 0.9, **options})
+
+
+def test_a_first_learning_rate_of_zero_defers_the_check():
+    """A warm-up from 0 has no bound at its first step; the first positive rate is checked."""
+    assert stable_decay(0.0, 0.9) == math.inf
+    model = linear(W)
+    sparsifier = attached(model, threshold_decay=0.03)
+    optimizer = sgd(model, sparsifier, lr=0.0)
+    sparsifier.after_backward(0, optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    with pytest.raises(ValueError, match="keep it below"):
+        sparsifier.after_backward(1, optimizer)
+
+
+def test_the_ramp_starts_at_a_learning_rate_of_zero():
+    model = linear(W)
+    sparsifier = attached(model, calibrate="ramp", steps=9)
+    assert sparsifier.after_backward(0, sgd(model, sparsifier, lr=0.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "start", "message"),
+    [
+        ([1.5] * 105 + [0.01 + k / 1000 for k in range(895)], 1.0, "sparsity 0.8950.*thresholds are below 1"),
+        ([0.5] * 105 + [0.3] * 10 + [0.01] * 885, 0.4, "sparsity 0.8950.*the same absolute value"),
+    ],
+    ids=["large weights", "equal weights"],
+)
+def test_an_end_near_the_target_that_no_threshold_reaches_says_so(values, start, message):
+    """The warning points at the caller's line, not into the package."""
+    model = linear(values)
+    logit = 8.0 if start == 1.0 else math.log(start / (1 - start))
+    sparsifier = attached(model, calibrate="ramp", steps=10, initial=-1.0)
+    with torch.no_grad():
+        for own in thresholds(model).values():
+            own.fill_(logit)
+    with pytest.warns(UserWarning, match=message) as caught:
+        sparsifier.on_end()
+    assert len(caught) == 1 and caught[0].filename == __file__
