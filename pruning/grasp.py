@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .at_initialization import AtInitialization
 from .base import register
@@ -66,7 +67,8 @@ def grasp(
         return [mean_over_ranks(one) for one in sums]
 
     targets_of = list(leaves.values())
-    with evaluation_mode(model), torch.enable_grad():
+    # the other kernels of scaled_dot_product_attention have no second derivative
+    with evaluation_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         flow = total(lambda loss: torch.autograd.grad(loss, targets_of, materialize_grads=True))
         product = total(lambda loss: _hessian_product(loss, targets_of, flow))
     return {name: leaf.detach() * hg for (name, leaf), hg in zip(leaves.items(), product, strict=True)}

@@ -146,3 +146,29 @@ def test_missing_data_and_wrong_options_raise():
     ):
         with pytest.raises(ValueError, match=message):
             GraSP(0.5, **options)
+
+
+class Attention(nn.Module):
+    """One head on tokens [N, 3, 4]: by torch's function, or written out."""
+
+    def __init__(self, is_fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.head, self.is_fused = nn.Linear(4, 12), nn.Linear(4, 3), is_fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
+        if self.is_fused:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q @ k.mT / 2).softmax(dim=-1) @ v
+        return self.head(mixed.squeeze(1).mean(dim=1))
+
+
+def test_attention_of_torch_is_scored_as_attention_written_out():
+    """The fused kernels of scaled_dot_product_attention have no second derivative."""
+    data = [(torch.randn(5, 3, 4, dtype=torch.float64), torch.randint(3, (5,)))]
+    one, other = (Attention(is_fused).double() for is_fused in (True, False))
+    fused, plain = (flat(grasp(m, prunable_weights(m), data, cross_entropy, 1.0)) for m in (one, other))
+    assert plain.abs().max() > 1e-6
+    torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-14)
