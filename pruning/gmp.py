@@ -94,7 +94,7 @@ class GMP(TargetSparsity):
         """How far the schedule is on the way from 0 to its end, in [0, 1]; with sparsity=0 too."""
         if self.sparsity:
             return min(self.target_sparsity_at(step) / self.sparsity, 1.0)
-        if step >= self._end:
+        if step >= self._end or callable(self.schedule):
             return 1.0
         half = RAMPS[Ramp(self.schedule)](0.5, self._begin, self._end)  # a sparsity must be below 1
         return half(step) / 0.5

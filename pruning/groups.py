@@ -1,4 +1,4 @@
-"""Optimizer groups in which chosen parameters have a weight decay of their own."""
+"""Optimizer groups: a weight decay for chosen parameters, and one learning rate for all groups."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def split_by_weight_decay(params: Iterable[Any], decays: Mapping[Tensor, float]) -> list[dict[str, Any]]:
@@ -29,3 +30,12 @@ def split_by_weight_decay(params: Iterable[Any], decays: Mapping[Tensor, float])
             if part or len(parts) == 1:
                 result.append({**group, "params": part, **({} if decay is None else {"weight_decay": decay})})
     return result
+
+
+def set_learning_rate_(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, in place where it is a tensor, as of a captured CUDA graph."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from .acdc import Scope, ScopeLike
 from .base import register
+from .groups import set_learning_rate_
 from .scores import magnitude
 from .target import TargetSparsity
 
@@ -52,8 +53,7 @@ class OneShotMagnitude(TargetSparsity):
             counts = self.kept_target() if self.scope == "global" else self.kept_per_layer()
             self.set_masks(self.select(magnitude(self.masks.values()), counts), optimizer)
         if self.masks.active and self.finetune_lr is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = self.finetune_lr
+            set_learning_rate_(optimizer, self.finetune_lr)
         return super().after_backward(step, optimizer)
 
     def stats(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from .base import register
 from .choice import Choice
 from .factored import FactoredPruning
+from .groups import set_learning_rate_
 from .parameterization import Plain, Product
 
 FactorsName = Literal["independent", "balanced"]
@@ -87,8 +88,7 @@ class Spred(FactoredPruning):
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Mask the gradients; during fine-tuning, set its learning rate."""
         if self.masks.active:
-            for group in optimizer.param_groups:
-                group["lr"] = self.finetune_lr
+            set_learning_rate_(optimizer, self.finetune_lr)
         return super().after_backward(step, optimizer)
 
     @property

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning import GMP, OneShotMagnitude
+from pruning import GMP, OneShotMagnitude, Spred
 from pruning.schedule import Cubic, Phases
 
 
@@ -160,3 +160,17 @@ def test_one_shot_options_out_of_range_raise(options, message):
 def test_they_plan_by_steps(make):
     with pytest.raises(ValueError, match="plans by steps: attach with steps_per_epoch"):
         make().attach(network(), total_epochs=1)
+
+
+@pytest.mark.parametrize("kind", [OneShotMagnitude, Spred])
+def test_fine_tuning_changes_a_learning_rate_that_is_a_tensor_in_place(kind):
+    """A compiled or captured step reads that tensor; another object would be ignored."""
+    model = network()
+    at_once = {"prune_at": 0.0} if kind is OneShotMagnitude else {"finetune": 0.9}
+    sparsifier = kind(0.5, finetune_lr=0.25, **at_once)
+    sparsifier.attach(model, total_epochs=1, steps_per_epoch=4)
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, foreach=False)
+    sparsifier.on_epoch_start(0, optimizer)
+    sparsifier.after_backward(0, optimizer)
+    assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.25
