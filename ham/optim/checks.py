@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -113,6 +114,8 @@ def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:
         return rate.detach().reshape(())
     if isinstance(rate, int | float) and math.isfinite(rate):
         return rate
+    if isinstance(rate, Real) and math.isfinite(rate):  # numpy's numbers among them
+        return float(rate)
     raise ValueError(f"lr= of HAM must return a finite number or a 0-dim tensor, got {rate!r}")
 
 
@@ -121,6 +124,23 @@ def is_zero(rate: float | Tensor | None) -> bool:
     if torch.compiler.is_compiling() or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
         return False
     return rate is not None and float(rate) == 0
+
+
+def initializes_state(optimizer: Optimizer) -> bool:
+    """Is the step of an optimizer without state that by which torch.distributed.checkpoint creates it?
+
+    That step has rate 0 and gradients 0 in every group. A host sync, only while every rate is 0.
+    """
+    groups = optimizer.param_groups
+    if not all(is_zero(group.get("lr")) for group in groups):
+        return False
+    return not any(_has_values(p.grad) for group in groups for p in group["params"] if p.grad is not None)
+
+
+def _has_values(gradient: Tensor) -> bool:
+    """Is any entry of `gradient` not 0, on any rank?"""
+    total = gradient.detach().abs().sum()
+    return bool((total.full_tensor() if hasattr(total, "full_tensor") else total) != 0)
 
 
 def check_gradient_preserved(group: dict) -> None:

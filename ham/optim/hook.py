@@ -14,6 +14,7 @@ from .checks import (
     check_group,
     check_hyperparameters,
     check_optimizer,
+    initializes_state,
     is_zero,
     outer_stacklevel,
     rate_of,
@@ -46,8 +47,9 @@ class HAM:
     one-dimensional parameters are left out. A third key, `ham_explicit`, marks the groups of the first kind.
 
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
-    itself (`GradientWatch`). It changes nothing where a group's "lr" is 0. No step waits for the
-    device. A warning tells where more than 1 % of the first step's exponents are at the bound (`FirstStep`).
+    itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
+    torch.distributed.checkpoint creates an optimizer's state. No step waits for the device, except with
+    `lr` while the optimizer has no state and group["lr"] is 0 in all groups. A warning tells where more than 1 % of the first step's exponents are at the bound (`FirstStep`).
 
     Args:
         optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer`.
@@ -98,6 +100,7 @@ class HAM:
         self._given = {key: value for key, value in given.items() if value is not None}
         self._counts = ClampCounts()
         self._first_step = FirstStep()
+        self._had_state = True  # before the base step; known only with `lr`
         if model is None and select is not not_norm:
             raise ValueError("select=... names parameters of a model: pass model=... too")
         is_selected = as_filter(select, model) if model is not None else not_norm
@@ -160,6 +163,8 @@ class HAM:
 
     def _prepare_groups(self) -> None:
         """Before the base step: fill in groups that were added or changed, refuse those that do not fit."""
+        if self.lr is not None and not torch.compiler.is_compiling():
+            self._had_state = bool(self.optimizer.state)
         for group in self.optimizer.param_groups:
             rename_old_key(group)
             fill_missing(group, [self.optimizer.defaults[key] for key in KEYS])
@@ -184,25 +189,42 @@ class HAM:
         self._first_step.examine(type(optimizer).__name__)
         if self._first_step.must_count(optimizer):
             counts = first = ClampCounts()
-        for group in optimizer.param_groups:
+        rates = self._rates()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
                 params = [p for p in self._selected.of(group) if p.grad is not None]
-                self._hyperbolic_step(group, params, found_inf, counts)
-            if self.max_weight_norm is not None and not is_zero(group.get("lr")):
+                self._hyperbolic_step(group, params, rate, found_inf, counts)
+            if self.max_weight_norm is not None and not is_zero(rate):
                 params = [p for p in group["params"] if p.grad is not None]
                 clip_weight_norm_(params, self.max_weight_norm, found_inf=found_inf)
         if first is not None:
             if self.track_clamped:
                 self._counts.add(first)
-            if not all(is_zero(group.get("lr")) for group in optimizer.param_groups):
+            if not all(is_zero(rate) for rate in rates):
                 self._first_step.copy(first, found_inf)
                 self._first_step.examine(type(optimizer).__name__)
 
+    def _rates(self) -> list[float | Tensor]:
+        """The rate of each group in the step just taken; 0 in one that only creates the state."""
+        groups = self.optimizer.param_groups
+        if self.lr is not None and not torch.compiler.is_compiling():
+            if not self._had_state and initializes_state(self.optimizer):
+                return [0.0] * len(groups)
+        acts = [
+            group["ham_alpha"] != 0 or group["ham_beta"] != 0 or self.max_weight_norm is not None
+            for group in groups
+        ]
+        return [rate_of(group, self.lr) if act else 0.0 for group, act in zip(groups, acts, strict=True)]
+
     def _hyperbolic_step(
-        self, group: dict, params: list[Tensor], found_inf: Tensor | None, counts: ClampCounts | None
+        self,
+        group: dict,
+        params: list[Tensor],
+        rate: float | Tensor,
+        found_inf: Tensor | None,
+        counts: ClampCounts | None,
     ) -> None:
         alpha = -group["ham_alpha"] if group.get("maximize") else group["ham_alpha"]
-        rate = 0.0 if is_zero(group.get("lr")) else rate_of(group, self.lr)
         by_device: dict[torch.device, list[Tensor]] = {}
         for p in params:
             by_device.setdefault(p.device, []).append(p)
@@ -211,7 +233,7 @@ class HAM:
             hyperbolic_step_(
                 ps,
                 [p.grad for p in ps],
-                lr=rate,
+                lr=0.0 if is_zero(rate) else rate,
                 alpha=alpha,
                 beta=group["ham_beta"],
                 clamp=self.clamp,

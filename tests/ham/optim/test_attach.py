@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -57,7 +60,10 @@ class Rescaled(SGD):
                 p.sub_(group["d"] * (group["lr"] or 0.0) * p.grad)
 
 
-@pytest.mark.parametrize("kind", [float, lambda rate: torch.tensor(rate), lambda rate: torch.tensor([rate])])
+@pytest.mark.parametrize(
+    "kind",
+    [float, lambda rate: torch.tensor(rate), lambda rate: torch.tensor([rate]), numpy.float64, Fraction],
+)
 def test_lr_gives_the_rate_of_the_step_that_was_just_taken(kind):
     p = weight()
     optimizer = Rescaled([p])
@@ -68,6 +74,45 @@ def test_lr_gives_the_rate_of_the_step_that_was_just_taken(kind):
         expected = half * factor(half, p.grad, rate, 20.0, 0.1)
         optimizer.step()
         torch.testing.assert_close(p.detach(), expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.1, numpy.float32(0.1), torch.tensor(0.1)])
+@pytest.mark.parametrize("base_rate", [0.0, torch.tensor(0.0)])
+def test_lr_gives_the_rate_where_that_of_the_group_is_0(rate, base_rate):
+    p, q = weight(), weight()
+    optimizer = SGD([{"params": [p]}, {"params": [q], "ham_alpha": 0.0, "ham_beta": 0.0}], lr=base_rate)
+    HAM(optimizer, alpha=0.0, beta=1.0, lr=lambda group: rate, max_weight_norm=0.5)
+    p.grad, q.grad = gradient(), gradient()
+    before = p.detach().clone()
+    optimizer.step()
+    shrunk = before * math.exp(-0.1)
+    for result, expected in ((p, shrunk), (q, before)):
+        torch.testing.assert_close(result.detach(), expected * min(1.0, 0.5 / expected.norm().item()))
+
+
+@pytest.mark.parametrize("create", [lambda ps: SGD(ps, lr=0.1), lambda ps: AdamW(ps, lr=torch.tensor(0.1))])
+def test_the_step_that_creates_the_state_for_a_checkpoint_changes_no_weight_with_lr_either(create):
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = create(model.parameters())
+    HAM(optimizer, model=model, beta=1.0, lr=lambda group: 0.1, max_weight_norm=1e-3)
+    get_optimizer_state_dict(model, optimizer)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_closure_that_computes_gradients_after_zeros_takes_a_step_at_the_rate_of_lr():
+    p = weight()
+    p.grad = torch.zeros_like(p)
+    optimizer = SGD([p], lr=0.0)
+    HAM(optimizer, alpha=0.0, beta=1.0, lr=lambda group: 0.1)
+    before = p.detach().clone()
+
+    def closure() -> float:
+        p.grad = gradient()
+        return 0.0
+
+    optimizer.step(closure)
+    torch.testing.assert_close(p.detach(), before * math.exp(-0.1))
 
 
 def test_a_group_without_a_rate_is_refused_when_attached_added_or_loaded():
@@ -90,6 +135,7 @@ def test_a_group_without_a_rate_is_refused_when_attached_added_or_loaded():
 @pytest.mark.parametrize(
     ("lr", "message"),
     [
+        (lambda group: numpy.float32("inf"), "must return a finite number or a 0-dim tensor, got .*inf"),
         (lambda group: group["scale"], r"lr= of HAM reads group\['scale'\], .* its keys are lr, "),
         (lambda group: float("nan"), "must return a finite number or a 0-dim tensor, got nan"),
         (lambda group: None, "must return a finite number or a 0-dim tensor, got None"),
