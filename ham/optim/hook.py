@@ -49,7 +49,8 @@ class HAM:
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
     itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
     torch.distributed.checkpoint creates an optimizer's state. No step waits for the device, except with
-    `lr` while the optimizer has no state and group["lr"] is 0 in all groups. A warning tells where more than 1 % of the first step's exponents are at the bound (`FirstStep`).
+    `lr` while the optimizer has no state and group["lr"] is 0 in all groups. A warning tells where more
+    than 1 % of the first step's exponents are at the bound (`FirstStep`).
 
     Args:
         optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer`.
@@ -207,9 +208,8 @@ class HAM:
     def _rates(self) -> list[float | Tensor]:
         """The rate of each group in the step just taken; 0 in one that only creates the state."""
         groups = self.optimizer.param_groups
-        if self.lr is not None and not torch.compiler.is_compiling():
-            if not self._had_state and initializes_state(self.optimizer):
-                return [0.0] * len(groups)
+        if not (torch.compiler.is_compiling() or self._had_state) and initializes_state(self.optimizer):
+            return [0.0] * len(groups)
         acts = [
             group["ham_alpha"] != 0 or group["ham_beta"] != 0 or self.max_weight_norm is not None
             for group in groups
