@@ -18,8 +18,10 @@ from pruning.scores import evaluation_mode
 from .base import Metrics, Progress, RunConfig, Task, task_for
 
 SPARSITY_TOLERANCE = 0.005
-_SAME_SPARSITY = 1e-3  # weights that RigL has grown are zeros until their first step
 """A run that ends further from its target sparsity is reported as having missed it."""
+
+_SAME_SPARSITY = 1e-3
+"""Epochs within this of the last sparsity count as equally sparse: grown weights are zeros until a step."""
 
 
 @task_for(ImageData)
