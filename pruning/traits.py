@@ -1,4 +1,4 @@
-"""What a sparsifier says of itself: to the loop that trains it, and to the run that is built around it."""
+"""Static properties of a method, for the loop that trains it and for the run that is built around it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ class Traits:
 
     trains_factors: ClassVar[bool] = False
     """Does the method train weights as products m * w?"""
-
-    adds_decay: ClassVar[bool] = False
-    """Does the method add decay to gradients that HAM reads where it acts on the method's parameters?"""
 
     changes_at_epochs: ClassVar[bool] = False
     """Does `on_epoch_start` change masks or phases, so that a loop must call it?"""

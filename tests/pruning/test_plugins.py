@@ -74,10 +74,9 @@ def make(name: str) -> Sparsifier:
     return METHODS[name].make(Path("runs/random/seed0/masks.pt"))
 
 
-def test_only_pilot_and_spred_train_factors_and_no_method_adds_decay_that_ham_reads():
+def test_only_pilot_and_spred_train_factors():
     assert {c for c in SPARSIFIERS.values() if c.trains_factors} == {PILoT, Spred}
     assert {c for c in PARAMETERIZATIONS.values() if c.trains_factors} == {Product}
-    assert not any(c.adds_decay for c in SPARSIFIERS.values())
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mask_from"])

@@ -10,7 +10,7 @@ from ham.models import Model
 from ham.tasks import task_of
 from pruning import Plain, Sparsifier
 
-from .optimization import HamConfig, OptimizerConfig, ParamFilter, SGDConfig, require
+from .optimization import HamConfig, OptimizerConfig, SGDConfig, require
 
 
 class Device(StrEnum):
@@ -184,9 +184,5 @@ class Config:
 
     @property
     def decouples_decay(self) -> bool:
-        """Does the method add decay to gradients that HAM reads, so that HAM needs them without it?
-
-        HAM on all but norm layers leaves a sparsifier's own parameters out, such as STR's thresholds.
-        """
-        own = self.sparsifier.adds_decay and self.ham.select is not ParamFilter.not_norm
-        return self.trains_factors or own
+        """Is decay added to gradients that HAM reads, so that HAM needs them without it?"""
+        return self.trains_factors
