@@ -33,6 +33,9 @@ TRAINED, LOOKS = (0, 2, 3, 7), (3, 7)
 """Epochs with a step, and after which statistics are computed. An epoch is one step: the first, AC/DC's first
 sparse one, that of its decompression, of Sign-In's reset and of RigL's update, and the last."""
 
+ALSO_TRAINED = {"set": 5}
+"""Method -> another epoch with a step: that in which it updates its masks."""
+
 OPTIMIZERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, fused=True),
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=3e-3, fused=True),
@@ -148,7 +151,7 @@ class Training:
         self.flips.begin()
         for epoch in range(EPOCHS):
             self.sparsifier.on_epoch_start(epoch, self.optimizer)
-            if epoch in TRAINED:
+            if epoch in TRAINED or epoch == ALSO_TRAINED.get(self.cell.method):
                 with around(epoch), self.recorder.updates_noted(self.sparsifier.masks, epoch):
                     self.step(epoch)
             if epoch in LOOKS:
@@ -202,9 +205,12 @@ class Training:
 
 
 def copied_to_cpu(content: Any) -> Any:
-    """Nested mappings and sequences with every tensor on the CPU, as a checkpoint is loaded."""
+    """Nested mappings and sequences with every tensor on the CPU, as a checkpoint is loaded.
+
+    Those that are there, such as the state of a generator, stay real: a fake one would have no values.
+    """
     if isinstance(content, Tensor):
-        return content.detach().cpu()
+        return content if content.device.type == "cpu" else content.detach().cpu()
     if isinstance(content, Mapping):
         return {key: copied_to_cpu(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

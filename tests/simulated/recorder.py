@@ -60,7 +60,9 @@ class Recorder:
         self.look_at(f"masks {when}", masks.masks)
         self.look_at(f"values {when}", masks.values())
         self.look_at(f"margins {when}", sparsifier.margins())
-        self.look_at(f"sparsifier {when}", sparsifier.state_dict())
+        saved = sparsifier.state_dict()
+        saved.pop("generator", None)  # SET draws on the CPU, so that each device grows the same weights
+        self.look_at(f"sparsifier {when}", saved)
         self.look_at(f"sparsifier's attributes {when}", vars(sparsifier))
         self.look_at(f"parameterization {when}", vars(sparsifier.parameterization))
         if masks.active:  # inactive: test_the_masks_of_a_dense_model_are_on_its_device

@@ -76,6 +76,8 @@ def test_the_update_of_a_mask_is_seen_as_one(seen):
     for name, cell in seen["cells"].items():
         if name.startswith("rigl"):
             assert cell["updates"] == [3] and cell["steps"].keys() == {"3"}, name
+        if name.startswith("set"):
+            assert cell["updates"] == [5] and cell["steps"].keys() == {"5"}, name
         if name.startswith(("dense", "random", "snip", "str")):
             assert not cell["updates"], name
 
