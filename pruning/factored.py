@@ -30,6 +30,7 @@ class FactoredPruning(TargetSparsity):
         """Prune, unless the weights are pruned already."""
         if not self.masks.active:
             self._prune_to_target()
+        super().on_end()
 
     @torch.no_grad()
     def near_zero_fraction(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import register
-from .checks import _warn
+from .checks import warn_at_caller
 from .choice import Choice
 from .deprecation import warn_renamed
 from .parameterization import Plain
@@ -195,8 +195,18 @@ class STR(TargetSparsity):
         else:
             self._warn_of_end(achieved, self._cure(achieved))
 
+    def _warn_of_missed_target(self) -> None:
+        """The ramp has warnings of its own, and a search compares its trials."""
+        if self.calibrate is Calibrate.none:
+            super()._warn_of_missed_target()
+
+    def _cure_of_missed_target(self) -> str:
+        return f"{super()._cure_of_missed_target()}; or use calibrate='ramp' with initial=-8"
+
     def _warn_of_end(self, achieved: float, cure: str) -> None:
-        _warn(f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}: {cure}")
+        warn_at_caller(
+            f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}: {cure}"
+        )
 
     def _cure_of_shift(self, shifted: float) -> str:
         if self._are_too_many_large(shifted):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import Sparsifier
-from .checks import check_units_not_sharded
+from .checks import check_units_not_sharded, warn_at_caller
 from .deprecation import warn_renamed
 from .granularity import granularity
 from .scores import check_sparsity
 from .units import Granularity, layouts
+
+_NEAR = 0.01
 
 
 @dataclass
@@ -32,7 +34,7 @@ class TargetSparsity(Sparsifier):
 
     sparsity: float
     exclude: list[str] = field(default_factory=list)
-    granularity: str = "element"
+    granularity: str = field(default="element", kw_only=True)
 
     elementwise: ClassVar[bool] = False
     """Can the method prune single weights only?"""
@@ -40,11 +42,40 @@ class TargetSparsity(Sparsifier):
     def __post_init__(self) -> None:
         """Raise ValueError on a target outside [0, 1), or on a granularity that the method lacks."""
         check_sparsity(self.sparsity)
-        self.units: Granularity = granularity(self.granularity)
+        granularity(self.granularity)  # its own checks
         if self.elementwise and self.granularity != "element":
             raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")
 
+    @property
+    def units(self) -> Granularity:
+        """What is pruned as one, from `granularity`."""
+        return granularity(self.granularity)
+
+    def on_end(self) -> None:
+        """Warn where the model is more than a point below the target; called after the last step."""
+        super().on_end()
+        self._warn_of_missed_target()
+
+    def _warn_of_missed_target(self) -> None:
+        weights = self.masks.weights.values()
+        total = sum(weight.numel() for weight in weights)
+        achieved, target = self.achieved_sparsity(), 1 - self.kept_target() / total
+        if achieved < target - max(_NEAR, 2 * len(weights) / total):  # layers round up by themselves
+            warn_at_caller(
+                f"{type(self).__name__} ends at sparsity {achieved:.4f}, its target is {target:.4f}: "
+                f"{self._cure_of_missed_target()}"
+            )
+
+    def _cure_of_missed_target(self) -> str:
+        if not self._was_stepped:
+            return "no optimizer step reached it, call sparsifier.hook(optimizer) before the first one"
+        if self.steps_per_epoch is not None and 0 < self.step < self.total_steps:
+            return f"training ended after {self.step} of the {self.total_steps} steps that attach announced"
+        return "train as many epochs and steps as attach announced, and call after_step after each step"
+
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
+        if not isinstance(sparsities, Mapping):
+            raise ValueError(f"sparsities is a dict, glob -> sparsity, got {type(sparsities).__name__}")
         names = list(self.masks.weights)
         for pattern, sparsity in sparsities.items():
             check_sparsity(sparsity)
@@ -142,6 +173,20 @@ class TargetSparsity(Sparsifier):
         if progress is None:
             progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
         return {name: progress * s for name, s in self.layer_sparsities.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds what the state belongs to."""
+        return {**super().state_dict(), "target": self._target()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. Raises ValueError where that was of another target."""
+        other, own = state.get("target", self._target()), self._target()  # states of 0.5 lack it
+        if other != own:
+            raise ValueError(f"the state is of {other}, this is {own}: create it with the same values")
+        super().load_state_dict(state)
+
+    def _target(self) -> str:
+        return f"{type(self).__name__}(sparsity={self.sparsity:g}, granularity={self.granularity})"
 
     def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
         """Deprecated: `set_masks`."""

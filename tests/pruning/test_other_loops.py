@@ -30,7 +30,20 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from pruning import ACDC, SNIP, STR, Dense, PILoT, Product, RandomPruning, RigL, Spred, SynFlow
+from pruning import (
+    ACDC,
+    GMP,
+    SNIP,
+    STR,
+    Dense,
+    PILoT,
+    Product,
+    RandomPruning,
+    RigL,
+    SparsityWarning,
+    Spred,
+    SynFlow,
+)
 from pruning.checks import NotAttachedError
 
 AFTER_ATTACH = "create it after sparsifier.attach"
@@ -84,7 +97,8 @@ def test_epochs_that_nobody_announces_are_missed(make, parameterization, who):
     model = model_of()
     sparsifier = attached(model, make(), parameterization=parameterization)
     optimizer = sgd(model, sparsifier)
-    line = rf"^{who} acts on epochs: call sparsifier\.on_epoch_start.*; epoch {{}} was not announced(, or steps_per_epoch=2 is too small)?$"
+    small = "(, or steps_per_epoch=2 is too small)?"
+    line = rf"^{who} acts on epochs: call sparsifier\.on_epoch_start.*; epoch {{}} was not announced{small}$"
     with pytest.raises(RuntimeError, match=line.format(0)):
         one_step(model, sparsifier, optimizer)
     train(model, sparsifier, optimizer, steps=2)
@@ -333,3 +347,28 @@ def test_an_empty_state_is_refused():
     sparsifier.attach(nn.Linear(8, 8), total_epochs=2)
     with pytest.raises(ValueError, match="not that of a sparsifier"):
         sparsifier.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("hooked", "steps", "cure"),
+    [(False, 6, "no optimizer step reached it"), (True, 2, "training ended after 2 of the 12 steps")],
+)
+def test_a_target_that_is_missed_at_the_end_is_a_warning(hooked, steps, cure):
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = GMP(sparsity=0.9, interval=2)
+    sparsifier.attach(model, optimizer if hooked else None, total_epochs=6, steps_per_epoch=2)
+    for _ in range(steps):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.warns(SparsityWarning, match=rf"GMP ends at sparsity .*, its target is 0\.90.*: {cure}"):
+        sparsifier.on_end()
+
+
+def test_the_state_of_another_target_is_refused():
+    first, second = RandomPruning(sparsity=0.5), RandomPruning(sparsity=0.9)
+    for sparsifier in (first, second):
+        sparsifier.attach(nn.Linear(8, 8), total_epochs=1)
+    with pytest.raises(ValueError, match=r"the state is of RandomPruning\(sparsity=0\.5.*, this is .*=0\.9"):
+        second.load_state_dict(first.state_dict())

@@ -65,8 +65,7 @@ class Recorder:
         self.look_at(f"sparsifier {when}", saved)
         self.look_at(f"sparsifier's attributes {when}", vars(sparsifier))
         self.look_at(f"parameterization {when}", vars(sparsifier.parameterization))
-        if masks.active:  # inactive: test_the_masks_of_a_dense_model_are_on_its_device
-            self.look_at(f"kept {when}", sparsifier.kept())
+        self.look_at(f"kept {when}", sparsifier.kept())
         for parameter in model.parameters():
             state = optimizer.state.get(parameter, {})  # a "step" may be on the CPU
             own = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}

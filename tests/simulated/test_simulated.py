@@ -110,7 +110,6 @@ def test_results_are_on_the_device(seen, name):
     assert not seen["probes"][name]["stray"]
 
 
-@pytest.mark.xfail(reason="MaskSet.kept makes the masks of a dense model on the CPU", strict=True)
 def test_the_masks_of_a_dense_model_are_on_its_device(seen):
     assert not seen["probes"]["masks_of_a_dense_model"]["stray"]
 
