@@ -82,10 +82,10 @@ def test_each_layer_of_its_own_and_the_others_together_have_exact_counts(name, w
 
 
 def test_synflow_with_dense_other_layers_by_hand():
-    """32 + 16 + 40 + 10 weights; the one of 16 keeps 1, the others keep all 82."""
+    """32 + 16 + 40 + 10 weights; the layer of 10 keeps 1, the others keep all 88."""
     model = network([16, 2, 8, 5, 2])
-    final = masks_of_training(SynFlow(sparsity=0.0, iterations=7), model, {"1.weight": 90}, steps=1)[-1]
-    assert [int(mask.sum()) for mask in final.values()] == [32, 1, 40, 10]
+    final = masks_of_training(SynFlow(sparsity=0.0, iterations=7), model, {"3.weight": 90}, steps=1)[-1]
+    assert [int(mask.sum()) for mask in final.values()] == [32, 16, 40, 1]
 
 
 @pytest.mark.parametrize("scope", ["layerwise", "global"])
