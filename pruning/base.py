@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,8 +14,6 @@ from .checks import (
     NotAttachedError,
     check_before_parametrizing,
     check_model,
-    check_not_sharded,
-    check_optimizer,
     check_takes_masks,
     warn_at_caller,
     warn_of_empty_layers,
@@ -23,14 +21,13 @@ from .checks import (
 )
 from .groups import split_by_weight_decay
 from .hook import OptimizerHook
+from .inspection import Inspection
+from .loop_checks import LoopChecks
 from .masks import MaskSet
 from .parameterization import Plain
-from .project import project_
 from .prunable import prunable_weights
 from .registry import register_in
-from .report import is_terminal, report
-from .traits import Traits
-from .weights import NonzeroCounts
+from .weights import NonzeroCounts, Weight
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
 
@@ -50,7 +47,7 @@ def register(name: str) -> Callable[[Method], Method]:
 
 
 @dataclass
-class Sparsifier(Traits):
+class Sparsifier(LoopChecks, Inspection):
     """Decides which weights are on; this base class keeps all of them. Fields are hyperparameters only.
 
     A loop calls `attach` before it creates the optimizer, `initialize` before the first step,
@@ -104,23 +101,9 @@ class Sparsifier(Traits):
         self.model, self.seed, self.step = model, seed, 0
         self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
         self._include, self._exclude = ([g] if isinstance(g, str) else list(g) for g in (include, exclude))
-        self._announced_epoch, self._decay_is_due = -1, False
-        self._skips_step = self._was_stepped = False
-        self._hook: OptimizerHook | None = None
-        self._checked_tensors: tuple[Any, ...] = ()
+        self._expect_first_step()
         self.parameterization = self._parameterize(parameterization or Plain())
-        if type(self.parameterization) is not Plain:
-            check_before_parametrizing(model, self._name_of(self.parameterization))
-        globs = {"include": self._include, "exclude": self._exclude}
-        self.parameterization.attach(
-            model, total_epochs=total_epochs, **{name: given for name, given in globs.items() if given}
-        )
-        own = [*self._exclude, *getattr(self, "exclude", ())]
-        weights = prunable_weights(model, own, self._include)
-        if not self.reparametrizes:
-            check_takes_masks(weights)
-        if type(self) is not Dense:
-            warn_of_low_coverage(model, prunable_weights(model, self._exclude, self._include))
+        weights = self._parametrize_and_find()
         self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
         self._set_layer_sparsities(sparsities or {})
         self._check_layers()
@@ -133,13 +116,20 @@ class Sparsifier(Traits):
         if optimizer is not None:
             self.hook(optimizer)
 
-    def _name_of(self, parameterization: Plain | None) -> str:
-        """For an error: the method, where it parametrizes weights itself, or the given parameterization."""
-        return (
-            type(self).__name__
-            if self.reparametrizes
-            else f"parameterization={type(parameterization).__name__}"
-        )
+    def _parametrize_and_find(self) -> dict[str, Weight]:
+        """The prunable weights, after the parameterization was put on the model."""
+        model, globs = self.model, {"include": self._include, "exclude": self._exclude}
+        if type(self.parameterization) is not Plain:
+            check_before_parametrizing(model, self._name_of(self.parameterization))
+        given = {name: patterns for name, patterns in globs.items() if patterns}
+        self.parameterization.attach(model, total_epochs=self.total_epochs, **given)
+        own = [*self._exclude, *getattr(self, "exclude", ())]
+        weights = prunable_weights(model, own, self._include)
+        if not self.reparametrizes:
+            check_takes_masks(weights)
+        if type(self) is not Dense:
+            warn_of_low_coverage(model, prunable_weights(model, **globs))
+        return weights
 
     @torch.no_grad()
     def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
@@ -172,64 +162,9 @@ class Sparsifier(Traits):
         self._hook = OptimizerHook(self, optimizer)
         return self._hook
 
-    def check(self, optimizer: Optimizer | None = None) -> None:
-        """Raise unless the sparsifier's weights are the model's and the optimizer trains them.
-
-        It runs by itself at the first `after_backward` and whenever the model's tensors have changed.
-
-        Raises:
-            NotAttachedError: `attach` was not called.
-            RuntimeError: a weight is no longer a parameter of the model.
-            ValueError: the optimizer does not train a weight, or `fully_shard` has split weights that the
-                method parametrizes.
-        """
-        check_model(self.model, self.masks.weights)
-        if type(self.parameterization) is not Plain:
-            check_not_sharded(self.model, self._name_of(self.parameterization))
-        self._check_layers()
-        if optimizer is not None:
-            check_optimizer(optimizer, self._trained_tensors())
-
-    def _trained_tensors(self) -> list[tuple[str, Tensor]]:
-        own = [(name, p) for name, weight in self.masks.weights.items() for p in weight.parameters]
-        return [*own, *((f"{type(self).__name__}'s own parameters", p) for p in self.weight_decays())]
-
-    def _begin_step(self, step: int, optimizer: Optimizer) -> None:
-        """What every `after_backward` does first: check what may have changed since the last one."""
-        self._check_caller()
-        tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
-        if self._checked_tensors != (id(optimizer), tensors):
-            self.check(optimizer)
-            self._checked_tensors = (id(optimizer), tensors)
-        self._check_epoch(step)
-        self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
-
-    def _check_caller(self) -> None:
-        """Raise RuntimeError where the loop makes the calls of the hook a second time."""
-        if self._hook is not None and not self._hook.is_active:
-            raise RuntimeError(
-                "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
-            )
-
-    def _check_epoch(self, step: int) -> None:
-        """Raise RuntimeError where a method that acts at epochs is not told of them."""
-        if not self.acts_on_epochs:
-            return
-        expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
-        if self._announced_epoch < min(expected, self.total_epochs - 1):
-            name = type(self).__name__ if self.changes_at_epochs else self._name_of(self.parameterization)
-            small = f", or steps_per_epoch={self.steps_per_epoch} is too small" if expected else ""
-            raise RuntimeError(
-                f"{name} acts on epochs: call sparsifier.on_epoch_start(epoch, optimizer) at the start of "
-                f"each; epoch {expected} was not announced{small}"
-            )
-
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
         if sparsities:
             raise ValueError(f"{type(self).__name__} has no target sparsity: leave out sparsities")
-
-    def _check_layers(self) -> None:
-        """Raise ValueError where a prunable weight does not fit the method."""
 
     def _parameterize(self, requested: Plain) -> Plain:
         if self.reparametrizes and type(requested) is not Plain:
@@ -253,10 +188,6 @@ class Sparsifier(Traits):
             params: what an optimizer takes, parameters or groups; every other key of a group is kept.
         """
         return split_by_weight_decay(params, self.weight_decays())
-
-    def weight_decays(self) -> dict[Tensor, float]:
-        """Parameter -> weight decay, for those whose decay the method sets."""
-        return self.parameterization.weight_decays()
 
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Prune at initialization, from batches of (inputs, targets). After DDP, before step 0."""
@@ -311,15 +242,7 @@ class Sparsifier(Traits):
         Raises:
             RuntimeError: `add_decay` was left out, or a step was taken where `after_backward` returned False.
         """
-        if self._skips_step:
-            raise RuntimeError(
-                "after_backward returned False: take no optimizer step in this iteration, and no after_step"
-            )
-        if self._decay_is_due:
-            raise RuntimeError(
-                f"{self._name_of(self.parameterization)} adds a penalty: call sparsifier.add_decay() between "
-                "after_backward and optimizer.step()"
-            )
+        self._check_step_was_due()
         self.masks.apply_to_weights_()
         self._nonzero.refresh(self.masks.weights.values())
 
@@ -332,47 +255,6 @@ class Sparsifier(Traits):
 
     def on_end(self) -> None:
         """Called after the last step."""
-
-    def kept(self) -> dict[str, Tensor]:
-        """Name -> mask of each prunable weight, True where it is on."""
-        return self.masks.kept()
-
-    def margins(self) -> dict[str, Tensor]:
-        """Name -> how far each weight is above its threshold; empty for methods without thresholds."""
-        return {}
-
-    def counts(self) -> Iterator[tuple[str, int, int]]:
-        """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
-
-        Of entire weights where `fully_shard` splits them. Then every rank calls it, or one alone after a
-        step: a rank waits for the others where a weight has changed since `after_step` or `set_masks`.
-
-        Raises:
-            RuntimeError: a weight is no longer a parameter of the model, or has no values.
-        """
-        weights = self.masks.weights
-        check_model(self.model, weights)
-        for name, weight in weights.items():
-            if any(p.is_meta for p in weight.parameters):
-                raise RuntimeError(
-                    f"{name} is on the meta device and has no values: call model.to_empty first"
-                )
-        for (name, weight), kept in zip(weights.items(), self._nonzero.read(weights.values()), strict=True):
-            yield name, kept, weight.numel()
-
-    def achieved_sparsity(self) -> float:
-        """Fraction of zeros in all prunable weights of the model; biases and norm layers are not counted."""
-        kept, total = self._kept_and_total()
-        return 1 - kept / total
-
-    def _kept_and_total(self) -> tuple[int, int]:
-        counts = list(self.counts())
-        return sum(kept for _, kept, _ in counts), sum(total for _, _, total in counts)
-
-    def stats(self) -> dict[str, Any]:
-        """Numbers for the epoch's record: here the overall sparsity and the kept count."""
-        kept, total = self._kept_and_total()
-        return {"sparsity": 1 - kept / total, "kept": kept}
 
     def set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
         """Replace the masks and apply them to the weights and to the optimizer's state.
@@ -392,28 +274,6 @@ class Sparsifier(Traits):
             self.masks.apply_to_optimizer_(optimizer)
         self._nonzero.refresh(self.masks.weights.values())
         warn_of_empty_layers(self.masks.empty())
-
-    def report(self, input_shape: Sequence[int] | None = None) -> str:
-        """A table of the layers, see `pruning.report.report`; `print(sparsifier)` shows it too.
-
-        Args:
-            input_shape: with a batch dimension of 1, such as (1, 3, 224, 224): adds FLOPs and bytes.
-        """
-        return report(self, input_shape)
-
-    def __str__(self) -> str:
-        return report(self, bold=is_terminal()) if "model" in self.__dict__ else repr(self)
-
-    def project_(self, other_model: nn.Module) -> None:
-        """Prune the same weights of another model of the same structure, see `pruning.project.project_`.
-
-        Args:
-            other_model: such as an average of the weights or a deployed copy; it is changed in place.
-
-        Raises:
-            ValueError: names or shapes of weights differ, or a weight takes no mask.
-        """
-        project_(self, other_model)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values; DTensors where weights are DTensors.

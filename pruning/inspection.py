@@ -1,0 +1,89 @@
+"""What a sparsifier shows of the model: counts of zeros, masks, a table, and the same masks on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from .checks import check_model
+from .masks import MaskSet
+from .project import project_
+from .report import is_terminal, report
+from .weights import NonzeroCounts
+
+if TYPE_CHECKING:
+    from .base import Sparsifier
+
+
+class Inspection:
+    """The part of a sparsifier that changes nothing in its own model."""
+
+    model: nn.Module
+    masks: MaskSet
+    _nonzero: NonzeroCounts
+
+    def kept(self) -> dict[str, Tensor]:
+        """Name -> mask of each prunable weight, True where it is on."""
+        return self.masks.kept()
+
+    def margins(self) -> dict[str, Tensor]:
+        """Name -> how far each weight is above its threshold; empty for methods without thresholds."""
+        return {}
+
+    def counts(self) -> Iterator[tuple[str, int, int]]:
+        """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
+
+        Of entire weights where `fully_shard` splits them. Then every rank calls it, or one alone after a
+        step: a rank waits for the others where a weight has changed since `after_step` or `set_masks`.
+
+        Raises:
+            RuntimeError: a weight is no longer a parameter of the model, or has no values.
+        """
+        weights = self.masks.weights
+        check_model(self.model, weights)
+        for name, weight in weights.items():
+            if any(p.is_meta for p in weight.parameters):
+                raise RuntimeError(
+                    f"{name} is on the meta device and has no values: call model.to_empty first"
+                )
+        for (name, weight), kept in zip(weights.items(), self._nonzero.read(weights.values()), strict=True):
+            yield name, kept, weight.numel()
+
+    def achieved_sparsity(self) -> float:
+        """Fraction of zeros in all prunable weights of the model; biases and norm layers are not counted."""
+        kept, total = self._kept_and_total()
+        return 1 - kept / total
+
+    def _kept_and_total(self) -> tuple[int, int]:
+        counts = list(self.counts())
+        return sum(kept for _, kept, _ in counts), sum(total for _, _, total in counts)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for the epoch's record: here the overall sparsity and the kept count."""
+        kept, total = self._kept_and_total()
+        return {"sparsity": 1 - kept / total, "kept": kept}
+
+    def report(self, input_shape: Sequence[int] | None = None) -> str:
+        """A table of the layers, see `pruning.report.report`; `print(sparsifier)` shows it too.
+
+        Args:
+            input_shape: with a batch dimension of 1, such as (1, 3, 224, 224): adds FLOPs and bytes.
+        """
+        return report(cast("Sparsifier", self), input_shape)
+
+    def __str__(self) -> str:
+        own = cast("Sparsifier", self)
+        return report(own, bold=is_terminal()) if "model" in self.__dict__ else repr(self)
+
+    def project_(self, other_model: nn.Module) -> None:
+        """Prune the same weights of another model of the same structure, see `pruning.project.project_`.
+
+        Args:
+            other_model: such as an average of the weights or a deployed copy; it is changed in place.
+
+        Raises:
+            ValueError: names or shapes of weights differ, or a weight takes no mask.
+        """
+        project_(cast("Sparsifier", self), other_model)

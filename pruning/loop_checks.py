@@ -1,0 +1,114 @@
+"""What a sparsifier checks of the loop that calls it, at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checks import check_model, check_not_sharded, check_optimizer
+from .hook import OptimizerHook
+from .masks import MaskSet
+from .parameterization import Plain
+from .traits import Traits
+
+
+class LoopChecks(Traits):
+    """The part of a sparsifier that raises errors where a loop does not fit.
+
+    Attributes:
+        model: that the sparsifier is attached to.
+        masks: of its prunable weights.
+        total_epochs: of the entire training.
+        steps_per_epoch: optimizer steps in an epoch, where the method or the user gives them.
+    """
+
+    model: nn.Module
+    masks: MaskSet
+    total_epochs: int
+    steps_per_epoch: int | None
+    _hook: OptimizerHook | None
+
+    def _expect_first_step(self) -> None:
+        """Forget what was seen of a loop; `attach` calls it."""
+        self._hook = None
+        self._announced_epoch = -1
+        self._checked_tensors: tuple[Any, ...] = ()
+        self._decay_is_due = self._skips_step = self._was_stepped = False
+
+    def weight_decays(self) -> dict[Tensor, float]:
+        """Parameter -> weight decay, for those whose decay the method sets."""
+        return self.parameterization.weight_decays()
+
+    def _name_of(self, parameterization: Plain | None) -> str:
+        """For an error: the method, where it parametrizes weights itself, or the given parameterization."""
+        given = f"parameterization={type(parameterization).__name__}"
+        return type(self).__name__ if self.reparametrizes else given
+
+    def _check_layers(self) -> None:
+        """Raise ValueError where a prunable weight does not fit the method."""
+
+    def check(self, optimizer: Optimizer | None = None) -> None:
+        """Raise unless the sparsifier's weights are the model's and the optimizer trains them.
+
+        It runs by itself at the first `after_backward` and whenever the model's tensors have changed.
+
+        Raises:
+            NotAttachedError: `attach` was not called.
+            RuntimeError: a weight is no longer a parameter of the model.
+            ValueError: the optimizer does not train a weight, or `fully_shard` has split weights that the
+                method parametrizes.
+        """
+        check_model(self.model, self.masks.weights)
+        if type(self.parameterization) is not Plain:
+            check_not_sharded(self.model, self._name_of(self.parameterization))
+        self._check_layers()
+        if optimizer is not None:
+            check_optimizer(optimizer, self._trained_tensors())
+
+    def _trained_tensors(self) -> list[tuple[str, Tensor]]:
+        own = [(name, p) for name, weight in self.masks.weights.items() for p in weight.parameters]
+        return [*own, *((f"{type(self).__name__}'s own parameters", p) for p in self.weight_decays())]
+
+    def _begin_step(self, step: int, optimizer: Optimizer) -> None:
+        """What every `after_backward` does first: check what may have changed since the last one."""
+        self._check_caller()
+        tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
+        if self._checked_tensors != (id(optimizer), tensors):
+            self.check(optimizer)
+            self._checked_tensors = (id(optimizer), tensors)
+        self._check_epoch(step)
+        self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
+
+    def _check_caller(self) -> None:
+        """Raise RuntimeError where the loop makes the calls of the hook a second time."""
+        if self._hook is not None and not self._hook.is_active:
+            raise RuntimeError(
+                "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
+            )
+
+    def _check_epoch(self, step: int) -> None:
+        """Raise RuntimeError where a method that acts at epochs is not told of them."""
+        if not self.acts_on_epochs:
+            return
+        expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
+        if self._announced_epoch < min(expected, self.total_epochs - 1):
+            name = type(self).__name__ if self.changes_at_epochs else self._name_of(self.parameterization)
+            small = f", or steps_per_epoch={self.steps_per_epoch} is too small" if expected else ""
+            raise RuntimeError(
+                f"{name} acts on epochs: call sparsifier.on_epoch_start(epoch, optimizer) at the start of "
+                f"each; epoch {expected} was not announced{small}"
+            )
+
+    def _check_step_was_due(self) -> None:
+        """Raise RuntimeError on a step that `after_backward` ruled out, or without `add_decay`."""
+        if self._skips_step:
+            raise RuntimeError(
+                "after_backward returned False: take no optimizer step in this iteration, and no after_step"
+            )
+        if self._decay_is_due:
+            raise RuntimeError(
+                f"{self._name_of(self.parameterization)} adds a penalty: call sparsifier.add_decay() between "
+                "after_backward and optimizer.step()"
+            )
