@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import os
 import pickle
 import re
@@ -151,9 +149,16 @@ def write_beton() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def betons(photos: Path, write_beton: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the photos as FFCV files, in the format of the paper's code base."""
+def betons(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the photos as FFCV files, in the format of the paper's code base.
+
+    Written by a process of its own: the writer forks, and a process with the threads of other libraries may
+    hold locks at that moment, which its children then wait for.
+    """
     folder = tmp_path_factory.mktemp("betons")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert write_beton.main(["--from", str(photos), "--to", str(folder), "--workers", "2"]) == 0
+    command = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
+    done = subprocess.run(
+        [*command, "--to", str(folder), "--workers", "2"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pruning import ACDC, Dense, PILoT, Product, RigL
 from pruning.integrations.schedule import Schedule
 
-PAGE = (ROOT / "docs" / "sparse_training.md").read_text()
-RECIPES = snippets(re.search(r"^## In your trainer\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)[1])
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("sparse_training", "trainers")]
+RECIPES = [code for page in PAGES for code in snippets(page)]
 """test_docs.py runs them."""
 
 
@@ -28,7 +27,7 @@ RECIPES = snippets(re.search(r"^## In your trainer\n(.*?)^## ", PAGE, re.DOTALL 
     ("sign", "lines"),
     [
         ("for step in range(30)", 2),
-        ("on_epoch_start", 4),
+        ("AdamW(model.parameters(), lr=1e-3)\nsparsifier = ACDC", 4),
         ("Accelerator", 2),
         ("transformers", 3),
         ("pytorch_lightning", 3),
