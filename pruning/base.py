@@ -302,9 +302,7 @@ class Sparsifier(LoopChecks, Inspection):
                 "by pruning.checkpoint.load_distributed(sparsifier, folder)"
             )
         self.masks.load_state_dict(state["masks"])
-        self._announced_epoch = state.get(
-            "epoch", self.total_epochs
-        )  # not in states of version 0.5 and earlier
+        self._announced_epoch = state.get("epoch", self.total_epochs)  # states of 0.5 lack it
         self.step = state.get("step", -1)  # -1: unknown, saved by a loop with explicit calls
 
     def __getattr__(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .allocate import Allocation, AllocationLike
-from .random_pruning import draw_masks
+from .random_pruning import RandomMasks
 from .scores import global_topk
 from .shards import count_nonzero
-from .target import TargetSparsity
 from .units import Element, Granularity, Layout, layouts
 from .weights import Weight
 
@@ -55,7 +54,7 @@ def update_mask(
 
 
 @dataclass
-class DropAndGrow(TargetSparsity):
+class DropAndGrow(RandomMasks, ABC):
     """Base class: random masks at fixed layer sizes, updated at some steps by dropping and growing.
 
     At an update step the fraction `drop_fraction_at(step)` of each layer's kept units is dropped and as many
@@ -63,28 +62,17 @@ class DropAndGrow(TargetSparsity):
     in such an iteration (google-research/rigl, sparse_optimizers_base.py).
     """
 
-    allocation: AllocationLike = Allocation.erk
-
-    def __post_init__(self) -> None:
-        """Convert a string to the enum. Raises ValueError on values out of range."""
-        super().__post_init__()
-        self.allocation = Allocation(self.allocation)
-
-    def _on_attach(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        self.set_masks(draw_masks(self, self.allocation, generator))
-
+    @abstractmethod
     def is_update_step(self, step: int) -> bool:
         """Are the masks updated at this step, counted from 0?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop_fraction_at(self, step: int) -> float:
         """Fraction of the kept weights to drop at `step`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def growth(self, name: str, weight: Weight) -> Tensor | None:
         """Scores of the weight's shape; the largest |score| is grown. None: the layer keeps its mask."""
-        raise NotImplementedError
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Mask the gradients, or update the masks by the dense ones; then no optimizer step follows."""

@@ -26,17 +26,9 @@ def draw_masks(
     return sparsifier.units.draw(kept, layouts(sparsifier.masks.weights), generator=generator)
 
 
-@register("random")
 @dataclass
-class RandomPruning(TargetSparsity):
-    """Random masks at given layer densities, with exact counts; they are set when the model is attached.
-
-    Args:
-        sparsity: fraction of all prunable weights to prune; each layer keeps N - floor((1 - density) N).
-        exclude: globs of weights to keep dense.
-        granularity: "element", blocks, or N:M with allocation "uniform"; see `TargetSparsity`.
-        allocation: layer densities: "erk", "balanced" or "uniform".
-    """
+class RandomMasks(TargetSparsity):
+    """Base class of the methods that start with random masks at given layer densities."""
 
     allocation: AllocationLike = Allocation.erk
 
@@ -48,3 +40,16 @@ class RandomPruning(TargetSparsity):
     def _on_attach(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         self.set_masks(draw_masks(self, self.allocation, generator))
+
+
+@register("random")
+@dataclass
+class RandomPruning(RandomMasks):
+    """Random masks at given layer densities, with exact counts; they are set when the model is attached.
+
+    Args:
+        sparsity: fraction of all prunable weights to prune; each layer keeps N - floor((1 - density) N).
+        exclude: globs of weights to keep dense.
+        granularity: "element", blocks, or N:M with allocation "uniform"; see `TargetSparsity`.
+        allocation: layer densities: "erk", "balanced" or "uniform".
+    """

@@ -203,7 +203,9 @@ def test_a_copy_of_model_and_sparsifier_is_trained_apart_from_the_original(copie
     sparsifier = attached(model)
     hook = sparsifier.hook(optimizer := sgd(model))
     twins = (model, sparsifier)
-    model2, copy2 = copy.deepcopy(twins) if copied == "deepcopy" else pickle.loads(pickle.dumps(twins))
+    written = pickle.dumps(twins)
+    # loading is safe: the bytes were written above
+    model2, copy2 = copy.deepcopy(twins) if copied == "deepcopy" else pickle.loads(written)
     before = plain_state_dict(model)
     train(model2, copy2, sgd(model2))  # by explicit calls: the hook stays with the original
     assert all(torch.equal(value, before[name]) for name, value in plain_state_dict(model).items())
