@@ -1,4 +1,4 @@
-"""Numbers for the paper's figures, at epoch ends: sign flips, L1 norms, the inverse metric at zero."""
+"""Numbers for figures, at epoch ends: sign flips, L1 norms, small weights, the inverse metric at zero."""
 
 from __future__ import annotations
 
@@ -72,6 +72,22 @@ def l1_norm(masks: MaskSet) -> dict[str, float]:
     norms = sum_over_parts((local(v).abs().sum(dtype=torch.float64) for v in values), values)
     total = float(sum(norms))
     return {"l1_sum": total, "l1_mean": total / sum(v.numel() for v in values)}
+
+
+SMALL = (1e-4, 1e-3, 1e-2)
+"""Thresholds of `small_fractions`."""
+
+
+def small_fractions(masks: MaskSet) -> dict[str, float]:
+    """The fractions of all prunable weights with |theta| < t: "below_0.0001", ... for each t of `SMALL`.
+
+    Pruned weights are zeros and count. These are the sparsities after a cut at each threshold.
+    """
+    values = masks.values().values()
+    small = (torch.stack([(local(v).abs() < t).sum() for t in SMALL]) for v in values)
+    counts = torch.stack([row.cpu() for row in sum_over_parts(small, values)]).sum(dim=0).tolist()
+    total = sum(v.numel() for v in values)
+    return {f"below_{t:g}": count / total for t, count in zip(SMALL, counts, strict=True)}
 
 
 def inverse_metric_at_zero(weight: Weight, *, mask: Tensor | None = None) -> float:

@@ -4,6 +4,7 @@
     python scripts/sweep.py --table 4 --submit [-- --account=me --qos=long]    submit it to SLURM
     python scripts/sweep.py --exp 'node/cora_*' --local --jobs 2               run it on this machine
     python scripts/sweep.py --grid node/cora_sage --local --jobs 2             the search over (alpha, beta)
+    python scripts/sweep.py --study cifar16 --local --jobs 2                   the study of docs/study.md
     python scripts/sweep.py --table 7 --local --seconds 540 --pack out.tar.gz  run it in time slices
     python scripts/sweep.py --table 4 --status                                 what runs, and why runs failed
 
@@ -25,6 +26,7 @@ from typing import NoReturn
 
 from ham.files import ROOT
 from ham.report.spec import PlanError, lock
+from ham.report.study import studies
 from ham.sweep.commands import Options, run_command
 from ham.sweep.listing import ignore_broken_pipe
 from ham.sweep.manifests import SweepError
@@ -58,6 +60,7 @@ def parser() -> Parser:
     add("--all", action="store_true", help="every table and figure")
     add("--exp", **several, metavar="NAME", help="experiments, or globs such as 'node/cora_*'")
     add("--grid", **several, metavar="EXP", help="the search over (alpha, beta) of a base experiment or glob")
+    add("--study", default="", choices=studies(), help="a planned study, stage by stage: docs/study.md")
     add("--only", nargs="+", default=[], metavar="TEXT", help="keep runs whose experiment contains one")
     add("--seeds", type=int, nargs="+", help="instead of the paper's")
     add("--demo", default="", choices=[name for name in lock() if name], help="scaled down")
@@ -81,7 +84,9 @@ def parse(argv: list[str]) -> tuple[Selection, Options]:
     own, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parser().parse_args(own)
     seeds = tuple(dict.fromkeys(args.seeds)) if args.seeds else None
-    selection = Selection(args.table, args.figure, args.all, args.exp, args.grid, args.only, seeds, args.demo)
+    selection = Selection(
+        *(args.table, args.figure, args.all, args.exp, args.grid, args.only, seeds, args.demo, args.study)
+    )
     launch = (args.brief, args.allow_dirty, args.again, args.jobs, args.seconds, args.pack, tuple(extra))
     return selection, Options(args.mode, args.runs, *launch)
 

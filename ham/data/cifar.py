@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
-from .cifar_files import CLASSES, FOLDER, SIDE, read_official
+from .cifar_files import CLASSES, FOLDER, PER_CLASS, SIDE, read_official
+from .subset import Images, draw_per_class, shrink
 
 # over the training images, as in the paper's code base
 _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -48,6 +49,10 @@ class Cifar100(ImageData):
         root: the folder with the three files; empty: $HAM_DATA/cifar-100-python.
         flip: see `Flip`.
         translate: maximum shift of a crop in pixels, in each of the four directions.
+        image_size: pixels per side, a divisor of 32; smaller images are means over areas.
+        per_class: number of training images of each class, 0 for all; see `ham.data.subset`.
+        validation_per_class: number of further training images of each class that replace the test images,
+            for tuning; 0: the test images.
     """
 
     num_classes: int = CLASSES
@@ -55,16 +60,28 @@ class Cifar100(ImageData):
     root: str = ""
     flip: Flip = Flip.alternating
     translate: int = 2
+    per_class: int = 0
+    validation_per_class: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError if a fact of the data set is changed or a crop can leave the image."""
-        if (self.num_classes, self.image_size) != (CLASSES, SIDE):
+        """Raise ValueError on a size that CIFAR-100 cannot have, or if a crop can leave the image."""
+        if self.num_classes != CLASSES:
+            raise ValueError(f"cifar100 has {CLASSES} classes: leave data.num_classes alone")
+        if self.image_size < 1 or SIDE % self.image_size:
             raise ValueError(
-                f"cifar100 has {CLASSES} classes and {SIDE} px: "
-                "leave data.num_classes and data.image_size alone"
+                f"data.image_size of cifar100 must divide {SIDE}, such as {SIDE // 2}: got {self.image_size}"
             )
-        if not 0 <= self.translate < SIDE:
-            raise ValueError(f"data.translate must be 0 to {SIDE - 1} pixels, got {self.translate}")
+        if not 0 <= self.translate < self.image_size:
+            raise ValueError(
+                f"data.translate must be 0 to {self.image_size - 1} pixels, got {self.translate}"
+            )
+        available = PER_CLASS["train"]
+        parts = (self.per_class, self.validation_per_class)
+        if min(parts) < 0 or sum(parts) > available or self.validation_per_class == available:
+            raise ValueError(
+                f"data.per_class and data.validation_per_class must share the {available} training images of "
+                f"a class, got {self.per_class} and {self.validation_per_class}"
+            )
         self.flip = Flip(self.flip)
 
     def load(
@@ -84,6 +101,7 @@ class Cifar100(ImageData):
             parts = read_official(root)
         except ValueError as error:
             raise DataError(f"{error}: move {root} away and create it again with {prepare}") from None
+        parts = self._select(parts)
         count = len(parts["train"][1])
         if not 0 < batch_size <= count or batch_size % world_size:
             multiple = f", a multiple of the {world_size} ranks" if world_size > 1 else ""
@@ -101,6 +119,13 @@ class Cifar100(ImageData):
             ),
             CifarLoader(pixels["test"], labels["test"], test, Augmentation(Flip.none, 0)),
         )
+
+    def _select(self, parts: dict[str, Images]) -> dict[str, Images]:
+        """The images of this configuration, at its size."""
+        if self.per_class or self.validation_per_class:
+            train, validation = draw_per_class(*parts["train"], self.per_class, self.validation_per_class)
+            parts = {"train": train, "test": validation if self.validation_per_class else parts["test"]}
+        return {split: (shrink(pixels, self.image_size), labels) for split, (pixels, labels) in parts.items()}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class Model:
     """Hyperparameters of a family of networks. Subclasses are the schema of `configs/model`.
 
     Args:
-        demo: fields that a scaled-down demo run replaces; the family stays.
+        demo: scale, digits or cifar16 -> fields that a run scaled down to it replaces; the family stays.
+            `Config.demo_values` names the scale.
 
     Attributes:
         min_batch_size: samples that one forward pass in training needs.

@@ -3,6 +3,8 @@
     results/runs/<name>/seed<k>.json            the paper's setting, <name> as in runs/
     results/runs/<name>/seed<k>.metrics.jsonl   one line per epoch
     results/demo/<exp>/seed<k>.json             scaled down to the digits
+    results/cifar16/<name>/seed<k>.json         scaled down to CIFAR-100 at 16 px, with its epochs as above
+    .../seed<k>.diverged.json                   a run that ended with nan or inf, with the reason
 
 A record is a run's summary without bulk and without paths, see validation.py. collect.py writes records;
 tables and figures read them.
@@ -20,9 +22,11 @@ from ham.files import RESULTS, atomic_write_json, atomic_write_text, one_line
 
 from .plan import figure, figures
 from .spec import PlanError, RunSpec, lock
+from .study import studies, study
 from .validation import DEMOS, PLACES, InvalidRecord, check, epochs, is_number, record, strip_paths
 
 RECORDS = RESULTS / "runs"
+DIVERGED = ".diverged.json"
 
 __all__ = [  # with the names of validation.py that every reader of records needs
     "DEMOS",
@@ -81,7 +85,7 @@ class Record:
 
 def folder_of(demo: str, results: Path = RESULTS) -> Path:
     """The folder of the records of a scale."""
-    return results / ("demo" if demo else "runs")
+    return results / {"": "runs", "digits": "demo"}.get(demo, demo)
 
 
 def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
@@ -93,6 +97,11 @@ def path_of(run: RunSpec, results: Path = RESULTS) -> Path:
     """The path of a run's record; the name of an altered run has its hash, that of a demo no suffix."""
     name = run.name.replace(f"{run.exp}-{run.demo}", run.exp, 1) if run.demo else run.name
     return record_path(name, run.seed, folder_of(run.demo, results))
+
+
+def diverged_path(path: Path) -> Path:
+    """The path of the record of a run that diverged, given that of its record had it not."""
+    return path.with_suffix(DIVERGED)
 
 
 def metrics_path(path: Path) -> Path:
@@ -126,7 +135,8 @@ def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Rec
     Raises:
         PlanError: configs/lock.json is out of date.
     """
-    return _read_each(sorted(folder_of(demo, results).rglob("*.json")))
+    files = folder_of(demo, results).rglob("*.json")
+    return _read_each(sorted(path for path in files if not path.name.endswith(DIVERGED)))
 
 
 def read_runs(runs: Iterable[RunSpec], results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
@@ -159,7 +169,12 @@ def write(run: RunSpec, summary: dict[str, Any], lines: list[dict[str, Any]] | N
 
 
 def stores_history(run: RunSpec) -> bool:
-    """Does a run's record keep its epochs? At the paper's scale by task; of a demo if a figure shows them."""
+    """Does a run's record keep its epochs?
+
+    At the paper's scale the task says so; at the scale of a study all do; else those that a figure shows.
+    """
     if not run.demo:
         return run.info.stores_history
+    if run.demo in {study(name).demo for name in studies()}:
+        return True
     return run.exp in {exp for name in figures() for exp in figure(name).series.values()}

@@ -11,7 +11,10 @@ from typing import Any
 from .spec import RunSpec, lock
 
 PLACES = ("runs_dir", "data.root")
-DEMOS = ("digits",)  # scales whose runs may become records; the accuracy of tiny runs is meaningless
+DEMOS = (
+    "digits",
+    "cifar16",
+)  # scales whose runs may become records; the accuracy of tiny runs is meaningless
 
 _FIELDS = (
     *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
@@ -131,7 +134,9 @@ def _identify(summary: dict[str, Any]) -> RunSpec:
     exp, seed, demo, config_hash = (summary[key] for key in ("exp", "seed", "demo", "config_hash"))
     demo = demo or ""
     if demo not in ("", *DEMOS):
-        raise InvalidRecord(f"it is scaled down to {demo!r}, which has no records: use +demo={DEMOS[0]}")
+        raise InvalidRecord(
+            f"it is scaled down to {demo!r}, which has no records: use +demo={' or +demo='.join(DEMOS)}"
+        )
     known = lock()[demo]
     if exp not in known or " " in exp:
         raise InvalidRecord(
@@ -142,7 +147,7 @@ def _identify(summary: dict[str, Any]) -> RunSpec:
     specs = [spec.split() for spec, info in known.items() if info.config_hash == config_hash and " " in spec]
     if not specs:
         raise InvalidRecord(
-            "its values were altered on the command line and no figure shows them: see train.py --list"
+            "its values were altered on the command line and no figure or study has them: see train.py --list"
         )
     own, *overrides = min(specs, key=lambda spec: spec[0] != exp)
     return RunSpec(own, seed, tuple(overrides), demo)

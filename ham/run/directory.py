@@ -13,6 +13,7 @@ from ham.files import atomic_write_json, atomic_write_text, lock_file, one_line,
 from .checkpoint import CheckpointError
 from .config import ConfigError
 
+DIVERGED = "diverged.json"
 _EARLIER = ("commit", "dirty", "hardware", "ranks")
 
 
@@ -94,6 +95,11 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
         atomic_write_json(self.folder / "summary.json", summary)
+        (self.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier attempt
+
+    def write_divergence(self, content: dict[str, Any]) -> None:
+        """Write diverged.json, which says why and where the run ended without a result."""
+        atomic_write_json(self.folder / DIVERGED, content)
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append lines to metrics.jsonl."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ham.report import search_grid
 from ham.report.plan import figure, figures
 from ham.report.spec import RunInfo, RunSpec, configs_digest
+from ham.report.study import studies, study
 from ham.tasks import TASKS, task_of
 
 from .config import Config, base_of, choices_of, config_hash, experiments, load
@@ -39,8 +40,10 @@ def tasks() -> dict[str, dict[str, Any]]:
 
 
 def specs(demo: str = "", names: list[str] | None = None) -> list[RunSpec]:
-    """Every experiment, and the altered ones of figures and, at the paper's scale, of searches."""
+    """Every experiment, and the altered ones of figures, studies and, at the paper's scale, searches."""
     altered = [run for name in figures() for run in figure(name).points.values()]
+    plans = [plan for plan in map(study, studies()) if plan.demo == demo]
+    altered += [run for plan in plans for run in plan.possible_runs()]
     if not demo:
         altered += [run for base in search_grid.bases() for run in search_grid.runs(base, [0])]
     plain = [RunSpec(name, 0) for name in (experiments() if names is None else names)]
@@ -75,13 +78,17 @@ def _facts(runs: list[RunSpec]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _infos(runs: list[RunSpec]) -> list[RunInfo]:
     """Facts of the runs of one experiment, which is composed once."""
     cfg = load(replace(runs[0], overrides=()).argv)
-    return [info(run, with_pair(cfg, run)) for run in runs]
+    return [info(run, with_overrides(cfg, run)) for run in runs]
 
 
-def with_pair(cfg: Config, run: RunSpec) -> Config:
-    """The configuration with the run's altered `ham` values, without composing it again."""
-    values = dict(text.removeprefix("ham.").split("=") for text in run.overrides)
-    return replace(cfg, ham=replace(cfg.ham, **{key: float(value) for key, value in values.items()}))
+def with_overrides(cfg: Config, run: RunSpec) -> Config:
+    """The configuration with the run's altered numbers, such as ham.beta=0.1, without composing it again."""
+    for text in run.overrides:
+        key, _, value = text.partition("=")
+        section, option = key.split(".")
+        kind = type(getattr(getattr(cfg, section), option))  # a float or an int
+        cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{option: kind(value)})})
+    return cfg
 
 
 def _to_text(content: dict[str, Any]) -> str:

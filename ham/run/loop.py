@@ -15,7 +15,7 @@ from torch import Tensor
 from ham import distributed
 from ham.optim import perturbed
 from pruning.scores import NotFinite
-from pruning.stats import inverse_metric_at_zero, l1_norm
+from pruning.stats import inverse_metric_at_zero, l1_norm, small_fractions
 
 from . import checkpoint
 from .config.optimization import Ascent
@@ -27,7 +27,16 @@ _SHORT_EPOCH = 1.0
 
 
 class DivergedError(Exception):
-    """The loss or a weight became nan or inf."""
+    """The loss or a weight became nan or inf.
+
+    Args:
+        reason: what is not finite, and at which step.
+        advice: the last good checkpoint and the cure.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"diverged: {reason}; {advice}")
+        self.reason = reason
 
 
 class Interrupted(Exception):
@@ -168,7 +177,7 @@ def statistics(run: Run) -> dict[str, Any]:
     """What the figures show of the weights, see `pruning.stats`; once per epoch."""
     masks = run.sparsifier.masks
     first = next(iter(masks.weights))
-    values = l1_norm(masks) | run.flips.on_epoch_end(run.epoch + 1)
+    values = l1_norm(masks) | small_fractions(masks) | run.flips.on_epoch_end(run.epoch + 1)
     values["inverse_metric_at_zero"] = inverse_metric_at_zero(
         masks.weights[first], mask=masks.masks.get(first)
     )
@@ -186,7 +195,7 @@ def save(run: Run) -> None:
     finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))))
     if not bool(finite.all()):
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
-        raise DivergedError(_divergence_message(run, run.step, f"{name} is not finite"))
+        raise _divergence(run, run.step, f"{name} is not finite")
     run.logger.flush()
     state = run.state_dict()
     distributed.on_rank_zero(lambda: checkpoint.save(run.logger.folder, state))
@@ -197,14 +206,14 @@ def _check_finite(run: Run) -> None:
     """Raise DivergedError if a loss of this epoch was not finite on any rank."""
     at = run.metrics.diverged_at()
     if at >= 0:
-        raise DivergedError(_divergence_message(run, at, "the loss is not finite"))
+        raise _divergence(run, at, "the loss is not finite")
 
 
-def _divergence_message(run: Run, step: int, what: str) -> str:
+def _divergence(run: Run, step: int, what: str) -> DivergedError:
     last = run.logger.folder / checkpoint.LAST
     kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
     cure = "optimizer.lr or ham.alpha" if run.ham else "optimizer.lr"
-    return f"diverged: {what} at step {step}; {kept}; lower {cure}"
+    return DivergedError(f"{what} at step {step}", f"{kept}; lower {cure}")
 
 
 @contextmanager
@@ -213,7 +222,7 @@ def _translate_nan_scores(run: Run) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise DivergedError(_divergence_message(run, run.step, str(error).partition(":")[0])) from error
+        raise _divergence(run, run.step, str(error).partition(":")[0]) from error
 
 
 @contextmanager

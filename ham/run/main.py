@@ -19,10 +19,10 @@ from .build import build, run_directory, setup_device
 from .config import Config, ConfigError, config_hash, to_yaml
 from .directory import read_summary
 from .logger import NullLogger, RunLogger
-from .loop import train
+from .loop import DivergedError, train
 from .provenance import provenance
 from .state import Run
-from .summary import finish
+from .summary import finish, summarize_divergence
 
 
 def run_experiment(cfg: Config) -> dict[str, Any]:
@@ -65,11 +65,21 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
             torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
         _start_or_restore(run, state)
-        train(run)
+        _train(run)
         summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: finish(run)))
         return print_summary(logger, type(task), summary)
     finally:
         logger.close()
+
+
+def _train(run: Run) -> None:
+    """Train; a divergence is also written to the run's directory."""
+    try:
+        train(run)
+    except DivergedError as error:
+        if distributed.world().is_main_process:
+            run.logger.directory.write_divergence(summarize_divergence(run, error.reason))
+        raise
 
 
 def _is_finished(cfg: Config, folder: Path) -> bool:

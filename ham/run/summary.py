@@ -1,4 +1,4 @@
-"""summary.json: identity, result, timing and provenance of a finished run."""
+"""summary.json: identity, result, timing, provenance of a finished run. diverged.json: of a diverged one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ def summarize(run: Run) -> dict[str, Any]:
     """The content of summary.json; the task adds metrics and sparsity."""
     seconds = run.logger.seconds()
     return {
-        "exp": run.cfg.name,
-        "cell": run.cfg.cell,
-        "demo": run.cfg.demo or None,
-        "overridden": run.cfg.overridden,
-        "seed": run.cfg.seed,
-        "config_hash": run.config_hash,
+        **_identity(run),
         "status": "done",
         "epochs": run.cfg.epochs,
-        "task": run.task.name,
         **run.task.summarize(run),
         "timing": {
             "seconds": round(seconds, 1),
@@ -29,6 +23,34 @@ def summarize(run: Run) -> dict[str, Any]:
             "steps_per_second": round(run.step / seconds, 2),
         },
         "provenance": run.logger.directory.provenance(),
+    }
+
+
+def summarize_divergence(run: Run, reason: str) -> dict[str, Any]:
+    """The content of diverged.json.
+
+    Args:
+        run: its `epoch` is the number of finished epochs.
+        reason: what is not finite, and at which step.
+    """
+    return {
+        **_identity(run),
+        "status": "diverged",
+        "reason": reason,
+        "epochs": run.epoch,
+        "provenance": run.logger.directory.provenance(),
+    }
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return {
+        "exp": run.cfg.name,
+        "cell": run.cfg.cell,
+        "demo": run.cfg.demo or None,
+        "overridden": run.cfg.overridden,
+        "seed": run.cfg.seed,
+        "config_hash": run.config_hash,
+        "task": run.task.name,
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ham.files import commit, has_changes, one_line
@@ -16,7 +17,7 @@ from .listing import counted, print_estimate, print_line, print_missing, print_o
 from .local import LocalSweep
 from .manifests import SweepError
 from .resources import resources
-from .selection import Selection, in_local_order
+from .selection import Selection
 from .slurm import read_queue, submit, sweep_lock
 from .status import RunStatus, Status, Sweeps, open_runs
 
@@ -68,9 +69,9 @@ def run_command(selection: Selection, options: Options) -> int:
     Raises:
         PlanError, SweepError: it cannot; one line with the cure.
     """
-    chosen = selection.runs()
     sweeps = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
-    runs = list(dict.fromkeys(run for part in chosen.values() for run in part))
+    chosen = selection.runs(sweeps)
+    runs = _distinct(chosen)
     resources()  # report an error in that file before anything starts
     if options.mode == "submit":
         return _submit(runs, sweeps, options)
@@ -80,7 +81,7 @@ def run_command(selection: Selection, options: Options) -> int:
         if options.mode != "local":
             print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
     if options.mode == "local":
-        return _local(runs, sweeps, options)
+        return _local_stages(selection, sweeps, options)
     states = sweeps.survey(runs)
     return (_status if options.mode == "status" else _dry_run)(chosen, states, options)
 
@@ -100,8 +101,25 @@ def _submit(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
     return 0
 
 
+def _distinct(chosen: dict[str, list[RunSpec]]) -> list[RunSpec]:
+    return list(dict.fromkeys(run for part in chosen.values() for run in part))
+
+
+def _local_stages(selection: Selection, sweeps: Sweeps, options: Options) -> int:
+    """Run the selection, and then what its results determine: a study chooses its rates by tuning runs."""
+    end = time.monotonic() + options.seconds if options.seconds else None
+    done: list[RunSpec] = []
+    status = 0
+    while status in (0, 1) and (runs := selection.in_local_order(_distinct(selection.runs(sweeps)))) != done:
+        if end is not None:
+            options = replace(options, seconds=max(end - time.monotonic(), 0.001))
+        done = runs
+        status = max(status, _local(runs, sweeps, options))
+    return status
+
+
 def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
-    states = sweeps.survey(in_local_order(runs))
+    states = sweeps.survey(runs)
     warn(states)
     active = {run for run, state in states.items() if state.is_active}
     todo = [run for run in open_runs(states) if run.depends_on not in active]

@@ -71,7 +71,9 @@ def _entry(name: str, entry: Any) -> Resources:
 
 def resource_class(run: RunSpec) -> str:
     """Name of a run's resource class. Raises SweepError if slurm/resources.yaml lacks it."""
-    name = "demo" if run.demo else run.info.base.partition("/")[0]  # node/cora_gcn has class node
+    name = run.info.base.partition("/")[0]  # node/cora_gcn has class node
+    if run.demo:
+        name = run.demo if run.demo in resources() else "demo"
     if name not in resources():
         raise SweepError(f"slurm/resources.yaml has no entry {name}: add one")
     return name

@@ -11,8 +11,10 @@ from functools import cache
 from ham.report import search_grid
 from ham.report.plan import figure, figures, table, tables
 from ham.report.spec import PlanError, RunSpec, lock
+from ham.report.study import Study, study
 
 from .manifests import SweepError
+from .status import Status, Sweeps
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Selection:
         exps: names or globs of experiments.
         grids: names or globs of experiments whose search over (alpha, beta) is selected.
         only: texts; runs whose experiment contains none of them are left out.
-        seeds: instead of the paper's.
+        seeds: instead of the paper's; of a study, the seeds that are kept.
         demo: the scale, "" for the paper's.
+        study: name of a study, which has a scale of its own; nothing else can be selected beside it.
 
     Raises:
         SweepError: nothing is selected, or a seed is out of range.
@@ -40,24 +43,33 @@ class Selection:
     only: Sequence[str] = ()
     seeds: tuple[int, ...] | None = None
     demo: str = ""
+    study: str = ""
 
     def __post_init__(self) -> None:
         """Raise SweepError if nothing is selected, or a seed is out of range."""
-        if not (self.tables or self.figures or self.everything or self.exps or self.grids):
+        others = bool(self.tables or self.figures or self.everything or self.exps or self.grids)
+        if not (others or self.study):
             raise SweepError(
-                "nothing is selected: give --table N, --figure N, --exp NAME, --grid EXP or --all"
+                "nothing is selected: give --table N, --figure N, --exp NAME, --grid EXP, --study NAME, --all"
+            )
+        if self.study and (others or self.demo):
+            raise SweepError(
+                "--study selects its runs and their scale: leave out other selections and --demo"
             )
         if not all(0 <= seed < 2**32 for seed in self.seeds or ()):
             raise SweepError("--seeds must be from 0 to 2^32 - 1")
 
-    def runs(self) -> dict[str, list[RunSpec]]:
+    def runs(self, sweeps: Sweeps) -> dict[str, list[RunSpec]]:
         """Name of each selected part -> its runs.
+
+        Args:
+            sweeps: finished runs, on which the later runs of a study depend.
 
         Raises:
             PlanError: there is no such table, figure or experiment.
             SweepError: no run remains.
         """
-        parts = self._shown() | self._searches() | self._experiments()
+        parts = self._shown() | self._searches() | self._experiments() | self._study(sweeps)
         only = self.only or [""]
         selected = {
             name: [run for run in runs if any(text in run.spec for text in only)]
@@ -81,6 +93,17 @@ class Selection:
         seeds = search_grid.seeds()
         return {f"{name} (search)": search_grid.runs(name, self.seeds or seeds[name]) for name in names}
 
+    def _study(self, sweeps: Sweeps) -> dict[str, list[RunSpec]]:
+        if not self.study:
+            return {}
+        plan = study(self.study)
+        runs = plan.runs(outcomes(plan, sweeps))
+        return {f"study {plan.name}": [run for run in runs if not self.seeds or run.seed in self.seeds]}
+
+    def in_local_order(self, runs: list[RunSpec]) -> list[RunSpec]:
+        """The order in which runs start on one machine; a study has its own."""
+        return runs if self.study else in_local_order(runs)
+
     def _experiments(self) -> dict[str, list[RunSpec]]:
         known = [spec for spec in lock()[self.demo] if " " not in spec]
         names = _matching(self.exps, known, "experiment" + f" at demo={self.demo}" * bool(self.demo))
@@ -90,6 +113,18 @@ class Selection:
             RunSpec(name, seed, demo=self.demo) for seed in every for name in names if seed in seeds[name]
         ]
         return {"experiments": runs} if runs else {}
+
+
+def outcomes(plan: Study, sweeps: Sweeps) -> dict[RunSpec, float | None]:
+    """The accuracy of each tuning run of a study that has ended, None where it diverged."""
+    known: dict[RunSpec, float | None] = {}
+    for arm in plan.tuned_arms:
+        for _ in range(2):  # the fourth trial is known once three have ended
+            for run in plan.trials(arm, known):
+                kind = sweeps.state(run).kind
+                if kind in (Status.DONE, Status.DIVERGED):
+                    known[run] = sweeps.outcome(run) if kind is Status.DONE else None
+    return known
 
 
 @cache

@@ -1,4 +1,6 @@
-"""The status of each run: done, running, queued, failed, stale, or not launched. The one definition of done.
+"""The status of each run: done, running, queued, failed, diverged, stale, or not launched.
+
+This is the one definition of done.
 
 It follows from run directories, committed records, the manifests and logs in <runs>/.sweeps, and squeue.
 A run is done if it has the configuration hash of today and the rules of records accept it: tables and figures
@@ -18,6 +20,7 @@ from ham.report.records import (
     RESULTS,
     InvalidRecord,
     check,
+    diverged_path,
     metrics_path,
     path_of,
     read,
@@ -35,6 +38,7 @@ class Status(StrEnum):
     RUNNING = "running"
     QUEUED = "queued"
     FAILED = "failed"
+    DIVERGED = "diverged"
     STALE = "stale"
     NOT_LAUNCHED = "not launched"
 
@@ -108,10 +112,30 @@ class Sweeps(RunsFolder):
             return active
         if self.is_locked(run):
             return RunStatus(Status.RUNNING, "on this machine")
+        if (reason := self._divergence(run)) and not summary:
+            return RunStatus(Status.DIVERGED, f"{reason}: delete {folder} to run it again")
         recorded = None if masks or self._again else _recorded(run)
         if refusal and (recorded is None or recorded.kind is not Status.DONE):
             return RunStatus(Status.STALE, f"{folder}: {refusal} (move it away first)")
         return recorded or self._unfinished(run, folder)
+
+    def _divergence(self, run: RunSpec) -> str:
+        """Why the run diverged, by its directory or its committed record; "" if it did not."""
+        files = [run.folder(self.runs) / "diverged.json"]
+        if not self._again:
+            files.append(diverged_path(path_of(run, RESULTS)))
+        contents = (read_json(path) or {} for path in files)
+        mine = (c for c in contents if c.get("config_hash") == run.info.config_hash)
+        return next((str(content.get("reason")) for content in mine), "")
+
+    def outcome(self, run: RunSpec) -> float | None:
+        """The accuracy at the last epoch of a run that is done, in percent.
+
+        Raises:
+            KeyError: its files have no such metric.
+        """
+        summary = read_json(run.folder(self.runs) / "summary.json") or read_json(path_of(run, RESULTS))
+        return summary["metrics"][run.info.reported[0]]
 
     def is_locked(self, run: RunSpec) -> bool:
         """Does a process on this machine train in the run's directory, or in a trial of its calibration?"""

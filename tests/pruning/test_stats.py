@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruning import MaskSet, Product, prunable_weights
-from pruning.stats import SignFlips, inverse_metric_at_zero, l1_norm, sign_flips, signs
+from pruning.stats import (
+    SMALL,
+    SignFlips,
+    inverse_metric_at_zero,
+    l1_norm,
+    sign_flips,
+    signs,
+    small_fractions,
+)
 
 
 def row(*values: float) -> dict[str, Tensor]:
@@ -81,6 +89,29 @@ def test_l1_norm_is_of_the_weights_without_biases_and_norms(parameterization):
     masks.apply_to_weights_()
     # the mean is over all weights, pruned ones too
     assert l1_norm(masks) == pytest.approx({"l1_sum": 1.5, "l1_mean": 0.3})
+
+
+@pytest.mark.parametrize("parameterization", [None, Product()], ids=["plain", "product"])
+def test_small_fractions_count_weights_strictly_below_each_threshold(parameterization):
+    layers = model()
+    with torch.no_grad():
+        layers[0].weight.copy_(torch.tensor([[5e-5, -5e-4, 5e-3]]))
+        layers[2].weight.copy_(torch.tensor([[-2.0], [0.75]]))
+    if parameterization is not None:
+        parameterization.attach(layers, total_epochs=1)
+    masks = MaskSet(prunable_weights(layers))
+    expected = {"below_0.0001": 1 / 5, "below_0.001": 2 / 5, "below_0.01": 3 / 5}
+    assert small_fractions(masks) == pytest.approx(expected)
+    masks.set({"2.weight": torch.tensor([[False], [True]])})
+    masks.apply_to_weights_()  # a pruned weight is a zero, below every threshold
+    assert small_fractions(masks) == pytest.approx({key: value + 1 / 5 for key, value in expected.items()})
+
+
+def test_a_weight_at_a_threshold_is_not_below_it():
+    layer = nn.Linear(len(SMALL), 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([SMALL]))
+    assert list(small_fractions(MaskSet(prunable_weights(layer))).values()) == [0, 1 / 3, 2 / 3]
 
 
 def test_l1_norm_adds_in_double_precision():

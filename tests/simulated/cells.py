@@ -23,7 +23,7 @@ from ham.run.metrics import EpochMetrics
 from pruning import Product, RandomPruning
 from pruning.base import SPARSIFIERS
 from pruning.export import save_masks
-from pruning.stats import SignFlips, inverse_metric_at_zero, l1_norm
+from pruning.stats import SignFlips, inverse_metric_at_zero, l1_norm, small_fractions
 
 Around = Callable[[int], AbstractContextManager]
 """Step number -> the context in which that step runs, such as one that forbids host syncs."""
@@ -191,7 +191,7 @@ class Training:
         self.metrics.running_loss(), self.metrics.diverged_at(), self.metrics.means()
         self.metrics.reset()
         masks = self.sparsifier.masks
-        self.sparsifier.stats(), l1_norm(masks), self.flips.on_epoch_end(epoch + 1)
+        self.sparsifier.stats(), l1_norm(masks), small_fractions(masks), self.flips.on_epoch_end(epoch + 1)
         for name, weight in masks.weights.items():
             inverse_metric_at_zero(weight, mask=masks.masks.get(name))
         if self.ham:

@@ -56,7 +56,9 @@ def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
         for texts in (plain, overrides)
     )
     # a demo's own name, and what only the full-size data set has, do not change the scale
-    return {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and k != "demo"}
+    return {
+        k: (before.get(k), v) for k, v in after.items() if before.get(k) != v and not k.startswith("demo")
+    }
 
 
 def register() -> None:
@@ -85,14 +87,23 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def _scale(node: DictConfig, parsed: list[Override]) -> None:
-    """A demo run takes the `demo` values of its sections; the command line beats them."""
-    if not node.demo:
-        return
+    """A demo run takes its sections' values for its scale; the command line beats them."""
     explicit = {o.key_or_group for o in parsed}
     for section in DEMO_SECTIONS:
-        for key, value in node[section].demo.items():
+        for key, value in _demo_values(section, node).items():
             if f"{section}.{key}" not in explicit:
                 node[section][key] = value
+
+
+def _demo_values(section: str, node: DictConfig) -> dict[str, Any]:
+    """A section's values for the scale `demo_values`."""
+    by_scale = OmegaConf.to_container(node[section].demo)
+    for scale, values in by_scale.items():
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{section}.demo must map a scale to values, such as digits: {{{scale}: {values}}}"
+            )
+    return by_scale.get(node.demo_values, {})
 
 
 def _parse(overrides: list[str]) -> list[Override]:

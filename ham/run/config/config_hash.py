@@ -31,11 +31,16 @@ _HASH_DEFAULTS = {
     "optimizer.matched_decay": 0.0,
     "compute.sync_bn": False,
     "data.min_crop": 0.08,
+    "data.per_class": 0,
+    "data.validation_per_class": 0,
     "sparsifier.granularity": "element",
 }
 """Options added after results were recorded -> the value that equals the earlier behavior."""
 
-_LABELS = ("name", "cell", "overridden", "seed", *(f"{section}.demo" for section in DEMO_SECTIONS))
+_LABELS = (
+    *("name", "cell", "overridden", "seed", "demo_values"),
+    *(f"{section}.demo" for section in DEMO_SECTIONS),
+)
 
 
 def config_hash(cfg: Config) -> str:

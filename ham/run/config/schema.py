@@ -103,6 +103,7 @@ class Config:
         name: the experiment, set by `load`.
         cell: the cell of the paper that it reproduces.
         demo: name of the scale, "" for the paper's.
+        demo_values: key of the values that sections have for this scale, see `Model.demo`.
         overridden: values of the experiment were changed on the command line, set by `load`.
     """
 
@@ -125,6 +126,7 @@ class Config:
     name: str = "custom"
     cell: str = ""
     demo: str = ""
+    demo_values: str = ""
     overridden: bool = False
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ def test_gpu_hours_count_passes_and_epochs() -> None:
 
 
 def test_every_base_has_resources_and_headers_warn_in_time() -> None:
-    assert {classes.resource_class(run) for run in plan.every_run()} | {"demo"} == set(classes.resources())
+    assert {classes.resource_class(run) for run in plan.every_run()} | {"demo", "cifar16"} == set(classes.resources())
     for script in sorted((ROOT / "slurm").glob("*.sbatch")):
         assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", script.read_text(), re.M)[1]) >= 120
         assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()
@@ -166,8 +166,9 @@ def test_experiments_have_the_seeds_of_the_paper(sweep: Sweep) -> None:
     }
 
 
-def test_a_search_is_that_of_the_paper(sweep: Sweep) -> None:
-    grid = Selection(grids=["node/amazon_photo_gcn"], seeds=(0,)).runs()["node/amazon_photo_gcn (search)"]
+def test_a_search_is_that_of_the_paper(sweep: Sweep, tmp_path: Path) -> None:
+    selection = Selection(grids=["node/amazon_photo_gcn"], seeds=(0,))
+    grid = selection.runs(Sweeps(tmp_path / "runs"))["node/amazon_photo_gcn (search)"]
     names = list(map(str, grid))
     assert len(names) == len({*names}) == len({run.name for run in grid}) == 1 + 12 + 12 + 2
     assert names[0] == "node/amazon_photo_gcn seed 0"
@@ -179,10 +180,9 @@ def test_a_search_is_that_of_the_paper(sweep: Sweep) -> None:
     assert "node/cora_sage_nham ham.alpha=-1 ham.beta=0" in sweep("--grid node/cora_s*")[1]
 
 
-def test_runs_that_are_compared_follow_each_other_on_one_machine() -> None:
-    chosen = [
-        run for runs in Selection(tables=["14"], seeds=(0, 1), only=["gcn"]).runs().values() for run in runs
-    ]
+def test_runs_that_are_compared_follow_each_other_on_one_machine(tmp_path: Path) -> None:
+    selection = Selection(tables=["14"], seeds=(0, 1), only=["gcn"])
+    chosen = [run for runs in selection.runs(Sweeps(tmp_path / "runs")).values() for run in runs]
     ordered = in_local_order(chosen)
     assert [(run.exp, run.seed) for run in ordered[:4]] == [
         *((f"node/cora_gcn{method}", 0) for method in ("", "_ham")),
