@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from . import search_grid
-from .records import RESULTS, metrics_path, path_of, read, stores_history, write
+from .records import (
+    RESULTS,
+    diverged_path,
+    metrics_path,
+    path_of,
+    read,
+    stores_history,
+    write,
+    write_divergence,
+)
 from .spec import RunSpec
-from .validation import InvalidRecord, check, epochs
+from .validation import InvalidRecord, check, check_divergence, epochs
 
 _MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl)")
 _LARGEST = 2**26  # bytes of one file
@@ -35,7 +44,7 @@ class FinishedRun:
         location: where they are, for error messages.
         name: the run directory without its seed; ends with the run's name.
         seed: from the name of the folder, -1 if it is not seed<k>.
-        summary: content of summary.json.
+        summary: content of summary.json, or of diverged.json if the run diverged.
         metrics: content of metrics.jsonl, None if it is missing.
     """
 
@@ -96,11 +105,10 @@ def find(source: Path) -> Iterator[FinishedRun]:
         UsageError: the source is missing, or the archive is damaged.
     """
     if source.is_dir():
-        folders = (
-            [source]
-            if (source / "summary.json").exists()
-            else sorted(path.parent for path in source.glob("**/seed*/summary.json"))
-        )
+        names = ("summary.json", "diverged.json")
+        own = any((source / name).exists() for name in names)
+        below = {path.parent for name in names for path in source.glob(f"**/seed*/{name}")}
+        folders = [source] if own else sorted(below)
         return map(_read_directory, folders)
     if not source.exists():
         raise UsageError(
@@ -116,7 +124,8 @@ def _read_directory(folder: Path) -> FinishedRun:
         str(folder),
         folder.resolve().parent.as_posix(),
         int(seed[1]) if seed else -1,
-        _read_bytes(folder / "summary.json") or b"",  # reported as incomplete
+        # an empty file is reported as incomplete
+        next(filter(None, (_read_bytes(folder / name) for name in ("summary.json", "diverged.json"))), b""),
         _read_bytes(folder / "metrics.jsonl"),
     )
 
@@ -163,7 +172,8 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
     if _is_grid_point(summary):
         result.grid_points += 1
         return
-    run = check(summary)
+    has_diverged = isinstance(summary, dict) and summary.get("status") == "diverged"
+    run = check_divergence(summary) if has_diverged else check(summary)
     if run.demo != demo:
         result.other_scale += 1
         return
@@ -171,6 +181,12 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
     if not is_named or finished.seed != run.seed:
         raise InvalidRecord(f"its summary is of {run}, whose directory is {run.name}/seed{run.seed}")
     path = path_of(run, results)
+    if has_diverged:
+        if path.exists() or diverged_path(path).exists():
+            result.existing += 1
+        else:
+            result.written.append(write_divergence(run, summary, results))
+        return
     if path.exists() and not _lacks_epochs(path, run, result):
         result.existing += 1
         return

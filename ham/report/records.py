@@ -23,7 +23,18 @@ from ham.files import RESULTS, atomic_write_json, atomic_write_text, one_line
 from .plan import figure, figures
 from .spec import PlanError, RunSpec, lock
 from .study import studies, study
-from .validation import DEMOS, PLACES, InvalidRecord, check, epochs, is_number, record, strip_paths
+from .validation import (
+    DEMOS,
+    PLACES,
+    InvalidRecord,
+    check,
+    check_divergence,
+    divergence_record,
+    epochs,
+    is_number,
+    record,
+    strip_paths,
+)
 
 RECORDS = RESULTS / "runs"
 DIVERGED = ".diverged.json"
@@ -127,6 +138,29 @@ def read(path: Path) -> Record:
     if metrics_path(path).exists():
         accepted.epochs()  # they must not contradict the summary
     return accepted
+
+
+def read_diverged(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, str], list[str]]:
+    """Runs of a scale that diverged -> the reason, and one line for each invalid file."""
+    diverged, problems = {}, []
+    for path in sorted(folder_of(demo, results).rglob(f"*{DIVERGED}")):
+        try:
+            content = json.loads(path.read_text())
+            run = check_divergence(content)
+            if path != diverged_path(path_of(run, results)):
+                raise InvalidRecord(f"it is of {run}, which belongs elsewhere")
+            diverged[run] = content["reason"]
+        except (OSError, ValueError, RecursionError, InvalidRecord) as error:
+            problems.append(f"{path}: {one_line(error)}")
+    return diverged, problems
+
+
+def write_divergence(run: RunSpec, content: dict[str, Any], results: Path) -> Path:
+    """Write the record of a run that diverged; returns its path."""
+    path = diverged_path(path_of(run, results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(path, divergence_record(content), indent=1)
+    return path
 
 
 def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:

@@ -130,7 +130,7 @@ class Study:
             raise PlanError(
                 f"every tuning run of {tuned} diverged: study {self.name} cannot go on as planned"
             )
-        return _rate_of(max(runs, key=lambda run: _rank(run, outcomes)))
+        return rate_of(max(runs, key=lambda run: _rank(run, outcomes)))
 
     def _fourth_rate(self, arm: str, outcomes: Outcomes) -> float:
         rates = self.tuning.rates
@@ -222,8 +222,9 @@ def _check_names(arms: Mapping[str, Arm], parts: Iterable[Part]) -> None:
 def _rank(run: RunSpec, outcomes: Outcomes) -> tuple[float, float]:
     """Sorts runs from worst to best: a run that diverged is the worst, and a lower rate wins a tie."""
     accuracy = outcomes[run]
-    return (-math.inf if accuracy is None else accuracy, -_rate_of(run))
+    return (-math.inf if accuracy is None else accuracy, -rate_of(run))
 
 
-def _rate_of(run: RunSpec) -> float:
+def rate_of(run: RunSpec) -> float:
+    """The learning rate of a run of a study."""
     return next(float(text.partition("=")[2]) for text in run.overrides if text.startswith(f"{RATE}="))

@@ -28,8 +28,9 @@ _HARDWARE = ("cpu", "cores", "gpus")
 _RESUMED = ("commit", "dirty", "hardware", "ranks")
 _TYPES = {
     **{"exp": str, "overridden": bool, "seed": int, "config_hash": str, "status": str, "epochs": int},
-    **{"metrics": dict, "sparsity": dict, "provenance": dict},
+    "provenance": dict,
 }
+_RESULT_TYPES = {"metrics": dict, "sparsity": dict}
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PATH = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.]")  # does not match AC/DC
@@ -44,6 +45,12 @@ def record(summary: dict[str, Any]) -> dict[str, Any]:
     kept = {key: summary[key] for key in _FIELDS if key in summary}
     kept["sparsity"] = {key: value for key, value in summary["sparsity"].items() if key != "layers"}
     return kept | {"provenance": strip_paths(summary["provenance"])}
+
+
+def divergence_record(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a diverged.json without paths of a machine, and without unknown fields."""
+    kept = {key: content[key] for key in (*_FIELDS, "reason") if key in content}
+    return kept | {"provenance": strip_paths(content["provenance"])}
 
 
 def strip_paths(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def check(summary: Any) -> RunSpec:
     Raises:
         InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
     """
-    if problem := _structure_error(summary):
+    if problem := _structure_error(summary, _TYPES | _RESULT_TYPES):
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
     if summary["status"] != "done":
         raise InvalidRecord(f"its status is {summary['status']!r}, not 'done': start it again to resume")
@@ -80,18 +87,42 @@ def check(summary: Any) -> RunSpec:
     if problem := _value_error(summary, run):
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
     _check_configuration(summary, run)
-    for part in (summary["provenance"], *summary["provenance"].get("resumed_from", [])):
-        check_code(part)
-    if path := next(filter(_PATH.search, _texts(record(summary))), None):
-        raise InvalidRecord(f"it names a path of a machine ({path!r}): remove that")
+    _check_provenance(summary, record(summary))
     return run
 
 
-def _structure_error(summary: Any) -> str:
+def check_divergence(content: Any) -> RunSpec:
+    """The run that a diverged.json, or its record, is of.
+
+    Raises:
+        InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
+    """
+    if problem := _structure_error(content, _TYPES | {"reason": str}):
+        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+    if content["status"] != "diverged":
+        raise InvalidRecord(f"its status is {content['status']!r}, not 'diverged': run it again")
+    run = _identify(content)
+    if content["config_hash"] != run.info.config_hash:
+        raise InvalidRecord("it has another configuration than today's: run it again")
+    if not 0 <= content["epochs"] < run.info.epochs:
+        raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: run it again")
+    _check_provenance(content, divergence_record(content))
+    return run
+
+
+def _check_provenance(content: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Raise InvalidRecord unless the code of each part is known and no path of a machine is kept."""
+    for part in (content["provenance"], *content["provenance"].get("resumed_from", [])):
+        check_code(part)
+    if path := next(filter(_PATH.search, _texts(kept)), None):
+        raise InvalidRecord(f"it names a path of a machine ({path!r}): remove that")
+
+
+def _structure_error(summary: Any, types: dict[str, type]) -> str:
     """The field that is missing or of a wrong type, "" if none."""
     if not isinstance(summary, dict):
         return "not a JSON object"
-    for key, kind in _TYPES.items():
+    for key, kind in types.items():
         if not isinstance(summary.get(key), kind) or (kind is int and isinstance(summary[key], bool)):
             return f"no {key}"
     if not _HASH.fullmatch(summary["config_hash"]):
