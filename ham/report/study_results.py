@@ -43,7 +43,7 @@ class ArmResult:
         return Sample.of(list(self.accuracies.values())) if self.records else None
 
     def mean_of(self, metric: str) -> float | None:
-        """The mean over the seeds of a metric of the last epoch in which it was measured; None without any."""
+        """The mean over the seeds of a metric in the last epoch that has it; None without any."""
         values = [
             [line[metric] for line in record.epochs() if line.get(metric) is not None]
             for record in self.records.values()
@@ -149,11 +149,7 @@ def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[R
     """
     outcomes = dict.fromkeys(diverged) | {run: record.metric("top1_last") for run, record in records.items()}
     trials = {
-        arm: [
-            Trial(rate_of(run), outcomes[run])
-            for run in study.trials(arm, outcomes)
-            if run in outcomes
-        ]
+        arm: [Trial(rate_of(run), outcomes[run]) for run in study.trials(arm, outcomes) if run in outcomes]
         for arm in study.tuned_arms
     }
     rates = {arm: study.rate(arm, outcomes) for arm in study.arms}
@@ -183,18 +179,14 @@ def _part(
     return PartResult(part, arms, _adjusted(contrasts)) if result.is_complete else result
 
 
-def _contrast(
-    contrast: Contrast, arms: Mapping[str, ArmResult], seeds: tuple[int, ...]
-) -> ContrastResult:
+def _contrast(contrast: Contrast, arms: Mapping[str, ArmResult], seeds: tuple[int, ...]) -> ContrastResult:
     arm, reference = arms[contrast.arm], arms[contrast.reference]
 
     def differences(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:
         return {seed: left[seed] - right[seed] for seed in seeds if seed in left and seed in right}
 
     filled = (side.accuracies | dict.fromkeys(side.diverged, CHANCE) for side in (arm, reference))
-    return ContrastResult(
-        contrast, differences(arm.accuracies, reference.accuracies), differences(*filled)
-    )
+    return ContrastResult(contrast, differences(arm.accuracies, reference.accuracies), differences(*filled))
 
 
 def _adjusted(contrasts: tuple[ContrastResult, ...]) -> tuple[ContrastResult, ...]:

@@ -12,7 +12,7 @@ from ham.report.spec import RunSpec
 from .resources import resource_class, resources
 from .status import RunStatus, Status, blocked, open_runs
 
-SHOWN = (Status.FAILED, Status.STALE, Status.RUNNING, Status.QUEUED, Status.NOT_LAUNCHED)
+SHOWN = (Status.FAILED, Status.DIVERGED, Status.STALE, Status.RUNNING, Status.QUEUED, Status.NOT_LAUNCHED)
 
 
 def pluralize(runs: int) -> str:
@@ -83,8 +83,8 @@ def warn(states: dict[RunSpec, RunStatus]) -> None:
             print(f"sweep.py: {run} is stale: {state.note}", file=sys.stderr)
     if held := blocked(states):
         print(
-            f"sweep.py: {pluralize(len(held))} not launched: the runs whose masks they take are stale "
-            "or run on this machine",
+            f"sweep.py: {pluralize(len(held))} not launched: the runs whose masks they take are stale, "
+            "diverged or run on this machine",
             file=sys.stderr,
         )
 

@@ -196,8 +196,11 @@ def open_runs(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
 
 
 def blocked(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
-    """Runs that cannot be launched: their source is stale, or SLURM cannot wait for it."""
-    unsure = {run for run, s in states.items() if s.kind is Status.STALE or (s.is_active and not s.job)}
+    """Runs that cannot be launched: their source is stale or diverged, or SLURM cannot wait for it."""
+    lost = (Status.STALE, Status.DIVERGED)
+    unsure = {
+        run for run, state in states.items() if state.kind in lost or (state.is_active and not state.job)
+    }
     return [run for run, state in states.items() if state.is_launchable and run.depends_on in unsure]
 
 

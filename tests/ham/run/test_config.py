@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ham.run.build import resolve_mask_source, run_directory
-from ham.run.config import Config, ConfigError, config_hash, from_yaml, load, to_yaml
+from ham.run.config import Config, ConfigError, compose, config_hash, from_yaml, load, to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "exp").glob("*.yaml"))
@@ -36,6 +36,33 @@ def flat(cfg: Config) -> dict[str, Any]:
 
 def identity(*overrides: str) -> str:
     return config_hash(load([LEAF, *overrides]))
+
+
+@pytest.mark.parametrize("demo", ["digits", "tiny", "cifar16"])
+def test_a_demo_takes_the_values_that_its_sections_have_for_its_scale(demo: str) -> None:
+    scale = "digits" if demo == "tiny" else demo
+    for leaf in ("acdc_ham_s90", "deit_ham", "rigl_s90", "pilot_s90", "spred_s90", "cifar100_sam_ham"):
+        cfg = load([f"+exp={leaf}", f"+demo={demo}"])
+        for section in (cfg.model, cfg.optimizer, cfg.sparsifier):
+            for key, value in section.demo.get(scale, {}).items():
+                assert getattr(section, key) == value, (leaf, key)
+
+
+def test_cifar16_keeps_the_experiment_and_scales_its_images_and_network() -> None:
+    for leaf in ("cifar100_ham", "dense_sam_ham", "acdc_ham_s90", "random_sign_in_s90", "mask_rigl_ham_s90"):
+        plain, cfg = load([f"+exp={leaf}"]), load([f"+exp={leaf}", "+demo=cifar16"])
+        assert (cfg.epochs, cfg.batch_size, cfg.data.image_size, cfg.data.per_class) == (60, 128, 16, 200)
+        assert (cfg.model.depth, cfg.model.width, cfg.model.layers) == (18, 16, [])
+        assert cfg.ham == plain.ham and cfg.parameterization == plain.parameterization
+        assert cfg.optimizer == replace(plain.optimizer, lr=0.05)
+        assert cfg.sparsifier == plain.sparsifier
+
+
+def test_values_of_a_demo_without_a_scale_are_refused() -> None:
+    node = OmegaConf.create({"demo_values": "digits", "model": {"demo": {"width": 8}}})
+    cure = r"model.demo must map a scale to values, such as digits: \{width: 8\}"
+    with pytest.raises(ConfigError, match=cure):
+        compose._demo_values("model", node)
 
 
 def test_the_demo_wins_wherever_it_stands_and_explicit_values_beat_it() -> None:

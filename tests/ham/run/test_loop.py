@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,6 +280,12 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(
     assert len(outcome.complaints) == 1 and "diverged" in outcome.complaints[0], outcome.err
     assert all(word in outcome.complaints[0] for word in words)
     named = int(re.search(r"at step (\d+)", outcome.complaints[0])[1])
+    (folder,) = tmp_path.glob("*/seed0")
+    record = json.loads((folder / "diverged.json").read_text())
+    assert record["status"] == "diverged" and f"diverged: {record['reason']};" in outcome.complaints[0]
+    assert record["reason"].endswith(f"at step {named}") and str(tmp_path) not in record["reason"]
+    assert record["config_hash"] == json.loads((folder / "provenance.json").read_text())["config_hash"]
+    assert record["epochs"] < load(RESNET).epochs and not (folder / "summary.json").exists()
     finite = [bool(torch.isfinite(torch.tensor(loss))) for loss in losses]
     if "the loss is not finite" in outcome.complaints[0]:
         assert finite.index(False) == named

@@ -1,0 +1,211 @@
+"""The page of a study holds what scipy computes from its records; incomplete parts show no test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import script
+from scipy import stats
+from study_files import PLAN, all_tuned
+
+from ham.report import records
+from ham.report.spec import RunSpec
+from ham.report.study import rate_of
+
+COMMAND = script("study")
+RATES = {"SGD": 0.05, "HAM": 0.0125, "matched decay": 0.05, "beta alone": 0.2, "alpha alone": 0.0125}
+EFFECT = {"SGD": 0.0, "HAM": 1.0, "matched decay": 0.7, "beta alone": 0.9, "alpha alone": -0.5}
+
+
+def runs(part: str) -> dict[tuple[str, int], RunSpec]:
+    plan = PLAN.parts[part]
+    outcomes = all_tuned(RATES)
+    return {
+        (arm, seed): PLAN.run(arm, PLAN.rate(arm, outcomes), seed) for arm in plan.arms for seed in plan.seeds
+    }
+
+
+def accuracies(part: str) -> dict[tuple[str, int], float]:
+    """Made-up accuracies: an effect for each arm, noise that a seed's arms share, and noise of their own."""
+    rng = np.random.default_rng(1)
+    shared = rng.normal(0, 2, 10)
+    return {
+        (arm, seed): round(45 + EFFECT.get(arm, 0.5 * ("HAM" in arm)) + shared[seed] + rng.normal(0, 0.4), 2)
+        for arm in PLAN.parts[part].arms
+        for seed in PLAN.parts[part].seeds
+    }
+
+
+@pytest.fixture
+def write_tuning(tmp_path: Path, write_record: Callable[..., Path]) -> Path:
+    """Records of tuning, after which the rates are RATES; returns the folder of results."""
+    for run, accuracy in all_tuned(RATES).items():
+        write_record(tmp_path, run, accuracy)
+    return tmp_path
+
+
+def render(results: Path) -> str:
+    assert COMMAND.main(["cifar16", "--results", str(results)]) == 0
+    return (results / "tables" / "study_cifar16.md").read_text()
+
+
+def row(page: str, name: str) -> list[str]:
+    """The cells of the first row of a table that begins with this name."""
+    line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_before_any_run_nothing_is_claimed(tmp_path: Path) -> None:
+    page = render(tmp_path)
+    assert "Primary part: 0 of 50 runs have ended; no result yet." in page
+    assert not list(tmp_path.glob("figures/*")) and "±" not in page
+
+
+def test_an_incomplete_part_shows_no_difference_and_no_test(write_tuning: Path, write_record: Any) -> None:
+    values = accuracies("primary")
+    for key, run in list(runs("primary").items())[:-1]:
+        write_record(write_tuning, run, values[key])
+    page = render(write_tuning)
+    assert "Primary part: 49 of 50 runs have ended; no result yet." in page
+    assert "Incomplete: 49 of 50 runs." in page
+    assert "HAM - SGD" not in page and "p (Holm)" not in page
+    assert row(page, "HAM")[2] == "10" and row(page, "alpha alone")[2] == "9"
+    figures = {path.name for path in (write_tuning / "figures").iterdir()}
+    assert figures == {"study_cifar16_curves.pdf", "study_cifar16_curves.png"}
+
+
+def test_a_complete_part_is_what_scipy_computes(write_tuning: Path, write_record: Any) -> None:
+    values = accuracies("primary")
+    for key, run in runs("primary").items():
+        write_record(write_tuning, run, values[key])
+    page = render(write_tuning)
+    by_arm = {arm: np.array([values[arm, seed] for seed in range(10)]) for arm in EFFECT}
+    for arm, own in by_arm.items():
+        cells = row(page, arm)
+        assert cells[1:4] == [f"{RATES[arm]:g}", "10", f"{own.mean():.2f} ± {own.std(ddof=1):.2f}"]
+    pairs = [("HAM", "SGD"), ("HAM", "matched decay"), ("HAM", "beta alone")]
+    tests = [stats.ttest_rel(by_arm[a], by_arm[b]) for a, b in pairs]
+    holm = {}
+    for rank, index in enumerate(np.argsort([test.pvalue for test in tests])):
+        holm[index] = max([min(1, (3 - rank) * tests[index].pvalue), *holm.values()])
+    for index, ((a, b), test) in enumerate(zip(pairs, tests, strict=True)):
+        differences = by_arm[a] - by_arm[b]
+        low, high = test.confidence_interval(0.95)
+        cells = row(page, f"{a} - {b}")
+        assert cells[1] == f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert cells[3:6] == [f"{test.pvalue:.2g}", f"{holm[index]:.2g}", f"{differences.std(ddof=1):.2f}"]
+        word = "inconclusive" if holm[index] > 0.05 else "above 0" if differences.mean() > 0 else "below 0"
+        assert f"{a} - {b}: {word}, {cells[1]} points" in page
+    assert {word for word in re.findall(r": (above 0|below 0|inconclusive),", page)} == {
+        "above 0",
+        "inconclusive",
+    }
+    assert len(list((write_tuning / "figures").iterdir())) == 4
+    with open(write_tuning / "tables" / "study_cifar16.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["arm"], int(line["seed"])): float(line["top1_last"]) for line in lines} == values
+    assert {line["learning_rate"] for line in lines if line["arm"] == "HAM"} == {"0.0125"}
+
+
+def test_tuning_shows_each_trial_and_marks_the_chosen_one(write_tuning: Path) -> None:
+    page = render(write_tuning)
+    assert "20 of 20 runs have ended" in page
+    tuning = page[page.index("## Tuning") :]
+    assert row(tuning, "arm") == ["arm", "0.00625", "0.0125", "0.025", "0.05", "0.2", "0.4"]
+    assert row(tuning, "HAM") == ["HAM", "10.00", "**60.00**", "", "50.00", "50.00", ""]
+    assert row(tuning, "SGD") == ["SGD", "", "50.00", "10.00", "**60.00**", "50.00", ""]
+
+
+def diverge(results: Path, run: RunSpec, make_summary: Any, **altered: Any) -> Path:
+    summary = make_summary(run, status="diverged", reason="the loss is not finite at step 204", epochs=3)
+    return records.write_divergence(run, summary | altered, results)
+
+
+def test_a_run_that_diverged_is_named_and_its_contrast_computed_twice(
+    write_tuning: Path, write_record: Any, make_summary: Any
+) -> None:
+    values, planned = accuracies("primary"), runs("primary")
+    lost = ("HAM", 4)
+    for key, run in planned.items():
+        if key != lost:
+            write_record(write_tuning, run, values[key])
+    path = diverge(write_tuning, planned[lost], make_summary)
+    assert path.name == "seed4.diverged.json" and path.parent.parent.name == "cifar16"
+    page = render(write_tuning)
+    assert "- HAM, seed 4, diverged: the loss is not finite at step 204." in page
+    seeds = [seed for seed in range(10) if seed != 4]
+    differences = [values["HAM", seed] - values["SGD", seed] for seed in seeds]
+    assert row(page, "HAM - SGD")[1].startswith(f"{np.mean(differences):+.2f} [")
+    filled = np.mean([*differences, 1.0 - values["SGD", 4]])
+    assert f"- HAM - SGD with 1 % for runs that diverged: {filled:+.2f}." in page
+
+
+def test_a_tuning_run_that_diverged_is_shown_and_is_the_worst(
+    tmp_path: Path, write_record: Any, make_summary: Any
+) -> None:
+    for rate, accuracy in ((0.0125, 40.0), (0.05, 50.0)):
+        write_record(tmp_path, PLAN.trial("HAM", rate), accuracy)
+    diverge(tmp_path, PLAN.trial("HAM", 0.2), make_summary)
+    write_record(tmp_path, PLAN.trial("HAM", 0.025), 45.0)
+    tuning = render(tmp_path).partition("## Tuning")[2]
+    assert row(tuning, "HAM") == ["HAM", "40.00", "45.00", "**50.00**", "diverged"]
+
+
+def test_processors_are_named_and_mixed_seeds_marked(
+    write_tuning: Path, write_record: Any, make_summary: Any
+) -> None:
+    values = accuracies("primary")
+    other = {"cpu": "Intel Xeon", "cores": 2, "gpus": []}
+    for key, run in runs("primary").items():
+        provenance = make_summary(run)["provenance"]
+        if key[1] == 2 or key == ("HAM", 3):
+            provenance = provenance | {"hardware": other}
+        write_record(write_tuning, run, values[key], provenance=provenance)
+    page = render(write_tuning)
+    assert "- Processor of seeds 0, 1, 4, 5, 6, 7, 8, 9: AMD EPYC." in page
+    assert "- Processor of seeds 2: Intel Xeon." in page
+    assert (
+        "- Processor of seeds 3: AMD EPYC and Intel Xeon; the arms of a seed ran on different ones." in page
+    )
+
+
+@pytest.mark.parametrize(
+    ("altered", "words"),
+    [
+        ({"status": "done"}, "its status is 'done'"),
+        ({"reason": 5}, "no reason"),
+        ({"epochs": 60}, "ended after 60 of 60 epochs"),
+        ({"config_hash": "0" * 64}, "altered on the command line"),
+    ],
+)
+def test_an_invalid_record_of_a_divergence_is_left_out(
+    tmp_path: Path, make_summary: Any, altered: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverge(tmp_path, PLAN.trial("HAM", 0.2), make_summary, **altered)
+    assert COMMAND.main(["cifar16", "--results", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "left out" in line and words in line
+
+
+def test_divergences_are_collected(tmp_path: Path, make_summary: Any, finish_run: Any) -> None:
+    run = PLAN.trial("HAM", 0.2)
+    folder = finish_run(run)
+    (folder / "summary.json").unlink()
+    content = make_summary(run, status="diverged", reason="the loss is not finite at step 3", epochs=0)
+    (folder / "diverged.json").write_text(json.dumps(content))
+    argv = [str(tmp_path / "runs"), "--demo", "cifar16", "--results", str(tmp_path / "results")]
+    assert script("collect").main(argv) == 0
+    diverged, problems = records.read_diverged("cifar16", tmp_path / "results")
+    assert diverged == {run: "the loss is not finite at step 3"} and not problems
+    assert records.read_all("cifar16", tmp_path / "results") == ({}, [])
+    text = records.diverged_path(records.path_of(run, tmp_path / "results")).read_text()
+    assert "/home/me" not in text
+    assert script("collect").main(argv) == 0, "again"
+    assert rate_of(run) == 0.2
