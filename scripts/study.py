@@ -3,8 +3,8 @@
     python scripts/study.py cifar16
 
 Writes results/tables/study_<name>.{md,csv} and results/figures/study_<name>_{forest,curves}.{pdf,png}; a
-figure without a run to show is not drawn. Needs matplotlib and scipy, no torch. Exit status: 0 done, 1 a record was
-left out, 2 wrong use.
+figure without a run to show is not drawn. Needs matplotlib and scipy, no torch. Exit status: 0 done, 1 a
+record was left out, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the records (default: results)"
     )
+    parser.add_argument("--to", type=Path, help="folder of tables/ and figures/ (default: the records')")
     args = parser.parse_args(argv)
     if not args.results.is_dir():
         parser.error(f"--results {args.results} is not a directory")
     try:
-        paths, problems = render(args.study, args.results)
+        paths, problems = render(args.study, args.results, args.to or args.results)
     except (PlanError, InvalidRecord, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         return 2
@@ -41,14 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def render(name: str, folder: Path) -> tuple[list[Path], list[str]]:
+def render(name: str, results_folder: Path, folder: Path) -> tuple[list[Path], list[str]]:
     """Write the files of a study; returns their paths and a line for each record that was left out."""
     from ham.report import study_figures, study_page
     from ham.report.study_results import results
 
     plan = study(name)
-    records, problems = read_all(plan.demo, folder)
-    diverged, more = read_diverged(plan.demo, folder)
+    records, problems = read_all(plan.demo, results_folder)
+    diverged, more = read_diverged(plan.demo, results_folder)
     result = results(plan, records, diverged)
     texts = {"md": study_page.page(result), "csv": study_page.comma_separated(result)}
     paths = [folder / "tables" / f"study_{name}.{ending}" for ending in texts]

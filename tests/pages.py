@@ -16,7 +16,14 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _WORD = re.compile(r"`([^`]+)`")
 _COMMENT = re.compile(r"(^|\s)# .*")
 _NOT_COMMANDS = ("theta <-", "runs/<exp>", "config.yaml ", "provenance.json ", "metrics.jsonl ", "train.log ")
-_NOT_COMMANDS += ("last.pt ", "masks.pt ", "summary.json ", "configs/exp/X.yaml ->", "(Hydra)")
+_NOT_COMMANDS += (
+    "last.pt ",
+    "masks.pt ",
+    "summary.json ",
+    "diverged.json ",
+    "configs/exp/X.yaml ->",
+    "(Hydra)",
+)
 _LAYOUT = re.compile(r"[\w./]+[/y] {2,}\S")  # README's tree of folders
 
 

@@ -75,6 +75,7 @@ CHECKS: dict[str, Callable[[list[str], Path], Jobs]] = {
     r"python scripts/collect\.py --demo .*": run("TMP", "--results", "TMP"),
     r"python scripts/collect\.py out/.*": help_only,  # an archive that another command writes
     r"python scripts/tables\.py.*": run("--to", "TMP"),
+    r"python scripts/study\.py .*": run("--to", "TMP"),
     r"python scripts/node_report\.py": run("--to", "TMP/reading.md"),
     r"python scripts/node_grid\.py .*": help_only,  # needs the runs of a search
     r"python scripts/figures\.py": run("--to", "TMP"),

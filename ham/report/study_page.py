@@ -26,9 +26,9 @@ def page(result: StudyResult) -> str:
     lines = [
         f"# Study: {study.title}",
         "",
-        f"Written by `python scripts/study.py {study.name}` from the committed records; do not edit. The plan",
-        "and its rules: [study.md](../../docs/study.md). Scaled-down runs: these numbers cannot be compared",
-        "with the paper's.",
+        f"Written by `python scripts/study.py {study.name}` from the committed records; do not edit. The",
+        "plan and its rules: [study.md](../../docs/study.md). Scaled-down runs: these numbers cannot be",
+        "compared with the paper's.",
         "",
         *headlines(result),
         "",
@@ -86,8 +86,7 @@ def _contrasts(part: PartResult) -> Iterator[str]:
     yield (
         "Differences in points, paired by seed: mean with 95 % interval (Student's t); seeds above / equal / "
         "below 0; p of the two-sided paired t-test; p after Holm's correction over these contrasts; standard "
-        "deviation of the differences, and the difference that such a test at 5 % finds with a probability of "
-        "80 %."
+        "deviation of the differences, and the difference that this test at 5 % finds with probability 80 %."
     )
     heads = ("contrast", "difference", "+ / = / -", "p", "p (Holm)", "sd", "detectable")
     yield from ("", *_table(heads, map(_contrast, part.contrasts)), "")
