@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,18 +24,20 @@ GRAPH_SETS = {  # rows of Table 13 -> OGB's number of graphs; the paper swaps th
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of settings: `rows` map each column to a value, or to a list of values."""
+    """A table without runs: `rows` map each column to a value, or to a list of values; see `Text`."""
 
     name: str
     title: str
     note: str
     rows: tuple[dict[str, Any], ...]
+    caption: str = ""
+    formulas: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> Text:
         """The table as text."""
         head = tuple(column.replace("_", " ") for column in self.rows[0])
         block = tuple(tuple(map(_format, row.values())) for row in self.rows)
-        return Text(self.name, self.title, (self.note,), head, (block,))
+        return Text(self.name, self.title, (self.note,), head, (block,), self.caption, self.formulas)
 
     def comma_separated(self) -> str:
         """The table as CSV; spaces separate the values of a list."""
@@ -52,7 +54,13 @@ def training_details() -> Sheet:
         "Read from configs/base, configs/optimizer and the experiments based on them. Controls that change a "
         "value of the paper on purpose (matched decay) are excluded."
     )
-    return Sheet("table05", "Table 5. Training details", note, tuple(map(_training_details, BASES)))
+    caption = (
+        "How the paper's vision models are trained: data set, network, learning rate, weight decay, "
+        "number of epochs, images per step, optimizer (m: momentum; sam: sharpness aware minimization, "
+        "in some runs) and schedule of the learning rate, for every method."
+    )
+    rows = tuple(map(_training_details, BASES))
+    return Sheet("table05", "Table 5. Training details", note, rows, caption)
 
 
 def _training_details(name: str) -> dict[str, Any]:
@@ -84,7 +92,11 @@ def graph_classification() -> Sheet:
     note = (
         "Read from configs/ham. The numbers of graphs are OGB's; the paper swaps those of molhiv and code2."
     )
-    return Sheet("table13", "Table 13. HAM's values for graph classification", note, tuple(rows))
+    caption = (
+        "HAM's strength alpha and decay beta for each graph classification set of Table 12, and the "
+        "number of graphs in the set."
+    )
+    return Sheet("table13", "Table 13. HAM's values for graph classification", note, tuple(rows), caption)
 
 
 def node_classification(number: int, method: str, sign: str) -> Sheet:
@@ -101,7 +113,12 @@ def node_classification(number: int, method: str, sign: str) -> Sheet:
             rows.append({"dataset": dataset, **values})
     note = "(alpha, beta) of the experiments node/..., which the paper chose on the validation nodes."
     title = f"Table {number}. HAM's values for node classification, alpha {sign} 0"
-    return Sheet(f"table{number}", title, note, tuple(rows))
+    name, shown = ("HAM", "14, 15, 17 and 18") if method == "ham" else ("nHAM", "17 and 18")
+    caption = (
+        f"{name}'s strength alpha and decay beta, as alpha / beta, for each graph (row) and network (column: "
+        f"GCN, GAT, GraphSAGE) of Tables {shown}."
+    )
+    return Sheet(f"table{number}", title, note, tuple(rows), caption)
 
 
 SHEETS: dict[str, Callable[[], Sheet]] = {

@@ -46,7 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or a control that the paper lacks (name control_*); `note` is printed."""
+    """A table of the paper, or a control that the paper lacks (name control_*).
+
+    `note` is printed, `caption` says what the table shows to a reader who has only this table.
+    """
 
     name: str
     title: str
@@ -54,6 +57,7 @@ class Table:
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     note: str = ""
+    caption: str = ""
 
     @property
     def cells(self) -> list[Cell]:
@@ -148,7 +152,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
         for row in content["rows"]
     )
     columns, seeds = tuple(content["columns"]), tuple(content["seeds"])
-    return Table(name, content["title"], columns, rows, seeds, content.get("note", ""))
+    texts = content.get("note", ""), content.get("caption", "")
+    return Table(name, content["title"], columns, rows, seeds, *texts)
 
 
 def figure(name: str) -> Figure:

@@ -1,38 +1,52 @@
-"""Renders tables as markdown, CSV and LaTeX. Markdown and LaTeX are made of the same `Text`."""
+"""Renders tables as markdown and CSV; latex.py renders LaTeX, of the same `Text` as markdown."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from .statistics import Sample
 from .tables import CellResult, RowResult, TableResult
 
 NOT_RUN = "not run"
+PLUS_MINUS = "\u00b1"  # in markdown and figures; "+-" in a `Text`, $\\pm$ in LaTeX
+NAMES = ("", "type", "method")  # heads of columns that name a row
 NONE = "-"  # the table has no such cell or number
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}"}
-_SPECIAL |= {char: f"\\{char}" for char in "&%$#_{}"}
-_SPECIAL |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "*": r"$\ast$", '"': "''"}
-_NUMBER = re.compile(r"^Table \d+\. ")  # LaTeX numbers tables itself
 CSV_COLUMNS = (
     *("table", "group", "row", "column", "exp", "metric", "seeds", "n", "mean", "std"),
     *("paper_mean", "paper_std", "paper_single_run", "difference", "low", "high"),
-    *("target_sparsity", "achieved_sparsity", "processes"),
+    *("target_sparsity", "achieved_sparsity", "processes", "planned_seeds"),
 )
 
 
 @dataclass(frozen=True)
 class Text:
-    """A table as text: a head and blocks of rows, which rules separate; all cells are plain ASCII."""
+    """A table as text, in plain ASCII; the renderers choose the sign for +-.
+
+    Args:
+        name: of its file.
+        title: one line, with the paper's number if it has one.
+        notes: sentences under the caption, the most important one first.
+        head: a name for each column.
+        blocks: rows that belong together; space separates the blocks.
+        caption: says what the table shows, to a reader who has only this table.
+        formulas: cells that are formulas, as LaTeX in math mode.
+    """
 
     name: str
     title: str
     notes: tuple[str, ...]
     head: tuple[str, ...]
     blocks: tuple[tuple[tuple[str, ...], ...], ...]
+    caption: str = ""
+    formulas: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name_columns(self) -> int:
+        """How many columns name a row; numbers follow them."""
+        return sum(column in NAMES for column in self.head) or 1
 
 
 def to_text(table: TableResult) -> Text:
@@ -47,11 +61,12 @@ def to_text(table: TableResult) -> Text:
             for is_first, (kind, cells) in zip([True, False, False, False], _kinds(table, row), strict=False)
         ]
         blocks.append(tuple(lines))
-    return Text(table.name, table.title, table.notes, (*start, *table.columns), tuple(blocks))
+    head = (*start, *table.columns)
+    return Text(table.name, table.title, table.notes, head, tuple(blocks), table.caption)
 
 
 def _kinds(table: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
-    kinds: list[tuple[str, Callable[[CellResult], str]]] = [("ours", lambda cell: ours_text(cell.ours))]
+    kinds: list[tuple[str, Callable[[CellResult], str]]] = [("ours", ours_text)]
     if table.has_paper:
         kinds += [("paper", paper_text), ("difference", difference_text)]
     if any(cell is not None and cell.target for cell in row.cells):
@@ -61,9 +76,12 @@ def _kinds(table: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
     ]
 
 
-def ours_text(sample: Sample | None) -> str:
-    """`76.71 +- 0.10 (n = 3)`."""
-    return f"{_spread(sample)} (n = {sample.n})" if sample else NOT_RUN
+def ours_text(cell: CellResult) -> str:
+    """`76.71 +- 0.10 (n = 3)`, `76.71 +- 0.10 (n = 2 of 3)` if runs are missing."""
+    if cell.ours is None:
+        return NOT_RUN
+    of = f" of {cell.planned}" if cell.ours.n < cell.planned else ""
+    return f"{_spread(cell.ours)} (n = {cell.ours.n}{of})"
 
 
 def paper_text(cell: CellResult) -> str:
@@ -91,38 +109,12 @@ def _spread(sample: Sample) -> str:
 
 
 def markdown(table: Text) -> str:
-    """A markdown page: title, notes, table."""
+    """A markdown page: title, caption, notes, table."""
     rows = [table.head, ("---",) * len(table.head), *(row for block in table.blocks for row in block)]
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    notes = [part for note in table.notes for part in (note, "")]
-    return "\n".join([f"# {table.title}", "", *notes, *lines, ""])
-
-
-def latex(table: Text) -> str:
-    """A LaTeX table; needs booktabs."""
-    names = sum(column in ("", "type", "method") for column in table.head) or 1
-    blocks = ["".join(f"  {_latex_row(row)}\n" for row in block) for block in table.blocks]
-    return (
-        "\\begin{table}\n  \\centering\n  \\small\n"
-        f"  \\caption{{{escape(_NUMBER.sub('', table.title))}.}}\n  \\label{{tab:{table.name}}}\n"
-        f"  \\begin{{tabular}}{{{'l' * names}{'c' * (len(table.head) - names)}}}\n  \\toprule\n"
-        f"  {_latex_row(table.head)}\n  \\midrule\n"
-        + "  \\addlinespace\n".join(blocks)
-        + "  \\bottomrule\n  \\end{tabular}\n"
-        + "".join(f"  \\par\\footnotesize {escape(note)}\n" for note in table.notes)
-        + "\\end{table}\n"
-    )
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + r" \\"
-
-
-def escape(plain: str) -> str:
-    """Plain text as LaTeX: special characters escaped, +- and signs in math mode."""
-    escaped = "".join(_SPECIAL.get(char, char) for char in plain)
-    escaped = escaped.replace("+-", r"$\pm$")
-    return re.sub(r"(?<![\w$.])([+-])(?=\d)", r"$\1$", escaped)
+    paragraphs = [table.caption, *table.notes] if table.caption else table.notes
+    notes = [part for paragraph in paragraphs for part in (paragraph, "")]
+    return "\n".join([f"# {table.title}", "", *notes, *lines, ""]).replace("+-", PLUS_MINUS)
 
 
 def comma_separated(table: TableResult) -> str:
@@ -145,7 +137,7 @@ def _numbers(cell: CellResult) -> list[str | int]:
         *map(_number, (ours and ours.mean, ours and ours.std, paper and paper.mean, paper and paper.std)),
         "" if paper is None else str(cell.cell.single_run).lower(),
         *map(_number, (difference and difference.value, low, high, cell.target, cell.achieved)),
-        " ".join(map(str, cell.world_sizes)),
+        *(" ".join(map(str, cell.world_sizes)), cell.planned),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Writes tables as files: those of runs (tables.py) and those of settings (hyperparameters.py)."""
+"""Writes tables as files: those of runs (tables.py), of settings (hyperparameters.py), Tables 1 and 2."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ham.files import atomic_write_text
 
-from . import plan, render
-from .hyperparameters import SHEETS
+from . import hyperparameters, plan, qualitative, render
+from .latex import latex
 from .records import RESULTS, Record, read_all, read_runs
 from .spec import PlanError, RunSpec
 from .tables import build_table
 
 FORMATS = ("md", "csv", "tex")
+SHEETS = hyperparameters.SHEETS | qualitative.SHEETS  # tables without runs
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def render_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") -
 
 
 def _render(text: render.Text, csv: Callable[[], str]) -> RenderedTable:
-    return RenderedTable(text.name, {"md": render.markdown(text), "csv": csv(), "tex": render.latex(text)})
+    return RenderedTable(text.name, {"md": render.markdown(text), "csv": csv(), "tex": latex(text)})
 
 
 def write_table(table: RenderedTable, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -28,6 +28,7 @@ PAPER = (
 )
 CONTROL = "A control that the paper lacks."
 SPARSITY = "Sparsity: achieved, mean over the runs, then the target."
+MISSING = "n = k of m: m - k seeds have no record; the csv lists those that have one."
 WORLD_SIZES = (
     "The runs used different numbers of processes ({world_sizes}; the csv has them per cell), so the batches "
     "of their BatchNorm layers differ."
@@ -52,6 +53,7 @@ class CellResult:
         target: sparsity, 0 for dense.
         achieved: sparsity, mean over the runs, None without any.
         world_sizes: numbers of processes of the runs.
+        planned: number of seeds that it needs.
     """
 
     cell: Cell
@@ -61,6 +63,7 @@ class CellResult:
     target: float
     achieved: float | None
     world_sizes: tuple[int, ...] = ()
+    planned: int = 0
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -79,13 +82,17 @@ class RowResult:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table with its numbers; `notes` are sentences, the most important one first."""
+    """A table with its numbers; `notes` are sentences, the most important one first.
+
+    `caption` says what the table shows, to a reader who has only this table.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[RowResult, ...]
     notes: tuple[str, ...]
+    caption: str = ""
 
     @property
     def cells(self) -> list[CellResult]:
@@ -117,12 +124,16 @@ def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") ->
         title = f"Scaled down, not the paper's setting: {f'the runs of {number}' if number else table.title}"
     file_name = f"demo_{table.name}" if demo else table.name
     result = TableResult(file_name, title, table.columns, rows, ())
-    return replace(result, notes=_notes(table, result, demo))
+    notes = _notes(table, result, demo)
+    caption, notes = (notes[0], notes[1:]) if demo else (table.caption, notes)
+    return replace(result, notes=notes, caption=caption)
 
 
 def _notes(table: plan.Table, result: TableResult, demo: str) -> tuple[str, ...]:
     ours = OURS.format(seeds=_seeds(table))
     sparsity = [SPARSITY] if any(cell.target for cell in result.cells) else []
+    if any(cell.ours and cell.ours.n < cell.planned for cell in result.cells):
+        ours += f" {MISSING}"
     if demo:
         return (_demo_note(table, demo), ours, *sparsity)
     about = PAPER if result.has_paper else CONTROL
@@ -145,6 +156,7 @@ def _cell_result(
         RunSpec(cell.exp, 0, demo=demo).info.sparsity,
         Sample.of(achieved).mean if recorded else None,
         tuple(sorted({size for record in recorded for size in _world_sizes(record)})),
+        len(seeds),
     )
 
 

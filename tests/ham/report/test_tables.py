@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ham.files import RESULTS, ROOT
-from ham.report import hyperparameters, plan, records, render
+from ham.report import hyperparameters, plan, records, render, table_files
+from ham.report.latex import latex
 from ham.report.records import Record, record
 from ham.report.spec import RunSpec
 from ham.report.tables import SCALED_DOWN, build_table
@@ -176,14 +177,14 @@ def test_a_table_shows_both_numbers_and_their_difference(
     text = (tmp_path / "tables" / "table04.md").read_text()
     assert text in capsys.readouterr().out
     label = "AC/DC + HAM"
-    assert line(text, label, "ours") == ["not run", "77.00 +- 1.00 (n = 3)", "75.00 (n = 1)"]
-    assert line(text, label, "paper") == ["77.20 +- 0.14", "76.66 +- 0.12", "75.45 +- 0.13"]
+    assert line(text, label, "ours") == ["not run", "77.00 ± 1.00 (n = 3)", "75.00 (n = 1 of 3)"]
+    assert line(text, label, "paper") == ["77.20 ± 0.14", "76.66 ± 0.12", "75.45 ± 0.13"]
     # v = 1/3 and 0.12^2 / 3 = 0.0048; df = 2.0576, t = 4.1893; 4.1893 sqrt(0.33813) = 2.44
     assert line(text, label, "difference") == ["-", "+0.34 [-2.10, +2.78]", "-0.45"]
     assert line(text, label, "sparsity")[1:] == ["90.00 % (target 90 %)", "95.00 % (target 95 %)"]
-    assert line(text, "PILoT", "ours")[0] == "75.50 +- 0.71 (n = 2)"
-    assert line(text, "PILoT", "difference")[0] == "-0.12"  # the paper prints no +-
-    assert "ddof 1" in text and "convention" in text
+    assert line(text, "PILoT", "ours")[0] == "75.50 ± 0.71 (n = 2 of 3)"
+    assert line(text, "PILoT", "difference")[0] == "-0.12"  # the paper prints no ±
+    assert "ddof 1" in text and "convention" in text and "n = k of m: m - k seeds have no record" in text
     assert "52.90 (*)" in render.markdown(render.to_text(build_table("10", {})))
 
 
@@ -193,7 +194,7 @@ def test_controls_have_no_paper_and_each_cell_its_metric(
     write_record(tmp_path, RunSpec("dense", 0), 75.0)
     assert COMMAND.main(["--table", "control_best_epoch", "--results", str(tmp_path), "--format", "md"]) == 0
     (path,) = (tmp_path / "tables").iterdir()
-    assert line(path.read_text(), "Dense", "ours") == ["75.00 (n = 1)", "75.50 (n = 1)"]
+    assert line(path.read_text(), "Dense", "ours") == ["75.00 (n = 1 of 3)", "75.50 (n = 1 of 3)"]
     assert "A control that the paper lacks" in path.read_text() and "| paper" not in path.read_text()
 
 
@@ -206,7 +207,7 @@ def test_scaled_down_runs_have_tables_of_their_own(tmp_path: Path, write_record:
     text = (tmp_path / "tables" / "demo_table04.md").read_text()
     assert text.startswith("# Scaled down, not the paper's setting") and "do not rank the methods" in text
     assert "one bottleneck per stage" in text and "8x8 digits" in text and "40 epochs" in text
-    assert "73.70" not in text and line(text, "RiGL", "ours") == ["not run", "98.00 (n = 1)", "not run"]
+    assert "73.70" not in text and line(text, "RiGL", "ours") == ["not run", "98.00 (n = 1 of 3)", "not run"]
     assert COMMAND.main(["--results", str(tmp_path)]) == 0
     assert "98.00" not in "".join(p.read_text() for p in (tmp_path / "tables").glob("table*"))
     lost = tmp_path / "runs" / "rigl_s90" / "seed0.json"
@@ -245,8 +246,8 @@ def test_all_formats_have_the_same_numbers(
     result = build_table("9", loaded)
     table = render.to_text(result)
     marked = [row for row in render.markdown(table).splitlines() if row.startswith("|")]
-    latex = render.latex(table).replace("$", "").replace("{[}", "[")
-    rows = [row for row in latex.splitlines() if row.endswith(r"\\")]
+    tex = latex(table).replace("$", "").replace("{[}", "[")
+    rows = [row for row in tex.splitlines() if row.endswith(r"\\")]
     assert [_NUMBER.findall(row) for row in marked if "---" not in row] == [
         _NUMBER.findall(row) for row in rows
     ]
@@ -254,23 +255,11 @@ def test_all_formats_have_the_same_numbers(
     expected = []
     for cell in csv.DictReader(io.StringIO(render.comma_separated(result))):
         assert int(cell["n"]) == len(dense if cell["exp"] == "deit_acdc_s50" else ham)
+        assert cell["planned_seeds"] == "3"
         keys = ("mean", "std", "paper_mean", "paper_std", "difference", "low", "high")
         expected += [float(cell[key]) for key in keys if cell[key]]
         expected += [100 * float(cell["achieved_sparsity"])] if cell["achieved_sparsity"] else []
     assert shown == pytest.approx(sorted(expected), abs=0.00501)
-
-
-def test_latex_is_escaped() -> None:
-    assert render.escape(r"50 % & a_b #1 $x {y} ~^\ ") == (
-        r"50 \% \& a\_b \#1 \$x \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{} "
-    )
-    assert render.escape("76.71 +- 0.10") == r"76.71 $\pm$ 0.10"
-    assert render.escape("-0.45 [-1.00, +0.10]") == "$-$0.45 {[}$-$1.00, $+$0.10]"
-    assert render.escape("(200, 16e-3) AC/DC + HAM, CIFAR-100") == "(200, 16e-3) AC/DC + HAM, CIFAR-100"
-    text = render.latex(render.to_text(build_table("4", {})))
-    assert (
-        text.count(r"\begin{tabular}{lllccc}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    )
 
 
 @pytest.mark.parametrize("demo", [[], ["--demo", "digits"]], ids=["paper", "demo"])
@@ -278,12 +267,35 @@ def test_the_committed_tables_are_those_of_the_committed_records(demo: list[str]
     assert COMMAND.main([*demo, "--to", str(tmp_path)]) == 0
     rendered = {path.name: path.read_text() for path in tmp_path.iterdir()}
     kept = {path.name: path.read_text() for path in (RESULTS / "tables").iterdir()}
-    for name in ("node_reading.md", "node_grid.md"):  # of other commands
+    for name in ("node_reading.md", "node_grid.md", "coverage.md"):  # of other commands
         kept.pop(name)
     assert rendered == {name: text for name, text in kept.items() if name.startswith("demo_") == bool(demo)}
 
 
-@pytest.mark.parametrize("script", ["tables", "collect", "figures"])
+def test_plus_minus_is_one_sign_on_every_page() -> None:
+    """A committed page never shows the two characters that stand for it in the code."""
+    pages = [*RESULTS.rglob("*.md"), *(RESULTS / "tables").glob("*.tex")]
+    assert len(pages) > 40
+    assert not [path for path in pages if "+-" in path.read_text() or "+/-" in path.read_text()]
+    assert not [path for path in pages if path.suffix == ".tex" and not path.read_text().isascii()]
+
+
+def test_every_table_has_a_caption_that_names_what_its_cells_are() -> None:
+    for name in plan.tables():
+        table = plan.table(name)
+        metric = {"top1_last": "Top-1 accuracy", "valid_best": "Best validation accuracy"}
+        assert table.caption.startswith(metric[table.cells[0].metric]), name
+        assert len(table.caption) > 80 and table.caption.endswith(".")
+    for sheet in table_files.SHEETS.values():
+        assert len(sheet().caption) > 80 and sheet().caption.endswith(".")
+    demo = build_table("table04", {}, "digits")
+    assert (
+        demo.caption.startswith("Scaled-down runs, not the paper's setting")
+        and demo.caption not in demo.notes
+    )
+
+
+@pytest.mark.parametrize("script", ["tables", "collect", "figures", "index"])
 def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     argv = [str(tmp_path / "runs")] if script == "collect" else []
