@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,23 @@ def finish_run(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def same_picture() -> Callable[[Path, Path], bool]:
+    """`same_picture(a, b)`: do two png files look alike? Other versions of matplotlib draw differently."""
+    pinned = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+    def compare(one: Path, other: Path) -> bool:
+        import matplotlib
+        from matplotlib.image import imread
+
+        if one.suffix != ".png" or matplotlib.__version__ != pinned[1]:
+            return other.exists()
+        first, second = imread(one), imread(other)
+        return first.shape == second.shape and abs(first - second).mean() < 1e-4
+
+    return compare
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -16,11 +17,11 @@ from matplotlib.patches import Rectangle
 from . import plan, style
 from .plan import Figure, Panel
 from .records import InvalidRecord, Record, metrics_path
-from .render import NOT_RUN
+from .render import NOT_RUN, PLUS_MINUS
 from .spec import RunSpec, canonical
 from .validation import is_number
 
-BAND = "(mean over seeds, band: +- one sample standard deviation)"
+BAND = f"(mean over seeds, band: {PLUS_MINUS} one sample standard deviation)"
 SPAN = 5.0  # range of a grid's colors in accuracy points, so that a failed run does not flatten the others
 DEMO = "Scaled down to 8x8 digits: not the paper's setting"
 
@@ -96,8 +97,8 @@ def shown_runs(figure: Figure, demo: str) -> list[RunSpec]:
 def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -> Picture:
     picture, axes = style.panels(len(figure.panels), height=style.HEIGHT + 0.5)
     for panel, axis in zip(figure.panels, axes, strict=True):
-        for number, runs in enumerate(epochs.values()):
-            _line(axis, curve(runs, panel), number)
+        for label, runs in epochs.items():
+            _line(axis, curve(runs, panel), style.look(label))
         axis.set_xlabel("epoch")
         axis.set_xlim(left=0)
         axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)
@@ -111,8 +112,7 @@ def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -
     return picture
 
 
-def _line(axis: Axes, points: Curve, number: int) -> None:
-    look = style.series(number)
+def _line(axis: Axes, points: Curve, look: Mapping[str, Any]) -> None:
     axis.plot(points.epochs, points.means, markevery=style.mark_every(len(points.epochs)), **look)
     if any(points.stds):
         low = [m - s for m, s in zip(points.means, points.stds, strict=True)]

@@ -1,3 +1,3 @@
-from report_fixtures import finish_run, make_epochs, make_summary, paper, write_record
+from report_fixtures import finish_run, make_epochs, make_summary, paper, same_picture, write_record
 
-__all__ = ["finish_run", "make_epochs", "make_summary", "paper", "write_record"]
+__all__ = ["finish_run", "make_epochs", "make_summary", "paper", "same_picture", "write_record"]

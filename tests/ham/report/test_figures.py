@@ -165,9 +165,13 @@ def test_nothing_is_cut_off(demo: str, tmp_path: Path, write_record: Callable[..
             assert box_of_all.contains(*box.min) and box_of_all.contains(*box.max), (name, part)
 
 
-def test_committed_figures_are_those_of_the_committed_records(tmp_path: Path) -> None:
+def test_committed_figures_are_those_of_the_committed_records(
+    tmp_path: Path, same_picture: Callable[[Path, Path], bool]
+) -> None:
     for demo in ([], ["--demo", "digits"]):
         assert COMMAND.main([*demo, "--to", str(tmp_path)]) == 0
     kept = {path.name for path in (RESULTS / "figures").glob("*.p*")}
     kept -= {f"{name}.{ending}" for name in theory.FIGURES for ending in ("pdf", "png")}
     assert {path.name for path in tmp_path.glob("*")} == kept
+    for path in tmp_path.glob("*"):
+        assert same_picture(path, RESULTS / "figures" / path.name), f"{path.name}: run make results"

@@ -8,6 +8,7 @@ import pytest
 from commands import script
 
 from ham import theory
+from ham.files import RESULTS
 from ham.report import theory_figures as figures
 from ham.report.spec import PlanError
 
@@ -82,8 +83,11 @@ def test_simulating_and_drawing_from_nothing(tmp_path, monkeypatch):
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths[:2]]
 
 
-def test_every_committed_figure_draws(tmp_path):
-    assert len(figures.draw(DRAWN, tmp_path)) == 2 * len(DRAWN)
+def test_the_committed_figures_are_what_the_code_draws(tmp_path, same_picture):
+    paths = figures.draw(DRAWN, tmp_path)
+    assert len(paths) == 2 * len(DRAWN)
+    for path in paths:
+        assert same_picture(path, RESULTS / "figures" / path.name), f"{path.name}: run make results"
 
 
 def test_wrong_use_names_the_cure(tmp_path, capsys):
