@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-gpu | test-slurm | coverage | lint | bench | figures
+# make demo | test | test-fast | test-gpu | test-slurm | coverage | lint | bench | figures | results
 # Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-gpu test-slurm coverage lint bench figures clean
+.PHONY: demo test test-fast test-gpu test-slurm coverage lint bench figures results clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
@@ -46,6 +46,16 @@ figures: $(VENV)/run.stamp
 	$(BIN)/python scripts/theory_runs.py
 	$(BIN)/python scripts/figures.py --theory
 	$(BIN)/python scripts/figures.py
+
+results: $(VENV)/run.stamp  # everything that is made of the committed records, again
+	$(BIN)/python scripts/tables.py
+	$(BIN)/python scripts/tables.py --demo digits
+	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/figures.py --demo digits
+	$(BIN)/python scripts/figures.py --theory
+	$(BIN)/python scripts/node_report.py
+	$(BIN)/python scripts/node_grid.py
+	$(BIN)/python scripts/index.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,176 @@
+"""The pages results/README.md and results/figures/README.md: links, one-line captions and states."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ham.files import atomic_write_text, read_json
+
+from . import captions, coverage, hyperparameters, plan, qualitative
+from .coverage import Coverage
+from .records import DEMOS, read_all
+from .render import PLUS_MINUS
+from .spec import PlanError, RunSpec
+
+Counts = Mapping[str, Mapping[str, Coverage]]  # scale -> name of a table or figure -> its coverage
+COMMAND = "python scripts/index.py"
+FOLDERS = {  # folder of results/ -> what its records are
+    "runs": "Runs at the paper's setting, one record per experiment and seed: metrics, sparsity, provenance",
+    "demo": "Runs scaled down to 8x8 digits; not the paper's setting",
+    "node_grid": "Searches for (alpha, beta) in node classification, one record per graph and network",
+    "theory": "Simulated data of the theory's figures, with provenance",
+}
+PAGES = ("figures", "tables")  # folders without records
+_HEAD = f"""\
+# Results
+
+Written by `{COMMAND}` from the files beside it; do not edit. `make results` renders all tables and
+figures again from the records, then this page.
+
+**state**: run if every cell, curve or point has all its seeds, partly if one has a run, and how many are
+complete; [coverage](tables/coverage.md) has the counts. Markdown and LaTeX show mean {PLUS_MINUS} sample
+standard deviation and the number n of runs; in the csv these are the columns mean, std and n, unrounded.
+A LaTeX table needs booktabs and fits an `article` at 10 pt with margins of 25 mm, on A4 or letter.
+
+"""
+
+
+def write_index(results: Path) -> tuple[list[Path], list[str]]:
+    """Write coverage.md, figures/README.md and README.md; returns them and a line per invalid record.
+
+    Raises:
+        PlanError: a file or folder has no caption.
+        OSError: a file cannot be read or written.
+    """
+    records: dict[str, Collection[RunSpec]] = {}
+    problems: list[str] = []
+    for demo in ("", *DEMOS):
+        records[demo], invalid = read_all(demo, results)
+        problems += invalid
+    simulated = {path.stem for path in (results / "theory").glob("*.json")}
+    texts = {results / "tables" / "coverage.md": coverage.page(records, simulated)}
+    if figure_stems(results):
+        texts[results / "figures" / "README.md"] = gallery(results)
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, text)
+    texts[results / "README.md"] = index(results, records)
+    atomic_write_text(results / "README.md", texts[results / "README.md"])
+    return list(texts), problems
+
+
+def figure_stems(results: Path) -> list[str]:
+    """Names of the drawn figures, without endings."""
+    return sorted({path.stem for path in (results / "figures").glob("*.p*")})
+
+
+def gallery(results: Path) -> str:
+    """The page with every figure over its caption."""
+    parts = [f"# Figures\n\nWritten by `{COMMAND}`; do not edit. A method has one color in all figures.\n"]
+    for stem in sorted(figure_stems(results), key=_place):
+        title, caption = captions.figure_texts(stem)
+        parts.append(
+            f"## {title}\n\n![{title}]({stem}.png)\n\n{textwrap.fill(caption, 110, break_on_hyphens=False)}\n"
+        )
+    return "\n".join(parts)
+
+
+def index(results: Path, records: Mapping[str, Collection[RunSpec]]) -> str:
+    """The page that links every table, figure and record."""
+    counts = {demo: coverage.of_plan(runs, demo) for demo, runs in records.items()}
+    return _HEAD + "\n".join(
+        [
+            *("## Tables\n", "| table | what it shows | state | files |", "|---|---|---|---|"),
+            *_tables(results, counts),
+            *("\n## Figures\n", "With captions: [figures/README.md](figures/README.md).\n"),
+            *("| figure | what it shows | state | files |", "|---|---|---|---|"),
+            *_figures(results, counts),
+            *("\n## Records\n", *_folders(results)),
+        ]
+    )
+
+
+def _tables(results: Path, counts: Counts) -> list[str]:
+    """A row for each page of results/tables, the paper's tables first, and for each missing table."""
+    rows = {
+        stem: f"| {coverage.label_of(stem)} | {title} | not implemented | - |"
+        for stem, (title, _) in coverage.NOT_IMPLEMENTED.items()
+    }
+    for stem in (path.stem for path in (results / "tables").glob("*.md")):
+        heading = (results / "tables" / f"{stem}.md").read_text().split("\n", 1)[0].removeprefix("# ")
+        label = coverage.label_of(stem)
+        title = heading.removeprefix(f"{label}. ")
+        others = [ending for ending in ("csv", "tex") if (results / "tables" / f"{stem}.{ending}").exists()]
+        files = ", ".join(f"[{ending}](tables/{stem}.{ending})" for ending in others) or "-"
+        rows[stem] = f"| [{label}](tables/{stem}.md) | {title} | {_state(stem, counts)} | {files} |"
+    return [rows[stem] for stem in sorted(rows, key=_place)]
+
+
+def _figures(results: Path, counts: Counts) -> list[str]:
+    """A row for each figure of the paper, drawn or not, then for those of other scales."""
+    rows = {
+        name: f"| {coverage.label_of(name)} | {plan.figure(name).title} | {_state(name, counts)} | - |"
+        for name in plan.figures()
+    }
+    for stem in figure_stems(results):
+        heading, _ = captions.figure_texts(stem)
+        label = coverage.label_of(stem)
+        title, state = heading.removeprefix(f"{label}. "), _state(stem, counts)
+        rows[stem] = f"| [{label}](figures/{stem}.png) | {title} | {state} | [pdf](figures/{stem}.pdf) |"
+    return [rows[stem] for stem in sorted(rows, key=_place)]
+
+
+def _place(stem: str) -> tuple[bool, str]:
+    """Order: what has a number of the paper, then the rest."""
+    return (coverage.label_of(stem) == stem, stem)
+
+
+def _state(stem: str, counts: Counts) -> str:
+    """State and counts of a table or figure of a scale; other pages have none."""
+    known = {
+        **dict.fromkeys(qualitative.SHEETS, "as stated"),
+        **dict.fromkeys(hyperparameters.SHEETS, "settings"),
+    }
+    known |= dict.fromkeys(captions.THEORY, "simulated")
+    if stem in known:
+        return known[stem]
+    prefixes = {"": "", "demo_": DEMOS[0]} | {f"{demo}_": demo for demo in DEMOS}
+    for prefix, demo in prefixes.items():
+        count = counts.get(demo, {}).get(stem.removeprefix(prefix)) if stem.startswith(prefix) else None
+        if count:
+            return f"{count.state} ({count.complete} of {count.parts})"
+    return "-"
+
+
+def _folders(results: Path) -> list[str]:
+    """Every folder with records: what they are, and a row per experiment, or per file without one."""
+    lines = []
+    for folder in sorted(path for path in results.iterdir() if path.is_dir() and path.name not in PAGES):
+        if folder.name not in FOLDERS:
+            raise PlanError(f"no caption for results/{folder.name}: add it to FOLDERS in ham/report/index.py")
+        files = sorted(folder.rglob("*.json"))
+        places = {path.parent if path.parent != folder else path: path for path in reversed(files)}
+        count = f"{len(files)} record{'s' * (len(files) != 1)}"
+        lines += [
+            f"### {folder.name}\n",
+            f"[{folder.name}]({folder.name}): {FOLDERS[folder.name]}; {count}.\n",
+        ]
+        if places:
+            lines += ["| records | of | n |", "|---|---|---|"]
+        for place, first in sorted(places.items()):
+            number = len(list(place.glob("*.json"))) if place.is_dir() else 1
+            name = place.relative_to(folder).with_suffix("")
+            lines.append(f"| [{name}]({place.relative_to(results)}) | {_subject(first)} | {number} |")
+        lines.append("")
+    return lines
+
+
+def _subject(path: Path) -> str:
+    """What a record is of, as it says itself."""
+    content = read_json(path) or {}
+    if path.stem in captions.THEORY:
+        return f"{coverage.label_of(path.stem)}. {captions.THEORY[path.stem][0]}"
+    cell = content.get("cell", "")
+    return f"{cell}, with altered values" if content.get("overridden") else cell or content.get("exp", "-")

@@ -1,0 +1,42 @@
+"""Write the pages that link and count the results: results/README.md, tables/coverage.md, figures/README.md.
+
+    python scripts/index.py    # after tables.py, figures.py and the others; make results runs them all
+
+Needs no torch. Exit status: 0 done, 1 a record was left out, 2 wrong use, or a file has no caption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ham.files import short_path
+from ham.report.index import write_index
+from ham.report.records import RESULTS
+from ham.report.spec import PlanError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the pages; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the results (default: results)"
+    )
+    args = parser.parse_args(argv)
+    if not args.results.is_dir():
+        parser.error(f"--results {args.results} is not a directory")
+    try:
+        paths, problems = write_index(args.results)
+    except (PlanError, OSError) as error:
+        print(f"index.py: {error}", file=sys.stderr)
+        return 2
+    for path in paths:
+        print(f"wrote {short_path(path)}")
+    for problem in problems:
+        print(f"index.py: left out {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The index links every result, and the coverage counts the records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import script
+
+from ham.files import RESULTS, ROOT
+from ham.report import captions, coverage, index, plan
+from ham.report.records import DEMOS, read_all
+from ham.report.spec import PlanError, RunSpec
+
+COMMAND = script("index")
+CONFIGS = ROOT / "configs"
+LOCK = json.loads((CONFIGS / "lock.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, Any]:
+    """The runs of each scale that have a committed record."""
+    return {demo: read_all(demo)[0] for demo in ("", *DEMOS)}
+
+
+def rows(text: str) -> list[dict[str, list[str]]]:
+    """First cell -> the other cells, for each table of a markdown page."""
+    tables = re.split(r"^\|(?:---\|)+$", text, flags=re.MULTILINE)[1:]
+    lines = [[line for line in table.splitlines() if line.startswith("| ")] for table in tables]
+    cells = [[[c.strip() for c in line.strip("|").split("|")] for line in table] for table in lines]
+    return [{row[0]: row[1:] for row in table} for table in cells]
+
+
+def test_the_committed_pages_are_of_the_committed_results(records: dict[str, Any]) -> None:
+    simulated = {path.stem for path in (RESULTS / "theory").glob("*.json")}
+    expected = {
+        "README.md": index.index(RESULTS, records),
+        "figures/README.md": index.gallery(RESULTS),
+        "tables/coverage.md": coverage.page(records, simulated),
+    }
+    for name, text in expected.items():
+        assert (RESULTS / name).read_text() == text, f"results/{name} is stale: run python scripts/index.py"
+
+
+def test_every_table_figure_and_record_is_linked_and_every_link_resolves() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (RESULTS / "README.md").read_text())
+    linked = {(RESULTS / link).resolve() for link in links}
+    assert all(path.exists() for path in linked)
+    files = {path for folder in ("tables", "figures") for path in (RESULTS / folder).iterdir()}
+    with_records = {path.parent for path in RESULTS.rglob("*.json")}
+    assert len(files) > 90 and len(with_records) > 100
+    assert files | with_records <= linked
+    pictures = set(re.findall(r"\]\(([^)]+)\)", (RESULTS / "figures" / "README.md").read_text()))
+    assert pictures == {path.name for path in (RESULTS / "figures").glob("*.png")}
+
+
+def files_of(folder: str, exp: str, seeds: list[int]) -> list[bool]:
+    """By the names of files: which seeds have a record?"""
+    return [(RESULTS / folder / exp / f"seed{seed}.json").exists() for seed in seeds]
+
+
+def cells_of(content: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """Experiment and seeds of each cell of a table's yaml."""
+    seeds = content.get("column_seeds") or [content["seeds"]] * len(content["columns"])
+    return [
+        (cell["exp"], own)
+        for row in content["rows"]
+        for cell, own in zip(row["cells"], seeds, strict=True)
+        if cell
+    ]
+
+
+@pytest.mark.parametrize(("place", "folder"), [(0, "runs"), (1, "demo")])
+def test_the_counts_of_tables_are_those_of_the_files(place: int, folder: str) -> None:
+    """Recomputed from the yaml files and the names of the records, without the code under test."""
+    page = rows((RESULTS / "tables" / "coverage.md").read_text())[place]
+    every: dict[tuple[str, int], bool] = {}
+    sums = [0, 0, 0]
+    for path in sorted((CONFIGS / "tables").glob("*.yaml")):
+        cells = cells_of(yaml.safe_load(path.read_text()))
+        label = re.sub(r"^table0?(\d+)$", r"Table \1", path.stem)
+        if folder == "demo" and any(exp not in LOCK["digits"] for exp, _ in cells):
+            assert label not in page
+            continue
+        present = [files_of(folder, exp, seeds) for exp, seeds in cells]
+        counts = [sum(map(any, present)), sum(map(all, present)), len(cells)]
+        runs = {(exp, seed) for exp, seeds in cells for seed in seeds}
+        done = {run for run in runs if files_of(folder, run[0], [run[1]])[0]}
+        state = "run" if counts[1] == counts[2] else "partly" if counts[0] else "not run"
+        assert page[label][1:] == [*map(str, counts), f"{len(done)} of {len(runs)}", state], path.stem
+        if path.stem.startswith("table"):
+            every |= {run: run in done for run in runs}
+            sums = [a + b for a, b in zip(sums, counts, strict=True)]
+    assert page["all tables"][1:5] == [*map(str, sums), f"{sum(every.values())} of {len(every)}"]
+    assert sum(every.values()) > 100
+
+
+@pytest.mark.parametrize(("place", "folder"), [(0, "runs"), (1, "demo")])
+def test_the_counts_of_figures_are_those_of_the_files(place: int, folder: str) -> None:
+    """A point of a grid has a run if some record has its configuration hash."""
+    page = rows((RESULTS / "tables" / "coverage.md").read_text())[place]
+    contents = [json.loads(path.read_text()) for path in (RESULTS / folder).rglob("*.json")]
+    hashes = {(content["config_hash"], content["seed"]) for content in contents}
+    known = LOCK["" if folder == "runs" else "digits"]
+    for path in sorted((CONFIGS / "figures").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        specs = [own["exp"] for own in content.get("series", {}).values()]
+        specs += [
+            f"{content['exp']} ham.alpha={alpha} ham.beta={beta}"
+            for alpha in content.get("alpha", ())
+            for beta in content.get("beta", ())
+        ]
+        present = [
+            [(known[spec]["config_hash"], seed) in hashes for seed in content["seeds"]] for spec in specs
+        ]
+        counts = [sum(map(any, present)), sum(map(all, present)), len(specs)]
+        label = re.sub(r"^figure0?(\d+\w?)$", r"Figure \1", path.stem)
+        assert page[label][1:4] == list(map(str, counts)), path.stem
+        assert page[label][4] == f"{sum(map(sum, present))} of {len(specs) * len(content['seeds'])}"
+
+
+def test_partly_run_tables_and_grids_are_counted(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    """By hand: Table 9 with three seeds of one cell and one of the other; one point of Figure 11's grid."""
+    for exp, seed in (
+        ("deit_acdc_s50", 0),
+        ("deit_acdc_s50", 1),
+        ("deit_acdc_s50", 2),
+        ("deit_acdc_ham_s50", 1),
+    ):
+        write_record(tmp_path, RunSpec(exp, seed))
+    write_record(tmp_path, RunSpec("cifar100_ham", 0))  # the point (200, 0.016)
+    write_record(tmp_path, plan.figure("11").points[50, 0.001])
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    page = rows((tmp_path / "tables" / "coverage.md").read_text())[0]
+    assert page["Table 9"][1:] == ["2", "1", "2", "4 of 6", "partly"]
+    assert page["Figure 11"][1:] == ["2", "2", "35", "2 of 35", "partly"]
+    assert page["Table 7"][1:] == ["1", "0", "8", "1 of 24", "partly"]
+    assert page["Table 11"][1:] == ["0", "0", "36", "-", "not implemented"]
+    assert page["Figure 1"][1:] == ["-", "-", "-", "-", "not run"]
+    assert page["everything"][4] == f"6 of {len(set(plan.every_run()))}"
+    readme = (tmp_path / "README.md").read_text()
+    assert "| Figure 11 |" in readme and "partly (2 of 35)" in readme
+    assert (
+        "| [deit_acdc_s50](runs/deit_acdc_s50) | Table 4, AC/DC + HAM, s = 0.9 | 3 |" in readme
+    )  # its own text
+    assert readme.count("with altered values | 1 |") == 1
+
+
+def test_an_invalid_record_is_reported_and_not_counted(
+    tmp_path: Path, write_record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_record(tmp_path, RunSpec("deit", 0))
+    path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
+    assert COMMAND.main(["--results", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"index.py: left out {path}: ")
+    assert rows((tmp_path / "tables" / "coverage.md").read_text())[0]["Table 8"][4] == "0 of 6"
+
+
+def test_what_has_no_caption_is_an_error_that_names_the_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study").mkdir()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 2
+    assert "no caption for results/study: add it to FOLDERS in ham/report/index.py" in capsys.readouterr().err
+    (tmp_path / "study").rmdir()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "forest.png").touch()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 2
+    assert "no caption for the figure 'forest': add it to ham/report/captions.py" in capsys.readouterr().err
+
+
+def test_every_figure_has_a_title_and_a_caption_that_says_what_its_marks_are() -> None:
+    assert list(captions.RUNS) == plan.figures()
+    for name in (*captions.THEORY, *captions.RUNS, "demo_figure02a"):
+        title, caption = captions.figure_texts(name)
+        assert len(caption) > 100 and caption.endswith(".") and caption.isascii() and title
+    assert captions.figure_texts("figure02b")[0] == "Figure 2b. HAM's Bregman function"
+    assert captions.figure_texts("demo_figure02a")[1].startswith("Scaled down to 8x8 digits, not the paper's")
+    with pytest.raises(PlanError, match="no caption for the figure 'figure13'"):
+        captions.figure_texts("figure13")
+
+
+def test_the_numbers_of_the_theorys_captions_are_those_of_the_data() -> None:
+    def settings(name: str) -> dict[str, Any]:
+        return json.loads((RESULTS / "theory" / f"{name}.json").read_text())["settings"]
+
+    texts = {name: caption for name, (_, caption) in captions.THEORY.items()}
+    strengths = settings("figure01")["strengths"]
+    assert f"gamma = {strengths['product']['gamma']:g}," in texts["figure01"]
+    assert f"alpha = {strengths['ham']['alpha']:g}." in texts["figure01"]
+    at, path = settings("figure03")["map"], settings("figure03")["path"]
+    assert (
+        f"gradient {at['gradient']:g}, learning rate {at['lr']:g} and alpha = {at['alpha']:g}"
+        in texts["figure03"]
+    )
+    assert f"from {path['start']:g} to the optimum {path['optimum']:g}" in texts["figure03"]
+    for name in ("figure06", "figure07", "figure08"):
+        of = settings(name)
+        assert f"{of['nonzeros']} nonzero of {of['dim']} weights" in texts[name]
+        assert (
+            f"{of['samples']} samples" in texts[name]
+            and len(of["seeds"]) == 10
+            and "ten seeds" in texts[name]
+        )
+
+
+def test_tables_that_are_not_implemented_have_the_papers_number_of_cells(paper: dict[str, Any]) -> None:
+    eleven = [row for key, row in paper["table11"].items() if key.startswith("lora")]
+    twelve = [row for key, row in paper["table12"].items() if key.startswith("gcn")]
+    counts = [cells for _, cells in coverage.NOT_IMPLEMENTED.values()]
+    assert counts == [sum(map(len, eleven)), sum(map(len, twelve))]
+    assert not set(coverage.NOT_IMPLEMENTED) & set(plan.tables())
