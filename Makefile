@@ -50,11 +50,14 @@ figures: $(VENV)/run.stamp
 results: $(VENV)/run.stamp  # everything that is made of the committed records, again
 	$(BIN)/python scripts/tables.py
 	$(BIN)/python scripts/tables.py --demo digits
+	$(BIN)/python scripts/tables.py --demo cifar16
 	$(BIN)/python scripts/figures.py
 	$(BIN)/python scripts/figures.py --demo digits
+	$(BIN)/python scripts/figures.py --demo cifar16
 	$(BIN)/python scripts/figures.py --theory
 	$(BIN)/python scripts/node_report.py
 	$(BIN)/python scripts/node_grid.py
+	$(BIN)/python scripts/study.py cifar16
 	$(BIN)/python scripts/index.py
 
 clean:

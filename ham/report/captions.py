@@ -6,9 +6,9 @@ A caption says what the figure shows to a reader who has only this figure.
 from __future__ import annotations
 
 from . import plan
+from .scales import SCALES, scaled_down
 from .spec import PlanError
 
-SCALED_DOWN = {"demo": "Scaled down to 8x8 digits, not the paper's setting"}  # prefix of a file -> sentence
 _REGRESSION = (
     "Distance to a truth with 5 nonzero of 100 weights in linear regression on 40 samples, over the steps; "
     "lines are medians over ten seeds, bands their range. "
@@ -92,22 +92,41 @@ RUNS = {  # name -> caption; the title is in configs/figures
 }
 
 
+STUDIES = {  # name -> title and caption
+    "study_cifar16_forest": (
+        "Study at CIFAR-100, 16 px: differences",
+        "Differences of the top-1 test accuracy of the last epoch between two arms of the study, paired by "
+        "seed: each dot is a seed, a square the mean, a line its 95 % interval (Student's t). Scaled down, "
+        "not the paper's setting.",
+    ),
+    "study_cifar16_curves": (
+        "Study at CIFAR-100, 16 px: curves",
+        "Test accuracy, mean absolute weight, sign flips per ten epochs and the fraction of weights below "
+        "1e-3 over the epochs, for the primary arms of the study; bands are one sample standard deviation "
+        "over seeds. Scaled down, not the paper's setting.",
+    ),
+}
+
+
 def figure_texts(stem: str) -> tuple[str, str]:
     """Title and caption of a figure's file without its ending: `figure03`, `demo_figure02a`.
 
     Raises:
         PlanError: the file is not one of the figures, or has no caption.
     """
-    prefix, _, name = stem.rpartition("_")
-    if name in THEORY and not prefix:
+    if stem in STUDIES:
+        return STUDIES[stem]
+    demo = next((demo for demo, scale in SCALES.items() if stem.startswith(scale.prefix)), "")
+    name = stem.removeprefix(SCALES[demo].prefix) if demo else stem
+    if name in THEORY and not demo:
         title, caption = THEORY[name]
     elif name in RUNS:
         title, caption = plan.figure(name).title, RUNS[name]
     else:
         raise PlanError(f"no caption for the figure {stem!r}: add it to ham/report/captions.py")
     number = "Figure " + name.removeprefix("figure").lstrip("0")
-    if prefix:
-        scale = SCALED_DOWN.get(prefix, f"At the scale {prefix}, not the paper's setting")
+    if demo:
+        scale = scaled_down(demo)
         return (
             f"{scale}: the runs of {number}",
             f"{scale}; the caption names the paper's networks and images. {caption}",

@@ -18,12 +18,12 @@ from . import plan, style
 from .plan import Figure, Panel
 from .records import InvalidRecord, Record, metrics_path
 from .render import NOT_RUN, PLUS_MINUS
+from .scales import file_name, scaled_down
 from .spec import RunSpec, canonical
 from .validation import is_number
 
 BAND = f"(mean over seeds, band: {PLUS_MINUS} one sample standard deviation)"
 SPAN = 5.0  # range of a grid's colors in accuracy points, so that a failed run does not flatten the others
-DEMO = "Scaled down to 8x8 digits: not the paper's setting"
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,30 @@ def shown_runs(figure: Figure, demo: str) -> list[RunSpec]:
 def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -> Picture:
     picture, axes = style.panels(len(figure.panels), height=style.HEIGHT + 0.5)
     for panel, axis in zip(figure.panels, axes, strict=True):
-        for label, runs in epochs.items():
-            _line(axis, curve(runs, panel), style.look(label))
-        axis.set_xlabel("epoch")
-        axis.set_xlim(left=0)
-        axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)
-        axis.set_ylabel(panel.label)
+        draw_panel(axis, panel, epochs)
     names = [
         f"{label} (n = {len(runs)})" if runs else f"{label} ({NOT_RUN})" for label, runs in epochs.items()
     ]
-    style.title(picture, figure.title, DEMO if demo else "", BAND)
+    style.title(picture, figure.title, scaled_down(demo) if demo else "", BAND)
     columns = 2 if len(figure.panels) == 1 else len(names)
     picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=columns)
     return picture
+
+
+def draw_panel(axis: Axes, panel: Panel, epochs: Mapping[str, list[list[dict]]]) -> None:
+    """Draw the curves of one metric.
+
+    Args:
+        axis: where.
+        panel: the metric.
+        epochs: label of a method -> the epochs of each of its runs.
+    """
+    for label, runs in epochs.items():
+        _line(axis, curve(runs, panel), style.look(label))
+    axis.set_xlabel("epoch")
+    axis.set_xlim(left=0)
+    axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)
+    axis.set_ylabel(panel.label)
 
 
 def _line(axis: Axes, points: Curve, look: Mapping[str, Any]) -> None:
@@ -156,7 +167,7 @@ def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Pictu
     extend = "min" if min(known) < worst else "neither"
     bar = picture.colorbar(image, ax=axis, label="top-1 [%]", shrink=0.95, extend=extend)
     bar.outline.set_visible(False)
-    style.title(picture, figure.title, DEMO if demo else "", "(framed: the paper's choice)")
+    style.title(picture, figure.title, scaled_down(demo) if demo else "", "(framed: the paper's choice)")
     return picture
 
 
@@ -188,7 +199,7 @@ def draw_all(
     demo: str = "",
     problems: list[str] | None = None,
 ) -> Iterator[tuple[str, list[Path]]]:
-    """Draw the named figures, all if None, into folder/<name>.pdf and .png; of a demo demo_<name>.
+    """Draw the named figures, all if None, into folder/<name>.pdf and .png; of a demo with its prefix.
 
     Yields:
         Name and paths of each figure; no paths if none of its runs has a record to show.
@@ -199,6 +210,5 @@ def draw_all(
     for figure in [plan.figure(name) for name in (plan.figures() if names is None else names)]:
         with style.styled():
             picture = draw(figure, records, demo, problems)
-            name = f"demo_{figure.name}" if demo else figure.name
-            paths = style.save(picture, folder / name) if picture else []
+            paths = style.save(picture, folder / file_name(figure.name, demo)) if picture else []
         yield figure.name, paths

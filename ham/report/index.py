@@ -12,13 +12,17 @@ from . import captions, coverage, hyperparameters, plan, qualitative
 from .coverage import Coverage
 from .records import DEMOS, read_all
 from .render import PLUS_MINUS
+from .scales import SCALES
 from .spec import PlanError, RunSpec
 
 Counts = Mapping[str, Mapping[str, Coverage]]  # scale -> name of a table or figure -> its coverage
 COMMAND = "python scripts/index.py"
 FOLDERS = {  # folder of results/ -> what its records are
     "runs": "Runs at the paper's setting, one record per experiment and seed: metrics, sparsity, provenance",
-    "demo": "Runs scaled down to 8x8 digits; not the paper's setting",
+    **{
+        scale.folder: f"Runs scaled down to {scale.summary}; not the paper's setting"
+        for scale in SCALES.values()
+    },
     "node_grid": "Searches for (alpha, beta) in node classification, one record per graph and network",
     "theory": "Simulated data of the theory's figures, with provenance",
 }
@@ -136,7 +140,7 @@ def _state(stem: str, counts: Counts) -> str:
     known |= dict.fromkeys(captions.THEORY, "simulated")
     if stem in known:
         return known[stem]
-    prefixes = {"": "", "demo_": DEMOS[0]} | {f"{demo}_": demo for demo in DEMOS}
+    prefixes = {"": ""} | {scale.prefix: demo for demo, scale in SCALES.items()}
     for prefix, demo in prefixes.items():
         count = counts.get(demo, {}).get(stem.removeprefix(prefix)) if stem.startswith(prefix) else None
         if count:

@@ -21,6 +21,7 @@ from typing import Any
 from ham.files import RESULTS, atomic_write_json, atomic_write_text, one_line
 
 from .plan import figure, figures
+from .scales import SCALES
 from .spec import PlanError, RunSpec, lock
 from .study import studies, study
 from .validation import (
@@ -96,7 +97,7 @@ class Record:
 
 def folder_of(demo: str, results: Path = RESULTS) -> Path:
     """The folder of the records of a scale."""
-    return results / {"": "runs", "digits": "demo"}.get(demo, demo)
+    return results / (SCALES[demo].folder if demo in SCALES else demo or "runs")
 
 
 def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:

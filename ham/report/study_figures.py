@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from . import style
-from .figures import BAND, Curve, curve
+from .figures import BAND, draw_panel
 from .plan import Panel
-from .study_results import PartResult, StudyResult
+from .scales import scaled_down
+from .study_results import StudyResult
 
-SCALED = "Scaled down: not the paper's setting"
 PANELS = (
     Panel("top1", "test top-1 [%]"),
     Panel("l1_mean", "mean |weight|"),
@@ -48,9 +47,8 @@ def forest(result: StudyResult) -> Picture | None:
     axis.set_yticks(range(len(rows)), [f"{c.contrast}  (n = {len(c.differences)})" for _, c in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference of top-1 accuracy [points]")
-    style.title(
-        picture, f"{result.study.title}: paired differences", SCALED, "(squares: means, 95 % intervals)"
-    )
+    marks = "(dots: seeds; squares: means with 95 % intervals)"
+    style.title(picture, f"{result.study.title}: paired differences", scaled_down(result.study.demo), marks)
     return picture
 
 
@@ -60,21 +58,10 @@ def curves(result: StudyResult) -> Picture | None:
     if not part.ended:
         return None
     picture, axes = style.panels(len(PANELS), height=style.HEIGHT + 0.5)
+    epochs = {arm.name: [record.epochs() for record in arm.records.values()] for arm in part.arms.values()}
     for panel, axis in zip(PANELS, axes, strict=True):
-        _panel(axis, panel, part)
+        draw_panel(axis, panel, epochs)
     names = [f"{arm.name} (n = {len(arm.records)})" for arm in part.arms.values()]
-    style.title(picture, result.study.title, SCALED, BAND)
+    style.title(picture, result.study.title, scaled_down(result.study.demo), BAND)
     picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=len(names))
     return picture
-
-
-def _panel(axis: Axes, panel: Panel, part: PartResult) -> None:
-    for arm in part.arms.values():
-        points: Curve = curve([record.epochs() for record in arm.records.values()], panel)
-        look = style.look(arm.name)
-        axis.plot(points.epochs, points.means, markevery=style.mark_every(len(points.epochs)), **look)
-        low = [m - s for m, s in zip(points.means, points.stds, strict=True)]
-        high = [m + s for m, s in zip(points.means, points.stds, strict=True)]
-        axis.fill_between(points.epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
-    axis.set(xlabel="epoch", ylabel=panel.label, xlim=(0, None))
-    axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)

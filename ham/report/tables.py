@@ -9,14 +9,10 @@ from functools import cached_property
 from . import plan
 from .plan import Cell
 from .records import Record
+from .scales import SCALES, file_name
 from .spec import RunSpec
 from .statistics import Difference, Sample, difference
 
-SCALED_DOWN = {  # row of Table 5 -> its model at +demo=digits
-    "imagenet_rn50": "a narrow ResNet50 with one bottleneck per stage",
-    "cifar100_rn18": "a narrow ResNet18 with one block per stage",
-    "imagenet_deit": "a DeiT of 4 blocks of width 64",
-}
 OURS = (
     "Ours: mean +- sample standard deviation (ddof 1) over the n runs of {seeds} that have a record; a "
     "single run has no +-."
@@ -34,9 +30,7 @@ WORLD_SIZES = (
     "of their BatchNorm layers differ."
 )
 DEMO = (
-    "Scaled-down runs, not the paper's setting: {models} on scikit-learn's 8x8 digits (1,437 training and "
-    "360 test images), {epochs} epochs, on a CPU. Differences of a few tenths are single images: these "
-    "numbers do not rank the methods and cannot be compared with the paper's.{same}"
+    "Scaled-down runs, not the paper's setting: {models} on {data}, {epochs} epochs, on a CPU. {caveat}{same}"
 )
 SAME = " Cells that differ only in their epochs are the same runs here."
 
@@ -122,8 +116,7 @@ def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") ->
     title = f"{number}. {table.title}" if number else table.title
     if demo:
         title = f"Scaled down, not the paper's setting: {f'the runs of {number}' if number else table.title}"
-    file_name = f"demo_{table.name}" if demo else table.name
-    result = TableResult(file_name, title, table.columns, rows, ())
+    result = TableResult(file_name(table.name, demo), title, table.columns, rows, ())
     notes = _notes(table, result, demo)
     caption, notes = (notes[0], notes[1:]) if demo else (table.caption, notes)
     return replace(result, notes=notes, caption=caption)
@@ -181,8 +174,10 @@ def _number(name: str) -> str:
 
 def _demo_note(table: plan.Table, demo: str) -> str:
     infos = [run.info for run in table.runs(demo=demo)]
-    models = " and ".join(dict.fromkeys(SCALED_DOWN[info.base] for info in infos))
+    scale = SCALES[demo]
+    models = " and ".join(dict.fromkeys(scale.models[info.base] for info in infos))
     epochs = " or ".join(map(str, sorted({info.epochs for info in infos})))
     hashes = {exp: RunSpec(exp, 0, demo=demo).info.config_hash for exp in {cell.exp for cell in table.cells}}
     are_shared = len({*hashes.values()}) < len(hashes)
-    return DEMO.format(models=models, epochs=epochs, same=SAME if are_shared else "")
+    facts = dict(data=scale.data, caveat=scale.caveat, same=SAME if are_shared else "")
+    return DEMO.format(models=models, epochs=epochs, **facts)

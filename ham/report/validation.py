@@ -8,13 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .scales import SCALES
 from .spec import RunSpec, lock
 
 PLACES = ("runs_dir", "data.root")
-DEMOS = (
-    "digits",
-    "cifar16",
-)  # scales whose runs may become records; the accuracy of tiny runs is meaningless
+DEMOS = tuple(SCALES)  # scales whose runs may become records; the accuracy of tiny is meaningless
 
 _FIELDS = (
     *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs"),

@@ -209,3 +209,11 @@ def test_divergences_are_collected(tmp_path: Path, make_summary: Any, finish_run
     assert "/home/me" not in text
     assert script("collect").main(argv) == 0, "again"
     assert rate_of(run) == 0.2
+
+
+def test_the_committed_page_is_of_the_committed_records(tmp_path: Path) -> None:
+    assert COMMAND.main(["cifar16", "--to", str(tmp_path)]) == 0
+    for name in ("study_cifar16.md", "study_cifar16.csv"):
+        committed = records.RESULTS / "tables" / name
+        cure = "run python scripts/study.py cifar16"
+        assert (tmp_path / "tables" / name).read_text() == committed.read_text(), f"{name} is stale: {cure}"

@@ -22,8 +22,9 @@ from ham.files import RESULTS, ROOT
 from ham.report import hyperparameters, plan, records, render, table_files
 from ham.report.latex import latex
 from ham.report.records import Record, record
+from ham.report.scales import SCALES
 from ham.report.spec import RunSpec
-from ham.report.tables import SCALED_DOWN, build_table
+from ham.report.tables import build_table
 
 COMMAND = script("tables")
 _NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
@@ -140,13 +141,20 @@ def test_tables_16_and_19_are_the_papers(number: int, paper: dict[str, Any]) -> 
 
 def test_scaled_down_models_are_what_the_headings_say() -> None:
     for exp, model in (("dense", "resnet50"), ("cifar100", "resnet18"), ("deit", "deit_small")):
-        demo = yaml.safe_load((plan.CONFIGS / "model" / f"{model}.yaml").read_text())["demo"]
-        description = SCALED_DOWN[RunSpec(exp, 0).info.base]
+        demos = yaml.safe_load((plan.CONFIGS / "model" / f"{model}.yaml").read_text())["demo"]
+        base, demo = RunSpec(exp, 0).info.base, demos["digits"]
+        description = SCALES["digits"].models[base]
         info = (
             [str(demo[key]) for key in ("depth", "embed_dim")] if model == "deit_small" else ["narrow", "one"]
         )
         assert all(fact in description for fact in info)
         assert model == "deit_small" or demo["layers"] == [1, 1, 1, 1]
+        at_16_px, description = demos["cifar16"], SCALES["cifar16"].models[base]
+        if model == "deit_small":
+            assert at_16_px == demo and description == SCALES["digits"].models[base]
+        else:
+            assert at_16_px["width"] == 64 / 4 and at_16_px.get("depth", 18) == 18
+            assert description == "a ResNet18 with a quarter of the channels"
 
 
 def line(text: str, label: str, kind: str) -> list[str]:
@@ -267,8 +275,8 @@ def test_the_committed_tables_are_those_of_the_committed_records(demo: list[str]
     assert COMMAND.main([*demo, "--to", str(tmp_path)]) == 0
     rendered = {path.name: path.read_text() for path in tmp_path.iterdir()}
     kept = {path.name: path.read_text() for path in (RESULTS / "tables").iterdir()}
-    for name in ("node_reading.md", "node_grid.md", "coverage.md"):  # of other commands
-        kept.pop(name)
+    others = ("node_reading.md", "node_grid.md", "coverage.md")  # of other commands, as those of studies
+    kept = {name: text for name, text in kept.items() if name not in others and not name.startswith("study_")}
     assert rendered == {name: text for name, text in kept.items() if name.startswith("demo_") == bool(demo)}
 
 
