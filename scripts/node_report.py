@@ -3,7 +3,8 @@
     python scripts/node_report.py [--runs DIR]
 
 Reads results/runs/node/<exp>/seed<k>.json and writes results/tables/node_reading.md; with --runs it reads
-those run directories and writes node_reading.md among them. Needs no torch. Exit status: 0 done, 2 wrong use.
+those run directories and writes node_reading.md among them. What choosing a pair gains by chance is computed
+from results/node_grid. Needs no torch. Exit status: 0 done, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import sys
 from pathlib import Path
 
 from ham.files import RESULTS, atomic_write_text
-from ham.report.node_report import PAGE, build_report, page
+from ham.report.grid import FOLDER, read
+from ham.report.node_report import PAGE, page
+from ham.report.node_rows import build_report
+from ham.report.records import InvalidRecord
 from ham.report.spec import PlanError
 
 
@@ -35,9 +39,11 @@ def main(argv: list[str] | None = None) -> int:
             raise PlanError(
                 f"no node run in {source}: run python scripts/sweep.py --table 17 18 --local first"
             )
+        grids = [read(path) for path in sorted(FOLDER.glob("*.json"))]
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(target, page(report, "run directories" if args.runs else "the committed records"))
-    except (PlanError, OSError) as error:
+        source = "run directories" if args.runs else "the committed records"
+        atomic_write_text(target, page(report, grids, source))
+    except (PlanError, InvalidRecord, OSError) as error:
         print(f"node_report.py: {error}", file=sys.stderr)
         return 2
     print(target)

@@ -208,15 +208,25 @@ def sign_flip_count(gains: list[list[float]]) -> int:
     the points. The test assumes that without an effect the differences of a seed are jointly as likely as
     their negatives.
     """
+    observed = max(map(mean, gains))
+    return sum(best_gain >= observed - 1e-9 for best_gain in _flipped_best_gains(gains))
+
+
+def chance_gain(gains: list[list[float]]) -> float:
+    """What the best point gains without any effect: the mean over all sign flips of its gain.
+
+    The assumption is that of `sign_flip_count`. Where there is an effect, it counts as noise here, and the
+    result is too large rather than too small.
+    """
+    return mean(_flipped_best_gains(gains))
+
+
+def _flipped_best_gains(gains: list[list[float]]) -> Iterator[float]:
     count = len(gains[0])
     if count > _MAX_SEEDS:
         raise ValueError(f"at most {_MAX_SEEDS} seeds, got {count}")
-    observed = max(map(mean, gains))
-    flips = product((1, -1), repeat=count)
-    return sum(
-        max(mean(s * g for s, g in zip(signs, values, strict=True)) for values in gains) >= observed - 1e-9
-        for signs in flips
-    )
+    for signs in product((1, -1), repeat=count):
+        yield max(mean(s * g for s, g in zip(signs, values, strict=True)) for values in gains)
 
 
 def tied(gains: list[list[float]], values: list[float]) -> list[list[float]]:

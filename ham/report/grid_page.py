@@ -10,7 +10,7 @@ from statistics import mean
 from ham.files import RESULTS
 
 from . import search_grid
-from .grid import FOLDER, Grid, Point, best, leave_one_seed_out, read, sign_flip_count, tied
+from .grid import FOLDER, Grid, Point, best, chance_gain, leave_one_seed_out, read, sign_flip_count, tied
 from .statistics import mean_of
 from .validation import InvalidRecord
 
@@ -29,14 +29,15 @@ seed.
 **p**: the fraction of all sign flips of the seeds, with all pairs of a seed flipped together, under which the
 best pair gains at least as much; without an effect, and with noise that is symmetric about 0, a p below 0.05
 occurs in one grid of twenty for each method. It cannot be below 1 / 2^seeds, and the page shows one p per row
-without correction. **leave one out**: mean gain of a seed whose pair was chosen on the other seeds; where all
-seeds share one split (cora, citeseer, pubmed, the Amazon and the Coauthor sets), the choice still uses the
-same validation nodes. **test**: the chosen pair's gain on the test nodes, at the epochs of the best
+without correction. **by chance**: the mean gain of the best pair over these sign flips: what choosing gains
+where no pair has an effect. **leave one out**: mean gain of a seed whose pair was chosen on the other seeds;
+where all seeds share one split (cora, citeseer, pubmed, the Amazon and the Coauthor sets), the choice still
+uses the same validation nodes. **test**: the chosen pair's gain on the test nodes, at the epochs of the best
 validation metric. **paper's pair**: the pair of Tables 16 and 19, its validation gain, and its rank among the
 12.
 
-| set | method | seeds | chosen | gain | p | leave one out | test | paper's pair |
-|---|---|---|---|---|---|---|---|---|
+| set | method | seeds | chosen | gain | p | by chance | leave one out | test | paper's pair |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -72,6 +73,7 @@ def search_row(grid: Grid, method: str) -> str:
         *(grid.graph["name"], f"{grid.arch}+{'HAM' if method == 'ham' else 'nHAM'}", str(len(seeds))),
         _pair(chosen) + (f", {equals} equal" if equals else ""),
         *(str(mean_of(grid.gains(chosen))), f"{sign_flip_count(gains)} / {2 ** len(seeds)}"),
+        f"{chance_gain(gains):+.2f}",
         f"{mean(leave_one_seed_out(gains)):+.2f}",
         str(mean_of(grid.gains(chosen, "test"))),
         f"{_pair(papers)}: {mean_of(grid.gains(papers))}, {rank} of {len(points)}",

@@ -99,11 +99,11 @@ def _t_test(value: float, error: float, degrees: float) -> Difference:
     """A difference with its standard error: interval and p by Student's t."""
     from scipy.special import stdtr  # takes half a second, which a table without intervals does not need
 
-    half = _student_quantile(degrees) * error
+    half = student_quantile(degrees) * error
     return Difference(value, (value - half, value + half), float(2 * stdtr(degrees, -abs(value) / error)))
 
 
-def _student_quantile(degrees: float, level: float = CONFIDENCE) -> float:
+def student_quantile(degrees: float, level: float = CONFIDENCE) -> float:
     """The t that Student's abs(t) is below with probability `level`."""
     from scipy.special import stdtrit
 
@@ -148,7 +148,7 @@ def paired_power(effect: float, std: float, n: int, alpha: float = 1 - CONFIDENC
     if not (std > 0 and n >= 2 and 0 < alpha < 1):
         raise ValueError(f"std > 0, n >= 2 and 0 < alpha < 1 are needed, got {std}, {n} and {alpha}")
     degrees, shift = n - 1, math.sqrt(n) * effect / std
-    critical = _student_quantile(degrees, 1 - alpha)
+    critical = student_quantile(degrees, 1 - alpha)
     low, high, points = -30 / degrees - 8 / math.sqrt(degrees), min(2.2, 8 / math.sqrt(degrees)), 1000
     total = found = 0.0
     for point in range(points + 1):

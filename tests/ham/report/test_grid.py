@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ham.report import grid as grid_records
 from ham.report import records, search_grid
 from ham.report import spec as lock_file
-from ham.report.grid import FOLDER, Grid, Point, best, leave_one_seed_out, read, sign_flip_count
+from ham.report.grid import FOLDER, Grid, Point, best, chance_gain, leave_one_seed_out, read, sign_flip_count
 from ham.report.grid_page import PAGE, page
 from ham.report.spec import RunSpec, canonical
 
@@ -46,6 +47,8 @@ def test_the_search_by_hand() -> None:
     assert leave_one_seed_out(gains) == [-0.2, 0.0, -0.1]
     # the best of each flip: +++ .1, ++- .27, +-+ .1, -++ .2, +-- .17, -+- .13, --+ .13, and --- below .1
     assert sign_flip_count(gains) == 7
+    # by chance: the mean of these and of ---, where the second has .0, the third -.07 and the first -.1
+    assert chance_gain(gains) == pytest.approx((0.3 + 0.8 + 0.3 + 0.6 + 0.5 + 0.4 + 0.4 + 0.0) / 3 / 8)
     assert sign_flip_count([[0.1, 0.1, 0.1]]) == 1
     assert sign_flip_count([[0.0, 0.0]]) == 4
     with pytest.raises(ValueError, match="at most 12 seeds"):
@@ -56,8 +59,11 @@ def test_the_search_by_hand() -> None:
 def test_sign_flips_are_counted(gains: list[list[int]]) -> None:
     """Against integers; and with more points the best one is better by chance."""
     signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1)  # all 16
-    count = int(((np.array(gains) @ signs).max(axis=0) >= np.array(gains).sum(axis=1).max()).sum())
+    flipped = (np.array(gains) @ signs).max(axis=0)
+    count = int((flipped >= np.array(gains).sum(axis=1).max()).sum())
     assert sign_flip_count(gains) == count >= 1
+    assert chance_gain(gains) == pytest.approx(flipped.mean() / 4)
+    assert chance_gain(gains[:1]) == pytest.approx(0)  # nothing is chosen
     assert count >= max(sign_flip_count([values]) for values in gains if sum(values) == max(map(sum, gains)))
 
 
@@ -74,14 +80,17 @@ def test_the_page_by_hand() -> None:
     ham, nham = (line for line in text.splitlines() if line.startswith("| cora |"))
     # leave one out: 0.2, -1, 0, 0.2, 0.2
     p = f"{flips(valid.values(), 1.0)} / 32"
+    by_chance = mean(
+        max(0, *(np.array(own) @ s / 5 for own in valid.values())) for s in product((1, -1), repeat=5)
+    )
     assert ham == (
-        f"| cora | SAGE+HAM | 5 | (10, 0.01) | +0.20 [+0.02, +0.38] | {p} | -0.08 | "
+        f"| cora | SAGE+HAM | 5 | (10, 0.01) | +0.20 [+0.02, +0.38] | {p} | {by_chance:+.2f} | -0.08 | "
         f"+0.00 [-0.09, +0.09] | ({own[0]:g}, {own[1]:g}): +0.00, 2-11 of 12 |"
     )
     pair = search_grid.published(f"{EXP}_nham")
     chosen = "(-1, 0), 11 equal"
     assert nham == (
-        f"| cora | SAGE+nHAM | 5 | {chosen} | +0.00 | 32 / 32 | +0.00 | +0.00 | "
+        f"| cora | SAGE+nHAM | 5 | {chosen} | +0.00 | 32 / 32 | +0.00 | +0.00 | +0.00 | "
         f"({pair[0]:g}, {pair[1]:g}): +0.00, 1-12 of 12 |"
     )
     assert "Base: validation 80.00, test 81.00, 5 seeds." in text and "several machines" not in text

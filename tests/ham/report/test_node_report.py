@@ -9,7 +9,10 @@ import pytest
 from commands import script
 
 from ham.report import spec as lock_file
+from ham.report.node_findings import clear_differences, main_result, outside_paper
 from ham.report.node_report import PAGE
+from ham.report.node_rows import NodeRow
+from ham.report.plan import Cell
 from ham.report.spec import RunSpec
 
 COMMAND = script("node_report")
@@ -42,7 +45,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_the_page_by_hand(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Differences 0.2, 0.4, 0.0: mean 0.2, standard deviation 0.2, t 4.303 over sqrt(3): half width 0.50."""
+    """Differences 0.2, 0.4, 0.0: mean 0.2, standard deviation 0.2, t 4.303 over sqrt(3): half width 0.50.
+
+    t = 0.2 / (0.2 / sqrt(3)) = sqrt(3), and p = 1 - sqrt(3 / 5) = 0.225 with 2 degrees of freedom.
+    """
     page = tmp_path / "page.md"
     assert COMMAND.main(["--runs", str(runs), "--to", str(page)]) == 0
     incomplete = runs / "node" / "cora_gcn_ham" / "seed4" / "summary.json"
@@ -53,8 +59,104 @@ def test_the_page_by_hand(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     base, ham = (line for line in text.splitlines() if line.startswith("| cora |"))
     assert base == "| cora | GCN | 3 of 5 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
-    assert "0 of 1 differences with an interval exclude 0." in text
+    assert text.splitlines()[2] == (
+        "Of the 1 HAM row that was run, 1 lies above its base, 0 equal it and 0 lie below (mean difference "
+        "+0.20 points, median +0.20); in the paper 1 of the same rows lies above (mean +0.12). "
+        "No nHAM row was run beside its base."
+    )
+    # validation and test: two differences; t(0.9875, df = 2) = 6.205 over sqrt(3) = 3.58
+    assert "The intervals of 0 of 2 differences exclude 0 (0 of 1 in validation, 0 of 1 in test)." in text
+    assert "about one in twenty excludes 0: 0.1 of 2. None has a p below 0.05 after Holm's" in text
+    assert "With 3 seeds, a mean difference must exceed 3.6 standard deviations for that." in text
+    assert "excludes 0: 0 of 1 base rows, 0 of 1 HAM rows. Of 2 rows" in text
     assert "Without a run: cora (GCN+nHAM, GAT, GAT+HAM, GAT+nHAM, SAGE, SAGE+HAM" in text
+
+
+def row(label: str, own: list[float], base: list[float], paper: tuple[float, float]) -> NodeRow:
+    """A row of cora whose base is 81 +- 1 in the paper."""
+    cells = [Cell("node/cora_gcn_ham", "valid_best", of, seeds=(0, 1, 2)) for of in (paper, (81.0, 1.0))]
+    summaries = [
+        {seed: {"metrics": {"valid_best": v, "test_at_best": v}} for seed, v in enumerate(values)}
+        for values in (own, base)
+    ]
+    return NodeRow("cora", label, cells[0], summaries[0], cells[1], summaries[1])
+
+
+BASE = [80.0, 81.0, 82.0]
+
+
+def test_the_main_result_by_hand() -> None:
+    """Mean differences 0.3, 0, -0.1, and of nHAM -3; the paper's are 0.5, 0, 0.1 and 1."""
+    rows = [
+        row("GCN", BASE, BASE, (81.0, 1.0)),
+        row("GCN+HAM", [80.2, 81.4, 82.3], BASE, (81.5, 1.0)),
+        row("GAT+HAM", [80.1, 80.9, 82.0], BASE, (81.0, 1.0)),
+        row("SAGE+HAM", [80.0, 80.9, 81.8], BASE, (81.1, 1.0)),
+        row("GCN+nHAM", [77.0, 78.0, 79.0], BASE, (82.0, 1.0)),
+    ]
+    assert main_result(rows) == (
+        "Of the 3 HAM rows that were run, 1 lies above its base, 1 equals it and 1 lies below "
+        "(mean difference +0.07 points, median +0.00); in the paper 2 of the same rows lie above "
+        "(mean +0.20). Of the 1 nHAM row that was run, 0 lie above their base, 0 equal it and 1 lies below "
+        "(mean difference -3.00 points, median -3.00); in the paper 1 of the same rows lies above "
+        "(mean +1.00)."
+    )
+
+
+def test_differences_that_exclude_0_have_their_p_after_holm() -> None:
+    """Differences 1, 1.1, 0.9: t = sqrt(3) / 0.1, p = 1 - t / sqrt(t^2 + 2) = 0.0033, twice (valid, test).
+
+    1, 1, 0.9 has t = 29, p = 0.0012; 1, 2, 3 has t = 2 sqrt(3), p = 0.074: six tests in all.
+    """
+    rows = [
+        row("GCN+HAM", [81.0, 82.1, 82.9], BASE, (81.5, 1.0)),
+        row("GAT+HAM", [81.0, 82.0, 82.9], BASE, (81.5, 1.0)),
+        row("SAGE+HAM", [81.0, 83.0, 85.0], BASE, (81.5, 1.0)),
+        row("GCN+nHAM", [81.0, 82.0, 83.0], BASE, (81.5, 1.0)),  # equal differences: no interval
+    ]
+    text, _, _, _, *table = clear_differences(rows)
+    assert text.startswith(
+        "The intervals of 4 of 6 differences exclude 0 (2 of 3 in validation, 2 of 3 in test)."
+    )
+    assert "excludes 0: 0.3 of 6. 4 have a p below 0.05 after Holm's correction over all 6." in text
+    assert "above it in 0 and below it in 2 of 3 HAM rows, above it in 0 and below it in 0 of 0" in text
+    # the smaller p are taken 6 and 5 times, where 5 x 0.0012 is raised to 6 x 0.0012; then 4 and 3 times
+    assert [line.split(" | ")[-2:] for line in table] == [
+        ["0.003", "0.013 |"],
+        ["0.003", "0.013 |"],
+        ["0.001", "0.007 |"],
+        ["0.001", "0.007 |"],
+    ]
+
+
+def test_rows_outside_the_papers_interval_are_named() -> None:
+    """Both have standard deviation 1 and three runs: df = 4, t(0.975) = 2.776, half width 2.27."""
+    rows = [
+        row("GCN", BASE, BASE, (78.8, 1.0)),
+        row("GCN+HAM", [80.0, 81.0, 82.0], BASE, (78.7, 1.0)),
+        row("GCN+nHAM", [80.0, 81.0, 82.0], BASE, (83.3, 1.0)),
+    ]
+    text, _, _, _, *table = outside_paper(rows)
+    assert "excludes 0: 0 of 1 base rows, 1 of 1 HAM rows, 1 of 1 nHAM rows. Of 3 rows" in text
+    assert "about 0.15 would be. None has a p below 0.05 after Holm's correction over all 3." in text
+    assert [line.split(" | ")[1:6] for line in table] == [
+        ["GCN+HAM", "81.00 ± 1.00", "78.70 ± 1.00", "+2.30 [+0.03, +4.57]", "+2.8"],
+        ["GCN+nHAM", "81.00 ± 1.00", "83.30 ± 1.00", "-2.30 [-4.57, -0.03]", "-2.8"],
+    ]
+
+
+def test_an_invalid_grid_is_one_line(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(COMMAND, "FOLDER", tmp_path)
+    (tmp_path / "cora_sage.json").write_text("{")
+    capsys.readouterr()
+    assert COMMAND.main(["--runs", str(runs), "--to", str(tmp_path / "page.md")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("node_report.py: ") and "cora_sage.json: it cannot be read" in line
+    (tmp_path / "cora_sage.json").unlink()
+    assert COMMAND.main(["--runs", str(runs), "--to", str(tmp_path / "page.md")]) == 0
+    assert "by chance" not in (tmp_path / "page.md").read_text()
 
 
 def test_the_page_of_run_directories_is_written_among_them(runs: Path) -> None:
