@@ -1,4 +1,4 @@
-"""The README and docs/: snippets run, numbers are those of the records, and what is mentioned exists."""
+"""The README and docs/: snippets run, and what they mention exists. Results: test_readme.py."""
 
 from __future__ import annotations
 
@@ -22,34 +22,6 @@ def imported(code: str) -> list[str]:
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 8192
-
-
-def test_the_numbers_of_the_readme_are_those_of_the_report():
-    report = (ROOT / "results" / "tables" / "node_reading.md").read_text()
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line[:2] == "| "
-    ]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    counts, means = {}, {}
-    for method in ("+HAM", "+nHAM"):
-        own = [(float(row[5].split()[0]), float(row[8])) for row in rows if row[1].endswith(method)]
-        counts[method] = [sum((ours > 0) - (ours < 0) == sign for ours, _ in own) for sign in (1, 0, -1)]
-        means[method] = [sum(column) / len(own) for column in zip(*own, strict=True)]
-    above = sum(float(row[8]) > 0 for row in rows if row[1].endswith("+HAM"))
-    up, equal, down = counts["+HAM"]
-    assert (
-        f"of the {up + equal + down} HAM rows that were run, {up} lie above their base, {equal} equals it"
-        in readme
-    )
-    assert f"{down} lie below (mean difference {means['+HAM'][0]:+.2f} points)" in readme
-    assert f"{above} of the same rows lie above (mean {means['+HAM'][1]:+.2f})" in readme
-    run = sum("±" in row[3] for row in rows)
-    assert f"{run} of the 117 node classification experiments are run" in readme
-    up, equal, down = counts["+nHAM"]
-    assert f"{up} above their base, {equal} equal, {down} below" in readme
-    bounds = [re.findall(r"[+-][\d.]+", row[5])[1:] for row in rows if "[" in row[5]]
-    contain_zero = sum(float(low) <= 0 <= float(high) for low, high in bounds)
-    assert f"{contain_zero} of {len(bounds)} intervals of the differences on graphs contain 0" in readme
 
 
 @pytest.mark.parametrize("page", PAGES + METHOD_PAGES, ids=lambda page: page.name)
