@@ -54,9 +54,9 @@ def chance(grids: Sequence[Grid]) -> list[str]:
         for method, sign in (("HAM", 1), ("nHAM", -1))
     ]
     return [
-        f"Choosing the best of 12 pairs gains {', '.join(gains)} where no pair has an effect: the mean over "
-        "all sign flips of the seeds' differences, see [node_grid.md](node_grid.md). The paper's differences "
-        "contain such a gain; ours are of its pairs, which were chosen on its runs."
+        f"Choosing the best of 12 pairs gains {', '.join(gains)} points where no pair has an effect: the "
+        "mean over all sign flips of the seeds' differences, see [node_grid.md](node_grid.md). The paper's "
+        "differences contain such a gain; ours are of its pairs, which were chosen on its runs."
     ]
 
 
@@ -89,7 +89,7 @@ def clear_differences(rows: Sequence[NodeRow]) -> list[str]:
     fewest = min(len(row.seeds) for row, _, _ in tests)
     needed = student_quantile(fewest - 1, 1 - _LEVEL / count) / math.sqrt(fewest)
     table = [
-        f"| {row.graph} | {row.label} | {name} | {len(row.seeds)} | {gain} | {_p(gain):.3f} | {p:.3f} |"
+        f"| {row.graph} | {row.label} | {name} | {len(row.seeds)} | {gain} | {_p(gain):.4f} | {p:.4f} |"
         for row, name, gain, p in clear
     ]
     return [
@@ -115,7 +115,7 @@ def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
     ]
     table = [
         f"| {row.graph} | {row.label} | {spread(row.sample)} | {spread(row.paper)} | {apart} | "
-        f"{apart.value / _error(row):+.1f} | {_p(apart):.3f} | {p:.3f} |"
+        f"{apart.value / _error(row):+.1f} | {_p(apart):.4f} | {p:.4f} |"
         for row, apart, p in outside
     ]
     return [

@@ -122,10 +122,10 @@ def test_differences_that_exclude_0_have_their_p_after_holm() -> None:
     assert "above it in 0 and below it in 2 of 3 HAM rows, above it in 0 and below it in 0 of 0" in text
     # the smaller p are taken 6 and 5 times, where 5 x 0.0012 is raised to 6 x 0.0012; then 4 and 3 times
     assert [line.split(" | ")[-2:] for line in table] == [
-        ["0.003", "0.013 |"],
-        ["0.003", "0.013 |"],
-        ["0.001", "0.007 |"],
-        ["0.001", "0.007 |"],
+        ["0.0033", "0.0133 |"],
+        ["0.0033", "0.0133 |"],
+        ["0.0012", "0.0071 |"],
+        ["0.0012", "0.0071 |"],
     ]
 
 
