@@ -89,7 +89,8 @@ def clear_differences(rows: Sequence[NodeRow]) -> list[str]:
     fewest = min(len(row.seeds) for row, _, _ in tests)
     needed = student_quantile(fewest - 1, 1 - _LEVEL / count) / math.sqrt(fewest)
     table = [
-        f"| {row.graph} | {row.label} | {name} | {len(row.seeds)} | {gain} | {_p(gain):.4f} | {p:.4f} |"
+        f"| {row.graph} | {row.label} | {name} | {len(row.seeds)} | {gain} | {_digits(_p(gain))} | "
+        f"{_digits(p)} |"
         for row, name, gain, p in clear
     ]
     return [
@@ -115,7 +116,7 @@ def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
     ]
     table = [
         f"| {row.graph} | {row.label} | {spread(row.sample)} | {spread(row.paper)} | {apart} | "
-        f"{apart.value / _error(row):+.1f} | {_p(apart):.4f} | {p:.4f} |"
+        f"{apart.value / _error(row):+.1f} | {_digits(_p(apart))} | {_digits(p)} |"
         for row, apart, p in outside
     ]
     return [
@@ -146,6 +147,10 @@ def _p(difference: Difference) -> float:
     """The p of a difference that has an interval."""
     assert difference.p is not None
     return difference.p
+
+
+def _digits(p: float) -> str:
+    return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"
 
 
 def _error(row: NodeRow) -> float:

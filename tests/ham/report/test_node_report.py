@@ -129,6 +129,12 @@ def test_differences_that_exclude_0_have_their_p_after_holm() -> None:
     ]
 
 
+def test_a_tiny_p_is_not_printed_as_0() -> None:
+    """t = 1730 with 2 degrees of freedom: p = 1 / t^2 = 3e-7."""
+    *_, line, _ = clear_differences([row("GCN+HAM", [81.0, 82.001, 82.999], BASE, (81.5, 1.0))])
+    assert line.endswith("| < 0.0001 | < 0.0001 |")
+
+
 def test_rows_outside_the_papers_interval_are_named() -> None:
     """Both have standard deviation 1 and three runs: df = 4, t(0.975) = 2.776, half width 2.27."""
     rows = [

@@ -22,7 +22,9 @@ def require(sentence: str) -> None:
 
 
 def rows_of(method: str) -> list[NodeRow]:
-    return [row for row in recomputed.node_rows() if row.method == method]
+    return [
+        row for row in recomputed.node_rows() if row.method == method and (row.shared or method == "base")
+    ]
 
 
 def counts(rows: list[NodeRow]) -> tuple[int, int, int]:

@@ -100,6 +100,10 @@ def gains() -> list[tuple[NodeRow, str, Comparison]]:
     return [own for own in tests if own[2].has_interval]
 
 
+def check_p(text: str, p: float) -> Check:
+    return check(text, "#", p) if p >= 1e-4 else check(text, "< #", 1e-4)
+
+
 def clear_checks() -> list[Check]:
     lines, *_ = reading_tables()
     adjusted = recomputed.holm([own.p for *_, own in gains()])
@@ -109,7 +113,7 @@ def clear_checks() -> list[Check]:
         texts = [row.cell.column, row.cell.row, name]
         checks += [check(text, word) for text, word in zip(line[:3], texts, strict=True)]
         checks += [check(line[3], "#", len(row.shared)), check(line[4], *own.cell)]
-        checks += [check(line[5], "#", own.p), check(line[6], "#", p)]
+        checks += [check_p(line[5], own.p), check_p(line[6], p)]
     return checks
 
 
@@ -124,7 +128,7 @@ def outside_checks() -> list[Check]:
         error = np.hypot(stats.sem(values), paper[1] / np.sqrt(len(row.cell.seeds)))
         checks += [check(line[0], row.cell.column), check(line[1], row.cell.row)]
         checks += [check_spread(line[2], values), check(line[3], "# +- #", *paper), check(line[4], *own.cell)]
-        checks += [check(line[5], "#", own.value / error), check(line[6], "#", own.p), check(line[7], "#", p)]
+        checks += [check(line[5], "#", own.value / error), check_p(line[6], own.p), check_p(line[7], p)]
     return checks
 
 
