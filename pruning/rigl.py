@@ -21,10 +21,10 @@ __all__ = ["RigL", "update_mask"]
 class RigL(DropAndGrow):
     """Sparse from the start at fixed layer sizes; masks are updated by magnitude and dense gradient.
 
-    At every `interval`-th step before `until` of all steps the fraction `drop_fraction_at(step)` of each
-    layer's kept weights is dropped and as many are grown. Grown weights start at zero with zero optimizer
-    state; one that is dropped and grown in the same update keeps value and state. No optimizer step follows
-    in such an iteration (google-research/rigl, sparse_optimizers_base.py).
+    At every `interval`-th step after step 0 and before `until` of all steps the fraction
+    `drop_fraction_at(step)` of each layer's kept weights is dropped and as many are grown. Grown weights
+    start at zero with zero optimizer state; one that is dropped and grown in the same update keeps value and
+    state. No optimizer step follows in such an iteration (google-research/rigl, sparse_optimizers_base.py).
 
     Args:
         sparsity: fraction of all prunable weights to prune.
@@ -36,11 +36,13 @@ class RigL(DropAndGrow):
             1024.
         drop_fraction: fraction of the kept weights dropped at step 0; it falls along half a cosine.
         until: fraction of all steps after which the masks are fixed.
+        update_at_start: also update at step 0, as google-research/rigl does.
     """
 
     interval: int = 100
     drop_fraction: float = 0.3
     until: float = 0.75
+    update_at_start: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
@@ -66,7 +68,8 @@ class RigL(DropAndGrow):
 
     def is_update_step(self, step: int) -> bool:
         """Are the masks updated at this step, counted from 0?"""
-        return 0 < step < self._end and step % self.interval == 0
+        begins = self.update_at_start or step > 0
+        return begins and step < self._end and step % self.interval == 0
 
     def updates(self, step: int) -> bool:
         """Deprecated: `is_update_step`."""

@@ -15,6 +15,7 @@ _FILE = re.compile(r"^`(\S+/\S+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", re.DOTALL
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _WORD = re.compile(r"`([^`]+)`")
 _COMMENT = re.compile(r"(^|\s)# .*")
+_CONTINUED = re.compile(r" \\\n +")
 _NOT_COMMANDS = ("theta <-", "runs/<exp>", "config.yaml ", "provenance.json ", "metrics.jsonl ", "train.log ")
 _NOT_COMMANDS += (
     "last.pt ",
@@ -61,8 +62,9 @@ def fragments(text: str) -> list[str]:
 
 
 def commands(page: Path) -> list[Command]:
-    """The command lines in indented blocks, without comments."""
-    lines = [line[4:] for line in without_fences(page.read_text()).splitlines() if line.startswith("    ")]
+    """The command lines in indented blocks, without comments; a backslash continues a line."""
+    text = _CONTINUED.sub(" ", without_fences(page.read_text()))
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
     lines = [_COMMENT.sub("", line).strip() for line in lines]
     kept = [line for line in lines if line and not line.startswith(_NOT_COMMANDS) and not _LAYOUT.match(line)]
     return [Command(page.name, line) for line in kept]

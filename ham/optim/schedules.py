@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
 
 
 def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
@@ -39,6 +41,54 @@ def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Call
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def multistep(
+    total_steps: int,
+    *,
+    warmup: float = 0.0,
+    start: float = 0.0,
+    milestones: Sequence[float] = (0.3, 0.7, 0.9),
+    gamma: float = 0.1,
+) -> Callable[[int], float]:
+    """Linear from `start` to 1 over int(warmup * total_steps) steps, then times `gamma` at each milestone.
+
+    Milestones are shares of the steps, and a factor holds from the first step k >= share * total_steps on.
+    The product is taken in exact decimal arithmetic, so that 0.7 of 100 is step 70. The defaults are RigL's
+    epochs 30, 70 and 90 of 100 (Evci et al., 2020).
+
+    Raises:
+        ValueError: total_steps is not positive; warmup, start or a milestone lies outside [0, 1]; milestones
+            do not rise or the first is not after the warmup; or gamma lies outside (0, 1].
+    """
+    _check(total_steps, warmup=warmup, start=start)
+    _check_milestones(milestones, warmup, gamma)
+    top = int(_exact(warmup) * total_steps)
+    drops = [math.ceil(_exact(share) * total_steps) for share in milestones]
+
+    def factor(step: int) -> float:
+        if step < top:
+            return start + (1 - start) * step / top
+        return gamma ** sum(step >= drop for drop in drops)
+
+    return factor
+
+
+def _exact(share: float) -> Fraction:
+    """The decimal number that the float is written as: 0.7 is 7 / 10."""
+    return Fraction(repr(float(share)))
+
+
+def _check_milestones(milestones: Sequence[float], warmup: float, gamma: float) -> None:
+    shares = list(milestones)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"milestones are shares of the steps in [0, 1], got {shares}; epoch 30 of 100 is 0.3"
+        )
+    if any(later <= earlier for earlier, later in pairwise([warmup, *shares])):
+        raise ValueError(f"milestones must rise and begin after warmup={warmup:g}, got {shares}")
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must be in (0, 1], got {gamma:g}")
 
 
 def _check(total_steps: int, **shares: float) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ham import distributed
 from ham.data import derived_seed
-from ham.optim import HAM, cosine, param_groups, triangular
+from ham.optim import HAM, param_groups
 from ham.tasks import Task
 from pruning import Sparsifier
 from pruning.stats import SignFlips
 
 from .config import Config, ConfigError
-from .config.optimization import AdamConfig, AdamWConfig, Schedule, SGDConfig
+from .config.optimization import AdamConfig, AdamWConfig, SGDConfig
 from .config.schema import Device
 from .logger import NullLogger, RunLogger
 from .metrics import EpochMetrics
@@ -41,6 +41,8 @@ def build(
     Raises:
         ConfigError: a value does not fit the model, such as a pattern that matches nothing.
     """
+    if cfg.optimizer.label_smoothing > 0 and not task.smooths_labels:
+        raise ConfigError(f"optimizer.label_smoothing does not apply to task {task.name}: leave it out")
     stream = "model redrawn" if cfg.sparsifier.redraws_weights else "model"
     generator = torch.Generator().manual_seed(derived_seed(cfg.seed, stream))
     rank = distributed.world().rank
@@ -55,7 +57,10 @@ def build(
         ham = build_ham(cfg, optimizer, sparsifier)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    scheduler = LambdaLR(optimizer, build_schedule(cfg, cfg.epochs * task.steps_per_epoch))
+    factor = cfg.optimizer.schedule.factor(cfg.epochs * task.steps_per_epoch)
+    scheduler = LambdaLR(optimizer, factor)
+    if sparsifier.uses_gradients(0):  # masks are updated at step 0, where no optimizer step is taken
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
     network = distributed.wrap_ddp(model, device)
     return Run(
         cfg=cfg,
@@ -125,19 +130,6 @@ def build_ham(cfg: Config, optimizer: torch.optim.Optimizer, sparsifier: Sparsif
         max_weight_norm=cfg.ham.max_weight_norm or None,
         track_clamped=True,
     )
-
-
-def build_schedule(cfg: Config, total_steps: int) -> Any:
-    """Factor of the learning rate by step, from `optimizer.schedule`; null is the schedule's default."""
-    s = cfg.optimizer.schedule
-    if s.kind is Schedule.constant:
-        return lambda step: 1.0
-    schedule = triangular if s.kind is Schedule.triangular else cosine
-    given = {name: value for name in ("warmup", "start") if (value := getattr(s, name)) is not None}
-    try:
-        return schedule(total_steps, **given)
-    except ValueError as error:
-        raise ConfigError(f"optimizer.schedule: {error}") from error
 
 
 def setup_device(cfg: Config) -> torch.device:

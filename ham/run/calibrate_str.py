@@ -14,7 +14,6 @@ from ham import distributed
 from ham.files import atomic_write_json
 from pruning.str import Calibrate, stable_decay
 
-from .build import build_schedule
 from .config import Config, ConfigError
 from .config.optimization import SGDConfig
 from .directory import read_summary
@@ -75,7 +74,7 @@ def calibrate_str(
 def _lr_sum(cfg: Config) -> float:
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=torch.device("cpu"))
     steps = cfg.epochs * len(loaders.train)
-    factor = build_schedule(cfg, steps)
+    factor = cfg.optimizer.schedule.factor(steps)
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 

@@ -25,6 +25,7 @@ class RunConfig(Protocol):
     demo: str
     model: Model
     data: Data
+    optimizer: Any
     compute: Any
 
 
@@ -51,6 +52,7 @@ class Task(ABC):
             epoch may take milliseconds.
         distributed: several processes can train it together.
         has_demo: `+demo=` can scale it down.
+        smooths_labels: its loss follows `optimizer.label_smoothing`; other tasks refuse that option.
     """
 
     name: ClassVar[str]
@@ -59,6 +61,7 @@ class Task(ABC):
     logs_statistics: ClassVar[bool] = True
     distributed: ClassVar[bool] = True
     has_demo: ClassVar[bool] = False
+    smooths_labels: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -32,6 +32,7 @@ class ImageClassification(Task):
     name = "images"
     reported = ("top1_last", "top1_best")
     has_demo = True
+    smooths_labels = True
 
     cfg: RunConfig
     device: torch.device
@@ -80,10 +81,15 @@ class ImageClassification(Task):
         return logits.float()
 
     def loss(self, network: nn.Module, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy, logits and labels."""
+        """Cross entropy with smoothed labels, logits and labels; `evaluate` does not smooth them.
+
+        With s = optimizer.label_smoothing the target of each image is 1 - s on its label plus s / classes on
+        every class.
+        """
         images, labels = part
         logits = self.forward(network, images)
-        return F.cross_entropy(logits, labels), logits, labels
+        smoothing = self.cfg.optimizer.label_smoothing
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits, labels
 
     def initialization_batches(self) -> Iterable[Batch]:
         """The first epoch's training batches."""

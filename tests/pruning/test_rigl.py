@@ -142,6 +142,9 @@ def test_updates_of_a_run_of_100_epochs_on_imagenet():
         ({"interval": 1, "until": 0.2}, [1, 2, 3]),
         ({"interval": 20, "until": 1.0}, []),
         ({"interval": 1, "until": 0.0}, []),
+        ({"interval": 5, "update_at_start": True}, [0, 5, 10]),
+        ({"interval": 20, "update_at_start": True}, [0]),
+        ({"interval": 1, "until": 0.0, "update_at_start": True}, []),
     ],
 )
 def test_updates_of_a_short_run(options, expected):
@@ -380,6 +383,19 @@ def test_a_layer_without_gradient_keeps_its_mask():
     assert not rigl.after_backward(1, OPTIMIZERS["sgd"](model.parameters()))
     assert torch.equal(rigl.kept()["unused.weight"], before["unused.weight"])
     assert not torch.equal(rigl.kept()["used.weight"], before["used.weight"])
+
+
+def test_an_update_at_the_start_drops_and_grows_the_full_fraction():
+    model = nn.Linear(3, 3, bias=False)
+    rigl = RigL(sparsity=0.5, drop_fraction=0.45, update_at_start=True)
+    rigl.attach(model, total_epochs=1, steps_per_epoch=8)
+    rigl.load_state_dict({"masks": {"kept": {"weight": mask(ON).view(3, 3)}}})
+    with torch.no_grad():
+        model.weight.copy_(square(THETA))
+    model.weight.grad = square(GRADIENT)
+    assert rigl.uses_gradients(0) and not rigl.after_backward(0, OPTIMIZERS["sgd"](model.parameters()))
+    assert places(rigl.kept()["weight"]) == ON_AFTER  # int(0.45 * 5) = 2, without any fall of the cosine
+    assert places(model.weight != 0) == [0, 1, 4, 5]  # 3 grew at zero
 
 
 def test_gradients_are_masked_between_updates():

@@ -29,11 +29,16 @@ NOT_HASHED = (
 _HASH_DEFAULTS = {
     "optimizer.sam_ascent": "averaged",
     "optimizer.matched_decay": 0.0,
+    "optimizer.label_smoothing": 0.0,
+    "optimizer.schedule.milestones": None,
+    "optimizer.schedule.gamma": None,
+    "optimizer.schedule.until": 1.0,
     "compute.sync_bn": False,
     "data.min_crop": 0.08,
     "data.per_class": 0,
     "data.validation_per_class": 0,
     "sparsifier.granularity": "element",
+    "sparsifier.update_at_start": False,
 }
 """Options added after results were recorded -> the value that equals the earlier behavior."""
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any
+
+from ham.optim.schedules import cosine, multistep, triangular
 
 
 def require(condition: bool, message: str) -> None:
@@ -19,6 +23,7 @@ class Schedule(StrEnum):
 
     triangular = "triangular"
     cosine = "cosine"
+    step = "step"
     constant = "constant"
 
 
@@ -42,13 +47,66 @@ class ParamFilter(StrEnum):
     convolutions_but_biases = "convs.*[!s]"  # a name that does not end as "bias" does
 
 
+def _constant(total_steps: int) -> Callable[[int], float]:
+    return lambda step: 1.0
+
+
+_OPTIONS = ("warmup", "start", "milestones", "gamma")
+_SCHEDULES: dict[Schedule, tuple[Callable[..., Callable[[int], float]], tuple[str, ...]]] = {
+    Schedule.triangular: (triangular, _OPTIONS[:2]),
+    Schedule.cosine: (cosine, _OPTIONS[:2]),
+    Schedule.step: (multistep, _OPTIONS),
+    Schedule.constant: (_constant, ()),
+}
+"""Each schedule's function and the options that it takes."""
+
+
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """`warmup`: share of the steps that the rate rises, `start`: its first factor; null: the default."""
+    """Learning rate by step; null is the default of the schedule's function in `ham.optim.schedules`.
+
+    Args:
+        kind: the shape.
+        warmup: share of the schedule's steps over which the rate rises; not with kind=constant.
+        start: factor of the first step; not with kind=constant.
+        milestones: shares of the schedule's steps at which `gamma` multiplies the rate; with kind=step.
+        gamma: factor of each milestone; with kind=step.
+        until: share of the run's steps over which the schedule takes place; its last factor holds afterwards.
+            With 0.9, spred prunes a network that was trained to a rate of 0.
+    """
 
     kind: Schedule = Schedule.triangular
     warmup: float | None = None
     start: float | None = None
+    milestones: list[float] | None = None
+    gamma: float | None = None
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on options of another schedule, and on values that the schedule refuses."""
+        self.factor(1)
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """Factor of the learning rate by step.
+
+        Raises:
+            ValueError: an option of another schedule is set, or a value is out of range.
+        """
+        schedule, options = _SCHEDULES[self.kind]
+        given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        for name in (*given, *(["until"] if self.until != 1 else [])):
+            applies = name in options or (name == "until" and self.kind is not Schedule.constant)
+            require(
+                applies,
+                f"optimizer.schedule.{name} does not apply to kind={self.kind}: leave it out, or choose "
+                "another optimizer.schedule.kind",
+            )
+        require(0 < self.until <= 1, f"optimizer.schedule.until must be in (0, 1], got {self.until:g}")
+        steps = max(int(Fraction(repr(float(self.until))) * total_steps), 1)
+        try:
+            return schedule(steps, **given)
+        except ValueError as error:
+            raise ValueError(f"optimizer.schedule: {error}") from None  # `load` shows the innermost cause
 
 
 @dataclass(kw_only=True)
@@ -57,6 +115,7 @@ class OptimizerConfig:
 
     `matched_decay`: weight decay beside `weight_decay` on the weights that `ham.select` chooses. HAM's beta
     decays them by lr * beta a step; SGD with momentum mu does the same with beta * (1 - mu), AdamW with beta.
+    `label_smoothing`: share of the target distribution that is uniform over the classes, in training.
     """
 
     lr: float
@@ -69,6 +128,7 @@ class OptimizerConfig:
     sam_ascent: Ascent = Ascent.averaged
     clip_norm: float = 0.0
     accumulate: int = 1
+    label_smoothing: float = 0.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     demo: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +140,10 @@ class OptimizerConfig:
             require(
                 value >= 0 and math.isfinite(value), f"optimizer.{name} must not be negative, got {value:g}"
             )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"optimizer.label_smoothing must be in [0, 1), got {self.label_smoothing:g}",
+        )
         require(self.accumulate >= 1, f"optimizer.accumulate must be at least 1, got {self.accumulate}")
 
 

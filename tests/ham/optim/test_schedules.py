@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
-from ham.optim import cosine, triangular
+from ham.optim import cosine, multistep, triangular
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,44 @@ def test_cosine_without_warmup_equals_torch():
         scheduler.step()
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (1, 1 / 6255),
+        (6254, 6254 / 6255),
+        (6255, 1.0),  # 5 epochs
+        (37_529, 1.0),
+        (37_530, 0.1),  # epoch 30
+        (87_569, 0.1),
+        (87_570, 0.01),  # epoch 70; in floats 0.7 * 125,100 is 87,569.99
+        (112_589, 0.01),
+        (112_590, 0.001),  # epoch 90
+        (125_100, 0.001),
+    ],
+)
+def test_multistep_is_rigls_schedule(step, expected):
+    """100 epochs of 1251 steps: 5 epochs of warmup, a tenth of the rate at epochs 30, 70 and 90."""
+    assert multistep(125_100, warmup=0.05)(step) == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    st.integers(1, 400),
+    st.lists(st.integers(1, 100), unique=True, max_size=4).map(sorted),
+    st.sampled_from([0.1, 0.5, 1.0]),
+)
+def test_multistep_without_warmup_equals_torch(total, percent, gamma):
+    """torch's milestones are steps: the first step at or after the share."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    steps = [-(-p * total // 100) for p in percent]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, steps, gamma)
+    factor = multistep(total, milestones=[p / 100 for p in percent], gamma=gamma)
+    optimizer.step()  # torch warns without it
+    for k in range(min(total, 50) + 1):
+        assert factor(k) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        scheduler.step()
+
+
 @pytest.mark.parametrize("total", [1, 2, 3])
 @pytest.mark.parametrize("schedule", [cosine, triangular])
 def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
@@ -99,6 +139,19 @@ def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
         (triangular, 10, {"start": -0.1}, r"start must be in \[0, 1\]"),
         (cosine, 10, {"warmup": math.nan}, r"warmup must be in \[0, 1\]"),
         (cosine, 10, {"start": 2.0}, r"start must be in \[0, 1\]"),
+        (multistep, 0, {}, "total_steps must be positive, got 0"),
+        (multistep, 10, {"warmup": 1.5}, r"warmup must be in \[0, 1\], got 1.5"),
+        (
+            multistep,
+            10,
+            {"milestones": [30, 70, 90]},
+            r"shares .* got \[30, 70, 90\]; epoch 30 of 100 is 0.3",
+        ),
+        (multistep, 10, {"milestones": [math.nan]}, r"milestones are shares of the steps in \[0, 1\]"),
+        (multistep, 10, {"milestones": [0.5, 0.5]}, r"must rise and begin after warmup=0, got \[0.5, 0.5\]"),
+        (multistep, 10, {"warmup": 0.4}, r"must rise and begin after warmup=0.4, got \[0.3, 0.7, 0.9\]"),
+        (multistep, 10, {"gamma": 0.0}, r"gamma must be in \(0, 1\], got 0"),
+        (multistep, 10, {"gamma": 10.0}, r"gamma must be in \(0, 1\], got 10"),
     ],
 )
 def test_bad_input_is_refused(schedule, total, keywords, message):

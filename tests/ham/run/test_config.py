@@ -130,8 +130,10 @@ def test_the_hash_of_a_recorded_experiment_stays_what_it_was() -> None:
     assert identity() == "60967a9ba8cc0d46a33c22630cac43d79ec1a1befe441596db0c2efbd535360f"
     as_before = ("optimizer.sam_ascent=averaged", "compute.sync_bn=false", "optimizer.matched_decay=0")
     assert identity(*as_before, "data.min_crop=0.08") == identity()
+    assert identity("optimizer.label_smoothing=0", "optimizer.schedule.until=1") == identity()
     later = ("optimizer.sam_ascent=per_rank", "compute.sync_bn=true", "data.min_crop=0.5")
-    assert len({identity(), *(identity(text) for text in later)}) == 4
+    later += ("optimizer.label_smoothing=0.1", "optimizer.schedule.until=0.9")
+    assert len({identity(), *(identity(text) for text in later)}) == 6
     assert config_hash(load(["+exp=dense_matched_decay"])) != config_hash(load(["+exp=dense"]))
 
 

@@ -31,7 +31,10 @@ ROOT = Path(__file__).resolve().parents[3]
 EPOCHS, STEPS = 4, 3
 TINY = ["+demo=digits", "model.width=4", "batch_size=400", f"epochs={EPOCHS}", "checkpoint.minutes=0"]
 CASES = {
-    "rigl_s90": ["sparsifier.interval=2"],
+    "rigl_s90": [
+        *("sparsifier.interval=2", "sparsifier.update_at_start=true"),
+        *("optimizer.label_smoothing=0.1", "optimizer.schedule.kind=step"),
+    ],
     "rigl_sign_in_s90": ["sparsifier.interval=2", "parameterization.reset_every=1"],
     "str_ham_s90": [],
     "random_sign_in_s90": ["parameterization.reset_every=2"],
@@ -39,7 +42,7 @@ CASES = {
     "snip_ham_s90": ["sparsifier.batches=2"],
     "synflow_s90": ["sparsifier.iterations=3"],
     "pilot_s90": ["sparsifier.prune_at=0.75"],
-    "spred_s90": ["sparsifier.finetune=0.25"],
+    "spred_s90": ["sparsifier.finetune=0.25", "optimizer.schedule.until=0.75"],
     "dense_product_decay": ["flips_every=2"],
 }
 
