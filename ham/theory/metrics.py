@@ -107,8 +107,8 @@ def on_manifold_regularizer(
 ) -> Array:
     """M(theta) = sum_i integral of z g(z): weight decay beta makes the flow minimize f + beta M (Eq. 10).
 
-    theta^2 / 2 for "gd", sqrt(theta^2 + gamma^2) for "product" (gamma, not 0, at theta = 0, as in the paper),
-    (x - ln(1 + x)) / alpha^2 with x = alpha |theta| for "ham".
+    theta^2 / 2 for "gd", (x - ln(1 + x)) / alpha^2 with x = alpha |theta| for "ham". For "product" it is
+    sqrt(theta^2 + gamma^2), as Eq. 10 prints it; the integral is gamma less, a constant for the flow.
 
     Args:
         theta: any shape; the sum is over the last axis.

@@ -81,6 +81,19 @@ def test_induction_of_theorem_3_1_has_decay_of_the_sum_of_squares():
     assert np.abs(change + 4 * START * grad + 4 * beta * START).max() > 0.1
 
 
+def test_beta_has_one_sign_in_the_derivative_of_theorem_b_3():
+    """Eq. 7's first term E = exp(-int alpha s g + beta) has dE = -(alpha s g + beta) E, not with + beta."""
+    alpha, beta, t, h = 3.0, 0.4, 0.7, 1e-6
+
+    def term(time):  # s g = cos, so that the integral is sin
+        return np.exp(-alpha * np.sin(time) - beta * time)
+
+    slope = (term(t + h) - term(t - h)) / (2 * h)
+    assert slope == pytest.approx(-(alpha * np.cos(t) + beta) * term(t), rel=1e-8)
+    printed = np.exp(-alpha * np.sin(t) + beta * t) * (-alpha * np.cos(t) + beta)
+    assert abs(printed - slope) > 0.05
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 @pytest.mark.parametrize("scaling", [1.0, 0.05])
 def test_closed_form_and_eq_2_are_the_flow_of_the_factors(beta, scaling):

@@ -225,6 +225,16 @@ def test_fisher_information_is_the_expected_squared_score(theta):
     assert slope**2 == pytest.approx(fisher_information(np.float64(theta), "hyperbolic") / 4)
 
 
+@pytest.mark.parametrize("theta", [-3.0, -0.2, 0.05, 1.0])
+def test_the_score_of_the_hyperbolic_step_has_the_opposite_sign_of_the_printed_one(theta):
+    """App. C: d ln N(x; 2 sqrt|theta|, 1) / d theta = +sign(theta) (x - 2 sqrt|theta|) / sqrt|theta|."""
+    at = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
+    for x in (-1.0, 0.5, 3.0):
+        (score,) = torch.autograd.grad(-((x - mean_of(at, "hyperbolic")) ** 2) / 2, at)
+        right = np.sign(theta) * (x - 2 * np.sqrt(abs(theta))) / np.sqrt(abs(theta))
+        assert float(score) == pytest.approx(right, rel=1e-12) and right != 0
+
+
 def test_fisher_information_of_the_hyperbolic_step_is_infinite_at_zero():
     assert fisher_information(np.zeros(1), "hyperbolic") == np.inf
     assert fisher_information(torch.zeros(1), "hyperbolic") == torch.inf
