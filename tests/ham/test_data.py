@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from ham.data import DATASETS, Cifar100, Digits, Graph, ImageData, ImageNetFFCV, ImageNetFolder
 from ham.data.base import RankSampler
+from ham.data.graph_files import SETS
 
 
 def test_every_data_set_is_registered() -> None:
@@ -39,3 +43,11 @@ def test_without_a_seed_the_ranks_read_every_image_once_in_order() -> None:
         [1, 3, 5],
     ]
     assert [len(sampler) for sampler in samplers] == [2, 2]
+
+
+def test_the_page_of_data_has_the_numbers_of_all_graphs() -> None:
+    """Tables 14 and 15 print nodes and edges; `graph_files.read` compares them with the files."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| ([a-z-]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| (\d+) \|$", page, re.MULTILINE)
+    stated = {name: tuple(int(number.replace(",", "")) for number in rest) for name, *rest in rows}
+    assert stated == {name: (s.nodes, s.edges, s.features, s.classes) for name, s in SETS.items()}
