@@ -102,7 +102,7 @@ def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -
         f"{label} (n = {len(runs)})" if runs else f"{label} ({NOT_RUN})" for label, runs in epochs.items()
     ]
     style.title(picture, figure.title, scaled_down(demo) if demo else "", BAND)
-    columns = 2 if len(figure.panels) == 1 else len(names)
+    columns = 2 if len(figure.panels) == 1 or len(names) > 4 else len(names)
     picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=columns)
     return picture
 
