@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ham.files import short_path
-from ham.report.records import DEMOS, RESULTS, InvalidRecord
+from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_diverged
 from ham.report.spec import PlanError
 from ham.report.table_files import FORMATS, full_names, read_records, render_table, write_table
 
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         names = full_names(args.table)
         records, problems = read_records(args.table, args.demo, args.results)
-        for name, table in [(name, render_table(name, records, args.demo)) for name in names]:
+        diverged, damaged = read_diverged(args.demo, args.results)
+        problems += damaged
+        for name, table in [(name, render_table(name, records, args.demo, diverged)) for name in names]:
             if table is None:
                 print(f"{name}: no run at demo={args.demo}, not rendered")
                 continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ham.files import atomic_write_text
 
 from . import hyperparameters, plan, qualitative, render
+from .diverged import diverged_note
 from .latex import latex
 from .records import RESULTS, Record, read_all, read_runs
 from .spec import PlanError, RunSpec
@@ -47,8 +48,16 @@ def read_records(
     return read_runs((run for table in tables for run in table.runs(demo=demo)), results)
 
 
-def render_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") -> RenderedTable | None:
-    """Table `name`; None at a scale at which none of its runs has a record."""
+def render_table(
+    name: str,
+    records: Mapping[RunSpec, Record],
+    demo: str = "",
+    diverged: Mapping[RunSpec, str] | None = None,
+) -> RenderedTable | None:
+    """Table `name`; None at a scale at which none of its runs has a record.
+
+    `diverged` maps runs to reasons; the table's last note names those of its runs.
+    """
     if name in SHEETS:
         sheet = SHEETS[name]()
         return None if demo else _render(sheet.to_text(), sheet.comma_separated)
@@ -57,6 +66,8 @@ def render_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") -
     table = build_table(name, records, demo)
     if demo and not any(cell.ours for cell in table.cells):
         return None
+    if note := diverged_note(plan.table(name), diverged or {}, records, demo):
+        table = replace(table, notes=(*table.notes, note))
     return _render(render.to_text(table), lambda: render.comma_separated(table))
 
 
