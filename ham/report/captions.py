@@ -77,7 +77,8 @@ RUNS = {  # name -> caption; the title is in configs/figures
     ),
     "figure10": (
         "Training loss (left) and sum of absolute weights (right) of a dense ResNet50 on ImageNet over the "
-        "epochs, with SGD and with sharpness aware minimization (SAM), each with and without HAM."
+        "epochs, with SGD and with sharpness aware minimization (SAM), each alone, with HAM, and with alpha "
+        "or beta of HAM alone."
     ),
     "figure11": (
         "Top-1 accuracy on CIFAR-100's test images after the last epoch of a dense ResNet18 for pairs of "
