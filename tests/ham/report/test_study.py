@@ -61,7 +61,7 @@ def test_the_chosen_rate_is_the_best_of_four_and_every_run_is_in_the_lock_file(
     for arm in ("SGD", "random", "SAM"):
         assert PLAN.rate(arm, outcomes) == lowest
     final = PLAN.run("SGD", lowest, 0)
-    assert final.spec in lock()["cifar16"] and final.info.epochs == 60
+    assert final.spec in lock()["cifar16"] and final.info.epochs == 30
 
 
 def test_a_run_that_has_not_ended_leaves_the_fourth_trial_open() -> None:
@@ -114,7 +114,7 @@ def test_decay_times_the_sum_of_the_rates_is_the_papers() -> None:
             (option,) = PLAN.arms[arm].decays
             section, key = option.split(".")
             steps = cfg.epochs * (100 * cfg.data.per_class // cfg.batch_size)
-            assert steps == PLAN.steps == 9360
+            assert steps == PLAN.steps == 4680
             total = getattr(getattr(cfg, section), key) * cfg.optimizer.lr * steps
             assert total == pytest.approx(paper_total(paper, option), rel=1e-3)
 
@@ -131,7 +131,7 @@ def test_the_arms_differ_in_what_the_page_says_and_in_nothing_else() -> None:
         assert cfg.optimizer.weight_decay == (5e-5 if sparse else 1e-4), arm
         shared = (cfg.data, cfg.epochs, cfg.batch_size, cfg.seed, cfg.optimizer.lr, cfg.optimizer.momentum)
         first = configs["SGD"]
-        assert shared == (first.data, 60, 128, 3, 0.05, 0.9), arm
+        assert shared == (first.data, 30, 128, 3, 0.05, 0.9), arm
         assert cfg.model.building_lines(100, 16) == first.model.building_lines(100, 16), arm
     momentum = configs["SGD"].optimizer.momentum
     matched = configs["matched decay"].optimizer.matched_decay

@@ -51,7 +51,7 @@ def test_a_demo_takes_the_values_that_its_sections_have_for_its_scale(demo: str)
 def test_cifar16_keeps_the_experiment_and_scales_its_images_and_network() -> None:
     for leaf in ("cifar100_ham", "dense_sam_ham", "acdc_ham_s90", "random_sign_in_s90", "mask_rigl_ham_s90"):
         plain, cfg = load([f"+exp={leaf}"]), load([f"+exp={leaf}", "+demo=cifar16"])
-        assert (cfg.epochs, cfg.batch_size, cfg.data.image_size, cfg.data.per_class) == (60, 128, 16, 200)
+        assert (cfg.epochs, cfg.batch_size, cfg.data.image_size, cfg.data.per_class) == (30, 128, 16, 200)
         assert (cfg.model.depth, cfg.model.width, cfg.model.layers) == (18, 16, [])
         assert cfg.ham == plain.ham and cfg.parameterization == plain.parameterization
         assert cfg.optimizer == replace(plain.optimizer, lr=0.05)

@@ -83,7 +83,7 @@ def test_one_command_tunes_and_then_runs_the_study(
     assert [run["exp"] for run in primary] == [PLAN.arms[arm].exp for arm in PLAN.parts["primary"].arms]
     # the best of 0.0125, 0.05, 0.2 and a fourth rate; 0.2 diverges for HAM
     assert [run["optimizer.lr"] for run in primary] == ["0.05", "0.0125", "0.2", "0.1", "0.1"]
-    assert primary[1]["ham.beta"] == "0.3979"
+    assert primary[1]["ham.beta"] == "0.7959"
     assert {run["optimizer.lr"] for run in runs[70:]} == {"0.05", "0.0125"}
     assert "diverged: the loss is not finite at step 7" in err
     before = len(calls())
@@ -100,7 +100,7 @@ def test_one_command_tunes_and_then_runs_the_study(
 def test_before_tuning_ends_only_tuning_is_listed(sweep: Sweep) -> None:
     _, out, _ = sweep("--study cifar16")
     assert "study cifar16         15 cells x 1 seed: 15 not launched" in out
-    assert "cifar100_ham optimizer.lr=0.0125 ham.beta=0.3979 data.validation_per_class=50" in out
+    assert "cifar100_ham optimizer.lr=0.0125 ham.beta=0.7959 data.validation_per_class=50" in out
 
 
 def test_a_study_is_selected_alone(sweep: Sweep) -> None:
