@@ -67,7 +67,8 @@ def test_paths_exist(page: Path):
         path = re.sub(r"<[^>]*>", "*", word.split()[0])
         if path.split("/")[0] not in folders or "/" not in path or "NAME" in path or page.name == EXTENDING:
             continue
-        assert list(ROOT.glob(path.rstrip("/"))) or path.startswith("results/runs/*"), word
+        records = ("results/runs/*", "results/cifar16/*")  # may be without a run of this kind
+        assert list(ROOT.glob(path.rstrip("/"))) or path.startswith(records), word
 
 
 def expanded(word: str) -> list[str]:
