@@ -191,3 +191,18 @@ def test_the_time_of_the_demo_is_that_of_its_records() -> None:
 @pytest.mark.parametrize("link", ["#where-nham-collapses", "#base-rows-that-leave-the-papers", "#theory"])
 def test_the_explanations_are_linked(link: str) -> None:
     assert re.search(rf"\(docs/decisions\.md{link}\)", README)
+
+
+def test_the_study_has_a_result_once_its_primary_part_is_complete() -> None:
+    arms = ("cifar100", "cifar100_ham", "cifar100_matched_decay", "cifar100_beta_only", "cifar100_alpha_only")
+    files = [path for path in (RESULTS / "cifar16").glob("*/seed?.json")]
+    ended = [path for path in files if json.loads(path.read_text())["exp"] in arms]
+    page = (RESULTS / "tables" / "study_cifar16.md").read_text()
+    headline = next(line for line in page.splitlines() if line.startswith("- Primary part: "))
+    if len(ended) < 50:
+        assert headline == f"- Primary part: {len(ended)} of 50 runs have ended; no result yet."
+        require("[no result yet](results/tables/study_cifar16.md)")
+    else:
+        contrasts = headline.removeprefix("- Primary part: ").rstrip(".").split("; ")
+        for contrast in contrasts:
+            require(contrast)
