@@ -48,7 +48,8 @@ class Row:
 class Table:
     """A table of the paper, or a control that the paper lacks (name control_*).
 
-    `note` is printed, `caption` says what the table shows to a reader who has only this table.
+    `note` is printed, `caption` says what the table shows to a reader who has only this table. `facts` are
+    rows of numbers about the columns, such as the sizes of graphs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Table:
     seeds: tuple[int, ...]
     note: str = ""
     caption: str = ""
+    facts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
@@ -153,7 +155,10 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     )
     columns, seeds = tuple(content["columns"]), tuple(content["seeds"])
     texts = content.get("note", ""), content.get("caption", "")
-    return Table(name, content["title"], columns, rows, seeds, *texts)
+    facts = {label: tuple(values) for label, values in content.get("facts", {}).items()}
+    if any(len(values) != len(columns) for values in facts.values()):
+        raise ValueError(f"facts need a value for each of the {len(columns)} columns")
+    return Table(name, content["title"], columns, rows, seeds, *texts, facts)
 
 
 def figure(name: str) -> Figure:

@@ -53,7 +53,9 @@ def to_text(table: TableResult) -> Text:
     """The table as text: a block per method, with a row for each kind of number."""
     is_grouped = any(row.group for row in table.rows)
     start = ("type", "method", "") if is_grouped else ("", "")
-    blocks = []
+    names = len(start) - 1
+    facts = [(label, *[""] * names, *map(str, values)) for label, values in table.facts.items()]
+    blocks = [tuple(facts)] if facts else []
     for row in table.rows:
         names = [row.group, row.label] if is_grouped else [row.label]
         lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from . import plan
@@ -78,7 +78,8 @@ class RowResult:
 class TableResult:
     """A table with its numbers; `notes` are sentences, the most important one first.
 
-    `caption` says what the table shows, to a reader who has only this table.
+    `caption` says what the table shows, to a reader who has only this table. `facts` are rows of numbers
+    about the columns.
     """
 
     name: str
@@ -87,6 +88,7 @@ class TableResult:
     rows: tuple[RowResult, ...]
     notes: tuple[str, ...]
     caption: str = ""
+    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[CellResult]:
@@ -116,7 +118,7 @@ def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") ->
     title = f"{number}. {table.title}" if number else table.title
     if demo:
         title = f"Scaled down, not the paper's setting: {f'the runs of {number}' if number else table.title}"
-    result = TableResult(file_name(table.name, demo), title, table.columns, rows, ())
+    result = TableResult(file_name(table.name, demo), title, table.columns, rows, (), facts=table.facts)
     notes = _notes(table, result, demo)
     caption, notes = (notes[0], notes[1:]) if demo else (table.caption, notes)
     return replace(result, notes=notes, caption=caption)

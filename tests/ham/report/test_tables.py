@@ -322,3 +322,12 @@ def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
 def test_wrong_names_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert COMMAND.main(["--table", "12", "--to", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table12'")
+
+
+@pytest.mark.parametrize("name", ["table14", "table15"])
+def test_graph_sizes_are_rows_of_the_table_as_the_paper_prints_them(name: str, paper: dict[str, Any]) -> None:
+    table = plan.table(name)
+    lines = (RESULTS / "tables" / f"{name}.md").read_text().splitlines()
+    for label, key in (("# nodes", "num_nodes"), ("# edges", "num_edges")):
+        expected = [str(paper[name][key][column]) for column in table.columns]
+        assert f"| {label} |  | {' | '.join(expected)} |" in lines
