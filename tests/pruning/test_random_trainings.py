@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import CELLS, METHODS, RESETS
+from extent import ALL
 from small_networks import NETWORKS, Network
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -33,7 +34,9 @@ EPOCHS = 8
 """Of one step each: the phases of METHODS are of eight epochs."""
 
 SPARSITY = Fraction(4, 5)
-QUICK, ALL = 200, 2000
+PART, TRAININGS = 125, 2000 if ALL else 500
+"""Drawn per test, and in all."""
+
 CURES = r"exclude it|untie them first|choose SNIP or RandomPruning|another parametrization"
 
 
@@ -249,10 +252,10 @@ def finished(network: Network) -> RandomPruning:
 @pytest.mark.parametrize(
     "seeds",
     [
-        range(QUICK),
+        range(PART),
         *(
-            pytest.param(range(first, first + 450), marks=pytest.mark.slow)
-            for first in range(QUICK, ALL, 450)
+            pytest.param(range(first, first + PART), marks=pytest.mark.slow)
+            for first in range(PART, TRAININGS, PART)
         ),
     ],
     ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}",
