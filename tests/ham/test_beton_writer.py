@@ -228,14 +228,26 @@ def test_a_good_file_is_kept_and_another_one_is_not(
     assert status == 2 and "other images or labels" in err and path.read_bytes() == content
 
 
+@pytest.fixture(scope="module")
+def few_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos of each class to train with and two to validate."""
+    root = tmp_path_factory.mktemp("few")
+    for split, count in (("train", 10), ("val", 2)):
+        for folder in sorted(path for path in (photos / split).iterdir() if path.is_dir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for photo in sorted(folder.iterdir())[:count]:
+                shutil.copy(photo, root / split / folder.name)
+    return root
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_nothing_under_the_final_name(
-    number: signal.Signals, photos: Path, script: Callable, tmp_path: Path
+    number: signal.Signals, few_photos: Path, script: Callable, tmp_path: Path
 ) -> None:
     """Slowed down by a pipe in the place of an image: the run is in the middle for sure."""
     source = tmp_path / "source"
     for split in ("train", "val"):
-        shutil.copytree(photos / split, source / split)
+        shutil.copytree(few_photos / split, source / split)
     stuck = sorted((source / "train").glob("*/*"))[30]
     stuck.unlink()
     os.mkfifo(stuck)
@@ -259,7 +271,7 @@ def test_a_stopped_run_leaves_nothing_under_the_final_name(
         assert running.returncode == 130 and not partial.exists()
         assert err.strip().splitlines()[-1] == "write_beton.py: interrupted; no incomplete file is left"
         assert "Traceback" not in err
-    assert script("--from", photos, "--to", tmp_path, "--splits", "train")[0] == 0, (
+    assert script("--from", few_photos, "--to", tmp_path, "--splits", "train")[0] == 0, (
         "the next run writes the complete file"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", FILES["train"]]

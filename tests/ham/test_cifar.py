@@ -444,10 +444,10 @@ def test_an_epoch_of_the_real_images_has_97_steps(cifar100: Path) -> None:
 def test_every_experiment_of_table_7_takes_steps_on_the_real_images(cifar100: Path, tmp_path: Path) -> None:
     names = [name for name, cell in experiments().items() if cell.startswith("Table 7")]
     assert len(names) == 8
-    loaders = load(cifar100 / "cifar-100-python", batch_size=32)
+    loaders = load(cifar100 / "cifar-100-python", batch_size=8)
     square_norms = set()
     for name in names:
-        cfg = loaded([f"+exp={name}", "batch_size=32", "model.width=8"])
+        cfg = loaded([f"+exp={name}", "batch_size=8", "model.width=8"])
         assert cfg.epochs == 150 and (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (0.2, 1e-4)
         run = build(
             cfg, config_hash(cfg), ImageClassification(cfg, CPU, loaders), NullLogger(tmp_path, cfg), CPU

@@ -43,8 +43,8 @@ IN_FULL = ("rigl", "str", "pilot", "spred")
 def is_trained(case: Case) -> bool:
     """Is this one of the cells that are trained by default?
 
-    A method meets each optimizer in one of its cells (plain or product, with or without HAM), and each of these
-    cells meets each optimizer with some method. HAM_TESTS=all trains every cell.
+    A method meets each optimizer in one of its cells (plain or product, with or without HAM), and each of
+    these cells meets each optimizer with some method. HAM_TESTS=all trains every cell.
     """
     if ALL or case.method in IN_FULL or case.rule.brief:
         return True

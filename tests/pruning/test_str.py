@@ -560,8 +560,8 @@ def train(
     [
         (0.8, (16, 32, 64), False),
         pytest.param(0.9, (16, 64, 128), False, marks=pytest.mark.slow),
-        pytest.param(0.95, (16, 64, 128, 128), False, marks=pytest.mark.slow),
-        pytest.param(0.95, (16, 64, 128, 128), True, marks=pytest.mark.slow),
+        pytest.param(0.95, (16, 32, 64, 64), False, marks=pytest.mark.slow),
+        pytest.param(0.95, (16, 32, 64, 64), True, marks=pytest.mark.slow),
     ],
     ids=["80", "90", "95", "95 ham"],
 )

@@ -94,8 +94,8 @@ def made_by(method: str) -> type:
 def cells() -> Iterator[Cell]:
     """The first row of each class with everything, its other rows with SGD and HAM.
 
-    Everything is each parameterization with HAM, SAM and neither, and the two optimizers in turn, so that each
-    meets each class and each of these combinations. RigL's row and HAM_TESTS=all have both everywhere.
+    Everything is each parameterization with HAM, SAM and neither, and the two optimizers in turn, so that
+    each meets each class and each of these combinations. RigL's row and HAM_TESTS=all have both everywhere.
     """
     seen: set[type] = set()
     for place, (method, row) in enumerate(METHODS.items()):

@@ -62,14 +62,17 @@ class Slurm:
 
 
 def until(
-    condition: Callable[[], object], seconds: float = 60, describe: Callable[[], object] = str
+    condition: Callable[[], object],
+    seconds: float = 60,
+    describe: Callable[[], object] = str,
+    every: float = 0.2,
 ) -> object:
-    """Wait until a condition holds; returns its value."""
+    """Wait until a condition holds; returns its value. `every` is the time between two looks, in seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"nothing happened in {seconds} s\n{describe()}")
-        time.sleep(0.05)
+        time.sleep(every)
     return value
 
 
@@ -111,7 +114,7 @@ class Training:
     def __init__(self, exp: str, runs: Path) -> None:
         self.exp = exp
         self._marks = (f"+exp={exp}", f"runs_dir={runs}")
-        self.pid = until(self._caught, 180, lambda: f"{exp} did not start training")
+        self.pid = until(self._caught, 180, lambda: f"{exp} did not start training", every=0.05)
         os.kill(self.pid, signal.SIGSTOP)
 
     def _caught(self) -> int | None:

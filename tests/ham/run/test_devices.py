@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -12,14 +13,17 @@ from ham.run.build import build_optimizer, resolve_mask_source
 from ham.run.config import Config, experiments, load
 from pruning import STR, Product, Sparsifier
 
+OF_NO_KIND = re.compile(r"_(ham|sam|alpha_only|beta_only|matched_decay|ndim2|200ep)(?![a-z])")
+"""Words of a name that say nothing about model, sparsifier and parameterization."""
+
 
 @pytest.fixture(scope="module")
 def kinds() -> dict[str, Config]:
     """One image experiment of each model, sparsifier and parameterization; sparsities choose no device."""
-    names = [
-        name for name in experiments() if "/" not in name and not name.endswith(("_s80", "_s95", "_200ep"))
-    ]
-    configs = {name: load([f"+exp={name}"]) for name in names}
+    every = {name for name in experiments() if "/" not in name}
+    names = {re.sub(r"_s(80|95)$", "_s90", OF_NO_KIND.sub("", name)) for name in every}
+    assert names <= every
+    configs = {name: load([f"+exp={name}"]) for name in sorted(names)}
     return {_kind(cfg): cfg for cfg in configs.values()}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from ham.data import derived_seed
 from ham.models import build_model
 from ham.run.build import build, run_directory, setup_device
-from ham.run.config import ConfigError, config_hash, load
+from ham.run.config import Config, ConfigError, config_hash, load
 from ham.run.load import load_run
 from ham.run.logger import RunLogger
 from ham.run.loop import train_step
@@ -51,8 +53,14 @@ def overrides(name: str, runs: Path) -> list[str]:
     return [f"+exp={name}", *TINY, *CASES.get(name, []), f"runs_dir={runs}"]
 
 
+@cache
+def composed(name: str, *more: str) -> Config:
+    return load([*overrides(name, Path("runs")), *more])
+
+
 def carry_out(name: str, runs: Path, *more: str) -> Path:
-    cfg = load([*overrides(name, runs), *more])
+    cfg = copy.deepcopy(composed(name, *more))
+    cfg.runs_dir = str(runs)
     run_experiment(cfg)
     return run_directory(cfg, config_hash(cfg))
 
@@ -75,22 +83,22 @@ def cut_off(name: str, runs: Path, at: int, *more: str) -> None:
         carry_out(name, runs, *more)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`kept(name)`: the directory of a finished run."""
+    runs = tmp_path_factory.mktemp("runs")
+    return lambda name: carry_out(name, runs)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_cut_off_anywhere_ends_the_same(name: str, tmp_path: Path) -> None:
-    whole = carry_out(name, tmp_path / "whole")
+def test_a_run_cut_off_anywhere_ends_the_same(name: str, kept: Callable, tmp_path: Path) -> None:
+    whole = kept(name)
     for cut in (2, 7, 10):  # after RigL's update, inside epochs, after pruning
         cut_off(name, tmp_path / "cut", cut)
     resumed = carry_out(name, tmp_path / "cut")
     assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (whole, resumed)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`kept(name)`: the directory of a finished run."""
-    runs = tmp_path_factory.mktemp("runs")
-    return lambda name: carry_out(name, runs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -268,7 +276,7 @@ def test_the_demo_of_str_comes_to_other_sparsities_too(
     sparsity: float, command: Callable, tmp_path: Path
 ) -> None:
     """Those of Table 4 beside 90 %, by the ramp; 12 of the demo's 40 epochs are enough."""
-    given = ["+exp=str_s90", "+demo=digits", "epochs=12", f"sparsifier.sparsity={sparsity}"]
+    given = ["+exp=str_s90", "+demo=digits", "model.width=8", "epochs=12", f"sparsifier.sparsity={sparsity}"]
     outcome = command(*given, f"runs_dir={tmp_path}")
     assert outcome.status == 0 and "missed" not in outcome.out, outcome.err
     (path,) = tmp_path.glob("*/seed0/summary.json")
