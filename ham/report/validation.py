@@ -102,7 +102,7 @@ def check_divergence(content: Any) -> RunSpec:
     run = _identify(content)
     if content["config_hash"] != run.info.config_hash:
         raise InvalidRecord("it has another configuration than today's: run it again")
-    if not 0 <= content["epochs"] < run.info.epochs:
+    if not 0 <= content["epochs"] <= run.info.epochs:
         raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: run it again")
     _check_provenance(content, divergence_record(content))
     return run

@@ -74,7 +74,7 @@ def run_command(selection: Selection, options: Options) -> int:
     runs = _distinct(chosen)
     resources()  # report an error in that file before anything starts
     if options.mode == "submit":
-        return _submit(runs, sweeps, options)
+        return _submit(selection, sweeps, options)
     try:
         read_queue(sweeps)
     except SweepError as error:
@@ -86,10 +86,10 @@ def run_command(selection: Selection, options: Options) -> int:
     return (_status if options.mode == "status" else _dry_run)(chosen, states, options)
 
 
-def _submit(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
+def _submit(selection: Selection, sweeps: Sweeps, options: Options) -> int:
     with sweep_lock(sweeps):
         read_queue(sweeps)
-        states = sweeps.survey(runs)
+        states = sweeps.survey(_distinct(selection.runs(sweeps)))
         warn(states)
         todo = open_runs(states)
         if not todo:
@@ -98,6 +98,8 @@ def _submit(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
         require_commit(todo, options.allow_dirty)
         for line in submit(todo, states, sweeps, list(options.extra)):
             print_line(line)
+    if selection.study:
+        print("the study continues when these have ended: repeat the command then")
     return 0
 
 

@@ -16,6 +16,8 @@ from ham.report.study import Study, study
 from .manifests import SweepError
 from .status import Status, Sweeps
 
+_TUNING = "tuning"  # part of a study that all others need, whatever is selected of these
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -27,7 +29,7 @@ class Selection:
         exps: names or globs of experiments.
         grids: names or globs of experiments whose search over (alpha, beta) is selected.
         only: texts; runs whose experiment contains none of them are left out.
-        seeds: instead of the paper's; of a study, the seeds that are kept.
+        seeds: instead of the paper's; of a study, the seeds that are kept beside its tuning.
         demo: the scale, "" for the paper's.
         study: name of a study, which has a scale of its own; nothing else can be selected beside it.
 
@@ -72,7 +74,7 @@ class Selection:
         parts = self._shown() | self._searches() | self._experiments() | self._study(sweeps)
         only = self.only or [""]
         selected = {
-            name: [run for run in runs if any(text in run.spec for text in only)]
+            name: [run for run in runs if name == _TUNING or any(text in run.spec for text in only)]
             for name, runs in parts.items()
         }
         if not any(selected.values()):
@@ -98,7 +100,9 @@ class Selection:
             return {}
         plan = study(self.study)
         runs = plan.runs(outcomes(plan, sweeps))
-        return {f"study {plan.name}": [run for run in runs if not self.seeds or run.seed in self.seeds]}
+        tuning = [run for run in runs if run.seed == plan.tuning.seed]
+        others = [run for run in runs if run not in tuning and (not self.seeds or run.seed in self.seeds)]
+        return {_TUNING: tuning, f"study {plan.name}": others}
 
     def in_local_order(self, runs: list[RunSpec]) -> list[RunSpec]:
         """The order in which runs start on one machine; a study has its own."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from study_files import PLAN, all_tuned, tuned
 
 from ham.files import ROOT
+from ham.optim import triangular
 from ham.report.spec import PlanError, RunSpec, lock
 from ham.report.study import rate_of, studies, study
 from ham.run.config import Config, config_hash, load
@@ -105,18 +106,24 @@ def paper_total(name: str, option: str) -> float:
 
 
 def test_decay_times_the_sum_of_the_rates_is_the_papers() -> None:
-    assert paper_total("cifar100", "ham.beta") / 2 == pytest.approx(23.28)  # the schedule's mean is one half
-    assert paper_total("imagenet", "ham.beta") / 2 == pytest.approx(15.64, abs=0.01)
+    factor = triangular(10_000)
+    mean = sum(map(factor, range(10_000))) / 10_000  # of the schedule
+    beta = {name: mean * paper_total(name, "ham.beta") for name in PAPER}
+    decay = {name: mean * paper_total(name, "optimizer.weight_decay") / (1 - 0.9) for name in PAPER}
+    assert [round(value, 1) for value in (*beta.values(), *decay.values())] == [24.2, 16.3, 1.5, 8.1]
+    assert "exp(-24.2) as on the paper's CIFAR-100,\nand exp(-16.3)" in PAGE
+    assert "by weight decay it is exp(-1.5) and exp(-8.1)" in PAGE
     for arm, paper in [("HAM", "cifar100"), ("matched decay", "cifar100"), ("AC/DC + HAM", "imagenet")]:
         for rate in (0.0125, 0.1):
             run = PLAN.run(arm, rate, 0)
             cfg = composed(run)
-            (option,) = PLAN.arms[arm].decays
-            section, key = option.split(".")
             steps = cfg.epochs * (100 * cfg.data.per_class // cfg.batch_size)
             assert steps == PLAN.steps == 4680
-            total = getattr(getattr(cfg, section), key) * cfg.optimizer.lr * steps
-            assert total == pytest.approx(paper_total(paper, option), rel=1e-3)
+            assert set(PLAN.arms[arm].decays) > {"optimizer.weight_decay"}
+            for option in PLAN.arms[arm].decays:
+                section, key = option.split(".")
+                total = getattr(getattr(cfg, section), key) * cfg.optimizer.lr * steps
+                assert total == pytest.approx(paper_total(paper, option), rel=1e-3)
 
 
 def test_the_arms_differ_in_what_the_page_says_and_in_nothing_else() -> None:
@@ -128,7 +135,7 @@ def test_the_arms_differ_in_what_the_page_says_and_in_nothing_else() -> None:
         assert (cfg.optimizer.sam_rho > 0) == arm.startswith("SAM"), arm
         sparse = arm.startswith(("random", "AC/DC", "RigL", "STR"))
         assert getattr(cfg.sparsifier, "sparsity", 0) == (0.9 if sparse else 0), arm
-        assert cfg.optimizer.weight_decay == (5e-5 if sparse else 1e-4), arm
+        assert cfg.optimizer.weight_decay == pytest.approx(6.683e-3 if sparse else 1.244e-3, rel=1e-3), arm
         shared = (cfg.data, cfg.epochs, cfg.batch_size, cfg.seed, cfg.optimizer.lr, cfg.optimizer.momentum)
         first = configs["SGD"]
         assert shared == (first.data, 30, 128, 3, 0.05, 0.9), arm

@@ -181,7 +181,7 @@ def test_processors_are_named_and_mixed_seeds_marked(
     [
         ({"status": "done"}, "its status is 'done'"),
         ({"reason": 5}, "no reason"),
-        ({"epochs": 30}, "ended after 30 of 30 epochs"),
+        ({"epochs": 31}, "ended after 31 of 30 epochs"),
         ({"config_hash": "0" * 64}, "altered on the command line"),
     ],
 )

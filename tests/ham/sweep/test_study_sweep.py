@@ -99,8 +99,17 @@ def test_one_command_tunes_and_then_runs_the_study(
 
 def test_before_tuning_ends_only_tuning_is_listed(sweep: Sweep) -> None:
     _, out, _ = sweep("--study cifar16")
-    assert "study cifar16         15 cells x 1 seed: 15 not launched" in out
-    assert "cifar100_ham optimizer.lr=0.0125 ham.beta=0.7959 data.validation_per_class=50" in out
+    assert "tuning                15 cells x 1 seed: 15 not launched" in out
+    altered = (
+        "optimizer.lr=0.0125 optimizer.weight_decay=0.004974 ham.beta=0.7959 data.validation_per_class=50"
+    )
+    assert f"cifar100_ham {altered}" in out
+
+
+def test_a_part_of_a_study_keeps_the_tuning_that_it_needs(sweep: Sweep) -> None:
+    for selection in ("--seeds 0", "--only acdc", "--only cifar100_ham --seeds 3"):
+        code, out, _ = sweep(f"--study cifar16 {selection}")
+        assert code == 0 and "tuning                15 cells x 1 seed: 15 not launched" in out
 
 
 def test_a_study_is_selected_alone(sweep: Sweep) -> None:
