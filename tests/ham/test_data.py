@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ham.data import DATASETS, Cifar100, Digits, Graph, ImageData, ImageNetFFCV, ImageNetFolder
+from ham.data import (
+    DATASETS,
+    Cifar100,
+    Commonsense,
+    Digits,
+    Graph,
+    ImageData,
+    ImageNetFFCV,
+    ImageNetFolder,
+)
 from ham.data.base import RankSampler
 
 
@@ -16,7 +25,7 @@ def test_every_data_set_is_registered() -> None:
         "imagenet_ffcv": ImageNetFFCV,
         "imagenet_folder": ImageNetFolder,
     }
-    assert {**images, "graph": Graph} == DATASETS
+    assert {**images, "commonsense": Commonsense, "graph": Graph} == DATASETS
     assert all(issubclass(data, ImageData) for data in images.values())
 
 
