@@ -35,7 +35,9 @@ def answer(
     """Answer questions in batches of similar length, the longest first.
 
     beam and greedy generate up to 32 tokens. likelihood chooses the option X for which the text
-    "the correct answer is X" after the prompt has the highest log-likelihood, summed over its tokens.
+    "the correct answer is X" after the prompt has the highest log-likelihood, summed over its tokens. In
+    float32 the texts equal those of one prompt at a time; in bfloat16 rounding depends on the size of a
+    batch, and nearly equal beams can change places.
 
     Args:
         model: of `CausalLM.load`; its mode stays as it is.

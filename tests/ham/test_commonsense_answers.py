@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ham.data.commonsense import Commonsense, Scoring
 from ham.data.commonsense_files import TASKS, Question, Record, evaluation_prompt, offered_options
 from ham.models.causal_lm import TINY, CausalLM, Dtype, LanguageModel
+from ham.tasks.beam_cache import repeat_for_beams
 from ham.tasks.commonsense_answers import Score, evaluate, resume_answers, settings_hash
 from ham.tasks.generation import BEAMS, NEW_TOKENS, answer, batches
 
@@ -111,6 +112,38 @@ def test_the_likelihood_is_that_of_the_entire_statement(tiny: LanguageModel):
     assert len(set(expected.values())) > 1
     for bound in (1, 2000, 100_000):
         assert texts_of(tiny, questions, Scoring.likelihood, bound) == expected
+
+
+def test_the_cache_of_beams_equals_the_one_of_transformers():
+    """Three prompts of two beams; each step adds a token and replaces beams within their prompt."""
+    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+    generator = torch.Generator().manual_seed(0)
+
+    def states(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.randn(rows, 2, tokens, 4, generator=generator) for _ in range(2))
+
+    expected, cache = DynamicCache(), DynamicCache()
+    for layer in (0, 1):
+        prompt = states(3, 5)
+        expected.update(*prompt, layer)
+        cache.update(*prompt, layer)
+    cache.layers.append(DynamicSlidingWindowLayer(sliding_window=8))
+    cache.update(*states(3, 5), 2)
+    expected.batch_repeat_interleave(2)
+    repeat_for_beams(cache, 2, new_tokens=3)
+    assert type(cache.layers[2]) is DynamicSlidingWindowLayer and len(cache.layers[2].keys) == 6
+    for beams in ([0, 0, 3, 2, 4, 5], [1, 1, 2, 3, 5, 4], [0, 1, 3, 3, 4, 4]):
+        for layer in (0, 1):
+            added = states(6, 1)
+            for ours, theirs in zip(cache.update(*added, layer), expected.update(*added, layer), strict=True):
+                assert torch.equal(ours, theirs)
+            assert cache.get_seq_length(layer) == expected.get_seq_length(layer)
+        for layer in (0, 1):
+            cache.layers[layer].reorder_cache(torch.tensor(beams))
+        expected.reorder_cache(torch.tensor(beams))
+        assert all(torch.equal(cache.layers[i].keys, expected.layers[i].keys) for i in (0, 1))
+        assert all(torch.equal(cache.layers[i].values, expected.layers[i].values) for i in (0, 1))
 
 
 def test_answering_keeps_the_mode_of_the_model(tiny: LanguageModel):
