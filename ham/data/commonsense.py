@@ -65,6 +65,9 @@ class Commonsense(Data):
         examples: number of training examples that are used, a random subset; 0: all.
         questions: number of questions per task that are used, a random subset; 0: all.
         scoring: see `Scoring`.
+        eval_every: number of steps between two evaluations of the held-out examples, and two checkpoints.
+        load_best: evaluate the checkpoint with the lowest loss on the held-out examples; false: the last one.
+        score_before: answer the questions also before training.
         split_seed: of the held-out examples and of the subsets, which are the same in every run.
     """
 
@@ -76,6 +79,9 @@ class Commonsense(Data):
     examples: int = 0
     questions: int = 0
     scoring: Scoring = Scoring.beam
+    eval_every: int = 80
+    load_best: bool = True
+    score_before: bool = False
     split_seed: int = 42
 
     def __post_init__(self) -> None:
@@ -87,6 +93,8 @@ class Commonsense(Data):
             raise ValueError(f"unknown task data.tests={unknown[0]!r}: choose of {', '.join(TASKS)}")
         if self.cutoff_len < 1:
             raise ValueError(f"data.cutoff_len must be at least 1 token, got {self.cutoff_len}")
+        if self.eval_every < 1:
+            raise ValueError(f"data.eval_every must be at least 1 step, got {self.eval_every}")
         for key in ("val_set_size", "examples", "questions", "split_seed"):
             if (value := getattr(self, key)) < 0:
                 raise ValueError(f"data.{key} must not be negative, got {value}")
