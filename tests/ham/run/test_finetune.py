@@ -230,7 +230,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Any, dic
     from ham.run import finetune, trainer
     from ham.run.logger import NullLogger
 
-    options = ["optimizer.clip_norm=0.1", "optimizer.schedule.warmup_steps=0", "data.examples=16"]
+    options = ["optimizer.clip_norm=1e-3", "optimizer.schedule.warmup_steps=0", "data.examples=16"]
     cfg = load([*ARGV, *options, "ham.alpha=20000", "ham.beta=1"])
     folder = tmp_path_factory.mktemp("inside")
     inputs = finetune.load_inputs(cfg, torch.device("cpu"))
