@@ -2,6 +2,7 @@
 
 from .base import DATASETS, Batch, Data, DataError, ImageData, Loader, Loaders, derived_seed, register
 from .cifar import Cifar100
+from .commonsense import Commonsense
 from .digits import Digits
 from .graphs import Graph, NodeData
 from .imagenet_ffcv import ImageNetFFCV
@@ -11,6 +12,7 @@ __all__ = [
     "DATASETS",
     "Batch",
     "Cifar100",
+    "Commonsense",
     "Data",
     "DataError",
     "Digits",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from . import cifar_files
+from . import cifar_files, commonsense_files
 from .base import DataError
 from .checksums import SUMS, write_sums
 
@@ -27,7 +27,7 @@ class Recipe:
     Args:
         about: a short description.
         folder: name of its folder.
-        files: the files in the folder, which SHA256SUMS lists.
+        files: the files in the folder, which SHA256SUMS lists; empty: the folder gets none.
         fill: puts the files into an empty folder, from the given source or, without one, by a download; may
             leave other files beside that folder. Raises DataError.
         check: describes the files in a folder. Raises ValueError if they are wrong.
@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, source: Path | None, to: Path) -> str:
             verdict = recipe.check(target)
         except ValueError as error:
             raise DataError(f"{error}: move {target} away, then run this again") from None
-        if not (target / SUMS).exists():
+        if recipe.files and not (target / SUMS).exists():
             write_sums(target, recipe.files)
         return f"{target}   already there: {verdict}"
     to.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,8 @@ def prepare(recipe: Recipe, source: Path | None, to: Path) -> str:
         except ValueError as error:
             problem = str(error).replace(f"{folder}{os.sep}", f"{source or 'the download'}: ")
             raise DataError(f"{problem}; give other files as --from, or leave it out to download") from None
-        write_sums(folder, recipe.files)
+        if recipe.files:
+            write_sums(folder, recipe.files)
         folder.rename(target)
     return f"{target}   {verdict}"
 
@@ -135,7 +136,39 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DataError(f"{archive} is not a complete .tar.gz ({error}): download it again") from None
 
 
+def fill_commonsense(source: Path | None, folder: Path) -> None:
+    """Copy the files of a clone of LLM-Adapters, or of a folder like the prepared one. Raises DataError."""
+    clone = f"git clone {commonsense_files.SOURCE}, then give it as --from LLM-Adapters"
+    if source is None:
+        raise DataError(f"the commonsense files are not downloaded: {clone}")
+    names = commonsense_files.file_names()
+    places = {
+        name: (source / name, source / "dataset" / name, source / "ft-training_set" / name) for name in names
+    }
+    for name, paths in places.items():
+        if (path := next(filter(Path.is_file, paths), None)) is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
+    if not any(folder.iterdir()):
+        raise DataError(f"--from {source} has none of the commonsense files: {clone}")
+
+
+def check_commonsense(folder: Path) -> str:
+    """Check the records and their number, and name the missing files. Raises ValueError."""
+    try:
+        return commonsense_files.describe(folder)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
 RECIPES = {
+    "commonsense": Recipe(
+        about="commonsense questions of eight tasks in LLM-Adapters' format",
+        folder=commonsense_files.FOLDER,
+        files=(),
+        fill=fill_commonsense,
+        check=check_commonsense,
+    ),
     "cifar100": Recipe(
         about="CIFAR-100, 60,000 images of 32 px in 100 classes",
         folder=cifar_files.FOLDER,

@@ -1,8 +1,9 @@
-"""Networks of the paper. torchvision and timm are imported when one of their networks is built."""
+"""Networks of the paper. torchvision, timm and transformers are imported when their networks are built."""
 
 from .base import MODELS, Model, build_model, register
+from .causal_lm import CausalLM
 from .deit import DeiT
 from .gnn import GNN
 from .resnet import Init, ResNet, Stem
 
-__all__ = ["GNN", "MODELS", "DeiT", "Init", "Model", "ResNet", "Stem", "build_model", "register"]
+__all__ = ["GNN", "MODELS", "CausalLM", "DeiT", "Init", "Model", "ResNet", "Stem", "build_model", "register"]

@@ -4,7 +4,7 @@ from .groups import everything, ndim2, not_norm, param_groups
 from .hook import HAM
 from .hyperbolic import clip_weight_norm_, hyperbolic_step_
 from .sam import frozen_running_statistics, perturbed
-from .schedules import cosine, multistep, triangular
+from .schedules import cosine, linear, multistep, triangular
 
 __all__ = [
     "HAM",
@@ -13,6 +13,7 @@ __all__ = [
     "everything",
     "frozen_running_statistics",
     "hyperbolic_step_",
+    "linear",
     "multistep",
     "ndim2",
     "not_norm",

@@ -43,6 +43,27 @@ def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Call
     return factor
 
 
+def linear(total_steps: int, *, warmup_steps: int = 0) -> Callable[[int], float]:
+    """0 at step 0, 1 at step `warmup_steps`, 0 at the end, linear in between.
+
+    The warm-up is a number of steps, as in transformers' get_linear_schedule_with_warmup, whose factors these
+    are: with at least as many warm-up steps as steps, the rate rises to the end.
+
+    Raises:
+        ValueError: total_steps is not positive, or warmup_steps is negative.
+    """
+    _check(total_steps)
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
+
+
 def multistep(
     total_steps: int,
     *,

@@ -12,7 +12,6 @@ from . import captions, plan
 from .spec import RunSpec, canonical
 
 NOT_IMPLEMENTED = {  # table -> title and number of cells; no experiment exists
-    "table11": ("LoRA fine-tuning of LLaMA 3.2, commonsense reasoning, accuracy in percent", 36),
     "table12": ("Graph classification, best validation metric in percent", 8),
 }
 _HEAD = """\
@@ -101,7 +100,9 @@ def of_plan(records: Collection[RunSpec], demo: str = "") -> dict[str, Coverage]
     counts = {
         name: of_table(name, records, demo) for name in plan.tables() if plan.table(name).has_scale(demo)
     }
-    return counts | {name: of_figure(name, records, demo) for name in plan.figures()}
+    return counts | {
+        name: of_figure(name, records, demo) for name in plan.figures() if plan.figure(name).has_scale(demo)
+    }
 
 
 def page(records: Mapping[str, Collection[RunSpec]], simulated: Collection[str]) -> str:

@@ -209,6 +209,6 @@ def draw_all(
     """
     for figure in [plan.figure(name) for name in (plan.figures() if names is None else names)]:
         with style.styled():
-            picture = draw(figure, records, demo, problems)
+            picture = draw(figure, records, demo, problems) if figure.has_scale(demo) else None
             paths = style.save(picture, folder / file_name(figure.name, demo)) if picture else []
         yield figure.name, paths

@@ -26,6 +26,7 @@ class Cell:
         paper: mean and, if printed, standard deviation, in percent.
         single_run: the paper marks it as one run.
         seeds: of its runs if they differ from the table's.
+        against: the experiment that it is compared with, seed by seed; "" for none.
     """
 
     exp: str
@@ -33,6 +34,7 @@ class Cell:
     paper: tuple[float, ...] = ()
     single_run: bool = False
     seeds: tuple[int, ...] = ()
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Table:
         return [cell for row in self.rows for cell in row.cells if cell is not None]
 
     def has_scale(self, demo: str) -> bool:
-        """Does this scale exist for all of its runs? Graphs have no demo."""
+        """Does this scale exist for all of its runs? Graphs have no demo, images and text different ones."""
         return all(cell.exp in lock()[demo] for cell in self.cells)
 
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
@@ -107,6 +109,13 @@ class Figure:
     points: dict[tuple[float, float], RunSpec] = field(default_factory=dict)
     metric: str = "top1_last"
     chosen: tuple[float, float] | None = None
+
+    def has_scale(self, demo: str) -> bool:
+        """Does this scale exist for all of its runs?"""
+        return all(run.spec in lock()[demo] for run in self._specs())
+
+    def _specs(self) -> list[RunSpec]:
+        return [*(RunSpec(exp, 0) for exp in self.series.values()), *self.points.values()]
 
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
         """The distinct runs it shows."""

@@ -60,7 +60,7 @@ def to_text(table: TableResult) -> Text:
         names = [row.group, row.label] if is_grouped else [row.label]
         lines = [
             (*(names if is_first else [""] * len(names)), kind, *cells)
-            for is_first, (kind, cells) in zip([True, False, False, False], _kinds(table, row), strict=False)
+            for is_first, (kind, cells) in zip([True] + 4 * [False], _kinds(table, row), strict=False)
         ]
         blocks.append(tuple(lines))
     head = (*start, *table.columns)
@@ -73,6 +73,8 @@ def _kinds(table: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
         kinds += [("paper", paper_text), ("difference", difference_text)]
     if any(cell is not None and cell.target for cell in row.cells):
         kinds.append(("sparsity", sparsity_text))
+    if any(cell is not None and cell.paired for cell in row.cells):
+        kinds.append(("paired", paired_text))
     return [
         (kind, [NONE if cell is None else to_words(cell) for cell in row.cells]) for kind, to_words in kinds
     ]
@@ -96,6 +98,11 @@ def paper_text(cell: CellResult) -> str:
 def difference_text(cell: CellResult) -> str:
     """`+0.05 [-0.18, +0.28]`."""
     return NONE if cell.difference is None else str(cell.difference)
+
+
+def paired_text(cell: CellResult) -> str:
+    """`+0.05 [-0.18, +0.28]`."""
+    return NONE if cell.paired is None else str(cell.paired)
 
 
 def sparsity_text(cell: CellResult) -> str:

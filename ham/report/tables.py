@@ -11,7 +11,7 @@ from .plan import Cell
 from .records import Record
 from .scales import SCALES, file_name
 from .spec import RunSpec
-from .statistics import Difference, Sample, difference
+from .statistics import Difference, Sample, difference, mean_of
 
 OURS = (
     "Ours: mean +- sample standard deviation (ddof 1) over the n runs of {seeds} that have a record; a "
@@ -24,6 +24,10 @@ PAPER = (
 )
 CONTROL = "A control that the paper lacks."
 SPARSITY = "Sparsity: achieved, mean over the runs, then the target."
+PAIRED = (
+    "Paired: mean over the seeds of the difference to the row above, with Student's 95 % interval where "
+    "there are two seeds or more."
+)
 MISSING = "n = k of m: m - k seeds have no record; the csv lists those that have one."
 WORLD_SIZES = (
     "The runs used different numbers of processes ({world_sizes}; the csv has them per cell), so the batches "
@@ -32,6 +36,7 @@ WORLD_SIZES = (
 DEMO = (
     "Scaled-down runs, not the paper's setting: {models} on {data}, {epochs} epochs, on a CPU. {caveat}{same}"
 )
+SAME_NETWORK = " Rows that differ only in the paper's network are the same runs here."
 SAME = " Cells that differ only in their epochs are the same runs here."
 
 
@@ -48,6 +53,7 @@ class CellResult:
         achieved: sparsity, mean over the runs, None without any.
         world_sizes: numbers of processes of the runs.
         planned: number of seeds that it needs.
+        paired: mean over the seeds of the difference to `cell.against`, None without.
     """
 
     cell: Cell
@@ -58,6 +64,7 @@ class CellResult:
     achieved: float | None
     world_sizes: tuple[int, ...] = ()
     planned: int = 0
+    paired: Difference | None = None
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -109,7 +116,8 @@ def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") ->
             row.group,
             row.label,
             tuple(
-                cell and _cell_result(cell, cell.seeds or table.seeds, records, demo) for cell in row.cells
+                cell and _cell_result(cell, cell.seeds or table.seeds, records, demo)
+                for cell in (_at_scale(cell, records, demo) for cell in row.cells)
             ),
         )
         for row in table.rows
@@ -127,6 +135,7 @@ def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") ->
 def _notes(table: plan.Table, result: TableResult, demo: str) -> tuple[str, ...]:
     ours = OURS.format(seeds=_seeds(table))
     sparsity = [SPARSITY] if any(cell.target for cell in result.cells) else []
+    sparsity += [PAIRED] if any(cell.paired for cell in result.cells) else []
     if any(cell.ours and cell.ours.n < cell.planned for cell in result.cells):
         ours += f" {MISSING}"
     if demo:
@@ -135,6 +144,22 @@ def _notes(table: plan.Table, result: TableResult, demo: str) -> tuple[str, ...]
     sizes = sorted({size for cell in result.cells for size in cell.world_sizes})
     mixed = [WORLD_SIZES.format(world_sizes=", ".join(map(str, sizes)))] if len(sizes) > 1 else []
     return (ours, about, *sparsity, *mixed, *([table.note] if table.note else []))
+
+
+def _at_scale(cell: Cell | None, records: Mapping[RunSpec, Record], demo: str) -> Cell | None:
+    """None for a cell whose metric the runs of a demo do not have, such as a task without data."""
+    own = [record for run, record in records.items() if cell and (run.exp, run.demo) == (cell.exp, demo)]
+    lacks = demo and own and all(cell.metric not in record.content["metrics"] for record in own)
+    return None if lacks else cell
+
+
+def _paired(
+    cell: Cell, seeds: tuple[int, ...], records: Mapping[RunSpec, Record], demo: str
+) -> Difference | None:
+    """Mean difference to the experiment `cell.against` over the seeds for which both have a record."""
+    pairs = [(RunSpec(cell.exp, seed, demo=demo), RunSpec(cell.against, seed, demo=demo)) for seed in seeds]
+    both = [[records[run].metric(cell.metric) for run in pair] for pair in pairs if set(pair) <= set(records)]
+    return mean_of([own - other for own, other in both]) if cell.against and both else None
 
 
 def _cell_result(
@@ -152,6 +177,7 @@ def _cell_result(
         Sample.of(achieved).mean if recorded else None,
         tuple(sorted({size for record in recorded for size in _world_sizes(record)})),
         len(seeds),
+        _paired(cell, seeds, records, demo),
     )
 
 
@@ -180,6 +206,9 @@ def _demo_note(table: plan.Table, demo: str) -> str:
     models = " and ".join(dict.fromkeys(scale.models[info.base] for info in infos))
     epochs = " or ".join(map(str, sorted({info.epochs for info in infos})))
     hashes = {exp: RunSpec(exp, 0, demo=demo).info.config_hash for exp in {cell.exp for cell in table.cells}}
-    are_shared = len({*hashes.values()}) < len(hashes)
-    facts = dict(data=scale.data, caveat=scale.caveat, same=SAME if are_shared else "")
+    bases = {exp: RunSpec(exp, 0, demo=demo).info.base for exp in hashes}
+    distinct = {(bases[exp], own) for exp, own in hashes.items()}  # one network of the paper each
+    same = SAME if len(distinct) < len(hashes) else ""
+    same += SAME_NETWORK if len({*hashes.values()}) < len(distinct) else ""
+    facts = dict(data=scale.data, caveat=scale.caveat, same=same)
     return DEMO.format(models=models, epochs=epochs, **facts)

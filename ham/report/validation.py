@@ -16,7 +16,7 @@ DEMOS = tuple(SCALES)  # scales whose runs may become records; the accuracy of t
 
 _FIELDS = (
     *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
-    *("graph", "ham", "metrics", "sparsity", "timing", "provenance"),
+    *("graph", "ham", "checkpoint", "answers", "metrics", "sparsity", "timing", "provenance"),
 )
 _PROVENANCE = (
     *("commit", "dirty", "python", "versions", "hardware", "threads", "ranks", "slurm_job", "argv"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from pruning import Sparsifier
 from pruning.stats import SignFlips
 
 from .config import Config, ConfigError
-from .config.optimization import AdamConfig, AdamWConfig, SGDConfig
+from .config.optimization import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
 from .config.schema import Device
 from .logger import NullLogger, RunLogger
 from .metrics import EpochMetrics
@@ -104,7 +105,11 @@ def build_optimizer(cfg: Config, model: nn.Module, sparsifier: Sparsifier) -> to
     groups = param_groups(model, weight_decay=o.weight_decay, select=str(cfg.ham.select), decay=str(o.decay))
     for group in groups:
         group["weight_decay"] += o.matched_decay if group["ham_alpha"] is None else 0.0  # where HAM would act
-    groups = sparsifier.param_groups(groups)
+    return optimizer_of(o, sparsifier.param_groups(groups))
+
+
+def optimizer_of(o: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """A fused optimizer of torch over parameter groups. Raises ConfigError for an unknown one."""
     if isinstance(o, SGDConfig):
         return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
     if isinstance(o, AdamConfig):  # before AdamWConfig, its base class

@@ -16,18 +16,18 @@ from ham.report.spec import RunInfo, RunSpec, configs_digest
 from ham.report.study import studies, study
 from ham.tasks import TASKS, task_of
 
-from .config import Config, base_of, choices_of, config_hash, experiments, load
+from .config import Config, base_of, config_hash, demos, experiments, load
 
-DEMOS = ("", *choices_of("demo"))
+DEMOS = ("", *demos())
 
 
 def lock_text() -> str:
     """The text of configs/lock.json: JSON with a line for each run, sorted."""
     facts = {"": dict(_facts(specs()))}
-    scalable = {task.name for task in TASKS.values() if task.has_demo}
-    names = [spec for spec, info in facts[""].items() if info["task"] in scalable and " " not in spec]
+    tasks_of = {spec: info["task"] for spec, info in facts[""].items() if " " not in spec}
     for demo in DEMOS[1:]:
-        facts[demo] = dict(_facts(specs(demo, names)))
+        scalable = {task.name for task in TASKS.values() if demo in task.demos}
+        facts[demo] = dict(_facts(specs(demo, [name for name, task in tasks_of.items() if task in scalable])))
     return _to_text({"configs": configs_digest(), "tasks": tasks(), **facts})
 
 
@@ -47,7 +47,8 @@ def specs(demo: str = "", names: list[str] | None = None) -> list[RunSpec]:
     if not demo:
         altered += [run for base in search_grid.bases() for run in search_grid.runs(base, [0])]
     plain = [RunSpec(name, 0) for name in (experiments() if names is None else names)]
-    return [replace(run, demo=demo) for run in dict.fromkeys([*plain, *altered])]
+    chosen = [run for run in dict.fromkeys([*plain, *altered]) if names is None or run.exp in names]
+    return [replace(run, demo=demo) for run in chosen]
 
 
 def info(run: RunSpec, cfg: Config | None = None) -> RunInfo:

@@ -87,6 +87,17 @@ class RunLogger:
             self._printed = now
             self.log(f"epoch {epoch}/{self.cfg.epochs}  {_printable(line)}")
 
+    def log_steps(self, line: dict[str, Any], total_steps: int) -> None:
+        """Log metrics at `step`, of a run whose epochs are long; `flush` writes them.
+
+        The console shows at most one line a second.
+        """
+        self._buffer.append(line)
+        now = time.monotonic()
+        if now - self._printed >= _LINE_SECONDS:
+            self._printed = now
+            self.log(f"step {line['step']}/{total_steps}  {_printable(line)}")
+
     def flush(self) -> None:
         """Write the metrics that are not in metrics.jsonl yet."""
         if not self._buffer:
@@ -141,9 +152,9 @@ class NullLogger:
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Rank 0 does it."""
 
-    start_progress = update_progress = set_postfix = log = log_epoch = flush = close = load_state_dict = (
-        _nothing
-    )
+    start_progress = update_progress = set_postfix = log = log_epoch = log_steps = flush = close = (
+        load_state_dict
+    ) = _nothing
 
     def should_log(self) -> bool:
         """Rank 0 decides when."""

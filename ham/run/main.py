@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from ham import distributed
 from ham.data import derived_seed
-from ham.tasks import Task, task_of
+from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
 
 from . import calibrate_str, checkpoint
@@ -45,23 +46,23 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     with distributed.translate_collective_errors(lambda: "before the first step"):
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
-        return train_or_resume(cfg, folder, hash_)
+        return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
     """Train, or resume, the run in this directory, which rank 0 alone writes; returns its summary."""
     device = setup_device(cfg)
-    finished = _is_finished(cfg, folder)
+    finished = is_finished(cfg, folder)
     task = None if finished else _load_task(cfg, device)  # a finished run needs no data
     logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
     try:
         if not cfg.resume:
             distributed.on_rank_zero(lambda: logger.directory.clear())
-        elif finished or _is_finished(cfg, folder):  # perhaps another process finished it in the meantime
-            return _report_finished(cfg, logger, config_hash)
+        elif finished or is_finished(cfg, folder):  # perhaps another process finished it in the meantime
+            return report_finished(cfg, logger, config_hash)
         state = _load_checkpoint(logger)
         if state is not None:
-            _check_config_hash(folder, state["config_hash"], config_hash)
+            check_config_hash(folder, state["config_hash"], config_hash)
             torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
         _start_or_restore(run, state)
@@ -82,7 +83,8 @@ def _train(run: Run) -> None:
         raise
 
 
-def _is_finished(cfg: Config, folder: Path) -> bool:
+def is_finished(cfg: Config, folder: Path) -> bool:
+    """Is there a summary that this run shall keep?"""
     return distributed.broadcast_object(cfg.resume and read_summary(folder) is not None)
 
 
@@ -94,10 +96,11 @@ def _load_task(cfg: Config, device: torch.device) -> Task:
     )
 
 
-def _report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: str) -> dict[str, Any]:
+def report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: str) -> dict[str, Any]:
+    """Log the result of a finished run; returns its summary. Raises ConfigError."""
     folder = logger.folder
     summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: read_summary(folder)))
-    _check_config_hash(folder, summary["config_hash"], config_hash)
+    check_config_hash(folder, summary["config_hash"], config_hash)
     logger.log("already finished; start again with resume=false")
     return print_summary(logger, task_of(cfg.data), summary)
 
@@ -134,7 +137,8 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 
 
-def _check_config_hash(folder: Path, found: str, expected: str) -> None:
+def check_config_hash(folder: Path, found: str, expected: str) -> None:
+    """Raise ConfigError if the directory is of a run of another configuration."""
     if found != expected:
         raise ConfigError(
             f"{folder} holds a run of another configuration ({found[:8]}, now {expected[:8]}): "
@@ -143,7 +147,7 @@ def _check_config_hash(folder: Path, found: str, expected: str) -> None:
 
 
 def print_summary(
-    logger: RunLogger | NullLogger, task: type[Task], summary: dict[str, Any]
+    logger: RunLogger | NullLogger, task: type[TaskFacts], summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Log the result for the reader; returns the summary."""
     for line in task.describe(summary):

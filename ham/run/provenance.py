@@ -23,6 +23,11 @@ _PACKAGES = (
     "scikit-learn",
     "numpy",
     "torch_geometric",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "gguf",
     "ffcv",
     "wandb",
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ham.tasks import task_of
 from pruning.export import MASKS, save_masks
 
+from .config import Config
 from .state import Run
 
 
@@ -13,15 +15,11 @@ def summarize(run: Run) -> dict[str, Any]:
     """The content of summary.json; the task adds metrics and sparsity."""
     seconds = run.logger.seconds()
     return {
-        **_identity(run),
+        **identity(run.cfg, run.config_hash),
         "status": "done",
         "epochs": run.cfg.epochs,
         **run.task.summarize(run),
-        "timing": {
-            "seconds": round(seconds, 1),
-            "steps": run.step,
-            "steps_per_second": round(run.step / seconds, 2),
-        },
+        "timing": timing(seconds, run.step),
         "provenance": run.logger.directory.provenance(),
     }
 
@@ -34,7 +32,7 @@ def summarize_divergence(run: Run, reason: str) -> dict[str, Any]:
         reason: what is not finite, and at which step.
     """
     return {
-        **_identity(run),
+        **identity(run.cfg, run.config_hash),
         "status": "diverged",
         "reason": reason,
         "epochs": run.epoch,
@@ -42,15 +40,25 @@ def summarize_divergence(run: Run, reason: str) -> dict[str, Any]:
     }
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity(cfg: Config, config_hash: str) -> dict[str, Any]:
+    """Which run it is."""
     return {
-        "exp": run.cfg.name,
-        "cell": run.cfg.cell,
-        "demo": run.cfg.demo or None,
-        "overridden": run.cfg.overridden,
-        "seed": run.cfg.seed,
-        "config_hash": run.config_hash,
-        "task": run.task.name,
+        "exp": cfg.name,
+        "cell": cfg.cell,
+        "demo": cfg.demo or None,
+        "overridden": cfg.overridden,
+        "seed": cfg.seed,
+        "config_hash": config_hash,
+        "task": task_of(cfg.data).name,
+    }
+
+
+def timing(seconds: float, steps: int) -> dict[str, Any]:
+    """Time spent on a run, over all its processes."""
+    return {
+        "seconds": round(seconds, 1),
+        "steps": steps,
+        "steps_per_second": round(steps / seconds, 2),
     }
 
 

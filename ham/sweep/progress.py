@@ -86,7 +86,7 @@ class LocalReport:
         summary = read_json(run.folder(self._sweeps.runs) / "summary.json")
         if summary is None:  # another process made its record meanwhile
             return "done"
-        metrics = (f"{name} {summary['metrics'][name]:.2f}" for name in run.info.reported)
+        metrics = (f"{name} {summary['metrics'][name]:.2f}" for name in dict.fromkeys(run.info.reported))
         return f"{', '.join(metrics)}, {summary['timing']['seconds']:.0f} s"
 
 

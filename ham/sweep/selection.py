@@ -85,7 +85,8 @@ class Selection:
     def _shown(self) -> dict[str, list[RunSpec]]:
         shown = [table(name) for name in (tables() if self.everything else self.tables)]
         shown = [item for item in shown if not self.everything or item.has_scale(self.demo)]
-        shown += [figure(name) for name in (figures() if self.everything else self.figures)]
+        drawn = [figure(name) for name in (figures() if self.everything else self.figures)]
+        shown += [item for item in drawn if not self.everything or item.has_scale(self.demo)]
         return {item.name: item.runs(self.seeds, self.demo) for item in shown}
 
     def _searches(self) -> dict[str, list[RunSpec]]:

@@ -9,6 +9,7 @@ would lack it otherwise.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -143,11 +144,12 @@ class Sweeps(RunsFolder):
         return any(map(is_locked, (folder / "lock", *folder.glob("trial*/lock"))))
 
     def epochs_done(self, run: RunSpec) -> int:
-        """Epochs that its directory has metrics of."""
+        """Epochs that its directory has metrics of; a language model's have several lines each."""
         try:
-            return (run.folder(self.runs) / "metrics.jsonl").read_bytes().count(b"\n")
+            content = (run.folder(self.runs) / "metrics.jsonl").read_bytes()
         except OSError:
             return 0
+        return len(set(re.findall(rb'^\{"epoch": (\d+)', content, re.MULTILINE)))
 
     def _refusal(self, run: RunSpec, folder: Path, summary: dict[str, Any]) -> str:
         """Why a finished run cannot become a record; "" if it can, or if its scale has no records."""

@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import TASKS, Task, task_for, task_of
+from .base import TASKS, Task, TaskFacts, task_for, task_of
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["TASKS", "Task", "task_for", "task_of"]
+__all__ = ["TASKS", "Task", "TaskFacts", "task_for", "task_of"]

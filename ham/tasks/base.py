@@ -13,7 +13,7 @@ from ham.data import Data
 from ham.models import Model
 
 Metrics = dict[str, Any]
-T = TypeVar("T", bound="type[Task]")
+T = TypeVar("T", bound="type[TaskFacts]")
 
 
 class RunConfig(Protocol):
@@ -41,32 +41,48 @@ class Progress(Protocol):
     history: list[Metrics]
 
 
-class Task(ABC):
-    """One learning problem. It owns the data's tensors and is created once per run by `load`.
+class TaskFacts(ABC):
+    """What the configuration, reports and the end of a run need of a learning problem.
 
     Attributes:
         name: of the kind of task; part of summary.json and configs/lock.json.
         reported: keys of the summary's metrics for the last and for the best epoch.
+        trained_by: module of ham.run whose `train_or_resume` trains it.
         stores_history: records keep the metrics of every epoch, because figures show them.
-        logs_statistics: every epoch's line has the learning rate and statistics of the weights; without it an
-            epoch may take milliseconds.
         distributed: several processes can train it together.
-        has_demo: `+demo=` can scale it down.
-        smooths_labels: its loss follows `optimizer.label_smoothing`; other tasks refuse that option.
+        demos: names of the scales that `+demo=` can reduce it to.
     """
 
     name: ClassVar[str]
     reported: ClassVar[tuple[str, str]]
+    trained_by: ClassVar[str]
     stores_history: ClassVar[bool] = True
-    logs_statistics: ClassVar[bool] = True
     distributed: ClassVar[bool] = True
-    has_demo: ClassVar[bool] = False
-    smooths_labels: ClassVar[bool] = False
+    demos: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod
     def check(cls, cfg: RunConfig) -> None:
         """Raise ValueError, in one line with the cure, where this configuration cannot be trained."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, summary: Metrics) -> list[str]:
+        """Lines for the reader at the end of a run."""
+
+
+class Task(TaskFacts):
+    """A learning problem of the loop in ham.run. It owns the data's tensors; `load` creates it once per run.
+
+    Attributes:
+        logs_statistics: every epoch's line has the learning rate and statistics of the weights; without it an
+            epoch may take milliseconds.
+        smooths_labels: its loss follows `optimizer.label_smoothing`; other tasks refuse that option.
+    """
+
+    trained_by = "main"
+    logs_statistics: ClassVar[bool] = True
+    smooths_labels: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -117,13 +133,8 @@ class Task(ABC):
     def summarize(self, run: Progress) -> Metrics:
         """The task's part of summary.json: `metrics`, `sparsity` and what else describes the result."""
 
-    @classmethod
-    @abstractmethod
-    def describe(cls, summary: Metrics) -> list[str]:
-        """Lines for the reader at the end of a run."""
 
-
-TASKS: dict[type[Data], type[Task]] = {}
+TASKS: dict[type[Data], type[TaskFacts]] = {}
 """Schema class of a data set -> the task that is trained on it and on its subclasses."""
 
 
@@ -137,7 +148,7 @@ def task_for(data: type[Data]) -> Callable[[T], T]:
     return decorate
 
 
-def task_of(data: Data) -> type[Task]:
+def task_of(data: Data) -> type[TaskFacts]:
     """The task that is trained on a data set. Raises ValueError without one."""
     task = next((TASKS[kind] for kind in type(data).__mro__ if kind in TASKS), None)
     if task is None:

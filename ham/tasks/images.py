@@ -31,7 +31,7 @@ class ImageClassification(Task):
 
     name = "images"
     reported = ("top1_last", "top1_best")
-    has_demo = True
+    demos = frozenset({"cifar16", "digits", "tiny"})
     smooths_labels = True
 
     cfg: RunConfig

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ham.data import DATASETS, Cifar100, Digits, Graph, ImageData, ImageNetFFCV, ImageNetFolder
+from ham.data import (
+    DATASETS,
+    Cifar100,
+    Commonsense,
+    Digits,
+    Graph,
+    ImageData,
+    ImageNetFFCV,
+    ImageNetFolder,
+)
 from ham.data.base import RankSampler
 from ham.data.graph_files import SETS
 
@@ -20,7 +29,7 @@ def test_every_data_set_is_registered() -> None:
         "imagenet_ffcv": ImageNetFFCV,
         "imagenet_folder": ImageNetFolder,
     }
-    assert {**images, "graph": Graph} == DATASETS
+    assert {**images, "commonsense": Commonsense, "graph": Graph} == DATASETS
     assert all(issubclass(data, ImageData) for data in images.values())
 
 

@@ -3,7 +3,7 @@
 from .compose import demo_changes, demo_last, load, register
 from .config_hash import config_hash, flatten, from_yaml, to_plain, to_yaml
 from .errors import ConfigError
-from .paths import CONFIGS, base_of, choices_of, experiments
+from .paths import CONFIGS, base_of, choices_of, demo_file, demos, experiments
 from .registry import SCHEMAS
 from .schema import Config
 
@@ -16,7 +16,9 @@ __all__ = [
     "choices_of",
     "config_hash",
     "demo_changes",
+    "demo_file",
     "demo_last",
+    "demos",
     "experiments",
     "flatten",
     "from_yaml",

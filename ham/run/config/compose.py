@@ -20,7 +20,7 @@ from ham.tasks import task_of
 from .config_hash import DEMO_SECTIONS, NOT_HASHED, flatten, is_within
 from .errors import ConfigError
 from .explain import explain
-from .paths import CONFIGS, choices_of
+from .paths import CONFIGS, choices_of, demo_file, demos
 from .registry import SCHEMAS
 from .schema import Config
 
@@ -81,9 +81,18 @@ def _compose(overrides: list[str]) -> DictConfig:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node = compose("train", overrides)
+        node = compose("train", _with_demo_file(overrides))
     _scale(node, _parse(overrides))
     return node
+
+
+def _with_demo_file(overrides: list[str]) -> list[str]:
+    """Some kinds of data have a file of their own for a demo."""
+    chosen = {o.key_or_group: o.value() for o in _parse(overrides)}
+    if "demo" not in chosen or "exp" not in chosen:
+        return overrides
+    file = demo_file(chosen["demo"], chosen["exp"])
+    return [f"+demo={file}" if _is_demo(text) else text for text in overrides]
 
 
 def _scale(node: DictConfig, parsed: list[Override]) -> None:
@@ -92,7 +101,7 @@ def _scale(node: DictConfig, parsed: list[Override]) -> None:
     for section in DEMO_SECTIONS:
         for key, value in _demo_values(section, node).items():
             if f"{section}.{key}" not in explicit:
-                node[section][key] = value
+                OmegaConf.update(node, f"{section}.{key}", value, merge=True)  # a schedule is a section
 
 
 def _demo_values(section: str, node: DictConfig) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def _check_choices(parsed: list[Override]) -> None:
             raise ConfigError(f"~{group} has no effect: choose another {group}, such as {group}=none")
         if override.is_add() and group not in ("exp", "demo"):
             raise ConfigError(f"+{group} has no effect: write {group}={override.value()}, without a plus")
-        choices = choices_of(group) if "." not in group else []
+        choices = demos() if group == "demo" else choices_of(group) if "." not in group else []
         if choices and override.value() not in choices:
             nearest = difflib.get_close_matches(str(override.value()), choices, n=3, cutoff=0.0)
             kind = "experiment" if group == "exp" else group
@@ -142,7 +151,7 @@ def _check_choices(parsed: list[Override]) -> None:
 
 
 def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
-    """Reject `+demo` for an experiment whose task cannot be scaled down."""
+    """Reject `+demo` for an experiment whose task cannot be scaled down to it."""
     if not (demo := _value(parsed, "demo")):
         return
     plain = [text for text in overrides if not _is_demo(text)]
@@ -150,9 +159,11 @@ def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
         task = task_of(_typed(_compose(plain), _parse(plain)).data)
     except (HydraException, OmegaConfBaseException, ValueError):
         return  # wrong without the demo too
-    if not task.has_demo:
+    if demo not in task.demos:
+        names = " or ".join(f"+demo={name}" for name in sorted(task.demos))
+        cure = f"use {names}, or " if names else ""
         raise ConfigError(
-            f"+demo={demo} replaces images, and this experiment trains on {task.name}: leave it out"
+            f"+demo={demo} does not scale down {task.name}, which this experiment learns: {cure}leave it out"
         )
 
 

@@ -32,6 +32,7 @@ _HASH_DEFAULTS = {
     "optimizer.label_smoothing": 0.0,
     "optimizer.schedule.milestones": None,
     "optimizer.schedule.gamma": None,
+    "optimizer.schedule.warmup_steps": None,
     "optimizer.schedule.until": 1.0,
     "compute.sync_bn": False,
     "data.min_crop": 0.08,

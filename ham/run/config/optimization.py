@@ -9,7 +9,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
-from ham.optim.schedules import cosine, multistep, triangular
+from ham.optim.schedules import cosine, linear, multistep, triangular
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,6 +23,7 @@ class Schedule(StrEnum):
 
     triangular = "triangular"
     cosine = "cosine"
+    linear = "linear"
     step = "step"
     constant = "constant"
 
@@ -51,11 +52,12 @@ def _constant(total_steps: int) -> Callable[[int], float]:
     return lambda step: 1.0
 
 
-_OPTIONS = ("warmup", "start", "milestones", "gamma")
+_OPTIONS = ("warmup", "start", "milestones", "gamma", "warmup_steps")
 _SCHEDULES: dict[Schedule, tuple[Callable[..., Callable[[int], float]], tuple[str, ...]]] = {
     Schedule.triangular: (triangular, _OPTIONS[:2]),
     Schedule.cosine: (cosine, _OPTIONS[:2]),
-    Schedule.step: (multistep, _OPTIONS),
+    Schedule.linear: (linear, _OPTIONS[4:]),
+    Schedule.step: (multistep, _OPTIONS[:4]),
     Schedule.constant: (_constant, ()),
 }
 """Each schedule's function and the options that it takes."""
@@ -67,10 +69,11 @@ class ScheduleConfig:
 
     Args:
         kind: the shape.
-        warmup: share of the schedule's steps over which the rate rises; not with kind=constant.
-        start: factor of the first step; not with kind=constant.
+        warmup: share of the schedule's steps over which the rate rises; not with kind=constant or linear.
+        start: factor of the first step; not with kind=constant or linear.
         milestones: shares of the schedule's steps at which `gamma` multiplies the rate; with kind=step.
         gamma: factor of each milestone; with kind=step.
+        warmup_steps: number of steps over which the rate rises from 0; with kind=linear.
         until: share of the run's steps over which the schedule takes place; its last factor holds afterwards.
             With 0.9, spred prunes a network that was trained to a rate of 0.
     """
@@ -80,6 +83,7 @@ class ScheduleConfig:
     start: float | None = None
     milestones: list[float] | None = None
     gamma: float | None = None
+    warmup_steps: int | None = None
     until: float = 1.0
 
     def __post_init__(self) -> None:

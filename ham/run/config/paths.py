@@ -21,6 +21,18 @@ def base_of(experiment: str) -> str:
     return next(entry["/base"] for entry in leaf.defaults if "/base" in entry)
 
 
+def demos() -> list[str]:
+    """Names of all scales below the paper's."""
+    return [name for name in choices_of("demo") if "/" not in name]
+
+
+def demo_file(demo: str, experiment: str) -> str:
+    """The file of configs/demo that scales an experiment: <data>/<demo> for its kind of data, else <demo>."""
+    base = OmegaConf.load(CONFIGS / "base" / f"{base_of(experiment)}.yaml")
+    data = next((entry["override /data"] for entry in base.defaults if "override /data" in entry), "")
+    return f"{data}/{demo}" if (CONFIGS / "demo" / data / f"{demo}.yaml").exists() else demo
+
+
 def experiments() -> dict[str, str]:
     """Name -> cell of the paper, for every experiment in configs/exp."""
     return {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 
-from ham.optim import cosine, multistep, triangular
+from ham.optim import cosine, linear, multistep, triangular
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,15 @@ def test_multistep_without_warmup_equals_torch(total, percent, gamma):
         scheduler.step()
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.0), (50, 0.5), (100, 1.0), (150, 0.5), (199, 0.01), (200, 0.0), (201, 0.0)]
+)
+def test_linear_with_100_warmup_steps(step, expected):
+    assert linear(200, warmup_steps=100)(step) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("total", [1, 2, 3])
-@pytest.mark.parametrize("schedule", [cosine, triangular])
+@pytest.mark.parametrize("schedule", [cosine, linear, triangular])
 def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
     factors = [schedule(total)(k) for k in range(total + 1)]
     assert factors[0] == 1
@@ -139,6 +146,8 @@ def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
         (triangular, 10, {"start": -0.1}, r"start must be in \[0, 1\]"),
         (cosine, 10, {"warmup": math.nan}, r"warmup must be in \[0, 1\]"),
         (cosine, 10, {"start": 2.0}, r"start must be in \[0, 1\]"),
+        (linear, 0, {}, "total_steps must be positive, got 0"),
+        (linear, 10, {"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
         (multistep, 0, {}, "total_steps must be positive, got 0"),
         (multistep, 10, {"warmup": 1.5}, r"warmup must be in \[0, 1\], got 1.5"),
         (

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,10 @@ def test_every_cell_is_the_papers(paper: dict[str, Any]) -> None:
     assert cells("8") == {name(key): [printed(value)] for key, value in paper["table8"].items()}
     assert cells("9") == {name(key): [printed(value)] for key, value in paper["table9"].items()}
     assert cells("10") == rows(paper["table10"], name)
+    lora = {key: value for key, value in paper["table11"].items() if key.startswith("lora")}
+    size = lambda key: f"{'LoRA + HAM' if 'ham' in key else 'LoRA'}, {key[-2:].upper()}"  # noqa: E731
+    one_run = {size(key): [((value,), True) for value in values] for key, values in lora.items()}
+    assert cells("11") == one_run
 
 
 def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
@@ -83,6 +89,47 @@ def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
     assert [float(c.removeprefix("s = ")) for c in plan.table("4").columns] == paper["table4"]["columns"]
     assert len(plan.table("3").columns) == len(paper["table3"]["columns"])
     assert len(plan.table("10").columns) == len(paper["table10"]["columns"])
+    aliases = {
+        "arc_easy": "ARC-Easy",
+        "arc_challenge": "ARC-Challenge",
+        "obqa": "openbookqa",
+        "siqa": "social_i_qa",
+    }
+    for row in plan.table("11").rows:
+        assert [cell.metric for cell in row.cells] == [aliases.get(c, c) for c in paper["table11"]["columns"]]
+
+
+def test_the_papers_averages_of_table_11_are_truncated_as_its_note_says() -> None:
+    means = []
+    for row in plan.table("11").rows:
+        *values, average = (cell.paper[0] for cell in row.cells)
+        means.append(sum(Fraction(str(value)) for value in values) / len(values))
+        assert average == math.floor(100 * means[-1]) / 100
+    assert any(round(mean, 2) != Fraction(math.floor(100 * mean), 100) for mean in means)
+    assert "truncates its averages" in plan.table("11").note
+
+
+def test_table_11_compares_ham_with_lora_seed_by_seed_and_has_no_cell_without_a_test_set(
+    tmp_path: Path, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    """SmolLM2's runs lack HellaSwag. Differences 1, 2, 3: mean 2, Student's interval 2 +- 4.303 / sqrt(3)."""
+    for seed in range(3):
+        for exp, boolq in (("lora_llama1b", 50.0), ("lora_llama1b_ham", 51.0 + seed)):
+            run = RunSpec(exp, seed, demo="smollm")
+            summary = make_summary(run, metrics={"average": boolq, "boolq": boolq + 10 * seed})
+            records.write(run, summary, None, tmp_path)
+    loaded, problems = records.read_all("smollm", tmp_path)
+    assert len(loaded) == 6 and not problems
+    table = build_table("table11", loaded, "smollm")
+    lora, ham = table.rows[0].cells, table.rows[1].cells
+    assert table.name == "smollm_table11" and lora[0] is ham[0] is None
+    assert lora[-1].paired is None and lora[-1].ours.n == 3
+    half = 4.302653 / math.sqrt(3)
+    for cell in (ham[-1], ham[-2]):
+        assert cell.paired.value == pytest.approx(2)
+        assert cell.paired.interval == pytest.approx((2 - half, 2 + half), abs=1e-5)
+    text = render.markdown(render.to_text(table))
+    assert "| paired | - |" in text and "+2.00 [-0.48, +4.48]" in text and "SmolLM2-135M with LoRA" in text
 
 
 def test_each_cells_run_is_what_its_row_and_column_say() -> None:
@@ -292,6 +339,7 @@ def test_every_table_has_a_caption_that_names_what_its_cells_are() -> None:
     for name in plan.tables():
         table = plan.table(name)
         metric = {"top1_last": "Top-1 accuracy", "valid_best": "Best validation accuracy"}
+        metric |= {"hellaswag": "Accuracy on the eight test sets"}
         assert table.caption.startswith(metric[table.cells[0].metric]), name
         assert len(table.caption) > 80 and table.caption.endswith(".")
     for sheet in table_files.SHEETS.values():

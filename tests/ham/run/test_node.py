@@ -254,7 +254,7 @@ def test_the_share_with_a_negative_metric_by_hand() -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["+demo=digits"], "replaces images"),
+        (["+demo=digits"], "does not scale down nodes"),
         (["sparsifier=rigl", "sparsifier.sparsity=0.5"], "sparsifier=dense"),
         (["parameterization=product", "ham.alpha=0"], "sparsifier=dense"),
         (["optimizer.sam_rho=0.05"], "optimizer.sam_rho"),

@@ -56,7 +56,7 @@ def test_gpu_hours_count_passes_and_epochs() -> None:
 
 def test_every_base_has_resources_and_headers_warn_in_time() -> None:
     shown = {classes.resource_class(run) for run in plan.every_run()}
-    assert shown | {"demo", "cifar16"} == set(classes.resources())
+    assert shown | {"demo", "cifar16", "smollm"} == set(classes.resources())
     for script in sorted((ROOT / "slurm").glob("*.sbatch")):
         assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", script.read_text(), re.M)[1]) >= 120
         assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()

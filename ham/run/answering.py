@@ -1,0 +1,74 @@
+"""The model of a run answers the test questions; the ranks share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ham import distributed
+from ham.data.commonsense_files import Question
+from ham.models.causal_lm import LanguageModel
+from ham.tasks.commonsense_answers import Score, evaluate, settings_hash
+
+from .config import Config
+from .logger import NullLogger, RunLogger
+from .loop import Interrupted
+
+ANSWERS = "answers"
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Answers the questions of each task, and stops at a signal.
+
+    Args:
+        cfg: the run.
+        questions: task -> its questions.
+        language: model and tokenizer.
+        logger: of the run.
+        received: names of the stop signals received so far.
+    """
+
+    cfg: Config
+    questions: dict[str, list[Question]]
+    language: LanguageModel
+    logger: RunLogger | NullLogger
+    received: list[str]
+
+    def all_tasks(self, when: str) -> dict[str, Score]:
+        """Task -> score of the model as it is; `when` names the folder of the answers. Raises Interrupted."""
+        folder = self.logger.folder / ANSWERS / when
+        distributed.on_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
+        return {task: self._task(task, folder) for task in self.questions}
+
+    def _task(self, task: str, folder: Path) -> Score:
+        me, data = distributed.world(), self.cfg.data
+        share = self.questions[task][me.rank :: me.size]
+        part = f".{me.rank}of{me.size}" if me.size > 1 else ""
+        language = self.language
+        score = evaluate(
+            *(language.model, language.tokenizer, task, share, data.scoring),
+            path=folder / f"{task}{part}.jsonl",
+            settings=settings_hash(self.cfg.model, language.model, task, share, data.scoring),
+            log=self.logger.log,
+            after_batch=self._stop_if_asked,
+        )
+        counts = torch.tensor([score.correct, score.questions, score.unanswered])
+        score = Score(task, *distributed.all_reduce_sum(counts).tolist())
+        self.logger.log(f"{folder.name} training: {task} {100 * score.correct / score.questions:.2f} %")
+        return score
+
+    def _stop_if_asked(self) -> None:
+        if self.received:
+            raise Interrupted(f"stopped by {self.received[0]} while it answered questions")
+
+
+def accuracies(scores: dict[str, Score], prefix: str = "") -> dict[str, float]:
+    """Accuracy of each task in percent, and their mean; nothing without scores."""
+    if not scores:
+        return {}
+    values = {task: 100 * score.correct / score.questions for task, score in scores.items()}
+    values["average"] = sum(values.values()) / len(values)
+    return {f"{prefix}{name}": value for name, value in values.items()}

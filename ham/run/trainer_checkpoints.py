@@ -1,0 +1,125 @@
+"""Checkpoints of the Trainer of transformers: which of them are complete, and which are deleted.
+
+The Trainer writes the files of a checkpoint one after the other. A mark, written last and atomically, says
+that they are complete; it holds their SHA-256 and what the run needs besides them to resume. The Trainer
+loads its own files with torch.load(weights_only=True) and safetensors, which execute no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ham.files import atomic_write_json, sync_folder
+
+from .checkpoint import CheckpointError
+
+FOLDER = "checkpoints"
+MARK = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint.
+
+    Args:
+        path: its folder.
+        step: number of optimizer steps that were taken.
+        state: what `mark` was given.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @property
+    def best(self) -> str:
+        """Name of the folder of the best checkpoint at this step; "" without one."""
+        best = self.state["best_step"]
+        return f"checkpoint-{best}" if best else ""
+
+
+def mark(path: Path, state: dict[str, Any]) -> None:
+    """Declare a checkpoint complete.
+
+    Args:
+        path: its folder, whose files are written.
+        state: plain values; `best_step` is the step of the best checkpoint, or None.
+    """
+    digests = {file.name: _digest(file, flush=True) for file in sorted(path.iterdir()) if file.name != MARK}
+    sync_folder(path)
+    atomic_write_json(path / MARK, {"state": state, "sha256": digests})
+    sync_folder(path.parent)
+
+
+def rotate(folder: Path) -> None:
+    """Delete the checkpoints that are neither one of the newest two nor the best one of these."""
+    newest = _marked(folder)[-2:]
+    kept = {checkpoint.path.name for checkpoint in newest} | {checkpoint.best for checkpoint in newest}
+    for path in _folders(folder):
+        if path.name not in kept:
+            shutil.rmtree(path)
+
+
+def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None without any. Incomplete and damaged ones are deleted.
+
+    Args:
+        folder: of the checkpoints.
+        warn: called with a line about each damaged one.
+
+    Raises:
+        CheckpointError: all are damaged, or the best one, which the end of the training loads.
+    """
+    marked = _marked(folder)
+    good = [checkpoint for checkpoint in marked if _is_undamaged(checkpoint.path)]
+    for checkpoint in marked:
+        if checkpoint not in good:
+            warn(f"checkpoint {checkpoint.path} is damaged (truncated or altered); trying the one before it")
+    names = {checkpoint.path.name for checkpoint in good}
+    if (marked and not good) or (good and good[-1].best and good[-1].best not in names):
+        which = "the best checkpoint" if good else "every checkpoint"
+        raise CheckpointError(f"{which} in {folder} is damaged: start again with resume=false")
+    for path in _folders(folder):
+        if path.name not in names:
+            shutil.rmtree(path)
+    return good[-1] if good else None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """By step."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _marked(folder: Path) -> list[Checkpoint]:
+    return [
+        Checkpoint(path, _step(path), json.loads((path / MARK).read_text())["state"])
+        for path in _folders(folder)
+        if (path / MARK).exists()
+    ]
+
+
+def _is_undamaged(path: Path) -> bool:
+    digests = json.loads((path / MARK).read_text())["sha256"]
+    return all((path / name).exists() and _digest(path / name) == digest for name, digest in digests.items())
+
+
+def _digest(path: Path, *, flush: bool = False) -> str:
+    """SHA-256 of a file; with `flush` its content is first written to the disk."""
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,408 @@
+"""Commonsense data: texts are the sources' character by character, splits are fixed, bad files are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from commands import script
+from commonsense_files import record, write, write_folder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ham.data.base import DATASETS, DataError
+from ham.data.commonsense import Commonsense, Scoring, collate, encode_examples, tokenize
+from ham.data.commonsense_files import (
+    TASKS,
+    TRAIN_FILE,
+    Record,
+    evaluation_prompt,
+    offered_options,
+    read_records,
+    training_text,
+)
+
+REAL = Path(os.environ.get("HAM_DATA", "."), "commonsense")
+PLAIN = Record("What is 1 + 1?\n\nAnswer format: true/false", "", "the correct answer is true", "true")
+WITH_INPUT = Record("Add.", "1 and 1", "the correct answer is true", "true")
+
+
+def test_the_training_text_is_that_of_finetune_py():
+    assert training_text(PLAIN) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.  \n"
+        "\n"
+        "                ### Instruction:\n"
+        "                What is 1 + 1?\n"
+        "\n"
+        "Answer format: true/false\n"
+        "                \n"
+        "                ### Response:\n"
+        "                the correct answer is true"
+    )
+    assert training_text(WITH_INPUT) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request. \n"
+        "\n"
+        "                ### Instruction:\n"
+        "                Add.\n"
+        "                \n"
+        "                ### Input:\n"
+        "                1 and 1\n"
+        "                \n"
+        "                ### Response:\n"
+        "                the correct answer is true"
+    )
+
+
+def test_the_prompt_is_that_of_commonsense_evaluate_py():
+    assert evaluation_prompt(PLAIN) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request. \n"
+        "\n"
+        "                ### Instruction:\n"
+        "                What is 1 + 1?\n"
+        "\n"
+        "Answer format: true/false\n"
+        "\n"
+        "                ### Response:\n"
+        "                "
+    )
+    assert evaluation_prompt(WITH_INPUT) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n"
+        "\n"
+        "                ### Instruction:\n"
+        "                Add.\n"
+        "\n"
+        "                ### Input:\n"
+        "                1 and 1\n"
+        "\n"
+        "                ### Response:\n"
+        "                "
+    )
+
+
+@given(
+    text=st.text(alphabet="trufalse ", max_size=30)
+    | st.lists(st.sampled_from(["true", "fals", "e", "answer", "1", "6", "5", "option2", " "])).map("".join),
+    task=st.sampled_from(sorted(TASKS)),
+)
+def test_the_prediction_is_the_option_that_begins_first(text: str, task: str):
+    """The reference looks at every position for every option."""
+    starts = [
+        option for i in range(len(text)) for option in TASKS[task].options if text[i:].startswith(option)
+    ]
+    assert TASKS[task].find(text) == (starts[0] if starts else "")
+
+
+def test_the_prediction_of_worked_examples():
+    assert TASKS["boolq"].find("the correct answer is false, not true") == "false"
+    assert TASKS["boolq"].find("untrue") == "true", "the sources match anywhere"
+    assert TASKS["ARC-Easy"].find("Answer1") == "", "and case counts"
+    assert TASKS["openbookqa"].find("answer6 answer5") == "answer5"
+
+
+def test_a_question_offers_the_options_that_its_last_line_names():
+    options = TASKS["ARC-Easy"].options
+    assert offered_options("Is answer5 right?\n\nAnswer format: answer1/answer2/answer3", options) == (
+        *("answer1", "answer2", "answer3"),
+    )
+    assert offered_options("no such line, answer2", options) == options
+    assert offered_options("Answer format: anything", options) == options
+
+
+class WordTokenizer:
+    """Ids of words by length; `eos` is 99."""
+
+    eos_token_id = 99
+
+    def __call__(self, text: str, truncation: bool, max_length: int) -> dict[str, list[int]]:
+        ids = [len(word) for word in text.split()]
+        return {"input_ids": ids[:max_length] if truncation else ids}
+
+
+def test_eos_is_appended_where_there_is_room():
+    tokenizer = WordTokenizer()
+    assert tokenize(tokenizer, "a bb ccc", 4) == [1, 2, 3, 99]
+    assert tokenize(tokenizer, "a bb ccc", 3) == [1, 2, 3], "no room"
+    assert tokenize(tokenizer, "a bb ccc", 2) == [1, 2], "cut off"
+    assert tokenize(tokenizer, f"a {'x' * 99}", 4) == [1, 99], "not twice"
+
+
+def test_labels_are_the_entire_text():
+    (example,) = encode_examples([PLAIN], WordTokenizer(), 256)
+    assert example["labels"] == example["input_ids"] == tokenize(WordTokenizer(), training_text(PLAIN), 256)
+    assert example["attention_mask"] == [1] * len(example["labels"])
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=20), min_size=1, max_size=4),
+    multiple=st.sampled_from([1, 8]),
+)
+def test_padding_is_on_the_left_and_counts_nowhere(rows: list[list[int]], multiple: int):
+    """A real token 0 keeps its label; only padding is masked."""
+    examples = [{"input_ids": row, "attention_mask": [1] * len(row), "labels": list(row)} for row in rows]
+    batch = collate(examples, multiple=multiple)
+    width = batch["input_ids"].shape[1]
+    assert width % multiple == 0 and 0 <= width - max(map(len, rows)) < multiple
+    for row, ids, mask, labels in zip(
+        rows, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+    ):
+        pad = width - len(row)
+        assert ids.tolist() == [0] * pad + row
+        assert mask.tolist() == [0] * pad + [1] * len(row)
+        assert labels.tolist() == [-100] * pad + row
+        assert ids.dtype == mask.dtype == labels.dtype == torch.int64
+
+
+def test_batches_equal_those_of_transformers_collator():
+    from transformers import DataCollatorForSeq2Seq
+
+    from ham.models.tiny_llama import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    records = [Record(**record("boolq", number)) for number in range(5)]
+    examples = encode_examples(records, tokenizer, 256)
+    expected = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)([dict(e) for e in examples])
+    batch = collate(examples)
+    assert set(batch) == set(expected)
+    assert all(torch.equal(batch[key], expected[key]) for key in batch)
+
+
+def small(root: Path, **options: object) -> Commonsense:
+    return Commonsense(**{"root": str(root), "train": ["train.json"], "tests": ["boolq"], **options})
+
+
+def test_the_held_out_examples_are_those_of_a_seeded_permutation(tmp_path: Path):
+    """As in `train_test_split` of the library datasets: numpy's permutation, first the test part."""
+    import numpy as np
+
+    write_folder(tmp_path, train=40)
+    everything = read_records(tmp_path / "train.json")
+    order = np.random.default_rng(42).permutation(40)
+    examples = small(tmp_path, val_set_size=7).load_examples()
+    assert examples.valid == [everything[i] for i in order[:7]]
+    assert examples.train == [everything[i] for i in order[7:]]
+    subset = small(tmp_path, val_set_size=7, examples=5).load_examples()
+    assert subset.valid == examples.valid and subset.train == examples.train[:5]
+    none = small(tmp_path, val_set_size=0).load_examples()
+    assert none.valid == [] and len(none.train) == 40
+    other = small(tmp_path, val_set_size=7, split_seed=1).load_examples()
+    assert other.valid != examples.valid
+
+
+def test_several_training_files_are_one_set(tmp_path: Path):
+    write(tmp_path / "a.json", [record("boolq", 0), record("boolq", 1)])
+    write(tmp_path / "b.json", [record("piqa", 2)])
+    examples = small(tmp_path, train=["a.json", "b.json"], val_set_size=1).load_examples()
+    assert sorted(r.answer for r in [*examples.train, *examples.valid]) == ["false", "solution1", "true"]
+
+
+def test_questions_are_a_seeded_slice_in_the_order_of_the_file(tmp_path: Path):
+    write_folder(tmp_path, test=12)
+    everything = read_records(tmp_path / "boolq" / "test.json")
+    questions = small(tmp_path, questions=5).load_questions("boolq")
+    indices = [question.index for question in questions]
+    assert len(set(indices)) == 5 and indices == sorted(indices)
+    for question in questions:
+        assert question.prompt == evaluation_prompt(everything[question.index])
+        assert (question.answer, question.options) == (everything[question.index].answer, ("true", "false"))
+    assert questions == small(tmp_path, questions=5).load_questions("boolq")
+    other = small(tmp_path, questions=5, split_seed=7).load_questions("boolq")
+    assert [question.index for question in other] != indices
+
+
+def test_a_full_test_set_has_its_known_size(tmp_path: Path):
+    write_folder(tmp_path, test=12)
+    with pytest.raises(DataError, match=r"has 12 questions, not the 3270 of boolq.*set data.questions"):
+        small(tmp_path).load_questions("boolq")
+    with pytest.raises(DataError, match=r"has 12 questions: lower data.questions=13"):
+        small(tmp_path, questions=13).load_questions("boolq")
+    assert len(small(tmp_path, questions=12).load_questions("boolq")) == 12
+
+
+def test_too_few_examples_are_refused(tmp_path: Path):
+    write_folder(tmp_path, train=10)
+    assert len(small(tmp_path, val_set_size=9).load_examples().train) == 1
+    for options in ({"val_set_size": 10}, {"val_set_size": 5, "examples": 6}):
+        with pytest.raises(DataError, match=r"10 examples are fewer than the 11 of data.examples"):
+            small(tmp_path, **options).load_examples()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"instruction": ""}, "has an empty instruction"),
+        ({"output": " \n"}, "has an empty output"),
+        ({"answer": "maybe"}, "has answer = 'maybe', which is not one of true/false"),
+        ({"input": None}, "has input = 'None', which is not a string"),
+    ],
+)
+def test_the_first_bad_record_is_named(tmp_path: Path, changes: dict[str, str], problem: str):
+    records = [record("boolq", number) for number in range(5)]
+    records[2] |= changes
+    records[4] = "bad as well"
+    path = write(tmp_path / "boolq" / "test.json", records)
+    with pytest.raises(DataError, match=re.escape(f"{path}: record 2 (from 0) {problem}; fix the record")):
+        small(tmp_path, questions=5).load_questions("boolq")
+
+
+def test_other_damage_is_one_line_with_the_cure(tmp_path: Path):
+    path = tmp_path / "file.json"
+    whole = json.dumps([record("boolq", 0)])
+    lacking = {key: value for key, value in record("boolq", 0).items() if key != "output"}
+    cases = {
+        whole[:-5]: "is not valid JSON",
+        "[" * 100_000: "is not valid JSON",
+        "[]": "is not a list of at least one example",
+        "{}": "is not a list of at least one example",
+        "[3]": r"record 0 \(from 0\) is a int, not an object",
+        json.dumps([record("boolq", 0), lacking]): r"record 1 \(from 0\) has no field 'output'",
+    }
+    for content, problem in cases.items():
+        path.write_text(content)
+        with pytest.raises(DataError, match=f"{problem}.*LLM-Adapters") as caught:
+            read_records(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="is not valid JSON"):
+        read_records(path)
+
+
+def test_a_missing_file_names_its_place_and_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HAM_DATA", str(tmp_path))
+    cure = f"prepare_data.py commonsense --to {tmp_path}"
+    with pytest.raises(DataError, match=f"{tmp_path}/commonsense/{TRAIN_FILE} is missing.*{cure}"):
+        Commonsense().load_examples()
+    with pytest.raises(DataError, match=f"{tmp_path}/commonsense/piqa/test.json is missing.*{cure}"):
+        Commonsense().load_questions("piqa")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"tests": ["arc"]}, "unknown task data.tests='arc': choose of boolq, piqa"),
+        ({"tests": ["boolq", "boolq"]}, "data.tests must list each name once"),
+        ({"train": []}, "data.train must list each name once, and at least one"),
+        ({"cutoff_len": 0}, "data.cutoff_len must be at least 1 token, got 0"),
+        ({"questions": -1}, "data.questions must not be negative, got -1"),
+        ({"scoring": "guess"}, "'guess' is not a valid Scoring"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], problem: str):
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        Commonsense(**options)
+
+
+def test_the_defaults_are_those_of_dora():
+    data = Commonsense()
+    assert DATASETS["commonsense"] is Commonsense
+    assert (data.train, data.cutoff_len, data.val_set_size) == (["commonsense_170k.json"], 256, 120)
+    assert (data.examples, data.questions, data.scoring) == (0, 0, Scoring.beam)
+    assert data.tests == [
+        *(
+            "boolq",
+            "piqa",
+            "social_i_qa",
+            "hellaswag",
+            "winogrande",
+            "ARC-Easy",
+            "ARC-Challenge",
+            "openbookqa",
+        )
+    ]
+    assert sum(facts.test for facts in TASKS.values()) == 22419
+    assert sum(facts.train for facts in TASKS.values()) == 170420
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="HAM_DATA has no folder commonsense")
+def test_the_real_files_are_valid():
+    """Each answer is among its question's options, and every output is the answer's sentence."""
+    data = Commonsense()
+    tests = [task for task in TASKS if (REAL / task / "test.json").is_file()]
+    assert tests
+    for task in tests:
+        questions = data.load_questions(task)
+        assert all(question.answer in question.options for question in questions)
+        assert all(TASKS[task].find(f"the correct answer is {q.answer}") == q.answer for q in questions)
+    train = [str(path.relative_to(REAL)) for path in sorted(REAL.glob("*/train.json"))]
+    examples = Commonsense(train=train).load_examples()
+    assert all(e.output == f"the correct answer is {e.answer}" for e in [*examples.train, *examples.valid])
+
+
+@pytest.fixture
+def prepare(capsys: pytest.CaptureFixture[str]):
+    module = script("prepare_data")
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = module.main(["commonsense", *map(str, argv)])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test and training sets of 12 and 8 records."""
+    from dataclasses import replace
+
+    for task, facts in list(TASKS.items()):
+        monkeypatch.setitem(TASKS, task, replace(facts, test=12, train=8))
+
+
+def test_prepare_says_where_to_get_the_files(prepare, tmp_path: Path):
+    status, out, err = prepare("--to", tmp_path)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+    assert "git clone" in err and "LLM-Adapters" in err and "--from" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_sizes")
+@pytest.mark.parametrize("layout", ["clone", "flat"])
+def test_prepare_copies_what_a_folder_has(prepare, tmp_path: Path, layout: str):
+    source, to = tmp_path / "source", tmp_path / "to"
+    is_clone = layout == "clone"
+    for task in ("boolq", "piqa"):
+        folder = source / "dataset" if is_clone else source
+        write(folder / task / "test.json", [record(task, number) for number in range(12)])
+    write(source / ("ft-training_set" if is_clone else "") / TRAIN_FILE, [record("boolq", 0)] * 64)
+    (source / "LICENSE").write_text("not copied")
+    status, out, err = prepare("--from", source, "--to", to)
+    assert (status, err) == (0, "")
+    assert "boolq: 12 questions" in out and f"{TRAIN_FILE}: 64 examples" in out
+    assert re.search("missing: .*hellaswag/test.json", out)
+    copied = sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
+    assert copied == [f"commonsense/{name}" for name in ("boolq/test.json", TRAIN_FILE, "piqa/test.json")], (
+        "and nothing is written beside them"
+    )
+    status, out, err = prepare("--to", to)
+    assert (status, err) == (0, "") and "already there" in out and "boolq: 12 questions" in out
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_prepare_refuses_wrong_files(prepare, tmp_path: Path):
+    source, to = tmp_path / "source", tmp_path / "to"
+    path = write(source / "boolq" / "test.json", [record("boolq", number) for number in range(11)])
+    status, out, err = prepare("--from", source, "--to", to)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+    assert "boolq/test.json has 11 records, not 12" in err
+    write(path, [record("boolq", number, answer="no") for number in range(12)])
+    status, out, err = prepare("--from", source, "--to", to)
+    assert (status, out) == (2, "") and "record 0 (from 0) has answer = 'no'" in err
+    assert not to.exists() or not list(to.iterdir())
+    status, out, err = prepare("--from", tmp_path / "nowhere", "--to", to)
+    assert (status, out) == (2, "") and "nowhere" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="HAM_DATA has no folder commonsense")
+def test_prepare_checks_the_real_files_without_writing(prepare):
+    before = sorted(REAL.rglob("*"))
+    status, out, err = prepare("--to", REAL.parent)
+    assert (status, err) == (0, "") and "openbookqa: 500 questions" in out
+    assert sorted(REAL.rglob("*")) == before

