@@ -51,6 +51,7 @@ results: $(VENV)/run.stamp  # everything that is made of the committed records, 
 	$(BIN)/python scripts/tables.py
 	$(BIN)/python scripts/tables.py --demo digits
 	$(BIN)/python scripts/tables.py --demo cifar16
+	$(BIN)/python scripts/tables.py --demo smollm
 	$(BIN)/python scripts/figures.py
 	$(BIN)/python scripts/figures.py --demo digits
 	$(BIN)/python scripts/figures.py --demo cifar16

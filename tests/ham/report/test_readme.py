@@ -203,3 +203,11 @@ def test_the_study_has_a_result_once_its_primary_part_is_complete() -> None:
         contrasts = headline.removeprefix("- Primary part: ").rstrip(".").split("; ")
         for contrast in contrasts:
             require(contrast)
+
+
+def test_every_experiment_of_table_11_exists_and_none_has_a_record() -> None:
+    require("LoRA: Table 11 | experiments exist; not run")
+    exps = {cell.exp for row in recomputed.table("table11") for cell in row if cell}
+    assert exps == {f"lora_llama{size}{method}" for size in ("1b", "3b") for method in ("", "_ham")}
+    assert not [exp for exp in exps if not (ROOT / "configs" / "exp" / f"{exp}.yaml").exists()]
+    assert not list((RESULTS / "runs").glob("lora_*"))
