@@ -27,7 +27,7 @@ from .records import (
 from .spec import RunSpec
 from .validation import InvalidRecord, check, check_divergence, epochs
 
-_MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl)")
+_MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl|diverged\.json)")
 _LARGEST = 2**26  # bytes of one file
 _LARGEST_ARCHIVE = 2**29  # unpacked
 
@@ -156,10 +156,11 @@ def _read_archive(archive: Path) -> list[FinishedRun]:
         ) from None
     return [
         FinishedRun(
-            f"{archive}:{name}/seed{seed}", name, int(seed), run["summary.json"], run.get("metrics.jsonl")
+            *(f"{archive}:{name}/seed{seed}", name, int(seed)),
+            *(run.get("summary.json") or run["diverged.json"], run.get("metrics.jsonl")),
         )
         for (name, seed), run in files.items()
-        if "summary.json" in run
+        if run.keys() & {"summary.json", "diverged.json"}
     ]
 
 
@@ -187,6 +188,8 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
         else:
             result.written.append(write_divergence(run, summary, results))
         return
+    if diverged_path(path).exists():
+        raise InvalidRecord(f"it diverged before, and the first outcome counts: {diverged_path(path)}")
     if path.exists() and not _lacks_epochs(path, run, result):
         result.existing += 1
         return

@@ -48,6 +48,8 @@ __all__ = [  # with the names of validation.py that every reader of records need
     "InvalidRecord",
     "Record",
     "check",
+    "check_divergence",
+    "divergence_record",
     "epochs",
     "folder_of",
     "metrics_path",

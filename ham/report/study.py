@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,21 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, and what counts as support.
+
+    Args:
+        text: the statement.
+        contrasts: of one part.
+        needed: so many of them must be above 0 and significant for support, below 0 for a contradiction.
+    """
+
+    text: str
+    contrasts: tuple[Contrast, ...]
+    needed: int
+
+
+@dataclass(frozen=True)
 class Part:
     """A part of a study, whose contrasts share one correction for multiple tests."""
 
@@ -84,6 +99,7 @@ class Study:
         tuning: of the arms' learning rates.
         arms: name -> arm.
         parts: name -> part, in the order in which they run.
+        claims: what the study decides.
     """
 
     name: str
@@ -93,6 +109,7 @@ class Study:
     tuning: Tuning
     arms: Mapping[str, Arm] = field(repr=False)
     parts: Mapping[str, Part] = field(repr=False)
+    claims: tuple[Claim, ...] = field(repr=False)
 
     def run(self, arm: str, rate: float, seed: int, overrides: tuple[str, ...] = ()) -> RunSpec:
         """A run of an arm with a learning rate; decays follow from the rate, to four digits."""
@@ -127,9 +144,7 @@ class Study:
         if len(runs) == len(self.tuning.rates) or not all(run in outcomes for run in runs):
             return None
         if all(outcomes[run] is None for run in runs):
-            raise PlanError(
-                f"every tuning run of {tuned} diverged: study {self.name} cannot go on as planned"
-            )
+            raise PlanError(f"every tuning run of {tuned} diverged: the plan of study {self.name} ends here")
         return rate_of(max(runs, key=lambda run: _rank(run, outcomes)))
 
     def _fourth_rate(self, arm: str, outcomes: Outcomes) -> float:
@@ -149,8 +164,8 @@ class Study:
         return [*tuning, *(run for part in self.parts.values() for run in self.part_runs(part, outcomes))]
 
     def part_runs(self, part: Part, outcomes: Outcomes) -> Iterator[RunSpec]:
-        """The runs of a part, seed by seed; none until the rates of all of its arms are chosen."""
-        rates = {arm: self.rate(arm, outcomes) for arm in part.arms}
+        """The runs of a part, seed by seed; none until all rates are chosen."""
+        rates = {arm: self.rate(arm, outcomes) for arm in self.arms}
         if None not in rates.values():
             yield from (self.run(arm, rates[arm], seed) for seed in part.seeds for arm in part.arms)
 
@@ -199,24 +214,38 @@ def _study(name: str, content: dict[str, Any]) -> Study:
         )
         for key, part in content["parts"].items()
     }
-    _check_names(arms, parts.values())
+    claims = tuple(
+        Claim(text, tuple(Contrast(*pair) for pair in claim["contrasts"]), claim["needed"])
+        for text, claim in content["claims"].items()
+    )
+    rates = tuple(tuning["rates"])
+    _check_names(arms, parts.values(), claims)
+    if list(rates) != sorted({*rates}):
+        raise ValueError("tuning.rates must rise")
     return Study(
         name,
         content["title"],
         content["demo"],
         content["steps"],
-        Tuning(tuning["seed"], tuple(tuning["rates"]), tuple(tuning["overrides"])),
+        Tuning(tuning["seed"], rates, tuple(tuning["overrides"])),
         arms,
         parts,
+        claims,
     )
 
 
-def _check_names(arms: Mapping[str, Arm], parts: Iterable[Part]) -> None:
-    used = {arm.rate_of for arm in arms.values()}
+def _check_names(arms: Mapping[str, Arm], parts: Collection[Part], claims: Iterable[Claim]) -> None:
+    tuned = {arm.name for arm in arms.values() if arm.rate_of == arm.name}
+    if wrong := {arm.rate_of for arm in arms.values()} - tuned:
+        raise ValueError(f"rate_of must name a tuned arm, not {min(wrong)!r}")
     for part in parts:
-        used |= {*part.arms, *(name for c in part.contrasts for name in (c.arm, c.reference))}
-    if unknown := used - arms.keys():
-        raise ValueError(f"unknown arm {min(unknown)!r}")
+        used = {*part.arms, *(name for c in part.contrasts for name in (c.arm, c.reference))}
+        if unknown := used - {*part.arms} | used - arms.keys():
+            raise ValueError(f"part {part.name} has no arm {min(unknown)!r}")
+    known = {contrast for part in parts for contrast in part.contrasts}
+    for claim in claims:
+        if not {*claim.contrasts} <= known:
+            raise ValueError(f"the claim {claim.text!r} needs contrasts of a part")
 
 
 def _rank(run: RunSpec, outcomes: Outcomes) -> tuple[float, float]:

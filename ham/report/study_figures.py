@@ -62,6 +62,7 @@ def curves(result: StudyResult) -> Picture | None:
     for panel, axis in zip(PANELS, axes, strict=True):
         draw_panel(axis, panel, epochs)
     names = [f"{arm.name} (n = {len(arm.records)})" for arm in part.arms.values()]
-    style.title(picture, result.study.title, scaled_down(result.study.demo), BAND)
+    state = "" if part.is_complete else f"Incomplete: {part.ended} of {part.planned} runs"
+    style.title(picture, result.study.title, scaled_down(result.study.demo), state, BAND)
     picture.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=len(names))
     return picture

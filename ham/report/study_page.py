@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 
 from .render import NOT_RUN
+from .statistics import mean_of
 from .study_results import CHANCE, ArmResult, ContrastResult, PartResult, StudyResult
 
 MECHANISM = {  # metric of an epoch -> heading, factor
@@ -32,6 +33,8 @@ def page(result: StudyResult) -> str:
         "",
         *headlines(result),
         "",
+        *_table(("claim", "verdict"), [(claim.text, result.verdict(claim)) for claim in study.claims]),
+        "",
         *(line for part in result.parts.values() for line in _part(part)),
         *_tuning(result),
     ]
@@ -52,12 +55,13 @@ def headlines(result: StudyResult) -> list[str]:
 
 
 def verdict(contrast: ContrastResult) -> str:
-    """Above or below 0 after Holm's correction, or inconclusive; with the mean and its interval."""
+    """Above or below 0 after Holm's correction, or inconclusive; with mean, interval and number of seeds."""
     if contrast.mean is None:
         return "no pair"
-    significant = contrast.adjusted is not None and contrast.adjusted <= 0.05
-    word = ("above 0" if contrast.mean.value > 0 else "below 0") if significant else "inconclusive"
-    return f"{word}, {contrast.mean} points"
+    word = {1: "above 0", -1: "below 0", 0: "inconclusive"}[contrast.sign]
+    lost = len(contrast.with_chance) - len(contrast.differences)
+    also = f", {lost} diverged" if lost else ""
+    return f"{word}, {contrast.mean} points (n = {len(contrast.differences)}{also})"
 
 
 def _part(part: PartResult) -> Iterator[str]:
@@ -130,8 +134,10 @@ def _remarks(part: PartResult) -> Iterator[str]:
             yield f"- {arm.name}, seed {seed}, diverged: {reason}."
     for contrast in part.contrasts:
         if len(contrast.with_chance) > len(contrast.differences):
-            mean = sum(contrast.with_chance.values()) / len(contrast.with_chance)
-            yield f"- {contrast.contrast} with {CHANCE:g} % for runs that diverged: {mean:+.2f}."
+            mean = mean_of(list(contrast.with_chance.values()))
+            holm = _number(contrast.adjusted_with_chance, ".2g")
+            after = f", p (Holm) {holm}" if holm else ""
+            yield f"- {contrast.contrast} with {CHANCE:g} % for runs that diverged: {mean}{after}."
     seeds: dict[str, list[int]] = {}
     for seed, names in sorted(part.processors().items()):
         seeds.setdefault(" and ".join(sorted(names)), []).append(seed)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .records import Record
-from .spec import RunSpec
+from .spec import PlanError, RunSpec
 from .statistics import Difference, Sample, detectable_difference, holm, mean_of
-from .study import Contrast, Part, Study, rate_of
+from .study import Claim, Contrast, Outcomes, Part, Study, rate_of
+
+ALPHA = 0.05
+"""Level of the tests."""
 
 CHANCE = 1.0
 """Accuracy in percent that replaces that of a run that diverged, in a second computation."""
@@ -60,14 +63,24 @@ class ContrastResult:
         contrast: which arms.
         differences: seed -> accuracy of the arm minus that of the reference, in points.
         with_chance: the same with `CHANCE` for runs that diverged.
-        adjusted: p after Holm's correction over the contrasts of the part; None until the part is complete,
-            or where all differences are equal.
+        adjusted: p after Holm's correction over the contrasts of the part; None until the part is complete.
+            It is 1 where all differences are equal.
+        adjusted_with_chance: the same of `with_chance`.
     """
 
     contrast: Contrast
     differences: Mapping[int, float]
     with_chance: Mapping[int, float]
     adjusted: float | None = None
+    adjusted_with_chance: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the mean is above or below 0 and significant in both computations, else 0."""
+        means = (self.mean, mean_of(list(self.with_chance.values())) if self.with_chance else None)
+        tests = zip(means, (self.adjusted, self.adjusted_with_chance), strict=True)
+        signs = {0 if m is None or p is None or p > ALPHA else (1 if m.value > 0 else -1) for m, p in tests}
+        return signs.pop() if len(signs) == 1 else 0
 
     @cached_property
     def mean(self) -> Difference | None:
@@ -134,6 +147,21 @@ class StudyResult:
     rates: Mapping[str, float | None]
     parts: Mapping[str, PartResult]
 
+    def verdict(self, claim: Claim) -> str:
+        """`supported`, `contradicted`, `inconclusive`, or `not decided yet` before its part is complete."""
+        results = [
+            (part, contrast)
+            for part in self.parts.values()
+            for contrast in part.contrasts
+            if contrast.contrast in claim.contrasts
+        ]
+        if not all(part.is_complete for part, _ in results):
+            return "not decided yet"
+        signs = [contrast.sign for _, contrast in results]
+        if signs.count(1) >= claim.needed:
+            return "supported"
+        return "contradicted" if signs.count(-1) >= claim.needed else "inconclusive"
+
 
 def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[RunSpec, str]) -> StudyResult:
     """The results of a study from the records of its scale.
@@ -144,7 +172,6 @@ def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[R
         diverged: run -> reason, of runs that diverged.
 
     Raises:
-        PlanError: every tuning run of an arm diverged.
         InvalidRecord: a record lacks the accuracy.
     """
     outcomes = dict.fromkeys(diverged) | {run: record.metric("top1_last") for run, record in records.items()}
@@ -152,9 +179,17 @@ def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[R
         arm: [Trial(rate_of(run), outcomes[run]) for run in study.trials(arm, outcomes) if run in outcomes]
         for arm in study.tuned_arms
     }
-    rates = {arm: study.rate(arm, outcomes) for arm in study.arms}
+    rates = {arm: _rate(study, arm, outcomes) for arm in study.arms}
     parts = {name: _part(study, part, rates, records, diverged) for name, part in study.parts.items()}
     return StudyResult(study, trials, rates, parts)
+
+
+def _rate(study: Study, arm: str, outcomes: Outcomes) -> float | None:
+    """The chosen rate; None before, and where every tuning run of the arm diverged."""
+    try:
+        return study.rate(arm, outcomes)
+    except PlanError:
+        return None
 
 
 def _part(
@@ -191,11 +226,17 @@ def _contrast(contrast: Contrast, arms: Mapping[str, ArmResult], seeds: tuple[in
 
 def _adjusted(contrasts: tuple[ContrastResult, ...]) -> tuple[ContrastResult, ...]:
     """With Holm's correction over the contrasts; one without a test counts as p = 1."""
-    p_values = [c.mean.p if c.mean and c.mean.p is not None else 1.0 for c in contrasts]
+    plain = holm([_p(c.differences) for c in contrasts])
+    filled = holm([_p(c.with_chance) for c in contrasts])
     return tuple(
-        ContrastResult(c.contrast, c.differences, c.with_chance, adjusted)
-        for c, adjusted in zip(contrasts, holm(p_values), strict=True)
+        replace(contrast, adjusted=p, adjusted_with_chance=other)
+        for contrast, p, other in zip(contrasts, plain, filled, strict=True)
     )
+
+
+def _p(differences: Mapping[int, float]) -> float:
+    test = mean_of(list(differences.values())) if differences else None
+    return 1.0 if test is None or test.p is None else test.p
 
 
 def _processors(record: Record) -> set[str]:

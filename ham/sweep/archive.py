@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from ham.files import atomic_write, read_json
-from ham.report.records import record, strip_paths
+from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 
 _PATH = re.compile(r"^(\s*(?:runs_dir|root):).*$", re.MULTILINE)
@@ -37,10 +37,12 @@ def pack(runs: list[RunSpec], folder: Path, archive: Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Name -> content of a run directory's files; none if it is not finished."""
+    """Name -> content of a run directory's files; none if it is not finished and has not diverged."""
     summary = read_json(folder / "summary.json")
     if summary is None:
-        return {}
+        diverged = read_json(folder / "diverged.json")
+        text = json.dumps(divergence_record(diverged), indent=1) + "\n" if diverged else ""
+        return {"diverged.json": text} if text else {}
     provenance = json.loads((folder / "provenance.json").read_text())
     return {
         "summary.json": json.dumps(record(summary), indent=1) + "\n",

@@ -206,6 +206,8 @@ class LocalSweep:
         """Record a failure within a slice; may the run be tried again in it?"""
         if self._failures is None or outcome.ending is not Ending.FAILED:
             return False
+        if self._sweeps.state(run).kind is Status.DIVERGED:  # a result
+            return False
         if outcome.status == 2:  # such as missing data: retrying is useless now, and useful once they exist
             return False
         return self._failures.add(run, outcome.reason) < MAX_FAILURES

@@ -10,6 +10,7 @@ would lack it otherwise.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ from ham.report.records import (
     RESULTS,
     InvalidRecord,
     check,
+    check_divergence,
     diverged_path,
     metrics_path,
     path_of,
@@ -113,21 +115,27 @@ class Sweeps(RunsFolder):
             return active
         if self.is_locked(run):
             return RunStatus(Status.RUNNING, "on this machine")
-        if (reason := self._divergence(run)) and not summary:
-            return RunStatus(Status.DIVERGED, f"{reason}: delete {folder} to run it again")
+        if not summary and (note := self._divergence(run)):
+            return RunStatus(Status.DIVERGED, note)
         recorded = None if masks or self._again else _recorded(run)
         if refusal and (recorded is None or recorded.kind is not Status.DONE):
             return RunStatus(Status.STALE, f"{folder}: {refusal} (move it away first)")
         return recorded or self._unfinished(run, folder)
 
     def _divergence(self, run: RunSpec) -> str:
-        """Why the run diverged, by its directory or its committed record; "" if it did not."""
+        """Why the run diverged, by its directory or its committed record, and the cure; "" if it did not."""
         files = [run.folder(self.runs) / "diverged.json"]
         if not self._again:
             files.append(diverged_path(path_of(run, RESULTS)))
-        contents = (read_json(path) or {} for path in files)
-        mine = (c for c in contents if c.get("config_hash") == run.info.config_hash)
-        return next((str(content.get("reason")) for content in mine), "")
+        for path in files:
+            content = read_json(path)
+            if isinstance(content, dict) and content.get("config_hash") == run.info.config_hash:
+                with suppress(InvalidRecord):
+                    if not self._lenient:
+                        check_divergence(content)
+                    what = path.parent if path == files[0] else path
+                    return f"{content.get('reason')}: delete {what} to run it again"
+        return ""
 
     def outcome(self, run: RunSpec) -> float | None:
         """The accuracy at the last epoch of a run that is done, in percent.
@@ -135,7 +143,10 @@ class Sweeps(RunsFolder):
         Raises:
             KeyError: its files have no such metric.
         """
-        summary = read_json(run.folder(self.runs) / "summary.json") or read_json(path_of(run, RESULTS))
+        folder = run.folder(self.runs)
+        summary = read_json(folder / "summary.json")
+        if not summary or self._refusal(run, folder, summary):
+            summary = read_json(path_of(run, RESULTS))
         return summary["metrics"][run.info.reported[0]]
 
     def is_locked(self, run: RunSpec) -> bool:

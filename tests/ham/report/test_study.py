@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from study_files import PLAN, all_tuned, tuned
@@ -13,7 +14,7 @@ from study_files import PLAN, all_tuned, tuned
 from ham.files import ROOT
 from ham.optim import triangular
 from ham.report.spec import PlanError, RunSpec, lock
-from ham.report.study import rate_of, studies, study
+from ham.report.study import _study, rate_of, studies, study
 from ham.run.config import Config, config_hash, load
 
 PAGE = (ROOT / "docs" / "study.md").read_text()
@@ -71,6 +72,26 @@ def test_a_run_that_has_not_ended_leaves_the_fourth_trial_open() -> None:
     assert PLAN.rate("HAM", outcomes) is None and PLAN.rate("RigL + HAM", outcomes) is None
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("rate_of: SGD", "rate_of: RigL"), "rate_of must name a tuned arm, not 'RigL'"),
+        (("- [STR + HAM, STR]", "- [STR + HAM, SGD]"), "part secondary has no arm 'SGD'"),
+        (("arms: [SGD, HAM, matched", "arms: [SGD, Ham, matched"), "part primary has no arm"),
+        (("[[HAM, SGD]]", "[[SGD, HAM]]"), "the claim 'HAM improves on SGD' needs contrasts of a part"),
+        (("rates: [0.0125, 0.05, 0.2]", "rates: [0.05, 0.0125, 0.2]"), "tuning.rates must rise"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(change: tuple[str, str], words: str) -> None:
+    text = (ROOT / "configs" / "studies" / "cifar16.yaml").read_text()
+    before, after = change
+    place = text.rindex(before) if before.startswith("- [") else text.index(before)
+    changed = text[:place] + text[place:].replace(before, after, 1)
+    assert changed != text
+    with pytest.raises(ValueError, match=re.escape(words)):
+        _study("cifar16", yaml.safe_load(changed))
+
+
 def test_parts_wait_for_the_rates_of_their_arms_and_go_seed_by_seed() -> None:
     assert [run.seed for run in PLAN.runs({})] == [1000] * 15
     rates = {"SGD": 0.05, "HAM": 0.0125, "matched decay": 0.2, "beta alone": 0.05, "alpha alone": 0.0125}
@@ -83,9 +104,8 @@ def test_parts_wait_for_the_rates_of_their_arms_and_go_seed_by_seed() -> None:
     assert [run.seed for run in secondary] == [seed for seed in range(5) for _ in range(11)]
     assert {rate_of(run) for run in secondary if "ham" in run.exp} == {0.0125}
     assert {rate_of(run) for run in secondary if "ham" not in run.exp} == {0.05}
-    del outcomes[PLAN.trial("alpha alone", 0.2)]  # an arm of the primary part alone
-    assert [run.seed for run in PLAN.runs(outcomes)[-55:]] == [run.seed for run in secondary]
-    assert not any(run.exp == "cifar100" and run.seed < 10 for run in PLAN.runs(outcomes))
+    del outcomes[PLAN.trial("alpha alone", 0.2)]
+    assert {run.seed for run in PLAN.runs(outcomes)} == {1000}, "both parts wait for all of tuning"
 
 
 # the runs
@@ -179,6 +199,14 @@ def test_the_page_states_the_plan_that_runs() -> None:
     assert [str(c) for c in secondary.contrasts if c not in against_base] == [
         "random + HAM - random + Sign-In"
     ]
+
+
+def test_the_claims_of_the_page_are_those_of_the_plan() -> None:
+    table = PAGE[PAGE.index("| claim | supported if") :].partition("\n\n")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert rows == [claim.text for claim in PLAN.claims]
+    assert [claim.needed for claim in PLAN.claims] == [1, 1, 1, 3]
+    assert all(len(claim.contrasts) == (4 if "sparse" in claim.text else 1) for claim in PLAN.claims)
 
 
 def test_the_power_that_the_page_promises() -> None:

@@ -138,5 +138,9 @@ def test_a_committed_record_of_a_divergence_counts(sweeps: Sweeps, tmp_path: Pat
     assert sweeps.state(run).kind is Status.DIVERGED
     other = RunSpec("cifar100", 0, demo="cifar16")
     assert sweeps.state(other).kind is Status.NOT_LAUNCHED
+    dirty = {"commit": "c0ffee0", "dirty": True, "argv": []}
+    content = summary(run, status="diverged", reason="nan", epochs=1, provenance=dirty)
+    path.write_text(json.dumps(content))
+    assert sweeps.state(run).kind is Status.NOT_LAUNCHED, "of uncommitted code"
     path.write_text(json.dumps(summary(run, status="diverged", reason="nan", config_hash="0" * 64)))
     assert sweeps.state(run).kind is Status.NOT_LAUNCHED, "it is of another configuration"
