@@ -19,6 +19,7 @@ from ham.data import (
     ImageNetFolder,
 )
 from ham.data.base import RankSampler
+from ham.data.commonsense_tiny import TinyCommonsense
 from ham.data.graph_files import SETS
 
 
@@ -29,7 +30,8 @@ def test_every_data_set_is_registered() -> None:
         "imagenet_ffcv": ImageNetFFCV,
         "imagenet_folder": ImageNetFolder,
     }
-    assert {**images, "commonsense": Commonsense, "graph": Graph} == DATASETS
+    texts = {"commonsense": Commonsense, "commonsense_tiny": TinyCommonsense}
+    assert {**images, **texts, "graph": Graph} == DATASETS
     assert all(issubclass(data, ImageData) for data in images.values())
 
 

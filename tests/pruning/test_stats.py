@@ -102,7 +102,7 @@ def test_small_fractions_count_weights_strictly_below_each_threshold(parameteriz
     masks = MaskSet(prunable_weights(layers))
     expected = {"below_0.0001": 1 / 5, "below_0.001": 2 / 5, "below_0.01": 3 / 5}
     assert small_fractions(masks) == pytest.approx(expected)
-    masks.set({"2.weight": torch.tensor([[False], [True]])})
+    masks.set({"0.weight": torch.ones(1, 3, dtype=torch.bool), "2.weight": torch.tensor([[False], [True]])})
     masks.apply_to_weights_()  # a pruned weight is a zero, below every threshold
     assert small_fractions(masks) == pytest.approx({key: value + 1 / 5 for key, value in expected.items()})
 

@@ -45,7 +45,7 @@ WRONG = [
     ([*DEMO, "optimizer.lr=-1"], ["optimizer.lr", "positive", "-1"]),
     ([*DEMO, "optimizer.momentum=1.5"], ["optimizer.momentum", "[0, 1)", "1.5"]),
     ([*DEMO, "optimizer.schedule.warmup=2"], ["optimizer.schedule", "[0, 1]", "2"]),
-    ([*DEMO, "optimizer.schedule.kind=step"], ["schedule.kind", "triangular", "cosine"]),
+    ([*DEMO, "optimizer.schedule.kind=linearly"], ["schedule.kind", "triangular", "cosine"]),
     ([*DEMO, "optimizer.accumulate=3"], ["optimizer.accumulate=3", "batch_size"]),
     ([*DEIT, "optimizer.betas=[0.9]"], ["betas"]),
     ([*DEIT, "optimizer.betas=[0.9,1]"], ["betas", "[0, 1)"]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ham.data.base import ImageData
 from ham.run.build import build_optimizer, resolve_mask_source
 from ham.run.config import Config, experiments, load
 from pruning import STR, Product, Sparsifier
@@ -23,8 +24,8 @@ def kinds() -> dict[str, Config]:
     every = {name for name in experiments() if "/" not in name}
     names = {re.sub(r"_s(80|95)$", "_s90", OF_NO_KIND.sub("", name)) for name in every}
     assert names <= every
-    configs = {name: load([f"+exp={name}"]) for name in sorted(names)}
-    return {_kind(cfg): cfg for cfg in configs.values()}
+    configs = [load([f"+exp={name}"]) for name in sorted(names)]
+    return {_kind(cfg): cfg for cfg in configs if isinstance(cfg.data, ImageData)}
 
 
 def _kind(cfg: Config) -> tuple[str, ...]:
