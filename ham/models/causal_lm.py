@@ -180,10 +180,15 @@ def _checkpoint_activations(base: Any) -> None:
 
 
 def adapter_digest(model: nn.Module) -> str:
-    """SHA-256 of the LoRA weights, names and values; equal for equal adapters on any device."""
+    """SHA-256 of the LoRA weights, names and values; equal for equal adapters on any device.
+
+    An adapter whose matrices B are all zero, as before training, changes nothing whatever its matrices A are:
+    all such adapters have the digest of the model without an adapter.
+    """
     digest = hashlib.sha256()
-    for name, param in sorted(model.named_parameters()):
-        if "lora_" in name:
+    weights = [(name, param) for name, param in sorted(model.named_parameters()) if "lora_" in name]
+    if any(bool(param.any()) for name, param in weights if "lora_B" in name):
+        for name, param in weights:
             digest.update(f"{name} {tuple(param.shape)}\0".encode())
             digest.update(param.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

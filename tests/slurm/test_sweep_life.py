@@ -119,11 +119,12 @@ def test_finally_everything_is_done(story: Story) -> None:
         assert json.loads((story.log(exp).parent / "summary.json").read_text())["status"] == "done"
 
 
-def test_ranks_on_two_nodes_train_together(slurm: Slurm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exp", ["random_ham_s90", "lora_llama1b_ham"])
+def test_ranks_on_two_nodes_train_together(slurm: Slurm, exp: str, tmp_path: Path) -> None:
     settings = ("--ntasks-per-node=1", f"--output={tmp_path}/job.log")
-    train = ("--nodes=2", "slurm/train.sbatch", "+exp=random_ham_s90", "+demo=tiny", f"runs_dir={tmp_path}")
+    train = ("--nodes=2", "slurm/train.sbatch", f"+exp={exp}", "+demo=tiny", f"runs_dir={tmp_path}")
     job = slurm.sbatch(*settings, *train, MASTER_ADDR="127.0.0.1")  # the fake nodes' names do not resolve
     ended = slurm.wait(job, 120)
     assert ended["JobState"] == "COMPLETED", (tmp_path / "job.log").read_text()
-    summary = json.loads((tmp_path / "random_ham_s90-tiny" / "seed0" / "summary.json").read_text())
+    summary = json.loads((tmp_path / f"{exp}-tiny" / "seed0" / "summary.json").read_text())
     assert summary["provenance"]["ranks"] == 2
