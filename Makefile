@@ -75,5 +75,5 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing torch, what the experiments need and the test tools into $(VENV): 5.5 GB, a few minutes once"
-	$(PIP) -e '.[run,gnn,dev]'
+	$(PIP) -e '.[run,gnn,ogb,dev]'
 	@touch $@

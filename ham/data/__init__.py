@@ -4,12 +4,15 @@ from .base import DATASETS, Batch, Data, DataError, ImageData, Loader, Loaders, 
 from .cifar import Cifar100
 from .commonsense import Commonsense
 from .digits import Digits
+from .graph_set import GraphSet
 from .graphs import Graph, NodeData
 from .imagenet_ffcv import ImageNetFFCV
 from .imagenet_folder import ImageNetFolder
+from .ogbg import OGBG
 
 __all__ = [
     "DATASETS",
+    "OGBG",
     "Batch",
     "Cifar100",
     "Commonsense",
@@ -17,6 +20,7 @@ __all__ = [
     "DataError",
     "Digits",
     "Graph",
+    "GraphSet",
     "ImageData",
     "ImageNetFFCV",
     "ImageNetFolder",

@@ -14,6 +14,12 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The digest of a file of any size. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the digests of these files of `folder`; `sha256sum -c SHA256SUMS` there verifies them."""
     lines = [f"{sha256((folder / name).read_bytes())}  {name}\n" for name in names]

@@ -10,6 +10,7 @@ import torch
 
 from ham.data import (
     DATASETS,
+    OGBG,
     Cifar100,
     Commonsense,
     Digits,
@@ -31,7 +32,7 @@ def test_every_data_set_is_registered() -> None:
         "imagenet_folder": ImageNetFolder,
     }
     texts = {"commonsense": Commonsense, "commonsense_tiny": TinyCommonsense}
-    assert {**images, **texts, "graph": Graph} == DATASETS
+    assert {**images, **texts, "graph": Graph, "ogbg": OGBG} == DATASETS
     assert all(issubclass(data, ImageData) for data in images.values())
 
 

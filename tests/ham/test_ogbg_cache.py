@@ -1,0 +1,197 @@
+"""The cache of what is read of OGB's sets, and who may write it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("ogb", reason="needs pip install -e '.[ogb]'")
+
+from ogbg_files import assert_equal, edit, load, use_ogbg
+
+from ham.data import DataError, ogbg_cache, ogbg_files
+from ham.distributed import World
+from ham.files import lock_file
+
+HIV = "ogbg-molhiv"
+
+
+@pytest.mark.parametrize("name", ogbg_files.SETS)
+def test_the_cache_equals_the_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, name)
+    fresh, lines = load(tmp_path, name, walk_steps=3)
+    assert len(lines) == 1 and lines[0].startswith(f"{name}: reads ")
+    monkeypatch.setattr("ham.data.ogbg.read", None)
+    monkeypatch.setattr("ham.data.ogbg.return_probabilities", None)
+    cached, lines = load(tmp_path, name, walk_steps=3)
+    assert not lines
+    assert_equal(cached, fresh)
+    assert cached.walks.shape == (len(cached.nodes), 3)
+
+
+def cache_files(folder: Path) -> list[Path]:
+    return sorted((folder / "ogbg_molhiv" / "ham_cache").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["torn", "changed", "empty", "no checksum"])
+def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    fresh, _ = load(tmp_path, HIV, walk_steps=2)
+    for path in cache_files(tmp_path):
+        content, sums = path.read_bytes(), path.with_name(f"{path.name}.sha256")
+        changed = {
+            "torn": content[:-5],
+            "changed": content[:-1] + b"\x07",
+            "empty": b"",
+            "no checksum": content,
+        }
+        path.write_bytes(changed[damage])
+        if damage == "no checksum":
+            sums.unlink()
+    again, lines = load(tmp_path, HIV, walk_steps=2)
+    assert sum("is damaged (" in line and "builds it again" in line for line in lines) == 2
+    assert_equal(again, fresh)
+    assert not load(tmp_path, HIV, walk_steps=2)[1]
+
+
+def test_other_raw_files_or_another_version_make_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    first, _ = load(tmp_path, HIV)
+    edit(tmp_path / "ogbg_molhiv/raw/node-feat.csv.gz", lambda rows: rows[0].__setitem__(0, 77))
+    second, lines = load(tmp_path, HIV)
+    assert len(lines) == 1 and second.nodes[0, 0] == 77 != first.nodes[0, 0]
+    monkeypatch.setattr(ogbg_cache.metadata, "version", lambda name: "0")
+    assert len(load(tmp_path, HIV)[1]) == 1
+    assert len(cache_files(tmp_path)) == 3
+
+
+def test_without_a_writable_folder_everything_is_computed_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    fresh, _ = load(tmp_path, HIV, walk_steps=2)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for path in cache_files(tmp_path):
+        path.unlink()
+    monkeypatch.setattr(ogbg_cache, "lock_file", refuse)
+    for _ in range(2):
+        graphs, lines = load(tmp_path, HIV, walk_steps=2)
+        assert_equal(graphs, fresh)
+        start = (
+            f"{tmp_path / 'ogbg_molhiv' / 'ham_cache'} cannot be written to (Permission denied): every run"
+        )
+        assert [line for line in lines if "written" in line] == [
+            f"{start} reads the raw files again",
+            f"{start} computes the random walks again",
+        ]
+    assert not cache_files(tmp_path)
+
+
+def test_a_full_disk_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ogbg_cache, "atomic_write", refuse)
+    graphs, lines = load(tmp_path, HIV, walk_steps=2)
+    assert len(graphs) == 24 and graphs.walks.shape[1] == 2
+    assert [line.partition(" cannot be ")[2] for line in lines if "written" in line] == [
+        "written (No space left on device): every run reads the raw files again",
+        "written (No space left on device): every run computes the random walks again",
+    ]
+
+
+def test_a_second_process_waits_and_reads_what_the_first_one_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    lock, lines, results = lock_file(tmp_path / "set.safetensors.lock"), [], []
+
+    def build() -> dict[str, torch.Tensor]:
+        raise AssertionError("the first process has built it")
+
+    def wait() -> None:
+        results.append(ogbg_cache.load_or_build(path, build, lines.append, "builds"))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    ogbg_cache._store(path, {"walks": torch.ones(3)})
+    lock.close()
+    waiting.join(timeout=30)
+    assert results and results[0]["walks"].tolist() == [1, 1, 1]
+
+
+def test_the_cache_can_be_read_by_whom_the_umask_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    load(tmp_path, HIV)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in cache_files(tmp_path)} == {0o666 & ~umask}
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """As on this one of two ranks; for rank 1, rank 0 has done its part."""
+    monkeypatch.setattr("ham.data.ogbg.world", lambda: World(rank=rank, size=2))
+    monkeypatch.setattr("ham.data.ogbg.on_rank_zero", lambda fn: fn() if rank == 0 else None)
+
+
+def test_each_of_several_ranks_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    fresh, _ = load(tmp_path, HIV, walk_steps=2)
+    for rank in (0, 1):
+        as_rank(monkeypatch, rank)
+        graphs, lines = load(tmp_path, HIV, walk_steps=2)
+        assert not lines
+        assert_equal(graphs, fresh)
+
+
+PREPARE = (
+    "and several ranks do not build it; prepare it first: "
+    "python scripts/prepare_graphs.py ogbg-molhiv --to DIR"
+)
+
+
+@pytest.mark.parametrize(
+    ("walk_steps", "option"), [(0, ""), (20, ""), (2, " --walk-steps 2")], ids=["none", "paper", "other"]
+)
+def test_several_ranks_do_not_build_what_may_take_longer_than_they_wait(
+    walk_steps: int, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    missing = []
+    for prepared in (False, True):
+        with monkeypatch.context() as patch:
+            as_rank(patch, 0)
+            with pytest.raises(DataError) as caught:
+                load(tmp_path, HIV, walk_steps=walk_steps or 20 * prepared)
+        missing.append(str(caught.value))
+        load(tmp_path, HIV)  # in a single process: the graphs without walks
+    for message in missing:
+        assert f" is missing, {PREPARE}" in message and "\n" not in message
+    assert f"--to DIR{option}, with a DIR that can be written to" in missing[0]
+    assert "-walks" not in missing[0] and f"-walks{walk_steps or 20}.safetensors is missing" in missing[1]
+
+
+def test_several_ranks_refuse_a_damaged_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    load(tmp_path, HIV)
+    (path,) = cache_files(tmp_path)
+    path.write_bytes(b"")
+    for rank in (0, 1):
+        with monkeypatch.context() as patch, pytest.raises(DataError) as caught:
+            as_rank(patch, rank)
+            load(tmp_path, HIV)
+        assert f"{path} is damaged (another checksum), {PREPARE}" in str(caught.value)
+    load(tmp_path, HIV)
+    as_rank(monkeypatch, 0)
+    assert not load(tmp_path, HIV)[1]

@@ -1,0 +1,166 @@
+"""scripts/prepare_graphs.py with OGB's sets: the archive, its folder, and what is printed.
+
+A server on this machine takes the place of OGB's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ogb", reason="needs pip install -e '.[ogb]'")
+
+from commands import script
+from ogbg_files import load, use_ogbg
+
+from ham.data import ogbg_download
+from ham.data.checksums import read_sums
+from ham.data.ogbg_sets import SETS
+
+PPA, HIV = "ogbg-ppa", "ogbg-molhiv"
+
+
+@dataclass
+class Server:
+    """What the server sends: `content`, announced as `more` bytes longer. None: it sends nothing."""
+
+    address: str = ""
+    content: bytes | None = b""
+    more: int = 0
+    requests: int = 0
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    state, ended = Server(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.requests += 1
+            if state.content is None:
+                ended.wait(30)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(state.content) + state.more))
+            self.end_headers()
+            self.wfile.write(state.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads = True
+        state.address = f"http://127.0.0.1:{http.server_port}"
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield state
+        ended.set()
+        http.shutdown()
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, server: Server, folder: Path, name: str) -> str:
+    """Let the server have OGB's archive of a small set; returns the address."""
+    facts = use_ogbg(monkeypatch, folder, name)
+    url = f"{server.address}/{Path(facts.url).name}"
+    monkeypatch.setitem(SETS, name, replace(facts, url=url))
+    source, path = folder / facts.folders[0], folder / "archive"
+    with zipfile.ZipFile(path, "w") as file:
+        for member in source.rglob("*.gz"):
+            file.write(member, Path(facts.folders[-1], member.relative_to(source)))
+    server.content = path.read_bytes()
+    return url
+
+
+def prepare(to: Path, *argv: str) -> int:
+    return script("prepare_graphs").main([*argv, "--to", str(to)])
+
+
+def test_the_archive_becomes_a_checked_set_with_a_cache(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = publish(monkeypatch, server, tmp_path / "away", PPA)
+    assert prepare(tmp_path / "to", PPA) == 0
+    digest_line, reading, first = capsys.readouterr().out.splitlines()
+    digest = hashlib.sha256(server.content).hexdigest()
+    assert digest_line == f"ogbg-ppa: {url} has the SHA-256 {digest}"
+    assert reading.startswith("ogbg-ppa: reads ") and first.startswith("ogbg-ppa: 24 graphs, ")
+    assert first.endswith(" edges; train 12, valid 6, test 6; downloaded")
+    assert [path.name for path in (tmp_path / "to" / "graphs").iterdir()] == ["ogbg_ppa"]
+    assert read_sums(tmp_path / "to" / "graphs" / "ogbg_ppa") == {"ogbg_ppi_medium.zip": digest}
+    assert prepare(tmp_path / "to", PPA, PPA) == 0
+    assert capsys.readouterr().out.splitlines() == [first.removesuffix("; downloaded")]
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(("options", "steps"), [((), 20), (("--walk-steps", "3"), 3)], ids=["paper", "other"])
+def test_the_walks_are_prepared_too(
+    options: tuple[str, ...],
+    steps: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_ogbg(monkeypatch, tmp_path / "graphs", HIV)
+    assert prepare(tmp_path, HIV, *options) == 0
+    assert capsys.readouterr().out.endswith(f"; walks of {steps} steps\n")
+    monkeypatch.setattr("ham.data.ogbg.return_probabilities", None)
+    graphs, lines = load(tmp_path / "graphs", HIV, walk_steps=steps)
+    assert graphs.walks.shape[1] == steps and not lines
+
+
+def test_a_negative_number_of_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare(tmp_path, HIV, "--walk-steps", "-1")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("--walk-steps must not be negative, got -1\n")
+
+
+@pytest.mark.parametrize("kind", ["no archive", "too short", "damaged", "silence", "nobody"])
+def test_a_failed_download_leaves_nothing_behind(
+    kind: str,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = publish(monkeypatch, server, tmp_path / "away", PPA)
+    reason = "File is not a zip file"
+    if kind == "no archive":
+        server.content = b"<html>404</html>"
+    elif kind == "too short":
+        server.more, size = 9, len(server.content)
+        reason = f"{size:,} of {size + 9:,} bytes arrived"
+    elif kind == "damaged":
+        start = server.content.index(b"\x1f\x8b")  # of the first file's content
+        server.content = server.content[:start] + b"?" + server.content[start + 1 :]
+        reason = "Bad CRC-32 for file "
+    elif kind == "silence":
+        server.content, reason = None, "timed out"
+        monkeypatch.setattr(ogbg_download, "_TIMEOUT_SECONDS", 0.2)
+    else:
+        url = "http://127.0.0.1:1/ogbg_ppi_medium.zip"
+        monkeypatch.setitem(SETS, PPA, replace(SETS[PPA], url=url))
+        reason = "<urlopen error [Errno 111] Connection refused>"
+    assert prepare(tmp_path / "to", PPA) == 2
+    message, folder = capsys.readouterr().err, tmp_path / "to" / "graphs"
+    assert message.startswith(f"prepare_graphs.py: ogbg-ppa: cannot get {url} ({reason}")
+    end = f"; download it elsewhere and unpack it in {folder}\n"
+    assert message.endswith(end) and message.count("\n") == 1
+    assert not list(folder.iterdir())
+
+
+def test_an_incomplete_folder_is_not_replaced(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "to" / "graphs" / "ogbg_ppa" / "raw"
+    raw.mkdir(parents=True)
+    assert prepare(tmp_path / "to", PPA) == 2
+    assert f"{raw / 'edge.csv.gz'} is missing; move {raw.parent} away" in capsys.readouterr().err
+    assert server.requests == 0
