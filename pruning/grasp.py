@@ -113,13 +113,15 @@ class GraSP(AtInitialization):
         """Prune by the gradient flow of `loss_fn(model(inputs) / temperature, targets)`.
 
         Raises:
-            ValueError: no loss function, fewer batches than `self.batches`, or `fully_shard` has split the
-                weights.
+            ValueError: no loss function, fewer batches than `self.batches`, inputs that are not tensors, or
+                `fully_shard` has split the weights.
         """
         check_not_sharded_yet(self.masks.weights, "GraSP")
         if loss_fn is None:
             raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         data = list(islice(batches, self.batches))
+        if other := [type(inputs).__name__ for inputs, _ in data if not isinstance(inputs, Tensor)]:
+            raise ValueError(f"GraSP needs tensors as inputs, got {other[0]}: choose SNIP")
         if len(data) < self.batches:
             raise ValueError(f"GraSP asks for {self.batches} batches, got {len(data)}: lower its batches")
         self.set_masks(self.select(grasp(self.model, self.masks.weights, data, loss_fn, self.temperature)))

@@ -56,7 +56,7 @@ def magnitude(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def snip(
     model: nn.Module,
     weights: Mapping[str, Weight],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Tensor]],
     loss_fn: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """|sum over batches of dL/dtheta * theta|, which is |dL/dmask| at mask 1 (Lee et al., 2019).
@@ -67,11 +67,12 @@ def snip(
     Args:
         model: maps inputs [N, ...] to outputs.
         weights: name -> prunable weight.
-        batches: of (inputs, targets), used one after the other.
+        batches: of (inputs, targets), used one after the other. Inputs that are an object of another kind,
+            such as a batch of graphs, are not split.
         loss_fn: the mean loss over a batch.
 
     Raises:
-        ValueError: a batch is not a pair of tensors, or a weight is frozen.
+        ValueError: a batch is not a pair of inputs and targets, or a weight is frozen.
     """
     for name, weight in weights.items():
         if not all(p.requires_grad for p in weight.parameters):
@@ -80,10 +81,9 @@ def snip(
     sums = [torch.zeros_like(p) for p in parameters]
     with evaluation_mode(model):
         for batch in batches:
-            inputs, targets = check_pair(batch)
-            for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
-                with torch.enable_grad(), torch.autocast(part.device.type, enabled=False):
-                    loss = loss_fn(model(part), labels) * (len(part) / len(inputs))
+            for part, labels, share in _in_parts(*check_pair(batch)):
+                with torch.enable_grad(), torch.autocast(labels.device.type, enabled=False):
+                    loss = loss_fn(model(part), labels) * share
                     # not loss.backward(), which would change p.grad and run DistributedDataParallel's hooks
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -97,9 +97,19 @@ def snip(
     return scores
 
 
-def check_pair(batch: Any) -> tuple[Tensor, Any]:
+def _in_parts(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor, float]]:
+    """Inputs, targets and share in the batch's mean of at most 128 samples; only tensors are split."""
+    if not isinstance(inputs, Tensor):
+        yield inputs, targets, 1.0
+        return
+    for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
+        yield part, labels, len(part) / len(inputs)
+
+
+def check_pair(batch: Any) -> tuple[Any, Any]:
     """The inputs and the targets of a batch. Raises ValueError where it is not such a pair."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or isinstance(batch[0], str | bytes | int | float | Mapping | Sequence):
         kind = (
             f"{type(batch).__name__} of {len(batch)}"
             if isinstance(batch, tuple | list)

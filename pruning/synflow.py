@@ -46,10 +46,11 @@ class SynFlow(AtInitialization):
         if first is None:
             raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")
         inputs, _ = check_pair(first)
-        if not inputs.is_floating_point():
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
             raise ValueError(
                 "SynFlow feeds ones through the network and needs floating-point inputs, got "
-                f"{inputs.dtype}: choose SNIP or RandomPruning for token ids"
+                f"{kind}: choose SNIP or RandomPruning"
             )
         shape = (1, *inputs.shape[1:])
         total = sum(w.numel() for w in self.masks.weights.values())

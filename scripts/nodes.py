@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.grid and set(args.methods) != {"base", "ham", "nham"}:
         parser.error("--grid with --methods was removed: use sweep.py --grid EXP --only TEXT")
     names = [f"/{name.replace('-', '_')}_{arch}" for name in args.sets for arch in args.archs]
-    bases = [exp for name in names for exp in search_grid.bases() if exp.endswith(name)]
+    bases = [exp for name in names for exp in search_grid.node_bases() if exp.endswith(name)]
     if args.seeds is not None and args.seeds < 1:
         parser.error("--seeds must be at least 1")
     if not bases:

@@ -121,12 +121,11 @@ class _Dropout(torch.autograd.Function):
         random_words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
         draws = random_words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
         threshold = round(probability * _LEVELS)
-        kept = draws >= threshold - _LEVELS // 2
-        ctx.scale = _LEVELS / (_LEVELS - threshold)
-        ctx.save_for_backward(kept)
-        return (x * kept).mul_(ctx.scale)
+        factors = (draws >= threshold - _LEVELS // 2).to(x.dtype).mul_(_LEVELS / (_LEVELS - threshold))
+        ctx.save_for_backward(factors)
+        return x * factors
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return (gradient * kept).mul_(ctx.scale), None
+        (factors,) = ctx.saved_tensors
+        return gradient * factors, None

@@ -18,17 +18,25 @@ class Csr:
         columns: int64 [entries], the column of each entry.
         values: [entries].
         width: number of columns.
+        transpose: the transposed matrix, for the backward pass; computed from the others if not given.
     """
 
-    def __init__(self, row_starts: Tensor, columns: Tensor, values: Tensor, width: int) -> None:
+    def __init__(
+        self, row_starts: Tensor, columns: Tensor, values: Tensor, width: int, transpose: Csr | None = None
+    ) -> None:
         self.row_starts, self.columns, self.values = row_starts, columns, values
-        self.shape = (len(row_starts) - 1, width)
+        self.shape, self.transpose = (len(row_starts) - 1, width), transpose
 
     @classmethod
     def from_entries(cls, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Csr:
         """Build from entries in any order."""
         order = (rows * shape[1] + columns).argsort(stable=True)
         return cls(starts(rows, shape[0]), columns[order], values[order], shape[1])
+
+    def to(self, device: torch.device) -> Csr:
+        """This matrix on a device; the copy does not wait for it."""
+        tensors = (to_device(t, device) for t in (self.row_starts, self.columns, self.values))
+        return Csr(*tensors, self.shape[1], self.transpose and self.transpose.to(device))
 
     @cached_property
     def rows(self) -> Tensor:
@@ -68,7 +76,7 @@ class Csr:
 
     @cached_property
     def _transposed_tensor(self) -> Tensor:
-        return self.transposed()
+        return self.transpose.tensor() if self.transpose else self.transposed()
 
     def head(self, rows: int, width: int | None = None) -> Csr:
         """The first rows; with `width`, also only the first columns, which must contain all their entries."""
@@ -98,6 +106,13 @@ class Csr:
     def __matmul__(self, dense: Tensor) -> Tensor:
         """[rows, columns] @ [columns, channels] -> [rows, channels]; differentiable in `dense`."""
         return _Product.apply(dense, self)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for, from pinned memory; itself if it is there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def starts(rows: Tensor, count: int) -> Tensor:

@@ -202,11 +202,12 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
 
 
 def _is_grid_point(summary: Any) -> bool:
-    """Is it an altered run of an experiment with a search grid? A grid has one record for all its runs."""
+    """Is it an altered run of a search in node classification, which has one record for all its runs?"""
     if not isinstance(summary, dict) or summary.get("overridden") is not True:
         return False
-    suffixes = ("", *(f"_{method}" for method in search_grid.PAIRS))
-    return summary.get("exp") in [base + suffix for base in search_grid.bases() for suffix in suffixes]
+    searched = {base: search_grid.methods(base) for base in search_grid.node_bases()}
+    exps = (f"{base}_{method}" for base, methods in searched.items() for method in methods)
+    return summary.get("exp") in [*searched, *exps]
 
 
 def _lacks_epochs(path: Path, run: RunSpec, result: CollectResult) -> bool:

@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from . import captions, plan
 from .spec import RunSpec, canonical
 
-NOT_IMPLEMENTED = {  # table -> title and number of cells; no experiment exists
-    "table12": ("Graph classification, best validation metric in percent", 8),
-}
 _HEAD = """\
 # Coverage of the paper's tables and figures
 
@@ -129,10 +126,6 @@ def _rows(counts: Mapping[str, Coverage], simulated: Collection[str] | None) -> 
     rows = {name: _texts(count) for name, count in tables.items()}
     shown = {name: _texts(count) for name, count in figures.items()}
     if simulated is not None:
-        rows |= {
-            name: (label_of(name), title, "0", "0", str(cells), "-", "not implemented")
-            for name, (title, cells) in NOT_IMPLEMENTED.items()
-        }
         shown |= {
             name: (label_of(name), title, *("-",) * 4, "simulated" if name in simulated else "not run")
             for name, (title, _) in captions.THEORY.items()

@@ -22,7 +22,6 @@ from .validation import InvalidRecord, check_code, is_number, strip_paths
 
 FOLDER = RESULTS / "node_grid"
 _MAX_SEEDS = 12  # whose 2^seeds sign flips are enumerated
-_PAIRS = ((0, 0), *(pair for pairs in search_grid.PAIRS.values() for pair in pairs))
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,22 @@ def record_path(base: str, folder: Path = FOLDER) -> Path:
 
 
 def record_all(runs: Path, folder: Path = FOLDER) -> list[str]:
-    """Record every grid that has altered runs in `runs`; returns a line for each incomplete grid.
+    """Record every grid that has altered runs in `runs`; returns a line for each one left out.
+
+    Searches in graph classification are left out: scripts/collect.py records each of their runs.
 
     Raises:
         PlanError: configs/lock.json is out of date.
         OSError: a record cannot be written.
     """
     problems = []
+    with_record = search_grid.node_bases()
     for base in search_grid.bases():
-        if not any(any(runs.glob(f"{base}_{method}-*/seed*/summary.json")) for method in search_grid.PAIRS):
+        altered = (runs.glob(f"{base}_{method}-*/seed*/summary.json") for method in search_grid.methods(base))
+        if not any(map(any, altered)):
+            continue
+        if base not in with_record:
+            problems.append(f"{base}: it is not of node classification: scripts/collect.py records its runs")
             continue
         path = record_path(base, folder)
         try:
@@ -109,7 +115,7 @@ def collect(base: str, runs: Path) -> Grid:
         raise InvalidRecord(f"{len(missing)} of {len(specs)} runs are not done, such as {missing[0]}")
     provenances: list[dict[str, Any]] = []
     by_pair: dict[tuple[float, float], list[dict[str, Any]]] = {}
-    for pair, summary in zip(_PAIRS * len(seeds), summaries, strict=True):
+    for pair, summary in zip(search_grid.pairs(base) * len(seeds), summaries, strict=True):
         by_pair.setdefault(pair, []).append(summary)
         provenance = _provenance(summary)
         if provenance not in provenances:
@@ -163,17 +169,18 @@ def read(path: Path) -> Grid:
 
 def _check(grid: Grid) -> None:
     """Raise InvalidRecord, KeyError, TypeError unless points, seeds and provenance are complete."""
-    pairs = [(point.alpha, point.beta) for point in grid.points]
-    if pairs[:1] != [(0, 0)] or sorted(pairs) != sorted(_PAIRS):
+    if grid.exp not in search_grid.node_bases():
+        raise InvalidRecord(f"{grid.exp} has no search in node classification: delete the record")
+    pairs, expected = [(point.alpha, point.beta) for point in grid.points], search_grid.pairs(grid.exp)
+    if pairs[:1] != [(0, 0)] or sorted(pairs) != sorted(expected):
         raise InvalidRecord("its pairs are not those of the search: collect it again with --runs")
-    if grid.exp not in search_grid.bases():
-        raise InvalidRecord(f"{grid.exp} has no search: delete the record")
     if grid.seeds != search_grid.seeds()[grid.exp]:
         raise InvalidRecord("its number of seeds is not the paper's: collect it again with --runs")
     if missing := {"name", "metric", "nodes"} - grid.graph.keys():
         raise InvalidRecord(f"its graph has no {min(missing)}: collect it again with --runs")
     hashes = {
-        pair: run.info.config_hash for pair, run in zip(_PAIRS, search_grid.runs(grid.exp, [0]), strict=True)
+        pair: run.info.config_hash
+        for pair, run in zip(expected, search_grid.runs(grid.exp, [0]), strict=True)
     }
     for point in grid.points:
         values = (*point.valid, *point.test)

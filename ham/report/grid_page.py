@@ -53,7 +53,7 @@ def read_grids(folder: Path = FOLDER) -> list[Grid]:
 
 def page(grids: Sequence[Grid]) -> str:
     """The page as markdown."""
-    rows = [search_row(grid, method) for grid in grids for method in search_grid.PAIRS]
+    rows = [search_row(grid, method) for grid in grids for method in search_grid.methods(grid.exp)]
     squares = [line for grid in grids for line in gains_table(grid)]
     return _HEAD + "\n".join([*rows, *squares]) + "\n"
 

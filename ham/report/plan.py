@@ -51,7 +51,8 @@ class Table:
     """A table of the paper, or a control that the paper lacks (name control_*).
 
     `note` is printed, `caption` says what the table shows to a reader who has only this table. `facts` are
-    rows of numbers about the columns, such as the sizes of graphs.
+    rows of numbers about the columns, such as the sizes of graphs. `search` has the methods whose (alpha,
+    beta) the paper searched for, see `ham.report.search_grid`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Table:
     note: str = ""
     caption: str = ""
     facts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    search: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
@@ -167,7 +169,10 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     facts = {label: tuple(values) for label, values in content.get("facts", {}).items()}
     if any(len(values) != len(columns) for values in facts.values()):
         raise ValueError(f"facts need a value for each of the {len(columns)} columns")
-    return Table(name, content["title"], columns, rows, seeds, *texts, facts)
+    search = content.get("search", [])
+    if not isinstance(search, list):
+        raise ValueError(f"search must be a list of methods, got {search!r}")
+    return Table(name, content["title"], columns, rows, seeds, *texts, facts, tuple(search))
 
 
 def figure(name: str) -> Figure:

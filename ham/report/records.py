@@ -4,6 +4,7 @@
     results/runs/<name>/seed<k>.metrics.jsonl   one line per epoch
     results/demo/<exp>/seed<k>.json             scaled down to the digits
     results/cifar16/<name>/seed<k>.json         scaled down to CIFAR-100 at 16 px, with its epochs as above
+    results/epochs20/<exp>/seed<k>.json         graph classification for 20 epochs
     .../seed<k>.diverged.json                   a run that ended with nan or inf, with the reason
 
 A record is a run's summary without bulk and without paths, see validation.py. collect.py writes records;

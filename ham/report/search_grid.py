@@ -1,16 +1,15 @@
-"""The search for (alpha, beta) of Tables 16 and 19: the pairs, and the runs of each experiment's search."""
+"""The searches for (alpha, beta) of Tables 13, 16 and 19: their pairs, and the runs of each experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
-import yaml
-
 from . import plan
-from .spec import RunSpec
+from .spec import CONFIGS, PlanError, RunSpec, reading
 
-# the paper's tuning range (App. G.6.2), and its mirror image for alpha < 0
+# the paper's tuning range (App. G.6.1, G.6.2), and its mirror image for alpha < 0
 _ALPHAS, _BETAS = (1, 10, 100, 200), (0, 0.01, 0.1)
 PAIRS: dict[str, tuple[tuple[float, float], ...]] = {
     "ham": (
@@ -22,18 +21,61 @@ PAIRS: dict[str, tuple[tuple[float, float], ...]] = {
 """Method, which is also the suffix of its experiments -> its pairs (alpha, beta)."""
 
 
-@cache
-def seeds() -> dict[str, tuple[int, ...]]:
-    """Base experiment -> its seeds, as many as the paper has runs.
+@dataclass(frozen=True)
+class Search:
+    """The search of a base experiment.
 
-    A base is an experiment of the tables that has siblings <exp>_ham and <exp>_nham there.
+    Args:
+        methods: keys of `PAIRS`.
+        seeds: as many as the paper has runs.
     """
-    shown: dict[str, tuple[int, ...]] = {}
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@cache
+def searches() -> dict[str, Search]:
+    """Base experiment -> its search, in the order of the tables.
+
+    A base is an experiment of a table with the key `search` that has siblings <exp>_<method> there, one for
+    each method of that key.
+
+    Raises:
+        PlanError: a table names an unknown method, or has no base.
+    """
+    known: dict[str, Search] = {}
     for name in plan.tables():
         table = plan.table(name)
-        for cell in table.cells:
-            shown.setdefault(cell.exp, cell.seeds or table.seeds)
-    return {exp: own for exp, own in shown.items() if {f"{exp}_{method}" for method in PAIRS} <= shown.keys()}
+        if unknown := [method for method in table.search if method not in PAIRS]:
+            raise PlanError(
+                f"configs/tables/{name}.yaml: unknown search {unknown[0]!r}: choose from {', '.join(PAIRS)}"
+            )
+        for exp, seeds in _bases(table).items():
+            known.setdefault(exp, Search(table.search, seeds))
+    return known
+
+
+def _bases(table: plan.Table) -> dict[str, tuple[int, ...]]:
+    """The bases of a table, and their seeds."""
+    if not table.search:
+        return {}
+    shown: dict[str, tuple[int, ...]] = {}
+    for cell in table.cells:
+        shown.setdefault(cell.exp, cell.seeds or table.seeds)
+    siblings = {exp: {f"{exp}_{method}" for method in table.search} for exp in shown}
+    bases = {exp: seeds for exp, seeds in shown.items() if siblings[exp] <= shown.keys()}
+    if not bases:
+        raise PlanError(
+            f"configs/tables/{table.name}.yaml: no experiment has siblings _{', _'.join(table.search)}: "
+            "remove search"
+        )
+    return bases
+
+
+def seeds() -> dict[str, tuple[int, ...]]:
+    """Base experiment -> its seeds, as many as the paper has runs."""
+    return {exp: search.seeds for exp, search in searches().items()}
 
 
 def bases() -> list[str]:
@@ -41,11 +83,38 @@ def bases() -> list[str]:
     return list(seeds())
 
 
+def node_bases() -> list[str]:
+    """The bases whose runs share one record, results/node_grid/<set>_<arch>.json.
+
+    The runs of the others, which take hours each, have records of their own. Raises PlanError.
+    """
+    return [base for base in bases() if RunSpec(base, 0).info.task == "nodes"]
+
+
+def methods(base: str) -> tuple[str, ...]:
+    """The methods of a base's search, which are also the suffixes of its siblings."""
+    return searches()[base].methods
+
+
+def pairs(base: str) -> list[tuple[float, float]]:
+    """The pairs of a base's runs of one seed, in the order of `runs`; (0, 0) is the base."""
+    return [(0, 0), *(pair for method in methods(base) for pair in PAIRS[method])]
+
+
 @cache
 def published(exp: str) -> tuple[float, float]:
-    """The (alpha, beta) of an experiment, Tables 16 and 19."""
-    ham = yaml.safe_load((plan.CONFIGS / "exp" / f"{exp}.yaml").read_text())["ham"]
-    return ham["alpha"], ham["beta"]
+    """The (alpha, beta) of an experiment, Tables 13, 16 and 19.
+
+    They are in the experiment's file, or in the file of configs/ham that it selects. Raises PlanError.
+    """
+    path = CONFIGS / "exp" / f"{exp}.yaml"
+    with reading(path):
+        content = plan.read_yaml(path)
+        groups = {key: value for entry in content["defaults"] for key, value in entry.items()}
+        selected = groups.get("override /ham")
+        values = plan.read_yaml(CONFIGS / "ham" / f"{selected}.yaml") if selected else {}
+        values = values | content.get("ham", {})
+        return float(values["alpha"]), float(values["beta"])
 
 
 def run(base: str, method: str, pair: tuple[float, float], seed: int) -> RunSpec:
@@ -58,9 +127,9 @@ def run(base: str, method: str, pair: tuple[float, float], seed: int) -> RunSpec
 
 def runs(base: str, seeds: Sequence[int]) -> list[RunSpec]:
     """The runs of a search, seed by seed: the base, then every pair."""
-    pairs = [(method, pair) for method in PAIRS for pair in PAIRS[method]]
+    altered = [(method, pair) for method in methods(base) for pair in PAIRS[method]]
     return [
         spec
         for seed in seeds
-        for spec in [RunSpec(base, seed), *(run(base, method, pair, seed) for method, pair in pairs)]
+        for spec in [RunSpec(base, seed), *(run(base, method, pair, seed) for method, pair in altered)]
     ]

@@ -44,7 +44,7 @@ class RunInfo:
     """Facts of a run, equal for every seed.
 
     Args:
-        task: name of what it learns, "images" or "nodes".
+        task: name of what it learns, such as "images" or "nodes".
         config_hash: identity of its configuration, `ham.run.config.config_hash`.
         base: its row of the paper's Table 5, a file of configs/base.
         epochs: how many.
@@ -169,7 +169,7 @@ def _lock_content() -> dict[str, Any]:
 
 
 def configs_digest() -> str:
-    """SHA-256 of the configurations, without tables/, which only says where runs are shown."""
+    """SHA-256 of the configurations, without tables/, whose missing runs `RunSpec.info` reports."""
     digest = sha256()
     for path in sorted(CONFIGS.rglob("*.yaml")):
         if path.parent.name != "tables":

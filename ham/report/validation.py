@@ -16,7 +16,7 @@ DEMOS = tuple(SCALES)  # scales whose runs may become records; the accuracy of t
 
 _FIELDS = (
     *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
-    *("graph", "ham", "checkpoint", "answers", "metrics", "sparsity", "timing", "provenance"),
+    *("graph", "graphs", "ham", "checkpoint", "answers", "metrics", "sparsity", "timing", "provenance"),
 )
 _PROVENANCE = (
     *("commit", "dirty", "python", "versions", "hardware", "threads", "ranks", "slurm_job", "argv"),
@@ -176,7 +176,8 @@ def _identify(summary: dict[str, Any]) -> RunSpec:
     specs = [spec.split() for spec, info in known.items() if info.config_hash == config_hash and " " in spec]
     if not specs:
         raise InvalidRecord(
-            "its values were altered on the command line and no figure or study has them: see train.py --list"
+            "its values were altered on the command line and no figure, search or study has them: "
+            "see train.py --list"
         )
     own, *overrides = min(specs, key=lambda spec: spec[0] != exp)
     return RunSpec(own, seed, tuple(overrides), demo)

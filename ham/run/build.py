@@ -58,7 +58,7 @@ def build(
         ham = build_ham(cfg, optimizer, sparsifier)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    factor = cfg.optimizer.schedule.factor(cfg.epochs * task.steps_per_epoch)
+    factor = cfg.optimizer.schedule.factor(cfg.epochs, task.steps_per_epoch)
     scheduler = LambdaLR(optimizer, factor)
     if sparsifier.uses_gradients(0):  # masks are updated at step 0, where no optimizer step is taken
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
@@ -175,8 +175,8 @@ def _check_world_size(cfg: Config, world_size: int) -> None:
             f"batch_size={cfg.batch_size} does not divide into {world_size} processes x "
             f"{cfg.optimizer.accumulate} parts: use another number of processes, or batch_size={nearest}"
         )
-    if (images := cfg.batch_size // parts) < cfg.model.min_batch_size:
+    if (samples := cfg.batch_size // parts) < cfg.model.min_batch_size:
         raise ConfigError(
-            f"BatchNorm needs {cfg.model.min_batch_size} images at once, got {images} on each of "
+            f"BatchNorm needs {cfg.model.min_batch_size} samples at once, got {samples} on each of "
             f"{world_size} processes: start fewer of them"
         )

@@ -74,7 +74,7 @@ def calibrate_str(
 def _lr_sum(cfg: Config) -> float:
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=torch.device("cpu"))
     steps = cfg.epochs * len(loaders.train)
-    factor = cfg.optimizer.schedule.factor(steps)
+    factor = cfg.optimizer.schedule.factor(cfg.epochs, len(loaders.train))
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 

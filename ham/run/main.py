@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from ham import distributed
 from ham.data import derived_seed
@@ -127,7 +126,7 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     )
     if state is None:
         try:
-            run.sparsifier.initialize(run.task.initialization_batches(), F.cross_entropy)
+            run.sparsifier.initialize(run.task.initialization_batches(), run.task.initialization_loss)
         except ValueError as error:  # such as SNIP's, where the data have too few batches
             raise ConfigError(str(error)) from error
         run.flips.begin()

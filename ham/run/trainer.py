@@ -56,14 +56,14 @@ def build_trainer(
         decay=str(cfg.optimizer.decay),
     )
     optimizer = optimizer_of(cfg.optimizer, groups)
-    steps = cfg.epochs * steps_per_epoch(len(train), cfg)
+    factor = cfg.optimizer.schedule.factor(cfg.epochs, steps_per_epoch(len(train), cfg))
     trainer = Trainer(
         model=model,
         args=arguments,
         data_collator=collate,
         train_dataset=train,
         eval_dataset=valid or None,
-        optimizers=(optimizer, LambdaLR(optimizer, cfg.optimizer.schedule.factor(steps))),
+        optimizers=(optimizer, LambdaLR(optimizer, factor)),
         callbacks=[*ham_callbacks(cfg), callback],
     )
     trainer.remove_callback(PrinterCallback)

@@ -71,7 +71,8 @@ def _entry(name: str, entry: Any) -> Resources:
 
 def resource_class(run: RunSpec) -> str:
     """Name of a run's resource class. Raises SweepError if slurm/resources.yaml lacks it."""
-    name = run.info.base.partition("/")[0]  # node/cora_gcn has class node
+    family, _, name = run.info.base.partition("/")  # node/cora_gcn has class node, graph/ogbg_ppa its own
+    name = name if name in resources() else family
     if run.demo:
         name = run.demo if run.demo in resources() else "demo"
     if name not in resources():

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ham.data import Data
 from ham.models import Model
@@ -125,13 +126,38 @@ class Task(TaskFacts):
     def evaluate(self, run: Progress) -> Metrics:
         """Metrics on held-out data after an epoch; a collective. The model's mode stays as it is."""
 
-    def initialization_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def initialization_batches(self) -> Iterable[tuple[Any, Tensor]]:
         """Batches of (inputs, labels) for methods that prune at initialization."""
         return ()
+
+    def initialization_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of the network's outputs over such a batch."""
+        return F.cross_entropy(outputs, labels)
 
     @abstractmethod
     def summarize(self, run: Progress) -> Metrics:
         """The task's part of summary.json: `metrics`, `sparsity` and what else describes the result."""
+
+
+def sparsity_of(sparsifier: Any) -> Metrics:
+    """The `sparsity` of summary.json: target, share of zeros, kept and all weights, share by layer."""
+    counts = list(sparsifier.counts())
+    return {
+        "target": getattr(sparsifier, "sparsity", 0.0),
+        "overall": sparsifier.achieved_sparsity(),
+        "kept": sum(kept for _, kept, _ in counts),
+        "total": sum(total for _, _, total in counts),
+        "layers": {name: 1 - kept / total for name, kept, total in counts},
+    }
+
+
+def describe_sparsity(sparsity: Metrics) -> str:
+    """A line for the reader about `sparsity_of`."""
+    return (
+        f"sparsity     {100 * sparsity['overall']:.2f} %   "
+        f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; "
+        f"target {100 * sparsity['target']:g} %)"
+    )
 
 
 TASKS: dict[type[Data], type[TaskFacts]] = {}

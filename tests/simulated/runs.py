@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import graph_files
+import ogbg_files
 import pytest
 import torch
 from cells import Around
 from recorder import Outcome, Recorder
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ham.data import graphs
 from ham.models import receptive, sparse
@@ -24,6 +27,8 @@ from ham.run.config import config_hash, load
 from ham.run.logger import RunLogger
 from ham.run.metrics import EpochMetrics
 from ham.run.state import Run
+from ham.tasks.graph_batches import GraphTensors
+from ham.tasks.graphs import GraphClassification
 
 IMAGES = ["+demo=tiny", "batch_size=700", "epochs=2", "checkpoint.minutes=0", "flips_every=1"]
 """Two epochs of two steps; a checkpoint after each step."""
@@ -41,9 +46,16 @@ RUNS = {
 }
 """Experiment -> what it changes. A run of each task, model family and kind of sparsifier."""
 
+has_ogb = find_spec("ogb") is not None
+if has_ogb:
+    RUNS["graph/ogbg_ppa_ham"] = [
+        *("model.hidden=24", "model.layers=1", "batch_size=6", "epochs=2", "compute.threads=1"),
+        "checkpoint.minutes=0",
+    ]
+
 
 class GraphFiles:
-    """$HAM_DATA with a small graph in the format of chameleon, while the object is entered."""
+    """$HAM_DATA with a small graph in the format of chameleon, and a small set in that of ogbg-ppa."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.changes = folder, pytest.MonkeyPatch()
@@ -54,6 +66,8 @@ class GraphFiles:
         self.changes.setenv("HAM_DATA", str(self.folder))
         graphs._read.cache_clear()
         graphs._read("chameleon", self.folder / "graphs")  # numpy reads it: on the simulated device it cannot
+        if has_ogb:
+            ogbg_files.use_ogbg(self.changes, self.folder / "graphs", "ogbg-ppa")
 
     def __exit__(self, *error: object) -> None:
         graphs._read.cache_clear()
@@ -168,7 +182,22 @@ def graph_stand_ins() -> ExitStack:
     ) -> tuple[Tensor, list[int]]:
         return torch.arange(count, device=edges.device), [count] * (layers + 1)
 
+    def on_the_cpu(function: Callable) -> Callable:
+        """Batches are put together of real tensors on the CPU, where values may be read."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with unset_fake_temporarily():
+                result = function(*args, **kwargs)
+                return iter(list(result)) if isinstance(result, Iterator) else result
+
+        return call
+
     stack = ExitStack()
+    load_set = on_the_cpu(GraphClassification.load.__func__)
+    stack.enter_context(patch.object(GraphClassification, "load", classmethod(load_set)))
+    for owner, name in ((GraphClassification, "batches"), (GraphTensors, "batch")):
+        stack.enter_context(patch.object(owner, name, on_the_cpu(getattr(owner, name))))
+    stack.enter_context(patch("ham.tasks.graphs.score", lambda *args, **kwargs: 50.0))
     csr = lambda starts, columns, values, size: FakeCsr((starts, columns, values), size)  # noqa: E731
     stack.enter_context(patch.object(sparse, "_csr", csr))
     stack.enter_context(patch.object(receptive, "_closure", all_nodes))

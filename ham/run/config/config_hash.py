@@ -34,6 +34,7 @@ _HASH_DEFAULTS = {
     "optimizer.schedule.gamma": None,
     "optimizer.schedule.warmup_steps": None,
     "optimizer.schedule.until": 1.0,
+    "optimizer.schedule.per_epoch": False,
     "compute.sync_bn": False,
     "data.min_crop": 0.08,
     "data.per_class": 0,

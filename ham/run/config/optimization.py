@@ -76,6 +76,7 @@ class ScheduleConfig:
         warmup_steps: number of steps over which the rate rises from 0; with kind=linear.
         until: share of the run's steps over which the schedule takes place; its last factor holds afterwards.
             With 0.9, spred prunes a network that was trained to a rate of 0.
+        per_epoch: the rate changes after each epoch instead of after each step.
     """
 
     kind: Schedule = Schedule.triangular
@@ -85,17 +86,24 @@ class ScheduleConfig:
     gamma: float | None = None
     warmup_steps: int | None = None
     until: float = 1.0
+    per_epoch: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError on options of another schedule, and on values that the schedule refuses."""
-        self.factor(1)
+        self.factor(1, 1)
 
-    def factor(self, total_steps: int) -> Callable[[int], float]:
+    def factor(self, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
         """Factor of the learning rate by step.
 
         Raises:
             ValueError: an option of another schedule is set, or a value is out of range.
         """
+        if not self.per_epoch:
+            return self._shape(epochs * steps_per_epoch)
+        of_epoch = self._shape(epochs)
+        return lambda step: of_epoch(step // steps_per_epoch)
+
+    def _shape(self, total_steps: int) -> Callable[[int], float]:
         schedule, options = _SCHEDULES[self.kind]
         given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
         for name in (*given, *(["until"] if self.until != 1 else [])):

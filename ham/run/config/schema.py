@@ -152,7 +152,7 @@ class Config:
         part = self.batch_size // accumulate
         require(
             part >= self.model.min_batch_size,
-            f"BatchNorm needs {self.model.min_batch_size} images at once, got {part}: "
+            f"BatchNorm needs {self.model.min_batch_size} samples at once, got {part}: "
             "raise batch_size or lower optimizer.accumulate",
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from commands import script
 
-from ham.report import collect, records
+from ham.report import collect, grid, records, search_grid
 from ham.report.spec import RunSpec
 from ham.sweep.archive import pack
 
@@ -151,6 +151,25 @@ def test_runs_of_search_grids_are_counted_and_not_recorded(tmp_path: Path, run: 
     assert "runs of search grids (recorded by scripts/node_grid.py): 1" in out
     (folder / "summary.json").write_text(json.dumps(summary | {"overridden": False}))  # and incomplete
     assert run(tmp_path / "runs")[0] == 1
+
+
+def test_runs_of_a_search_in_graph_classification_have_records_of_their_own(
+    tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    """Each takes hours; scripts/node_grid.py names them and leaves them out."""
+    point = search_grid.run("graph/ogbg_molhiv", "ham", (10, 0.01), 2)
+    metrics = {"valid_best": 82.0, "valid_last": 80.0, "test_at_best": 75.0}
+    folder = finish_run(point, graphs={"name": "ogbg-molhiv"}, metrics=metrics)
+    lines = [{"epoch": epoch, "valid": 80.0} for epoch in range(100)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    status, out, err = run(tmp_path / "runs")
+    assert (status, err) == (0, []) and "new records: 1" in out and "search grids" not in out
+    (record,) = records.read_all(results=tmp_path / "results")[0].values()
+    assert record.run == point and record.path.parent.name == folder.parent.name
+    (problem,) = grid.record_all(tmp_path / "runs", tmp_path / "grids")
+    assert problem == (
+        "graph/ogbg_molhiv: it is not of node classification: scripts/collect.py records its runs"
+    )
 
 
 def test_an_archive_is_read_without_being_extracted(tmp_path: Path, finish_run: Any, run: Any) -> None:

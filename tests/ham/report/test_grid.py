@@ -23,7 +23,7 @@ from ham.report.grid_page import PAGE, page
 from ham.report.spec import RunSpec, canonical
 
 EXP = "node/cora_sage"
-PAIRS = [(0, 0), *(pair for pairs in search_grid.PAIRS.values() for pair in pairs)]
+PAIRS = search_grid.pairs(EXP)
 COMMAND = script("node_grid")
 PROVENANCE = {"commit": "a" * 40, "dirty": False, "hardware": {"cpu": "x"}, "versions": {"torch": "2"}}
 
@@ -216,7 +216,8 @@ def test_the_committed_page_is_that_of_the_committed_grids(tmp_path: Path) -> No
 @pytest.fixture
 def searched(tmp_path: Path, make_summary: Callable[..., dict], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run directories of the search of EXP with seeds 3 and 4, without committed records; returns them."""
-    monkeypatch.setattr(search_grid, "seeds", lambda: {EXP: (3, 4)})
+    search = replace(search_grid.searches()[EXP], seeds=(3, 4))
+    monkeypatch.setattr(search_grid, "searches", lambda: {EXP: search})
     monkeypatch.setattr(grid_records, "path_of", lambda run: tmp_path / "nothing is committed")
     graph = {"name": "cora", "metric": "accuracy", "nodes": {"train": 140, "valid": 500, "test": 1000}}
     for number, run in enumerate(search_grid.runs(EXP, (3, 4))):

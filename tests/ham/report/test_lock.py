@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ham.report import search_grid
-from ham.report.plan import figure
-from ham.report.spec import LOCK, RunSpec, lock, tasks
+from ham.report import plan, search_grid
+from ham.report.plan import figure, table
+from ham.report.spec import LOCK, PlanError, RunSpec, lock, tasks
 from ham.run.config import config_hash, load
 from ham.run.main import run_directory
 
@@ -17,6 +17,7 @@ ALTERED = [
     search_grid.run("node/cora_sage", "ham", (1, 0.01), 0),
     search_grid.run("node/squirrel_gat", "nham", (-100, 0), 0),
     search_grid.run("node/pubmed_gcn", "ham", (0, 0.1), 0),
+    search_grid.run("graph/ogbg_code2", "ham", (100, 0.1), 0),
     next(run for run in figure("11").points.values() if run.overrides),
 ]
 
@@ -30,22 +31,69 @@ def test_altered_runs_have_the_hash_and_directory_of_their_command_line(run: Run
 
 
 def test_every_run_of_every_search_is_known() -> None:
+    """25 pairs, beta alone and the base in node classification; no negative alpha in graph classification."""
     bases = search_grid.bases()
-    assert len(bases) == 39 and set(bases) <= set(lock()[""])
+    assert len(bases) == 43 and set(bases) <= set(lock()[""])
     for base in bases:
+        is_node = base.startswith("node/")
+        methods = ("ham", "nham") if is_node else ("ham",)
+        count = 27 if is_node else 15
         runs = search_grid.runs(base, (0, 1))
-        assert len({run.info.config_hash for run in runs}) == 27 and len({*runs}) == 54
+        assert search_grid.methods(base) == methods and len(search_grid.pairs(base)) == count
+        assert len({run.info.config_hash for run in runs}) == count and len({*runs}) == 2 * count
         assert [run.exp for run in runs if not run.overrides and run.seed == 0] == [
             base,
-            f"{base}_ham",
-            f"{base}_nham",
+            *(f"{base}_{method}" for method in methods),
         ]
+        alphas = {float(text.removeprefix("ham.alpha=")) for run in runs for text in run.overrides[:1]}
+        assert (min(alphas) < 0) == is_node and max(alphas) == 200
+
+
+def test_the_bases_of_node_classification_are_the_recipes_of_tables_14_and_15() -> None:
+    """In the order in which these name them, with their numbers of seeds."""
+    shown = {cell.exp: cell.seeds for number in ("14", "15") for cell in table(number).cells}
+    expected = {exp: seeds for exp, seeds in shown.items() if not exp.endswith("_ham")}
+    assert len(expected) == 39 and list(expected) == search_grid.node_bases()
+    assert expected == {base: search_grid.seeds()[base] for base in expected}
+
+
+def test_published_values_are_found_in_the_experiment_and_in_the_group_that_it_selects() -> None:
+    composed = {exp: load([f"+exp={exp}"]).ham for exp in ("node/cora_sage_nham", "graph/ogbg_code2_ham")}
+    assert {exp: (ham.alpha, ham.beta) for exp, ham in composed.items()} == {
+        exp: search_grid.published(exp) for exp in composed
+    }
+    with pytest.raises(PlanError, match=r"configs/exp/graph/ogbg_ppa\.yaml cannot be used: it has no"):
+        search_grid.published("graph/ogbg_ppa")
+
+
+@pytest.mark.parametrize(
+    ("search", "complaint"),
+    [
+        (["hams"], "unknown search 'hams': choose from ham, nham"),
+        (["nham"], "no experiment has siblings _nham: remove search"),
+        ("ham", "search must be a list of methods, got 'ham'"),
+    ],
+)
+def test_a_wrong_search_of_a_table_is_one_line(
+    search: object, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = plan.read_yaml
+    monkeypatch.setattr(
+        plan, "read_yaml", lambda path: read(path) | ({"search": search} if path.stem == "table12" else {})
+    )
+    search_grid.searches.cache_clear()
+    with pytest.raises(PlanError, match=r"configs/tables/table12\.yaml") as error:
+        search_grid.bases()
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+    search_grid.searches.cache_clear()
 
 
 def test_tasks_say_what_is_reported() -> None:
     assert RunSpec("dense", 0).info.task == "images" and RunSpec("node/cora_gcn", 0).info.task == "nodes"
     assert RunSpec("dense", 0).info.reported == ("top1_last", "top1_best")
-    assert tasks()["nodes"].reported == ("valid_last", "valid_best") and not tasks()["nodes"].stores_history
+    assert RunSpec("graph/ogbg_ppa", 0).info.task == "graphs"
+    assert tasks()["nodes"].reported == tasks()["graphs"].reported == ("valid_last", "valid_best")
+    assert not tasks()["nodes"].stores_history
 
 
 def test_the_file_has_a_line_for_each_run() -> None:

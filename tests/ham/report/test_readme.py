@@ -126,10 +126,10 @@ def test_what_choosing_gains_by_chance_is_that_of_the_grids() -> None:
 
 
 def test_no_number_of_the_vision_tables_is_here() -> None:
-    """A record of such a cell, or of a run of a figure, would be in results/runs; node/ has the graphs."""
+    """A record of such a cell, or of a run of a figure, would be in results/runs beside node/ and graph/."""
     require("No number of the paper on ImageNet or CIFAR-100 is here")
     require("Tables 3, 4, 6 to 10, Figures 2a, 5, 9 to 12 | every experiment exists; no number is reproduced")
-    present = [path for path in (RESULTS / "runs").iterdir() if path.name != "node"]
+    present = [path for path in (RESULTS / "runs").iterdir() if path.name not in ("node", "graph")]
     assert not present, f"these are run now, say so in State and under What is reproduced: {present}"
 
 
@@ -149,11 +149,6 @@ def test_no_experiment_has_run_on_a_gpu() -> None:
     assert len(contents) > 300
     on_gpus = {own["exp"] for own in contents if own["provenance"]["hardware"]["gpus"]}
     assert not on_gpus, f"these have run on a GPU: {on_gpus}"
-
-
-def test_what_is_not_implemented_has_no_table() -> None:
-    require("Graph classification: Table 12 | not implemented")
-    assert not (ROOT / "configs" / "tables" / "table12.yaml").exists()
 
 
 # The theory, and the demo
@@ -211,3 +206,12 @@ def test_every_experiment_of_table_11_exists_and_none_has_a_record() -> None:
     assert exps == {f"lora_llama{size}{method}" for size in ("1b", "3b") for method in ("", "_ham")}
     assert not [exp for exp in exps if not (ROOT / "configs" / "exp" / f"{exp}.yaml").exists()]
     assert not list((RESULTS / "runs").glob("lora_*"))
+
+
+def test_every_experiment_of_table_12_exists_and_none_has_a_record() -> None:
+    require("OGB graphs: Table 12 | experiments exist; not run")
+    exps = {cell.exp for row in recomputed.table("table12") for cell in row if cell}
+    sets = ("ppa", "molpcba", "molhiv", "code2")
+    assert exps == {f"graph/ogbg_{name}{method}" for name in sets for method in ("", "_ham")}
+    assert not [exp for exp in exps if not (ROOT / "configs" / "exp" / f"{exp}.yaml").exists()]
+    assert not list((RESULTS / "runs" / "graph").glob("ogbg_*"))

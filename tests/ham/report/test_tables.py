@@ -77,6 +77,8 @@ def test_every_cell_is_the_papers(paper: dict[str, Any]) -> None:
     size = lambda key: f"{'LoRA + HAM' if 'ham' in key else 'LoRA'}, {key[-2:].upper()}"  # noqa: E731
     one_run = {size(key): [((value,), True) for value in values] for key, values in lora.items()}
     assert cells("11") == one_run
+    graphs = {key: row for key, row in paper["table12"].items() if key.startswith("gcn")}
+    assert cells("12") == rows(graphs, {"gcn": "GCN+", "gcn+ham": "GCN+ + HAM"}.get)
 
 
 def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
@@ -89,6 +91,7 @@ def test_columns_are_the_papers(paper: dict[str, Any]) -> None:
     assert [float(c.removeprefix("s = ")) for c in plan.table("4").columns] == paper["table4"]["columns"]
     assert len(plan.table("3").columns) == len(paper["table3"]["columns"])
     assert len(plan.table("10").columns) == len(paper["table10"]["columns"])
+    assert list(plan.table("12").columns) == paper["table12"]["columns"]
     aliases = {
         "arc_easy": "ARC-Easy",
         "arc_challenge": "ARC-Challenge",
@@ -133,6 +136,11 @@ def test_table_11_compares_ham_with_lora_seed_by_seed_and_has_no_cell_without_a_
 
 
 def test_each_cells_run_is_what_its_row_and_column_say() -> None:
+    for row in plan.table("12").rows:
+        for column, cell in zip(plan.table("12").columns, row.cells, strict=True):
+            base = f"graph/{column.replace('-', '_')}"
+            assert RunSpec(cell.exp, 0).info.base == base
+            assert (cell.exp, cell.against) == ((f"{base}_ham", base) if "HAM" in row.label else (base, ""))
     for row in plan.table("4").rows:
         assert [RunSpec(cell.exp, 0).info.sparsity for cell in row.cells] == [0.8, 0.9, 0.95]
     assert {RunSpec(cell.exp, 0).info.sparsity for cell in plan.table("10").cells} == {0.9}
@@ -317,14 +325,16 @@ def test_all_formats_have_the_same_numbers(
     assert shown == pytest.approx(sorted(expected), abs=0.00501)
 
 
-@pytest.mark.parametrize("demo", [[], ["--demo", "digits"]], ids=["paper", "demo"])
-def test_the_committed_tables_are_those_of_the_committed_records(demo: list[str], tmp_path: Path) -> None:
-    assert COMMAND.main([*demo, "--to", str(tmp_path)]) == 0
+@pytest.mark.parametrize("demo", ["", "digits", "smollm", "epochs20"])
+def test_the_committed_tables_are_those_of_the_committed_records(demo: str, tmp_path: Path) -> None:
+    assert COMMAND.main([*(["--demo", demo] if demo else []), "--to", str(tmp_path)]) == 0
     rendered = {path.name: path.read_text() for path in tmp_path.iterdir()}
     kept = {path.name: path.read_text() for path in (RESULTS / "tables").iterdir()}
     others = ("node_reading.md", "node_grid.md", "coverage.md")  # of other commands, as those of studies
     kept = {name: text for name, text in kept.items() if name not in others and not name.startswith("study_")}
-    assert rendered == {name: text for name, text in kept.items() if name.startswith("demo_") == bool(demo)}
+    prefixes = {scale: facts.prefix for scale, facts in SCALES.items()}
+    scale_of = {name: next((s for s, p in prefixes.items() if name.startswith(p)), "") for name in kept}
+    assert rendered == {name: text for name, text in kept.items() if scale_of[name] == demo}
 
 
 def test_plus_minus_is_one_sign_on_every_page() -> None:
@@ -339,6 +349,7 @@ def test_every_table_has_a_caption_that_names_what_its_cells_are() -> None:
     for name in plan.tables():
         table = plan.table(name)
         metric = {"top1_last": "Top-1 accuracy", "valid_best": "Best validation accuracy"}
+        metric |= {"valid_best": "Best validation metric"} if name == "table12" else {}
         metric |= {"hellaswag": "Accuracy on the eight test sets"}
         assert table.caption.startswith(metric[table.cells[0].metric]), name
         assert len(table.caption) > 80 and table.caption.endswith(".")
@@ -368,8 +379,8 @@ def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
 
 
 def test_wrong_names_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert COMMAND.main(["--table", "12", "--to", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table12'")
+    assert COMMAND.main(["--table", "20", "--to", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table20'")
 
 
 @pytest.mark.parametrize("name", ["table14", "table15"])

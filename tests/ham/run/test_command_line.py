@@ -57,7 +57,7 @@ WRONG = [
     ([*DEMO, "checkpoint.minutes=-1"], ["checkpoint.minutes", "-1"]),
     ([*DEMO, "runs_dir=FILE/runs"], ["FILE/runs", "runs_dir"]),
     ([LEAF, "data=digits"], ["8 px", "model.stem=cifar", "+demo=digits"]),
-    ([*DEMO, "optimizer.accumulate=32", "batch_size=32"], ["BatchNorm", "2 images", "batch_size"]),
+    ([*DEMO, "optimizer.accumulate=32", "batch_size=32"], ["BatchNorm", "2 samples", "batch_size"]),
     ([*DEMO, "compute.threads=100000"], ["compute.threads=100000", "cores"]),
     ([*DEMO, "runs_dir="], ["runs_dir"]),
     (["--no-such-flag"], ["--no-such-flag", "--help"]),

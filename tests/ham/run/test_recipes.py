@@ -110,7 +110,7 @@ def test_a_task_without_label_smoothing_refuses_it() -> None:
 
 
 def factor_of(*overrides: str) -> Callable[[int], float]:
-    return load(["+exp=dense", *overrides]).optimizer.schedule.factor(100 * STEPS)
+    return load(["+exp=dense", *overrides]).optimizer.schedule.factor(100, STEPS)
 
 
 def test_until_ends_the_schedule_before_the_run() -> None:
@@ -170,7 +170,7 @@ def test_the_documented_recipe_of_rigl() -> None:
     o, steps = cfg.optimizer, 100 * (1_281_167 // 4096)
     assert (cfg.batch_size, o.lr, o.momentum, o.nesterov) == (4096, 0.1 * 4096 / 256, 0.9, True)
     assert (o.weight_decay, str(o.decay), o.label_smoothing) == (1e-4, "ndim2", 0.1)
-    factor = o.schedule.factor(steps)
+    factor = o.schedule.factor(1, steps)
     rates = [factor(share * steps // 100) for share in (0, 5, 29, 30, 69, 70, 89, 90, 99)]
     assert rates == pytest.approx([0, 1, 1, 0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
     rigl = cfg.sparsifier
@@ -185,7 +185,7 @@ def test_the_documented_recipes_of_str_and_acdc(name: str, decay: float) -> None
     o, steps = cfg.optimizer, 100 * 5004
     assert (cfg.epochs, cfg.batch_size, o.lr, o.momentum, o.nesterov) == (100, 256, 0.256, 0.875, False)
     assert (o.weight_decay, o.label_smoothing) == (decay, 0.1 if name == "str_s90" else 0)
-    factor = o.schedule.factor(steps)
+    factor = o.schedule.factor(1, steps)
     assert [factor(e * 5004) for e in (0, 5, 52.5, 100)] == pytest.approx([0.2, 1, 0.5, 0], abs=1e-12)
     if name == "str_s90":
         s = cfg.sparsifier

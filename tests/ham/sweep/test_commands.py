@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,10 @@ def test_gpu_hours_count_passes_and_epochs() -> None:
 
 def test_every_base_has_resources_and_headers_warn_in_time() -> None:
     shown = {classes.resource_class(run) for run in plan.every_run()}
-    assert shown | {"demo", "cifar16", "smollm"} == set(classes.resources())
+    assert shown | {"demo", "cifar16", "smollm", "epochs20"} == set(classes.resources())
+    runs = [RunSpec(f"graph/ogbg_{name}_ham", 0) for name in ("ppa", "molhiv")]
+    assert [classes.resource_class(run) for run in runs] == ["ogbg_ppa", "ogbg_molhiv"]
+    assert classes.resource_class(replace(runs[0], demo="epochs20")) == "epochs20"
     for script in sorted((ROOT / "slurm").glob("*.sbatch")):
         assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", script.read_text(), re.M)[1]) >= 120
         assert "#SBATCH --requeue\n#SBATCH --open-mode=append\n" in script.read_text()
@@ -179,6 +183,27 @@ def test_a_search_is_that_of_the_paper(sweep: Sweep, tmp_path: Path) -> None:
     assert "node/amazon_photo_gcn_ham seed 0" in names  # the published pair is the experiment itself
     assert "27 cells x 3 seeds: 81 not launched" in sweep("--grid node/amazon_photo_gcn")[1]
     assert "node/cora_sage_nham ham.alpha=-1 ham.beta=0" in sweep("--grid node/cora_s*")[1]
+
+
+def test_table_12_is_estimated_set_by_set(sweep: Sweep) -> None:
+    """GPU hours: epochs times training graphs over the graphs per second of slurm/resources.yaml."""
+    _, out, _ = sweep("--table=12", "--dry-run")
+    assert re.search(r"table12 +8 cells x 3 seeds: 24 not launched", out)
+    graphs = {"ppa": 400 * 78200, "molpcba": 100 * 350343, "molhiv": 100 * 32901, "code2": 30 * 407976}
+    for name, count in graphs.items():
+        hours = 6 * count / classes.resources()[f"ogbg_{name}"].images_per_second / 3600
+        assert re.search(rf"^ogbg_{name} +6 +{hours:,.0f} ", out, re.MULTILINE)
+    assert "assumed in slurm/resources.yaml" in out
+
+
+def test_a_search_in_graph_classification_has_no_negative_alpha(sweep: Sweep) -> None:
+    _, out, _ = sweep("--grid=graph/ogbg_molhiv")
+    assert "15 cells x 3 seeds: 45 not launched" in out and "alpha=-" not in out
+    assert "graph/ogbg_molhiv_ham ham.alpha=1 ham.beta=0 " in out
+    assert "graph/ogbg_molhiv_ham ham.alpha=0 ham.beta=0.1 " in out  # decay alone
+    assert "ham.alpha=200 ham.beta=0.1 " not in out  # the published pair is the experiment itself
+    status, _, err = sweep("--grid=graph/ogbg_molhiv", "--demo=epochs20")
+    assert status == 2 and err == "sweep.py: searches have no demo=epochs20: leave --demo out\n"
 
 
 def test_runs_that_are_compared_follow_each_other_on_one_machine(tmp_path: Path) -> None:
