@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -137,6 +137,18 @@ class Task(TaskFacts):
     @abstractmethod
     def summarize(self, run: Progress) -> Metrics:
         """The task's part of summary.json: `metrics`, `sparsity` and what else describes the result."""
+
+
+def refuse_options(options: Mapping[str, bool], what: str) -> None:
+    """Raise ValueError for the first option that is used and does not apply to `what`.
+
+    Args:
+        options: dotted key -> whether the configuration uses it.
+        what: the kind of learning problem, for the message.
+    """
+    for key, is_used in options.items():
+        if is_used:
+            raise ValueError(f"{key} does not apply to {what}: leave it out")
 
 
 def sparsity_of(sparsifier: Any) -> Metrics:

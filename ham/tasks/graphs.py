@@ -20,7 +20,7 @@ from ham.models.graph_encoders import Encoder
 from ham.models.sparse import to_device
 from pruning.scores import NotFinite, evaluation_mode
 
-from .base import Metrics, Progress, RunConfig, describe_sparsity, sparsity_of, task_for
+from .base import Metrics, Progress, RunConfig, describe_sparsity, refuse_options, sparsity_of, task_for
 from .best_epoch import BestEpochTask, describe_best
 from .graph_batches import GraphTensors, batches_of_similar_size
 
@@ -69,9 +69,7 @@ class GraphClassification(BestEpochTask):
             "compute.channels_last": cfg.compute.channels_last,
             "compute.compile": cfg.compute.compile,
         }
-        for key, used in unused.items():
-            if used:
-                raise ValueError(f"{key} does not apply to graph classification: leave it out")
+        refuse_options(unused, "graph classification")
         if (cfg.model.walk_channels > 0) != (cfg.data.walk_steps > 0):
             raise ValueError(
                 "model.walk_channels and data.walk_steps go together: set both, or both to 0, got "

@@ -8,7 +8,7 @@ from ham.data.commonsense import Commonsense
 from ham.models.causal_lm import CausalLM
 from pruning import Dense
 
-from .base import Metrics, TaskFacts, task_for
+from .base import Metrics, TaskFacts, refuse_options, task_for
 
 
 @task_for(Commonsense)
@@ -40,9 +40,7 @@ class LanguageModeling(TaskFacts):
             "compute.compile": cfg.compute.compile,
             "compute.sync_bn": cfg.compute.sync_bn,
         }
-        for key, used in unused.items():
-            if used:
-                raise ValueError(f"{key} does not apply to the fine-tuning of a language model: leave it out")
+        refuse_options(unused, "the fine-tuning of a language model")
         if cfg.data.load_best and cfg.data.val_set_size == 0:
             raise ValueError(
                 "data.load_best=true needs held-out examples: set data.val_set_size, or data.load_best=false"

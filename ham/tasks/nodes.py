@@ -17,7 +17,7 @@ from ham.models.receptive import Subgraph, edge_weights, inputs
 from pruning import Dense
 from pruning.scores import evaluation_mode
 
-from .base import Metrics, Progress, RunConfig, task_for
+from .base import Metrics, Progress, RunConfig, refuse_options, task_for
 from .best_epoch import BestEpochTask, describe_best
 
 
@@ -57,9 +57,7 @@ class NodeClassification(BestEpochTask):
             "compute.compile": cfg.compute.compile,
             "compute.sync_bn": cfg.compute.sync_bn,
         }
-        for key, used in unused.items():
-            if used:
-                raise ValueError(f"{key} does not apply to a graph, which is one batch: leave it out")
+        refuse_options(unused, "a graph, which is one batch")
         cfg.model.check(cfg.data.image_size)
 
     @classmethod
