@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 
 USAGE = """\
@@ -61,8 +62,8 @@ def main(argv: list[str]) -> int:
 
 def run_command(overrides: list[str]) -> int:
     """One run; expected errors become one line and an exit status."""
+    from ham.agreement import PeerLostError, RanksDisagreeError, StartError
     from ham.data import DataError
-    from ham.distributed import PeerLostError
     from ham.run.checkpoint import CheckpointError
     from ham.run.config import ConfigError
     from ham.run.loop import DivergedError, Interrupted
@@ -73,11 +74,9 @@ def run_command(overrides: list[str]) -> int:
         _fail(error, 1, always=True)
         sys.stderr.flush()
         os._exit(1)  # torch's own exit would wait for the lost rank
-    except DataError as error:  # perhaps of an image that this rank alone reads
+    except (ConfigError, DataError, StartError) as error:  # perhaps of this rank alone
         return _fail(error, 2, always=not getattr(error, "shared", False))
-    except ConfigError as error:
-        return _fail(error, 2)
-    except (DivergedError, CheckpointError) as error:
+    except (DivergedError, CheckpointError, RanksDisagreeError) as error:
         return _fail(error, 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
@@ -92,10 +91,11 @@ def run_command(overrides: list[str]) -> int:
 
 def _run(overrides: list[str]) -> None:
     from ham.distributed import world
-    from ham.run.config import demo_changes, load
+    from ham.run.config import demo_changes
     from ham.run.main import run_experiment
+    from ham.run.ranks import load_on_all_ranks
 
-    cfg = load(overrides)
+    cfg = load_on_all_ranks(overrides)
     if cfg.demo and world().is_main_process:
         print(f"demo={cfg.demo} scales {cfg.name}:")
         for key, (before, after) in demo_changes(overrides).items():
@@ -134,7 +134,11 @@ def _fail(error: object, status: int, *, always: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    if distributed := sys.modules.get("ham.distributed"):
-        distributed.shutdown(status)
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        status = 1  # with other ranks, the interpreter's own end can wait forever
+    if process_group := sys.modules.get("ham.process_group"):
+        process_group.shutdown(status)
     sys.exit(status)

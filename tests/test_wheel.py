@@ -143,7 +143,7 @@ print([name for name in ("numpy", "hydra", "timm", "tqdm", "transformers") if im
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "tasks", "data", "models", "report", "sweep", "files", "distributed"]
+    "name", ["run", "tasks", "data", "models", "report", "sweep", "files", "distributed", "process_group"]
 )
 def test_the_experiments_are_not_installed(installed, tmp_path, name):
     assert (

@@ -192,3 +192,8 @@ def adapter_digest(model: nn.Module) -> str:
             digest.update(f"{name} {tuple(param.shape)}\0".encode())
             digest.update(param.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> trained parameter."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ham import distributed
+from ham import distributed, process_group
 from ham.data import derived_seed
 from ham.optim import HAM, param_groups
 from ham.tasks import Task
@@ -50,19 +50,23 @@ def build(
     torch.manual_seed(derived_seed(cfg.seed, f"training {rank}" if rank else "training"))
     lengths = dict(total_epochs=cfg.epochs, steps_per_epoch=task.steps_per_epoch)
     sparsifier, parameterization = resolve_mask_source(cfg, resumed=resumed), cfg.parameterization
-    try:
+
+    def parts() -> tuple[nn.Module, torch.optim.Optimizer, HAM | None]:
         model = task.build_model(generator)
         seed = derived_seed(cfg.seed, "sparsifier")
         sparsifier.attach(model, **lengths, seed=seed, parameterization=parameterization)
         optimizer = build_optimizer(cfg, model, sparsifier)
-        ham = build_ham(cfg, optimizer, sparsifier)
+        return model, optimizer, build_ham(cfg, optimizer, sparsifier)
+
+    try:
+        model, optimizer, ham = distributed.raise_on_all_ranks(parts)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise distributed.shared(ConfigError(str(error))) from error
     factor = cfg.optimizer.schedule.factor(cfg.epochs, task.steps_per_epoch)
     scheduler = LambdaLR(optimizer, factor)
     if sparsifier.uses_gradients(0):  # masks are updated at step 0, where no optimizer step is taken
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
-    network = distributed.wrap_ddp(model, device)
+    network = process_group.wrap_ddp(model, device)
     return Run(
         cfg=cfg,
         config_hash=config_hash,
@@ -159,7 +163,7 @@ def setup_device(cfg: Config) -> torch.device:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     try:
-        device = distributed.local_device(distributed.world())
+        device = process_group.local_device(distributed.world())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     torch.cuda.set_device(device)

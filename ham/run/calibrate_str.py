@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pruning.str import Calibrate, stable_decay
 
 from .config import Config, ConfigError
 from .config.optimization import SGDConfig
-from .directory import read_summary
+from .directory import RunDirectory, read_summary
 from .load import load_run
 
 TOLERANCE = 0.004  # of the sparsity
@@ -42,10 +43,11 @@ def calibrate_str(
     """
     if not isinstance(cfg.optimizer, SGDConfig):
         raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
-    if distributed.broadcast_object(cfg.resume and read_summary(folder) is not None):
-        return read_summary(folder)
+    finished = distributed.from_rank_zero(lambda: read_summary(folder) if cfg.resume else None)
+    if finished is not None:
+        return finished
     if not cfg.resume:
-        distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+        distributed.on_rank_zero(lambda: _clear(folder))
     momentum = cfg.optimizer.momentum
     lr_sum = _lr_sum(cfg)
     low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
@@ -63,12 +65,24 @@ def calibrate_str(
         low, high = (decay, high) if miss < 0 else (low, decay)
         if high - low < 1e-3 * high:
             break  # the bracket is too narrow for another trial
-        decay = load_run(trial_folder)[2].next_decay(lr_sum, momentum)
+        decay = distributed.from_rank_zero(partial(_next_decay, trial_folder, lr_sum, momentum))
         if not low < decay < high:
             decay = (low + high) / 2
     best = min(range(len(trials)), key=lambda k: abs(trials[k]["miss"]))
-    distributed.on_rank_zero(lambda: _promote_trial(folder, best, trials))
-    return read_summary(folder)
+    return distributed.from_rank_zero(lambda: _promote_trial(folder, best, trials))
+
+
+def _clear(folder: Path) -> None:
+    """Delete an earlier run and its trials."""
+    for path in [folder, *folder.glob("trial*")]:
+        if path.is_dir():
+            directory = RunDirectory(path)
+            directory.clear()
+            directory.unlock()
+
+
+def _next_decay(trial: Path, lr_sum: float, momentum: float) -> float:
+    return load_run(trial)[2].next_decay(lr_sum, momentum)
 
 
 def _lr_sum(cfg: Config) -> float:
@@ -78,10 +92,12 @@ def _lr_sum(cfg: Config) -> float:
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 
-def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> None:
-    """Copy the best trial's files to the run; the summary comes last, since it marks the run as finished."""
+def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Copy the best trial's files to the run, the summary last, since it marks the end; returns it."""
     chosen = folder / f"trial{best}"
     for path in chosen.iterdir():
         if path.is_file() and path.name not in ("lock", "summary.json"):
             shutil.copy2(path, folder / path.name)
-    atomic_write_json(folder / "summary.json", read_summary(chosen) | {"search": trials})
+    summary = read_summary(chosen) | {"search": trials}
+    atomic_write_json(folder / "summary.json", summary)
+    return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from ham import distributed
 from ham.data import derived_seed
 from ham.data.commonsense import Examples
 from ham.data.commonsense_files import Question
-from ham.models.causal_lm import LanguageModel
+from ham.models.causal_lm import LanguageModel, trained_weights
 from ham.tasks import task_of
 from ham.tasks.commonsense_answers import Score
 
-from . import trainer_checkpoints
+from . import ranks, trainer_checkpoints
 from .answering import Answering, accuracies
 from .build import setup_device
 from .checkpoint import CheckpointError
@@ -27,7 +27,7 @@ from .logger import NullLogger, RunLogger
 from .loop import DivergedError, catch_stop_signals
 from .main import check_config_hash, is_finished, print_summary, report_finished
 from .provenance import provenance
-from .summary import identity, timing
+from .summary import agreed_ranks, identity, timing
 from .trainer_checkpoints import Checkpoint
 
 ADAPTER = "adapter"
@@ -85,9 +85,7 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
             return report_finished(cfg, logger, config_hash)
         with catch_stop_signals() as received:
             content = FineTuning(cfg, config_hash, inputs, device, logger, received).run()
-        summary = distributed.broadcast_object(
-            distributed.on_rank_zero(lambda: _finish(cfg, config_hash, content, logger))
-        )
+        summary = distributed.from_rank_zero(lambda: _finish(cfg, config_hash, content, logger))
         return print_summary(logger, task_of(cfg.data), summary)
     finally:
         logger.close()
@@ -126,8 +124,9 @@ class FineTuning:
 
     def run(self) -> dict[str, Any]:
         """Train, or resume, and answer the questions; returns its part of the summary."""
-        resumed = distributed.broadcast_object(distributed.on_rank_zero(self._prepare))
+        resumed = distributed.from_rank_zero(self._prepare)
         if resumed is not None:
+            resumed = self._receive(resumed)
             torch.set_num_threads(resumed.state["threads"])  # sums round as they did before
             self.logger.load_state_dict(resumed.state["logger"])
         model, ham = self.inputs.language.model, self.cfg.ham
@@ -136,6 +135,7 @@ class FineTuning:
         )
         before = answering.all_tasks("before") if self.cfg.data.score_before else {}
         training = self._train(resumed)
+        ranks.check_states(trained_weights(model), "after the training")
         distributed.on_rank_zero(lambda: _save_adapter(model, self.logger.folder / ADAPTER))
         after = answering.all_tasks("after")
         return {
@@ -158,6 +158,13 @@ class FineTuning:
             self.logger.log(f"resumed at step {checkpoint.step}")
         directory.write_metadata(provenance(self.config_hash), to_yaml(self.cfg))
         return checkpoint
+
+    def _receive(self, resumed: Checkpoint) -> Checkpoint:
+        """The checkpoint in this rank's folder, which perhaps rank 0 alone sees."""
+        folder = self.logger.folder / trainer_checkpoints.FOLDER
+        for name in filter(None, (resumed.path.name, resumed.best)):
+            ranks.send_folder(folder / name)
+        return replace(resumed, path=folder / resumed.path.name)
 
     def _train(self, resumed: Checkpoint | None) -> Training:
         """Train to the end; the model then has the adapter that is evaluated."""
@@ -237,6 +244,7 @@ def _finish(cfg: Config, config_hash: str, content: dict[str, Any], logger: RunL
         "epochs": cfg.epochs,
         **content,
         "timing": timing(logger.seconds(), content["checkpoint"]["steps"]),
+        "ranks": agreed_ranks(),
         "provenance": logger.directory.provenance(),
     }
     logger.write_summary(summary)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ham import distributed
+from ham import distributed, process_group
 from ham.optim import perturbed
 from pruning.scores import NotFinite
 from pruning.stats import inverse_metric_at_zero, l1_norm, small_fractions
 
-from . import checkpoint
+from . import checkpoint, ranks
 from .config.optimization import Ascent
 from .logger import finite_or_none
 from .state import Run
@@ -61,6 +61,7 @@ def train(run: Run) -> None:
         Interrupted: SIGTERM or SIGUSR1 arrived; the checkpoint is from this very step.
         CheckpointError: a checkpoint could not be written.
         PeerLostError: another rank died or hangs.
+        RanksDisagreeError: a rank holds another state; no checkpoint of it is written.
     """
     where = lambda: f"in epoch {run.epoch + 1}, step {run.step}"  # noqa: E731
     with (
@@ -134,7 +135,7 @@ def forward_backward(run: Run, batch: Any, *, count: bool = True, average: bool 
     parts = run.cfg.optimizer.accumulate
     accumulated_loss = torch.zeros((), device=run.device)
     for number, (part, weight) in enumerate(run.task.microbatches(batch, parts), start=1):
-        with distributed.gradient_sync(run.network, average and number == parts):
+        with process_group.gradient_sync(run.network, average and number == parts):
             loss, logits, labels = run.task.loss(run.network, part)
             loss = loss * weight
             loss.backward()
@@ -197,6 +198,7 @@ def save(run: Run) -> None:
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
         raise _divergence(run, run.step, f"{name} is not finite")
     run.logger.flush()
+    ranks.check_run(run)
     state = run.state_dict()
     distributed.on_rank_zero(lambda: checkpoint.save(run.logger.folder, state))
     run.saved_at = time.monotonic()

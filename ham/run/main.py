@@ -14,7 +14,7 @@ from ham.data import derived_seed
 from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
 
-from . import calibrate_str, checkpoint
+from . import calibrate_str, checkpoint, ranks
 from .build import build, run_directory, setup_device
 from .config import Config, ConfigError, config_hash, to_yaml
 from .directory import read_summary
@@ -29,23 +29,26 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     """Train, or resume, one configured run; returns its summary.
 
     Raises:
-        ConfigError, DataError: it cannot start.
-        DivergedError, Interrupted, CheckpointError, PeerLostError: it ended early.
+        ConfigError, DataError, StartError: it cannot start.
+        DivergedError, Interrupted, CheckpointError, PeerLostError, RanksDisagreeError: it ended early.
     """
     hash_ = config_hash(cfg)
     folder = run_directory(cfg, hash_)
     task = task_of(cfg.data)
+    warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
+    with distributed.translate_collective_errors(lambda: "before the first step"):
+        distributed.raise_on_all_ranks(lambda: _check_device(cfg, task))
+        if cfg.sparsifier.needs_calibration_runs:
+            return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
+        return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
+
+
+def _check_device(cfg: Config, task: type[TaskFacts]) -> None:
     if distributed.world().size > 1 and not task.distributed:
         raise ConfigError(
             f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
         )
-    device = setup_device(cfg)
-    distributed.init_distributed(device, cfg.compute.timeout)
-    warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
-    with distributed.translate_collective_errors(lambda: "before the first step"):
-        if cfg.sparsifier.needs_calibration_runs:
-            return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
-        return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
+    setup_device(cfg)
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
@@ -59,14 +62,14 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
             distributed.on_rank_zero(lambda: logger.directory.clear())
         elif finished or is_finished(cfg, folder):  # perhaps another process finished it in the meantime
             return report_finished(cfg, logger, config_hash)
-        state = _load_checkpoint(logger)
+        state = ranks.send_state(distributed.on_rank_zero(lambda: _load_checkpoint(logger, config_hash)))
         if state is not None:
-            check_config_hash(folder, state["config_hash"], config_hash)
             torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
         _start_or_restore(run, state)
         _train(run)
-        summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: finish(run)))
+        ranks.check_run(run)
+        summary = distributed.from_rank_zero(lambda: finish(run))
         return print_summary(logger, type(task), summary)
     finally:
         logger.close()
@@ -84,7 +87,7 @@ def _train(run: Run) -> None:
 
 def is_finished(cfg: Config, folder: Path) -> bool:
     """Is there a summary that this run shall keep?"""
-    return distributed.broadcast_object(cfg.resume and read_summary(folder) is not None)
+    return distributed.from_rank_zero(lambda: cfg.resume and read_summary(folder) is not None)
 
 
 def _load_task(cfg: Config, device: torch.device) -> Task:
@@ -97,25 +100,25 @@ def _load_task(cfg: Config, device: torch.device) -> Task:
 
 def report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: str) -> dict[str, Any]:
     """Log the result of a finished run; returns its summary. Raises ConfigError."""
-    folder = logger.folder
-    summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: read_summary(folder)))
-    check_config_hash(folder, summary["config_hash"], config_hash)
+
+    def read() -> dict[str, Any]:
+        summary = read_summary(logger.folder)
+        check_config_hash(logger.folder, summary["config_hash"], config_hash)
+        return summary
+
+    summary = distributed.from_rank_zero(read)
     logger.log("already finished; start again with resume=false")
     return print_summary(logger, task_of(cfg.data), summary)
 
 
-def _load_checkpoint(logger: RunLogger | NullLogger) -> dict[str, Any] | None:
-    """The checkpoint to resume; rank 0 looks for an undamaged one, then the other ranks read it too."""
-
-    def first() -> dict[str, Any] | None:
-        state = checkpoint.load(logger.folder, logger.log)
-        if state is None:
-            logger.directory.clear()  # killed before its first checkpoint: nothing to resume
-        return state
-
-    state = distributed.on_rank_zero(first)
-    exists = distributed.broadcast_object(state is not None)
-    return checkpoint.load(logger.folder, logger.log) if exists and state is None else state
+def _load_checkpoint(logger: RunLogger, config_hash: str) -> dict[str, Any] | None:
+    """The checkpoint to resume, which rank 0 reads."""
+    state = checkpoint.load(logger.folder, logger.log)
+    if state is None:
+        logger.directory.clear()  # killed before its first checkpoint: nothing to resume
+    else:
+        check_config_hash(logger.folder, state["config_hash"], config_hash)
+    return state
 
 
 def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
@@ -128,11 +131,12 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
         try:
             run.sparsifier.initialize(run.task.initialization_batches(), run.task.initialization_loss)
         except ValueError as error:  # such as SNIP's, where the data have too few batches
-            raise ConfigError(str(error)) from error
+            raise distributed.shared(ConfigError(str(error))) from error
         run.flips.begin()
     else:
         run.load_state_dict(state)
         logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
+    ranks.check_run(run)
     logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 
 

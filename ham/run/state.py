@@ -66,20 +66,26 @@ class Run:
         """All trained parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; a collective."""
-        cuda = self.device.type == "cuda"
+    def shared_state(self) -> dict[str, Any]:
+        """What is the same on all ranks, once they have rank 0's buffers."""
         return {
-            "config_hash": self.config_hash,
+            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step")},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
             "ham": self.ham.state_dict() if self.ham else {},
-            "logger": self.logger.state_dict(),
             "flips": self.flips.state_dict(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; a collective."""
+        cuda = self.device.type == "cuda"
+        return {
+            **self.shared_state(),
+            "config_hash": self.config_hash,
+            "logger": self.logger.state_dict(),
             "metrics": self.metrics.state_dict(),
-            "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step")},
             "history": self.history,
             "rng": {
                 "cpu": distributed.all_gather(torch.get_rng_state()),

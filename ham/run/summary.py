@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ham import distributed
 from ham.tasks import task_of
 from pruning.export import MASKS, save_masks
 
@@ -20,6 +21,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "epochs": run.cfg.epochs,
         **run.task.summarize(run),
         "timing": timing(seconds, run.step),
+        "ranks": agreed_ranks(),
         "provenance": run.logger.directory.provenance(),
     }
 
@@ -51,6 +53,11 @@ def identity(cfg: Config, config_hash: str) -> dict[str, Any]:
         "config_hash": config_hash,
         "task": task_of(cfg.data).name,
     }
+
+
+def agreed_ranks() -> dict[str, Any]:
+    """The number of ranks, whose states were compared before the summary is written."""
+    return {"world_size": distributed.world().size, "agreed": True}
 
 
 def timing(seconds: float, steps: int) -> dict[str, Any]:

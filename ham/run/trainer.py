@@ -17,9 +17,10 @@ from ham import distributed
 from ham.data import derived_seed
 from ham.data.commonsense import collate, encode_examples
 from ham.integrations.transformers import HAMCallback
+from ham.models.causal_lm import trained_weights
 from ham.optim import param_groups
 
-from . import trainer_checkpoints
+from . import ranks, trainer_checkpoints
 from .build import optimizer_of
 from .config import Config
 from .logger import NullLogger, RunLogger, finite_or_none
@@ -160,8 +161,11 @@ class RunCallback(TrainerCallback):
         self.is_stopping = False
         self.epochs = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         """Start the progress bar; find the best checkpoint, whose path the Trainer stores, in this folder."""
+        self._check_ranks(model, optimizer, state.global_step)
         if state.best_global_step:
             state.best_model_checkpoint = str(Path(args.output_dir, f"checkpoint-{state.best_global_step}"))
         self.logger.start_progress(state.max_steps, state.global_step)
@@ -205,15 +209,26 @@ class RunCallback(TrainerCallback):
             self._diverge("the loss on the held-out examples is not finite", state.global_step)
         self._log(state, {"valid_loss": self.valid_loss})
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         """Mark the checkpoint as complete; then stop if a signal arrived. Raises Interrupted."""
         self.logger.flush()
+        self._check_ranks(model, optimizer, state.global_step)
         distributed.raise_on_all_ranks(lambda: None)  # all ranks have written their files
         distributed.on_rank_zero(lambda: self._mark(Path(args.output_dir), state))
         self.saved_at = time.monotonic()
         if self.is_stopping:
             name = self.received[0] if self.received else "a signal to another rank"
             raise Interrupted(f"stopped by {name} in epoch {int(state.epoch) + 1}, step {state.global_step}")
+
+    def _check_ranks(self, model: torch.nn.Module, optimizer: Any, step: int) -> None:
+        """Raise RanksDisagreeError unless all ranks hold the same weights and optimizer state."""
+        if distributed.world().size > 1:
+            optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+            weights = {name.removeprefix("module."): p for name, p in trained_weights(model).items()}
+            state = {"step": step, "model": weights, "optimizer": optimizer.state_dict()["state"]}
+            ranks.check_states(state, f"in step {step}")
 
     def _mark(self, folder: Path, state: Any) -> None:
         content = {
@@ -235,7 +250,7 @@ class RunCallback(TrainerCallback):
 
     def _check_finite(self, model: torch.nn.Module, step: int) -> None:
         """Never save weights that are nan or inf."""
-        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in trained_weights(model).items()}
         finite = torch.isfinite(torch.stack(torch._foreach_norm(list(trained.values()), float("inf"))))
         if not bool(finite.all()):
             self._diverge(f"{list(trained)[int(finite.logical_not().nonzero()[0])]} is not finite", step)

@@ -1,78 +1,12 @@
-"""Ranks as processes of this machine, as torchrun or srun would start them."""
+"""The fixture that starts ranks, as torchrun or srun would."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launched_ranks import launcher
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(Path(__file__).parent))  # sharded_training.py, beside the tests
-
-
-@dataclass
-class Ranks:
-    """Processes that train together, and what each of them says."""
-
-    processes: list[subprocess.Popen]
-    logs: list[Path]
-
-    def wait(self, seconds: float = 180) -> list[int]:
-        """Their exit statuses, -9 after a SIGKILL; the test fails if one of them does not end in time."""
-        deadline = time.monotonic() + seconds
-        for process in self.processes:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.01))
-            except subprocess.TimeoutExpired:
-                pytest.fail(f"a rank still runs after {seconds} s\n" + "\n".join(self.said()))
-        return [process.returncode for process in self.processes]
-
-    def said(self) -> list[str]:
-        """What each rank has written so far."""
-        return [log.read_text() for log in self.logs]
-
-    def until(self, come: Callable[[], bool], seconds: float = 120) -> None:
-        """Wait for something to come while all are alive."""
-        deadline = time.monotonic() + seconds
-        while not come():
-            ended = [process for process in self.processes if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                pytest.fail("it did not come\n" + "\n".join(self.said()))
-            time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ranks]]:
-    """`launch(script, *argv, ranks=2, slurm=False)`: the script once per rank; what still runs is killed."""
-    started: list[subprocess.Popen] = []
-
-    def start(script: Path, *argv: str, ranks: int = 2, slurm: bool = False) -> Ranks:
-        folder = tmp_path_factory.mktemp("ranks")
-        logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        names = names if slurm else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        own = []
-        for rank, log in enumerate(logs):
-            who = dict(zip(names, map(str, (rank, ranks, rank)), strict=True))
-            environment = {**os.environ, **shared, **who, "PYTHONPATH": str(ROOT)}
-            with log.open("w") as file:
-                command = [sys.executable, str(script), *argv]
-                own.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-        started.extend(own)
-        return Ranks(own, logs)
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+launch = pytest.fixture(scope="module")(launcher)

@@ -20,7 +20,7 @@ from ham import perturbed
 from ham.data import derived_seed
 from ham.models import Model
 from ham.optim.sam import frozen_running_statistics
-from ham import distributed
+from ham import distributed, process_group
 from ham.run.build import build, setup_device
 from ham.run.state import Run
 from ham.run.config import config_hash, load
@@ -67,9 +67,15 @@ def prepared(case: str, dtype: torch.dtype, folder: Path, rank: int, ranks: int)
     try:
         device = setup_device(cfg)
         loaders = cfg.data.load(
-            batch_size=cfg.batch_size, seed=derived_seed(0, "data"), device=device, rank=rank, world_size=ranks
+            batch_size=cfg.batch_size,
+            seed=derived_seed(0, "data"),
+            device=device,
+            rank=rank,
+            world_size=ranks,
         )
-        run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), NullLogger(folder, cfg), device)
+        run = build(
+            cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), NullLogger(folder, cfg), device
+        )
         run.task.forward = lambda network, images: network(images.to(dtype))
         yield run
     finally:
@@ -93,7 +99,7 @@ def follow(run: Run, step: Callable[[Run, tuple[Tensor, Tensor]], object]) -> di
 def main(folder: Path) -> None:
     """One of the ranks."""
     torch.set_num_threads(1)
-    distributed.init_distributed(torch.device("cpu"), timeout=60)
+    process_group.init_distributed({}, timeout=60)
     rank = distributed.world().rank
     ends = {}
     for case in CASES:
@@ -101,7 +107,7 @@ def main(folder: Path) -> None:
             with prepared(case, dtype, folder, rank, RANKS) as run:
                 ends[f"{case} {dtype}"] = follow(run, train_step)
     torch.save(ends, folder / f"rank{rank}.pt")
-    distributed.shutdown()
+    process_group.shutdown()
 
 
 def gradients(run: Run, shard: tuple[Tensor, Tensor], *, first: bool) -> list[Tensor]:

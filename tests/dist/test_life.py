@@ -157,7 +157,9 @@ def test_an_image_that_one_rank_cannot_read_is_named(launch: Callable, tmp_path:
     damaged.write_bytes(damaged.read_bytes()[:900])
     argv = ["+exp=dense", "model=resnet18", "model.width=8", "data=imagenet_folder", "data.num_classes=2"]
     argv += [f"data.root={tmp_path / 'tree'}", "data.image_size=64", "data.workers=0", "compute.amp=false"]
-    pair = launch(TRAIN, *argv, "batch_size=8", "epochs=2", f"runs_dir={tmp_path / 'runs'}", "compute.timeout=20")
+    pair = launch(
+        TRAIN, *argv, "batch_size=8", "epochs=2", f"runs_dir={tmp_path / 'runs'}", "compute.timeout=20"
+    )
     assert sorted(pair.wait(60)) == [1, 2], "\n".join(pair.said())
     told = [line for said in pair.said() for line in complaints(said)]
     assert sum(f"{damaged} cannot be decoded" in line for line in told) == 1 and len(told) == 2, told

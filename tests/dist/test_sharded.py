@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from ham import HAM, param_groups
-from ham import distributed
+from ham import distributed, process_group
 
 RANKS, STEPS = 2, 6
 OPTIMIZERS = {
@@ -62,7 +62,7 @@ def train(model: nn.Module, optimizer: str, ham: str) -> dict[str, object]:
 def main(folder: Path) -> None:
     """One of the ranks."""
     torch.set_num_threads(1)
-    distributed.init_distributed(torch.device("cpu"), timeout=60)
+    process_group.init_distributed({}, timeout=60)
     mesh = init_device_mesh("cpu", (RANKS,))
     ends = {}
     for case in CASES:
@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
         assert any(isinstance(p, DTensor) for p in model.parameters())
         ends[" ".join(case)] = train(model, *case)
     torch.save(ends, folder / f"rank{distributed.world().rank}.pt")
-    distributed.shutdown()
+    process_group.shutdown()
 
 
 @pytest.fixture(scope="module")

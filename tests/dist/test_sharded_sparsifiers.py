@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
-from ham import distributed
+from ham import distributed, process_group
 from pruning import ACDC, SNIP, STR, Product, RandomPruning, SynFlow
 from pruning.checkpoint import load_distributed
 from pruning.export import load_masks, plain_state_dict, save_masks
@@ -153,7 +153,7 @@ def interrupted(name: str, folder: Path, masks: Path, shard: Callable) -> list[d
 def main(folder: Path) -> None:
     """One of the ranks."""
     torch.set_num_threads(1)
-    distributed.init_distributed(torch.device("cpu"), timeout=60)
+    process_group.init_distributed({}, timeout=60)
     rank = distributed.world().rank
     mesh = init_device_mesh("cpu", (RANKS,))
     hybrid = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("replicate", "shard"))
@@ -171,7 +171,7 @@ def main(folder: Path) -> None:
         "resumed": {name: interrupted(name, folder, masks, shards["before"]) for name in RESUMED},
     }
     torch.save(report, folder / f"rank{rank}.pt")
-    distributed.shutdown()
+    process_group.shutdown()
 
 
 @pytest.fixture(scope="module")

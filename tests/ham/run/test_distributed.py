@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ham import distributed
-from ham.distributed import World, first_node, world
+from ham.agreement import StartError
+from ham.distributed import World, world
 from ham.run.metrics import EpochMetrics
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
@@ -33,18 +34,13 @@ def test_the_environment_tells_who_a_process_is(environment: dict[str, str], exp
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("n0", "n0"),
-        ("n0,n1", "n0"),
-        ("n[0-1]", "n0"),
-        ("a100-[003-006,010],b1", "a100-003"),
-        ("gpu[7,9-12]", "gpu7"),
-        ("rack[1-2]node[03-04].site", "rack1node03.site"),
-    ],
+    "change",
+    [{"RANK": "8"}, {"RANK": "-1"}, {"RANK": "x"}, {"RANK": ""}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": "one"}],
+    ids=str,
 )
-def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
-    assert first_node(nodes) == first
+def test_variables_that_name_no_rank_are_refused(change: dict[str, str]) -> None:
+    with pytest.raises(StartError, match=r"RANK=\S* WORLD_SIZE=\S* LOCAL_RANK=\S* name no rank"):
+        world(TORCHRUN | change)
 
 
 def test_a_single_process_talks_to_itself() -> None:
@@ -78,20 +74,9 @@ def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.Monke
         assert torch.equal(sums, rows.sum(dim=0))
 
 
-def test_where_the_ranks_of_a_slurm_step_meet() -> None:
-    step = {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "41234"}
-    assert distributed._rendezvous_env(step) == {"MASTER_ADDR": "gpu3", "MASTER_PORT": "21234"}
-    alone = step | {"SLURM_STEP_NODELIST": "gpu3", "SLURM_STEP_NUM_NODES": "1"}
-    assert distributed._rendezvous_env(alone)["MASTER_ADDR"] == "127.0.0.1"
-    other = alone | {"SLURM_JOB_ID": "41235"}  # two jobs on one node do not meet each other
-    assert (
-        distributed._rendezvous_env(other)["MASTER_PORT"] != distributed._rendezvous_env(alone)["MASTER_PORT"]
-    )
-
-
 END = """
 import atexit, sys, torch
-from ham import distributed
+from ham import process_group
 
 class Late:
     def __del__(self):
@@ -102,7 +87,7 @@ if len(sys.argv) > 1:
 late = Late()
 atexit.register(print, "tidied up")
 sys.stdout.write("said ")
-distributed.shutdown(3)
+process_group.shutdown(3)
 """
 
 

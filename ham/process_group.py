@@ -1,0 +1,174 @@
+"""The process group: how ranks connect, end, get their GPU and average gradients; one process per GPU.
+
+Everything here does nothing in a single process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import Store, TCPStore
+
+from ham.agreement import SAME_START, Identity, PeerLostError, StartError
+from ham.distributed import World, difference_over_ranks, reason, world
+from ham.rendezvous import Endpoint, Listener, connect, slurm_endpoint
+
+
+def init_distributed(identity: Identity, timeout: float) -> None:
+    """Connect all ranks, and check that they were started alike; again for each run of one process.
+
+    The process group has gloo for CPU tensors and, where there are GPUs, nccl for theirs.
+
+    Args:
+        identity: what this rank was started with. With the key "error" it cannot start; the others learn why.
+        timeout: seconds after which a rank that has not arrived, or a collective, counts as hung.
+
+    Raises:
+        PeerLostError: not all ranks connected in time.
+        StartError: they were started with different values, or a variable that names a rank is wrong.
+    """
+    me = world()
+    if me.size == 1:
+        return
+    if distributed.is_initialized():
+        if error := difference_over_ranks(identity, SAME_START):
+            raise StartError(error)
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store = _meet(me, identity, timeout)
+        distributed.init_process_group(
+            backend, store=store, rank=me.rank, world_size=me.size, timeout=timedelta(seconds=timeout)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise PeerLostError(
+            f"rank {me.rank} of {me.size} could not connect to the others ({reason(error)}): "
+            "start all ranks with torchrun or srun, see docs/clusters.md"
+        ) from error
+
+
+def _meet(me: World, identity: Identity, timeout: float) -> Store:
+    """The store of torch, after the ranks were compared. torchrun has one; else rank 0 creates it."""
+    duration = timedelta(seconds=timeout)
+    agent = _agent_store(me, duration) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if agent is not None:
+        port = 0 if me.is_main_process else int(agent.get("ham port"))
+        endpoint = Endpoint(os.environ["MASTER_ADDR"], (port,))
+    elif "MASTER_ADDR" in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
+        endpoint = Endpoint(os.environ.get("MASTER_ADDR", "127.0.0.1"), (_master_port(),))
+    else:
+        endpoint = slurm_endpoint(os.environ)
+
+    def create_store(port: int) -> Store:
+        options = dict(is_master=me.is_main_process, timeout=duration, wait_for_workers=False)
+        return agent or TCPStore(endpoint.address, port, me.size, **options)
+
+    if not me.is_main_process:
+        return create_store(connect(endpoint, me.rank, me.size, identity, timeout))
+    listener = Listener(endpoint, me.size)
+    if agent is not None:
+        agent.set("ham port", str(listener.port))
+    listener.collect(identity, timeout)
+    store = create_store(0)
+    listener.answer(getattr(store, "port", 0))
+    return store
+
+
+def _agent_store(me: World, duration: timedelta) -> Store:
+    """The store of torchrun's own process."""
+    return next(distributed.rendezvous("env://", me.rank, me.size, timeout=duration))[0]
+
+
+def _master_port() -> int:
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        port = port or "missing"
+        raise StartError(f"MASTER_PORT={port} is not a port: start all ranks with torchrun or srun")
+    return int(port)
+
+
+def shutdown(status: int = 0) -> None:
+    """Destroy the process group and exit without running interpreter shutdown; does nothing without a group.
+
+    DistributedDataParallel keeps gloo's threads alive. One of them that frees a tensor during interpreter
+    shutdown aborts a process that has done all its work.
+    """
+    if not distributed.is_initialized():
+        return
+    distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def local_device(me: World) -> torch.device:
+    """The GPU of this rank. Raises ValueError where the node has fewer GPUs than processes."""
+    visible = torch.cuda.device_count()
+    own = visible == 1 and "SLURM_STEP_NUM_TASKS" in os.environ  # srun --gpus-per-task=1 shows one to each
+    if me.local_rank >= visible and not own:
+        raise ValueError(
+            f"process {me.local_rank + 1} on this node finds {visible} GPUs: start one process per GPU"
+        )
+    return torch.device("cuda", 0 if own else me.local_rank)
+
+
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in DistributedDataParallel; in a single process the model itself.
+
+    Buffers are not broadcast at every forward pass: only rank 0's running statistics are used, in evaluation
+    and checkpoints (`broadcast_buffers`).
+    """
+    if world().size == 1:
+        return model
+    wrapper = nn.parallel.DistributedDataParallel
+    names = inspect.signature(wrapper).parameters
+    once = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # torch < 2.15
+    devices = [device] if device.type == "cuda" else None
+    wrapped = wrapper(model, device_ids=devices, gradient_as_bucket_view=True, **{once: False})
+    if device.type == "cpu":
+        wrapped.register_comm_hook(None, _mean_in_rank_order)
+    return wrapped
+
+
+def _mean_in_rank_order(_, bucket):  # DistributedDataParallel refuses annotations that are text
+    """The mean gradient, added in the order of the ranks.
+
+    Where gloo's all-reduce adds numbers of three or more ranks, their order depends on the place in the
+    bucket. DistributedDataParallel rebuilds its buckets after the first step, so that a resumed run would
+    round that step differently.
+    """
+    own = bucket.buffer()
+    own /= world().size
+    parts = [torch.empty_like(own) for _ in range(world().size)]
+    gathered = distributed.all_gather(parts, own, async_op=True).get_future()
+    return gathered.then(lambda _: _sum_in_order(parts))
+
+
+def _sum_in_order(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+@contextmanager
+def gradient_sync(network: nn.Module, enabled: bool) -> Iterator[None]:
+    """With `enabled`, backward passes in the block average gradients over the ranks."""
+    if enabled or world().size == 1:
+        yield
+    else:
+        with _unwrapped(network).no_sync():
+            yield
+
+
+def _unwrapped(network: nn.Module) -> nn.parallel.DistributedDataParallel:
+    return getattr(network, "_orig_mod", network)  # torch.compile's own wrapper

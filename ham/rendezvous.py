@@ -1,0 +1,269 @@
+"""How the ranks of a run find each other, and whether all were started alike. Sockets and JSON, no torch.
+
+Rank 0 listens. Every other rank sends one line of JSON: the run, its rank, its world size and what it was
+started with. When all have arrived, rank 0 compares the lines and answers each with the port of torch's store
+or with the error. Every step has a deadline, which torch's own client does not have: it waits forever for a
+port that accepts connections and sends nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import selectors
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ham.agreement import SAME_START, Identity, PeerLostError, StartError, compare
+
+_PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
+_CANDIDATES = 16
+_REPLY_SECONDS = 3.0  # a rank 0 that is alive acknowledges at once
+_LINGER_SECONDS = 2.0  # after an error rank 0 also answers ranks that start late
+_LONGEST = 2**20  # bytes of a line
+_HOW = "start all ranks with torchrun or srun, see docs/clusters.md"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where rank 0 listens.
+
+    Args:
+        address: of its node.
+        ports: it takes the first one that is free.
+        run: identifies the run; another run that listens on such a port is not ours.
+    """
+
+    address: str
+    ports: tuple[int, ...]
+    run: str = ""
+
+
+def slurm_endpoint(environment: Mapping[str, str]) -> Endpoint:
+    """Of a SLURM step. Its ports follow from job, step and restart, so that other steps use other ports."""
+    single_node = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"  # no host name has to be resolved
+    address = "127.0.0.1" if single_node else first_node(environment["SLURM_STEP_NODELIST"])
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    run = ".".join(environment.get(name, "0") for name in names)
+    digests = (hashlib.sha256(f"{run} {k}".encode()).digest() for k in range(_CANDIDATES))
+    ports = (_PORTS[int.from_bytes(digest[:8], "big") % len(_PORTS)] for digest in digests)
+    return Endpoint(address, tuple(dict.fromkeys(ports)), run)
+
+
+def first_node(nodes: str) -> str:
+    """First host of a SLURM node list: "a100-[003-006,010],b1" -> "a100-003"."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", nodes).group()
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+class Listener:
+    """Rank 0's end: collects what the other ranks were started with.
+
+    Args:
+        endpoint: where to listen. Port 0 is any free one.
+        world_size: number of ranks.
+
+    Raises:
+        PeerLostError: no port is free.
+    """
+
+    def __init__(self, endpoint: Endpoint, world_size: int) -> None:
+        self.endpoint, self.world_size = endpoint, world_size
+        self._server = _listen(endpoint)
+        self._server.setblocking(False)
+        self.port: int = self._server.getsockname()[1]
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._arrived: dict[int, _Connection] = {}
+        self._error: PeerLostError | StartError | None = None
+
+    def collect(self, own: Identity, timeout: float) -> None:
+        """Wait for all ranks and compare them with `own`.
+
+        Raises:
+            PeerLostError: a rank did not arrive in time.
+            StartError: a rank was started differently; its message is sent to all.
+        """
+        deadline = time.monotonic() + timeout
+        while len(self._arrived) < self.world_size - 1 and not self._error:
+            if not self._serve(deadline):
+                raise self._refuse(PeerLostError(self._missing(timeout)))
+        identities = [own, *(self._arrived[rank].line["identity"] for rank in sorted(self._arrived))]
+        error = self._error
+        if error is None and (what := compare(identities)):
+            error = StartError(what)
+        if error is not None:
+            raise self._refuse(error)
+
+    def answer(self, store_port: int) -> None:
+        """Tell all ranks the port of torch's store."""
+        for connection in self._arrived.values():
+            connection.send({"store": store_port})
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
+
+    def _refuse(self, error: PeerLostError | StartError) -> PeerLostError | StartError:
+        """Send the error to all ranks, those that arrive within a moment too; returns it."""
+        self._error = error
+        for connection in self._arrived.values():
+            connection.refuse(error)
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while len(self._arrived) < self.world_size - 1 and self._serve(deadline):
+            pass
+        self.close()
+        return error
+
+    def _missing(self, timeout: float) -> str:
+        missing = [str(rank) for rank in range(1, self.world_size) if rank not in self._arrived]
+        ranks = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}"
+        where = f"at {self.endpoint.address}:{self.port} within {timeout:g} s (compute.timeout)"
+        return f"{ranks} of {self.world_size} did not arrive {where}: {_HOW}"
+
+    def _serve(self, deadline: float) -> bool:
+        """Handle what arrives next; False after the deadline."""
+        events = self._selector.select(max(deadline - time.monotonic(), 0))
+        for key, _ in events:
+            if key.fileobj is self._server:
+                client = self._server.accept()[0]
+                client.settimeout(_REPLY_SECONDS)
+                self._selector.register(client, selectors.EVENT_READ, _Connection(client))
+            elif (connection := key.data).receive():
+                self._admit(connection)
+            elif connection.closed:
+                self._drop(connection)
+        return bool(events) or time.monotonic() < deadline
+
+    def _drop(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        if connection in self._arrived.values():
+            what = (
+                f"rank {connection.line['rank']} ended before all ranks had arrived, see the end of its log"
+            )
+            self._error = self._error or PeerLostError(what)
+
+    def _admit(self, connection: _Connection) -> None:
+        """Acknowledge a rank of this run, or say why it is not one; ignore what is not a rank."""
+        line = connection.line
+        rank, size = line.get("rank"), line.get("world_size")
+        connection.send({"run": self.endpoint.run})
+        if line.get("run") != self.endpoint.run or not isinstance(line.get("identity"), dict):
+            return
+        if size != self.world_size:
+            counts = f"rank {rank} counts {size} ranks, rank 0 counts {self.world_size}"
+            self._error = StartError(f"{counts}: {SAME_START}")
+        elif rank not in range(1, size):
+            connection.refuse(StartError(f"rank {rank} of {size} does not exist: {SAME_START}"))
+        elif rank in self._arrived:
+            what = f"another process is rank {rank} already: two runs share one MASTER_PORT"
+            connection.refuse(StartError(what))
+        else:
+            self._arrived[rank] = connection
+        if self._error:
+            connection.refuse(self._error)
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A connection to rank 0 and the line that came over it."""
+
+    socket: socket.socket
+    text: bytes = b""
+    line: dict[str, Any] = field(default_factory=dict)
+    closed: bool = False
+
+    def receive(self) -> bool:
+        """Read what is there; True once, when the line is complete."""
+        try:
+            part = self.socket.recv(_LONGEST)
+        except OSError:
+            part = b""
+        self.text += part
+        self.closed = not part or len(self.text) > _LONGEST
+        if self.line or b"\n" not in self.text:
+            return False
+        self.line = _parse(self.text)
+        self.closed = not self.line
+        return bool(self.line)
+
+    def refuse(self, error: PeerLostError | StartError) -> None:
+        """Send an error, which `connect` raises."""
+        self.send({"lost" if isinstance(error, PeerLostError) else "error": str(error)})
+
+    def send(self, content: dict[str, Any]) -> None:
+        """Send one line. A rank that is gone is noticed by the first collective."""
+        try:
+            self.socket.sendall(json.dumps(content).encode() + b"\n")
+        except OSError:
+            self.closed = True
+
+
+def _listen(endpoint: Endpoint) -> socket.socket:
+    local = endpoint.address in ("127.0.0.1", "localhost")
+    dual = not local and socket.has_dualstack_ipv6()
+    options = {"family": socket.AF_INET6, "dualstack_ipv6": True} if dual else {"family": socket.AF_INET}
+    for port in endpoint.ports:
+        try:
+            return socket.create_server(("127.0.0.1" if local else "", port), backlog=1024, **options)
+        except OSError as error:
+            reason = error.strerror
+    ports = ", ".join(map(str, endpoint.ports[:3]))
+    raise PeerLostError(f"rank 0 cannot listen on port {ports} ({reason}): set another MASTER_PORT")
+
+
+def connect(endpoint: Endpoint, rank: int, world_size: int, own: Identity, timeout: float) -> int:
+    """Announce a rank other than 0 to rank 0; returns the port of torch's store.
+
+    Raises:
+        PeerLostError: rank 0 was not found, or ended.
+        StartError: rank 0's answer is an error.
+    """
+    deadline = time.monotonic() + timeout
+    line = {"run": endpoint.run, "rank": rank, "world_size": world_size, "identity": own}
+    found = "nothing listens there"
+    while time.monotonic() < deadline:
+        for port in endpoint.ports:
+            try:
+                with socket.create_connection((endpoint.address, port), _REPLY_SECONDS) as client:
+                    client.sendall(json.dumps(line).encode() + b"\n")
+                    replies = client.makefile("rb")
+                    acknowledged = _parse(replies.readline(_LONGEST))
+                    if acknowledged.get("run") == endpoint.run:
+                        client.settimeout(max(deadline - time.monotonic(), 0) + 2 * _LINGER_SECONDS)
+                        return _store_port(_parse(replies.readline(_LONGEST)))
+                    found = f"another program listens on port {port}"
+            except ConnectionRefusedError:
+                continue
+            except OSError as error:
+                found = str(error.strerror or error)
+        time.sleep(0.1)
+    where = f"at {endpoint.address}:{endpoint.ports[0]} within {timeout:g} s (compute.timeout; {found})"
+    raise PeerLostError(f"rank {rank} of {world_size} did not find rank 0 {where}: {_HOW}")
+
+
+def _store_port(answer: dict[str, Any]) -> int:
+    if "error" in answer:
+        raise StartError(answer["error"])
+    if "lost" in answer:
+        raise PeerLostError(answer["lost"])
+    if "store" not in answer:
+        raise PeerLostError("rank 0 ended before all ranks had arrived, see the end of its log")
+    return answer["store"]
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """A line of JSON; empty if it is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,239 @@
+"""How ranks find each other and compare what they were started with: threads take the place of processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from ham import rendezvous
+from ham.agreement import PeerLostError, StartError, compare, difference
+from ham.rendezvous import Endpoint, Listener, connect, first_node, slurm_endpoint
+
+STEP = {
+    "SLURM_STEP_NODELIST": "gpu3",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_JOB_ID": "41234",
+    "SLURM_STEP_ID": "0",
+}
+OWN = {"seed": 1, "optimizer.lr": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_REPLY_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 0.4)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def held(answer: bytes = b"") -> Iterator[int]:
+    """A port that another program holds: it accepts connections, and sends `answer`."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        open_ = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    open_.append(server.accept()[0])
+                    open_[-1].sendall(answer)
+            except OSError:
+                return
+
+        pool.submit(accept)
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        for client in open_:
+            client.close()
+
+
+def lead(endpoint: Endpoint, size: int, own: dict, timeout: float) -> int:
+    listener = Listener(endpoint, size)
+    listener.collect(own, timeout)
+    listener.answer(4242)
+    return listener.port
+
+
+def meet(identities: list[dict | None], *, ports: tuple[int, ...] = (), timeout: float = 10.0) -> list:
+    """Each rank's port of the store (of rank 0: where it listens) or its error; None never starts."""
+    endpoint = Endpoint("127.0.0.1", ports or (free_port(),), "run 7")
+    size = len(identities)
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(lead, endpoint, size, identities[0], timeout)]
+        for rank, own in enumerate(identities[1:], start=1):
+            if own is not None:
+                ends.append(pool.submit(connect, endpoint, rank, size, own, timeout))
+        return [end.exception() or end.result() for end in ends]
+
+
+def test_ranks_that_were_started_alike_get_the_port_of_the_store() -> None:
+    assert meet([OWN, OWN, OWN, OWN])[1:] == [4242] * 3
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (OWN | {"seed": 2}, "rank 2 differs from rank 0: seed is 2 there and 1 on rank 0"),
+        (OWN | {"optimizer.lr": 0.2}, "optimizer.lr is 0.2 there and 0.1 on rank 0"),
+        ({"seed": 1}, "optimizer.lr is missing there and 0.1 on rank 0"),
+        (OWN | {"ham.alpha": 5}, "ham.alpha is 5 there and missing on rank 0"),
+        ({"error": "unknown option 'lr'"}, "rank 2 of 3: unknown option 'lr'"),
+    ],
+)
+def test_one_that_differs_ends_all_with_the_same_line(other: dict, words: str) -> None:
+    ends = meet([OWN, OWN, other])
+    assert all(isinstance(end, StartError) and words in str(end) for end in ends), ends
+    assert len({str(end) for end in ends}) == 1
+
+
+def test_the_error_that_all_ranks_have_is_stated_as_it_is() -> None:
+    ends = meet([{"error": "unknown option 'lr'"}] * 3)
+    assert [str(end) for end in ends] == ["unknown option 'lr'"] * 3
+
+
+def test_a_rank_that_does_not_come_is_named_in_time() -> None:
+    since = time.monotonic()
+    ends = meet([OWN, OWN, None, None], timeout=1.0)
+    assert all("ranks 2, 3 of 4 did not arrive at 127.0.0.1" in str(end) for end in ends), ends
+    assert isinstance(ends[0], PeerLostError) and time.monotonic() - since < 8
+
+
+def test_without_rank_0_the_others_end_in_time() -> None:
+    with pytest.raises(PeerLostError, match=r"rank 1 of 2 did not find rank 0 at .* nothing listens there"):
+        connect(Endpoint("127.0.0.1", (free_port(),)), 1, 2, OWN, 0.5)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"220 mail ready\r\n", b'{"run": "run 8"}\n', b"[]\n", b"\xff\xfe\n"]
+)
+def test_a_port_that_another_program_holds_is_passed_over(answer: bytes) -> None:
+    with held(answer) as taken:
+        free = free_port()
+        assert meet([OWN, OWN], ports=(taken, free)) == [free, 4242]
+        with pytest.raises(PeerLostError, match=r"another program listens|timed out"):
+            connect(Endpoint("127.0.0.1", (taken,), "run 7"), 1, 2, OWN, 0.5)
+        with pytest.raises(PeerLostError, match=r"cannot listen on port .* set another MASTER_PORT"):
+            Listener(Endpoint("127.0.0.1", (taken,)), 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x00\xff\n",
+        b"[" * 5000 + b"\n",
+        b'{"run": "run 8", "rank": 1, "world_size": 2, "identity": {}}\n',
+        b'{"run": "run 7", "rank": 1, "world_size": 2, "identity": []}\n',
+        b'{"run": "run 7", "rank": "1", "world_size": 2, "identity": {}}\n',
+        b'{"run": "run 7", "rank": 0, "world_size": 2, "identity": {}}\n',
+    ],
+)
+def test_strangers_at_the_port_of_rank_0_do_no_harm(text: bytes) -> None:
+    listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 2)
+    with ThreadPoolExecutor() as pool, socket.create_connection(("127.0.0.1", listener.port)) as stranger:
+        collected = pool.submit(listener.collect, OWN, 10.0)
+        stranger.sendall(text)
+        port = pool.submit(connect, Endpoint("127.0.0.1", (listener.port,), "run 7"), 1, 2, OWN, 10.0)
+        collected.result()
+        listener.answer(99)
+        assert port.result() == 99
+
+
+def test_a_second_process_of_one_rank_is_refused_and_the_first_stays() -> None:
+    listener = Listener(Endpoint("127.0.0.1", (0,)), 3)
+    endpoint = Endpoint("127.0.0.1", (listener.port,))
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(listener.collect, OWN, 10.0)
+        ends = [pool.submit(connect, endpoint, 1, 3, OWN, 10.0) for _ in range(2)]
+        while not any(end.done() for end in ends):
+            time.sleep(0.01)
+        refused = next(end for end in ends if end.done())
+        assert "another process is rank 1 already" in str(refused.exception())
+        ends.append(pool.submit(connect, endpoint, 2, 3, OWN, 10.0))
+        collected.result()
+        listener.answer(7)
+        assert [end.result() for end in ends if end is not refused] == [7, 7]
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 2)])
+def test_ranks_that_count_differently_end_with_both_numbers(sizes: tuple[int, int]) -> None:
+    endpoint = Endpoint("127.0.0.1", (free_port(),))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(lead, endpoint, sizes[0], OWN, 10.0)
+        second = pool.submit(connect, endpoint, 1, sizes[1], OWN, 10.0)
+        words = f"rank 1 counts {sizes[1]} ranks, rank 0 counts {sizes[0]}"
+        assert words in str(first.exception()) and words in str(second.exception())
+
+
+def test_a_rank_that_dies_while_others_are_awaited_is_named() -> None:
+    listener = Listener(Endpoint("127.0.0.1", (0,)), 3)
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(listener.collect, OWN, 10.0)
+        with socket.create_connection(("127.0.0.1", listener.port)) as client:
+            line = {"run": "", "rank": 2, "world_size": 3, "identity": OWN}
+            client.sendall(json.dumps(line).encode() + b"\n")
+            client.makefile("rb").readline()
+        assert "rank 2 ended before all ranks had arrived" in str(collected.exception())
+
+
+def test_the_ports_of_steps_jobs_and_restarts_differ() -> None:
+    steps = [
+        STEP,
+        STEP | {"SLURM_STEP_ID": "1"},  # two steps of one job
+        STEP | {"SLURM_JOB_ID": "61234"},  # two jobs on one node
+        STEP | {"SLURM_RESTART_COUNT": "1"},  # the job before it was requeued
+    ]
+    endpoints = [slurm_endpoint(step) for step in steps]
+    assert len({endpoint.run for endpoint in endpoints}) == 4
+    assert len({port for endpoint in endpoints for port in endpoint.ports}) > 60
+    assert all(20000 <= port < 32000 for endpoint in endpoints for port in endpoint.ports)
+    assert slurm_endpoint(dict(STEP)) == endpoints[0] and endpoints[0].address == "127.0.0.1"
+    nodes = STEP | {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_STEP_NUM_NODES": "2"}
+    assert slurm_endpoint(nodes).address == "gpu3"
+
+
+def test_two_steps_with_the_same_first_port_both_start() -> None:
+    ports = (free_port(), free_port())
+    endpoints = [Endpoint("127.0.0.1", ports, run) for run in ("9.0.0", "9.1.0")]
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(connect, endpoint, 1, 2, OWN, 10.0) for endpoint in endpoints]
+        listeners = [Listener(endpoint, 2) for endpoint in endpoints]
+        assert tuple(listener.port for listener in listeners) == ports
+        collected = [pool.submit(listener.collect, OWN, 10.0) for listener in listeners]
+        for number, listener in enumerate(listeners):
+            collected[number].result()
+            listener.answer(number)
+        assert [end.result() for end in ends] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n0", "n0"),
+        ("n0,n1", "n0"),
+        ("n[0-1]", "n0"),
+        ("a100-[003-006,010],b1", "a100-003"),
+        ("gpu[7,9-12]", "gpu7"),
+        ("rack[1-2]node[03-04].site", "rack1node03.site"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+def test_long_values_are_shortened_and_order_does_not_matter() -> None:
+    assert difference({"a": 1, "b": 2}, {"b": 2, "a": 1}) is None
+    assert compare([{"a": 1}]) is None and compare([{"a": 1}] * 5) is None
+    text = difference({"code": "x" * 99}, {"code": "y" * 99})
+    assert len(text) < 110 and "yyy..." in text
