@@ -8,9 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ class Ranks:
             time.sleep(0.01)
 
 
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ranks]]:
+def launcher() -> Iterator[Callable[..., Ranks]]:
     """`launch(script, *argv, ranks=2, slurm=False, own={}, environment={})`: the script once per rank.
 
     `own` has further arguments of single ranks, `environment` further variables of all. What still runs at
@@ -101,6 +103,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     """
     multiprocessing.set_forkserver_preload(PRELOAD)
     started: list[Rank] = []
+    logs = Path(tempfile.mkdtemp(prefix="ranks-"))
 
     def start(
         script: Path,
@@ -110,8 +113,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         own: dict[int, list[str]] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Ranks:
-        folder = tmp_path_factory.mktemp("ranks")
-        logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
+        own_logs = [logs / f"{len(started)}-rank{rank}.log" for rank in range(ranks)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -120,17 +122,17 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         shared |= {"PYTHONPATH": str(ROOT)}
         processes = []
-        for rank, log in enumerate(logs):
+        for rank, log in enumerate(own_logs):
             who = dict(zip(names, map(str, (rank, ranks, rank)), strict=True))
-            arguments = [*argv, *(own or {}).get(rank, [])]
             variables = {**os.environ, **shared, **who, **(environment or {})}
-            processes.append(Rank(script, arguments, variables, log))
+            processes.append(Rank(script, [*argv, *(own or {}).get(rank, [])], variables, log))
         started.extend(processes)
         for process in processes:
             process.start()
-        return Ranks(processes, logs)
+        return Ranks(processes, own_logs)
 
     yield start
     for process in started:
         process.kill()
         process.join()
+    shutil.rmtree(logs)
