@@ -50,7 +50,7 @@ def drifting_rank(step: int, *argv: str) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    from ham.distributed import shutdown
+    from ham.process_group import shutdown
 
     shutdown(drifting_rank(int(sys.argv[1]), *sys.argv[2:]))
 

@@ -187,6 +187,9 @@ class Mixer:
         return [] if "resume=false" in lines.pop() else [f"a refusal without the cure: {text[-300:]}"]
 
     def _change(self, runs: Path, file: str, how: str) -> None:
+        """Delete or damage a file of a run that is not finished."""
+        if list(runs.glob("*/seed0/summary.json")):
+            return
         for path in runs.glob(f"*/seed0/{file}") if file else ():
             if path.is_file() and how == "delete":
                 path.unlink()
