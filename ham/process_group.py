@@ -19,7 +19,7 @@ from torch.distributed import Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
 from ham.distributed import World, difference_over_ranks, reason, world
-from ham.rendezvous import Endpoint, Listener, connect, slurm_endpoint
+from ham.rendezvous import Endpoint, Listener, connect, endpoint_of
 
 
 def init_distributed(identity: Identity, timeout: float) -> None:
@@ -62,10 +62,8 @@ def _meet(me: World, identity: Identity, timeout: float) -> Store:
     if agent is not None:
         port = 0 if me.is_main_process else int(agent.get("ham port"))
         endpoint = Endpoint(os.environ["MASTER_ADDR"], (port,))
-    elif "MASTER_ADDR" in os.environ or "SLURM_STEP_NODELIST" not in os.environ:
-        endpoint = Endpoint(os.environ.get("MASTER_ADDR", "127.0.0.1"), (_master_port(),))
     else:
-        endpoint = slurm_endpoint(os.environ)
+        endpoint = endpoint_of(os.environ)
 
     def create_store(port: int) -> Store:
         options = dict(is_master=me.is_main_process, timeout=duration, wait_for_workers=False)
@@ -85,14 +83,6 @@ def _meet(me: World, identity: Identity, timeout: float) -> Store:
 def _agent_store(me: World, duration: timedelta) -> Store:
     """The store of torchrun's own process."""
     return next(distributed.rendezvous("env://", me.rank, me.size, timeout=duration))[0]
-
-
-def _master_port() -> int:
-    port = os.environ.get("MASTER_PORT", "")
-    if not port.isdecimal() or not 0 < int(port) < 2**16:
-        port = port or "missing"
-        raise StartError(f"MASTER_PORT={port} is not a port: start all ranks with torchrun or srun")
-    return int(port)
 
 
 def shutdown(status: int = 0) -> None:

@@ -43,15 +43,37 @@ class Endpoint:
     run: str = ""
 
 
-def slurm_endpoint(environment: Mapping[str, str]) -> Endpoint:
-    """Of a SLURM step. Its ports follow from job, step and restart, so that other steps use other ports."""
-    single_node = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"  # no host name has to be resolved
-    address = "127.0.0.1" if single_node else first_node(environment["SLURM_STEP_NODELIST"])
+def endpoint_of(environment: Mapping[str, str]) -> Endpoint:
+    """Where rank 0 listens: MASTER_ADDR and MASTER_PORT, where they are set; else as of a SLURM step.
+
+    The ports of a step follow from job, step and restart, so that other steps use other ports.
+
+    Raises:
+        StartError: MASTER_PORT is not a port, or is missing outside of SLURM.
+    """
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    run = ".".join(environment.get(name, "0") for name in names)
+    in_slurm = "SLURM_STEP_ID" in environment
+    run = ".".join(environment.get(name, "0") for name in names) if in_slurm else ""
+    given = environment.get("MASTER_PORT")
+    ports = (_port(given),) if given is not None or not in_slurm else _slurm_ports(run)
+    return Endpoint(environment.get("MASTER_ADDR") or _slurm_address(environment), ports, run)
+
+
+def _port(text: str | None) -> int:
+    if text is None or not text.isdecimal() or not 0 < int(text) < 2**16:
+        what = " is missing" if text is None else f"={text} is not a port"
+        raise StartError(f"MASTER_PORT{what}: start all ranks with torchrun or srun")
+    return int(text)
+
+
+def _slurm_ports(run: str) -> tuple[int, ...]:
     digests = (hashlib.sha256(f"{run} {k}".encode()).digest() for k in range(_CANDIDATES))
-    ports = (_PORTS[int.from_bytes(digest[:8], "big") % len(_PORTS)] for digest in digests)
-    return Endpoint(address, tuple(dict.fromkeys(ports)), run)
+    return tuple(_PORTS[int.from_bytes(digest[:8], "big") % len(_PORTS)] for digest in digests)
+
+
+def _slurm_address(environment: Mapping[str, str]) -> str:
+    single_node = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"  # no host name has to be resolved
+    return "127.0.0.1" if single_node else first_node(environment["SLURM_STEP_NODELIST"])
 
 
 def first_node(nodes: str) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 6.0
+TIMEOUT = 20.0
 EXPERIMENTS = ("dense_ham", "acdc_ham_s90", "rigl_ham_s90", "str_s90", "dense_sam_ham")
 SCALE = ["+demo=tiny", "model.width=2", "batch_size=360", "epochs=3", "checkpoint.minutes=0"]
 STEPS = 12  # of a case: 1,437 digits in batches of 360, three times

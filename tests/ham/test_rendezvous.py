@@ -13,7 +13,7 @@ import pytest
 
 from ham import rendezvous
 from ham.agreement import PeerLostError, StartError, compare, difference
-from ham.rendezvous import Endpoint, Listener, connect, first_node, slurm_endpoint
+from ham.rendezvous import Endpoint, Listener, connect, endpoint_of, first_node
 
 STEP = {
     "SLURM_STEP_NODELIST": "gpu3",
@@ -194,13 +194,23 @@ def test_the_ports_of_steps_jobs_and_restarts_differ() -> None:
         STEP | {"SLURM_JOB_ID": "61234"},  # two jobs on one node
         STEP | {"SLURM_RESTART_COUNT": "1"},  # the job before it was requeued
     ]
-    endpoints = [slurm_endpoint(step) for step in steps]
+    endpoints = [endpoint_of(step) for step in steps]
     assert len({endpoint.run for endpoint in endpoints}) == 4
     assert len({port for endpoint in endpoints for port in endpoint.ports}) > 60
     assert all(20000 <= port < 32000 for endpoint in endpoints for port in endpoint.ports)
-    assert slurm_endpoint(dict(STEP)) == endpoints[0] and endpoints[0].address == "127.0.0.1"
+    assert endpoint_of(dict(STEP)) == endpoints[0] and endpoints[0].address == "127.0.0.1"
+    given = endpoint_of(STEP | {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"})
+    assert given == Endpoint("10.0.0.7", (29500,), endpoints[0].run)
+    assert endpoint_of(STEP | {"MASTER_ADDR": "10.0.0.7"}).ports == endpoints[0].ports
     nodes = STEP | {"SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_STEP_NUM_NODES": "2"}
-    assert slurm_endpoint(nodes).address == "gpu3"
+    assert endpoint_of(nodes).address == "gpu3"
+
+
+@pytest.mark.parametrize("port", [None, "", "no", "0", "65536", "-1", "29500.0"])
+def test_outside_of_slurm_a_port_must_be_given(port: str | None) -> None:
+    with pytest.raises(StartError, match=r"MASTER_PORT.* start all ranks with torchrun or srun"):
+        endpoint_of({} if port is None else {"MASTER_PORT": port})
+    assert endpoint_of({"MASTER_PORT": "29500"}) == Endpoint("127.0.0.1", (29500,))
 
 
 def test_two_steps_with_the_same_first_port_both_start() -> None:
