@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .config import Config, ConfigError, config_hash, to_yaml
 from .directory import read_summary
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, train
-from .provenance import provenance
+from .provenance import is_requeued, provenance
 from .state import Run
 from .summary import finish, summarize_divergence
 
@@ -43,6 +44,9 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     distributed.init_distributed(device, cfg.compute.timeout)
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
     with distributed.translate_collective_errors(lambda: "before the first step"):
+        if not cfg.resume:
+            requeued = distributed.on_rank_zero(lambda: is_requeued(folder))
+            cfg = replace(cfg, resume=distributed.broadcast_object(requeued))
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
         return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
