@@ -203,6 +203,7 @@ def test_bytes_of_any_encoding_reach_the_jobs(
         ("exit 3", "it exits with 3"),
         ("echo 'module: not found' >&2; return 1", "module: not found"),
         ("set -u; echo $NOTHING", "NOTHING: unbound variable"),
+        ("echo 'no such account'; return 1", "no such account"),
         ("if", "syntax error"),
         ("printf 'caf\\xe9\\n' >&2; false", "caf"),
     ],
