@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from signal import SIGPIPE
 
 USAGE = """\
 usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
@@ -46,9 +47,9 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(USAGE, end="")
         return 0
-    from ham.run.config import demo_last, experiments
-
     if argv == ["--list"]:
+        from ham.experiments import experiments
+
         for name, cell in experiments().items():
             print(f"{name:<34}{cell}")
         return 0
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     if unknown := [flag for flag in flags if flag not in HYDRA_FLAGS]:
         return _fail(f"unknown flag {unknown[0]}; see python train.py --help", 2)
     if flags:
-        return _hydra(demo_last(argv))
+        return _hydra(argv)
     return run_command(argv)
 
 
@@ -78,6 +79,8 @@ def run_command(overrides: list[str]) -> int:
         return _fail(error, 2, always=not getattr(error, "shared", False))
     except (DivergedError, CheckpointError, RanksDisagreeError) as error:
         return _fail(error, 1)
+    except BrokenPipeError:
+        return _fail("the reader of its output left; start the same command again to resume", 128 + SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
@@ -91,11 +94,14 @@ def run_command(overrides: list[str]) -> int:
 
 def _run(overrides: list[str]) -> None:
     from ham.distributed import world
+    from ham.repository import unknown_commit
     from ham.run.config import demo_changes
     from ham.run.main import run_experiment
     from ham.run.ranks import load_on_all_ranks
 
     cfg = load_on_all_ranks(overrides)
+    if world().is_main_process and (reason := unknown_commit()):
+        _fail(reason, 0)
     if cfg.demo and world().is_main_process:
         print(f"demo={cfg.demo} scales {cfg.name}:")
         for key, (before, after) in demo_changes(overrides).items():
@@ -108,7 +114,7 @@ def _hydra(argv: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from ham.run.config import CONFIGS, register
+    from ham.run.config import CONFIGS, demo_last, literal_path, register
 
     register()
     statuses = []
@@ -119,8 +125,11 @@ def _hydra(argv: list[str]) -> int:
         if statuses[-1] in (85, 130):
             raise SystemExit(statuses[-1])
 
+    argv = [text if "," in text or "(" in text else literal_path(text) for text in demo_last(argv)]
     sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra expects them first
     job()
+    if not statuses and {text for text in argv if text.startswith("-")} <= {"-m", "--multirun"}:
+        return _fail("-m selects no run: a glob matches nothing; see python train.py --list", 2)
     return max(statuses, default=0)
 
 
@@ -134,8 +143,10 @@ def _fail(error: object, status: int, *, always: bool = False) -> int:
 
 
 if __name__ == "__main__":
+    from ham.command_line import run_command_line
+
     try:
-        status = main(sys.argv[1:])
+        status = run_command_line(main, sys.argv[1:])
     except Exception:
         traceback.print_exc()
         status = 1  # with other ranks, the interpreter's own end can wait forever

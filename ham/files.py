@@ -1,12 +1,10 @@
-"""Atomic writes, locks, git facts and one-line errors, shared by runs, reports and sweeps. No torch."""
+"""Atomic writes, locks and one-line errors, shared by runs, reports and sweeps. No torch."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 RESULTS = ROOT / "results"
 """Committed records, tables, figures and theory data."""
-
-CODE = (
-    *("train.py", "ham", "pruning", "configs", "scripts/theory_runs.py"),
-    *(":(exclude)ham/report", ":(exclude)ham/sweep"),
-)
-"""What decides the result of a run: changes in reports, sweeps, cluster settings and records do not count."""
-
 
 _LOCK_SECONDS = 0.3
 
@@ -126,26 +117,3 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message, or its class name."""
     text = getattr(error, "strerror", None) or str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def git(*arguments: str, root: Path = ROOT) -> str | None:
-    """The output of a git command in the repository; None where git is missing or fails."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=60, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def commit() -> str | None:
-    """The commit of this code: git's, else $HAM_COMMIT where the code was copied without its history."""
-    given = os.environ.get("HAM_COMMIT", "")
-    return git("rev-parse", "HEAD") or (given if re.fullmatch(r"[0-9a-f]{7,64}", given) else None)
-
-
-def has_changes() -> bool | None:
-    """Does `CODE` have uncommitted changes? None where git cannot tell."""
-    changes = git("status", "--porcelain", "--", *CODE)
-    return None if changes is None else bool(changes)

@@ -21,14 +21,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from signal import SIGPIPE
 from typing import NoReturn
 
+from ham.command_line import run_command_line
 from ham.files import ROOT
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
 from ham.sweep.commands import Options, run_command
-from ham.sweep.listing import ignore_broken_pipe
 from ham.sweep.manifests import SweepError
 from ham.sweep.selection import Selection
 
@@ -94,12 +93,9 @@ def parse(argv: list[str]) -> tuple[Selection, Options]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
-        status = run_command(*parse(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # as of `| head`
-        ignore_broken_pipe()
-        return 128 + SIGPIPE
+        return run_command(*parse(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        raise
     except (PlanError, SweepError, OSError) as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
@@ -109,4 +105,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command_line(main, sys.argv[1:]))

@@ -13,6 +13,8 @@ trap 'caught+=" USR1"; [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true'
 trap 'caught+=" TERM"; [ -z "$step" ] || kill -TERM "$step" 2>/dev/null || true' TERM
 cd "$HAM_ROOT" || exit
 . slurm/site.sh
+# squeue would leave this job out, scontrol ask another cluster, and train.py take srun's ranks for one process.
+unset "${!SQUEUE_@}" SLURM_CLUSTERS RANK WORLD_SIZE LOCAL_RANK
 
 ham_say() { echo "$(date '+%F %T')  slurm: $*" >&2; }
 
@@ -84,11 +86,11 @@ ham_train() {
 ham_requeue() {
     local task state
     task=$(ham_task)
-    state=$(squeue --noheader --jobs="$task" --format=%T) || state=RUNNING # no answer: try anyway
+    state=$(timeout -k 5 15 squeue --noheader --jobs="$task" --format=%T) || state=RUNNING # no answer: try anyway
     [ "$state" = RUNNING ] || return 0 # it was cancelled: leave it cancelled
     ham_say "saved; requeueing $task"
     for _ in 1 2 3; do
-        if scontrol requeue "$task"; then return 0; fi
+        if timeout -k 5 60 scontrol requeue "$task"; then return 0; fi
         sleep 10
     done
     ham_say "scontrol requeue $task failed: submit again to resume"

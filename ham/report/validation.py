@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ham.experiments import SEEDS
+
 from .scales import SCALES
 from .spec import RunSpec, lock
 
@@ -125,7 +127,7 @@ def _structure_error(summary: Any, types: dict[str, type]) -> str:
             return f"no {key}"
     if not _HASH.fullmatch(summary["config_hash"]):
         return "no config_hash"
-    if not 0 <= summary["seed"] < 2**32:
+    if summary["seed"] not in SEEDS:
         return "no seed within 0 and 2^32"
     if "demo" not in summary or not isinstance(summary["demo"], str | None):
         return "no demo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .config import Config, ConfigError, config_hash, to_yaml
 from .directory import read_summary
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, train
-from .provenance import provenance
+from .provenance import is_requeued, provenance
 from .state import Run
 from .summary import finish, summarize_divergence
 
@@ -38,6 +39,8 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
     with distributed.translate_collective_errors(lambda: "before the first step"):
         distributed.raise_on_all_ranks(lambda: _check_device(cfg, task))
+        if not cfg.resume:
+            cfg = replace(cfg, resume=distributed.from_rank_zero(lambda: is_requeued(folder)))
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
         return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ham.distributed import world
-from ham.files import commit, has_changes
+from ham.files import read_json
+from ham.repository import commit, has_changes
 
 _PACKAGES = (
     "torch",
@@ -52,6 +53,18 @@ def provenance(config_hash: str) -> dict[str, Any]:
     }
 
 
+def is_requeued(folder: Path) -> bool:
+    """Did an earlier start of this SLURM job begin the run in this directory?
+
+    A requeued job has its first command line, where `resume=false` is meant for the runs before it.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return False
+    known = (read_json(part / "provenance.json") for part in (folder, *folder.glob("trial*")))
+    return any(facts is not None and facts.get("slurm_job") == job for facts in known)
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores and GPUs by their model names."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -60,7 +73,7 @@ def hardware() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next(

@@ -12,7 +12,8 @@ from ham.files import atomic_write, read_json
 from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 
-_PATH = re.compile(r"^(\s*(?:runs_dir|root):).*$", re.MULTILINE)
+_PATH = re.compile(r"^( *)(runs_dir|root):.*(?:\n\1 +.*)*$", re.MULTILINE)
+"""Keys with paths; YAML continues long ones on lines with more indentation."""
 
 
 def pack(runs: list[RunSpec], folder: Path, archive: Path) -> None:
@@ -43,10 +44,14 @@ def _files(folder: Path) -> dict[str, str]:
         diverged = read_json(folder / "diverged.json")
         text = json.dumps(divergence_record(diverged), indent=1) + "\n" if diverged else ""
         return {"diverged.json": text} if text else {}
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = json.loads(_text(folder / "provenance.json"))
     return {
         "summary.json": json.dumps(record(summary), indent=1) + "\n",
         "provenance.json": json.dumps(strip_paths(provenance), indent=1) + "\n",
-        "metrics.jsonl": (folder / "metrics.jsonl").read_text(),
-        "config.yaml": _PATH.sub(r"\1 ''", (folder / "config.yaml").read_text()),
+        "metrics.jsonl": _text(folder / "metrics.jsonl"),
+        "config.yaml": _PATH.sub(r"\1\2: ''", _text(folder / "config.yaml")),
     }
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

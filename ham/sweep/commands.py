@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ham.files import commit, has_changes, one_line
+from ham.files import one_line
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
+from ham.repository import has_changes, unknown_commit
 
 from .archive import pack
 from .listing import counted, print_estimate, print_line, print_missing, print_overview, warn
@@ -55,8 +58,8 @@ class Options:
         """Raise SweepError on a wrong value, and on options of another mode."""
         if self.jobs < 1:
             raise SweepError(f"--jobs must be at least 1, got {self.jobs}")
-        if self.seconds is not None and self.seconds <= 0:
-            raise SweepError(f"--seconds must be above 0, got {self.seconds:g}")
+        if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise SweepError(f"--seconds must be finite and above 0, got {self.seconds:g}")
         if self.extra and self.mode != "submit":
             raise SweepError("arguments after -- are for sbatch: give them with --submit")
         if self.mode != "local" and (self.archive or self.seconds):
@@ -179,6 +182,9 @@ def require_commit(todo: list[RunSpec], allow_dirty: bool) -> None:
 
 def uncommitted() -> str:
     """Why runs of this code cannot become records; "" if they can."""
-    if commit() is None:
-        return "git finds no commit here, and runs without one cannot become records: set HAM_COMMIT to it"
-    return "runs of uncommitted code cannot become records: commit first" if has_changes() else ""
+    if reason := unknown_commit():
+        return reason
+    changes = has_changes()
+    if changes is None and "HAM_COMMIT" not in os.environ:
+        return "git cannot tell whether the code has changes: see git status, or set HAM_COMMIT to its commit"
+    return "runs of uncommitted code cannot become records: commit first" if changes else ""

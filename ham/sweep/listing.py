@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from ham.command_line import ignore_broken_pipe
 from ham.report.spec import RunSpec
 
 from .resources import resource_class, resources
@@ -95,8 +95,3 @@ def print_line(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:
         ignore_broken_pipe()
-
-
-def ignore_broken_pipe() -> None:
-    """Discard what is printed from now on."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -54,12 +54,13 @@ class LocalSweep:
         seconds: float | None = None,
         after_run: Callable[[], object] = lambda: None,
     ) -> None:
-        self._sweeps, self._jobs, self._after_run = sweeps, jobs, after_run
+        self._sweeps, self._after_run = sweeps, after_run
+        self._jobs = max(1, min(jobs, len(todo)))
         self._failures = Failures(sweeps) if seconds else None
         self._exhausted = self._failures.exhausted(todo) if self._failures else []
         self._schedule = Schedule(self._ordered([run for run in todo if run not in self._exhausted]))
         self._sources = {run.depends_on for run in todo}
-        self._report, self._lock = LocalReport(sweeps, jobs, len(todo)), threading.Lock()
+        self._report, self._lock = LocalReport(sweeps, self._jobs, len(todo)), threading.Lock()
         self._active: set[Worker] = set()
         self._stop_status, self._stop_signal = 0, 0
         grace = min(30.0, (seconds or 0) / 4)

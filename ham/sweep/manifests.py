@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from ham.files import atomic_write_text
+from ham.command_line import unusable
+from ham.files import atomic_write
 from ham.report.spec import RunSpec
 
-_SAFE = re.compile(r"[\w./@+=:-]+")
 _BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
 _NOISE = re.compile(r"srun: (error: .*Exited with exit|launch/slurm|.*Terminat|Job step aborted)")
 
@@ -31,11 +32,11 @@ class RunsFolder:
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs.resolve()
+        if problem := unusable(str(self.runs)) or _interpreted(str(self.runs)):
+            raise SweepError(f"{str(self.runs)!a} has {problem}: choose other --runs")
         existing = next(path for path in (self.runs, *self.runs.parents) if path.exists())
         if not existing.is_dir():
             raise SweepError(f"{existing} is not a folder: choose other --runs")
-        if not _SAFE.fullmatch(str(self.runs)):
-            raise SweepError(f"{self.runs} has a character that Hydra interprets: choose other --runs")
         self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
 
     def argv(self, run: RunSpec) -> list[str]:
@@ -43,7 +44,7 @@ class RunsFolder:
         return [*run.argv, f"runs_dir={self.runs}"]
 
     def line(self, run: RunSpec) -> str:
-        """The run's line in a manifest: its arguments, separated by spaces."""
+        """The run's line in a manifest: arguments separated by spaces; the last, runs_dir, may have some."""
         return " ".join(self.argv(run))
 
     def log(self, manifest: str, task: int | str) -> Path:
@@ -56,20 +57,21 @@ class RunsFolder:
 
     def write(self, runs: list[RunSpec]) -> Path:
         """Write an immutable manifest of these runs, named by the hash of its content."""
-        content = "".join(f"{self.line(run)}\n" for run in runs)
-        path = self.folder / f"manifest-{sha256(content.encode()).hexdigest()[:12]}.txt"
+        content = os.fsencode("".join(f"{self.line(run)}\n" for run in runs))
+        path = self.folder / f"manifest-{sha256(content).hexdigest()[:12]}.txt"
         self.logs.mkdir(parents=True, exist_ok=True)  # SLURM creates log files, but no folders
         if not path.exists():
-            atomic_write_text(path, content)
+            atomic_write(path, lambda file: file.write(content))
             path.chmod(0o444)
-        elif path.read_text(errors="replace") != content:
+        elif path.read_bytes() != content:
             raise SweepError(f"{path} was changed after it was written: delete it and submit again")
         return path
 
     def manifests(self) -> dict[str, list[str]]:
         """Hash of every manifest -> its lines."""
         paths = sorted(self.folder.glob("manifest-*.txt"))
-        return {manifest_hash(path): path.read_text(errors="replace").splitlines() for path in paths}
+        texts = {manifest_hash(path): os.fsdecode(path.read_bytes()) for path in paths}
+        return {name: text.removesuffix("\n").split("\n") for name, text in texts.items()}
 
     @cached_property
     def launched(self) -> dict[str, list[Path]]:
@@ -79,6 +81,11 @@ class RunsFolder:
             for task, line in enumerate(lines, start=1):
                 known.setdefault(line, []).append(self.log(name, task))
         return known
+
+
+def _interpreted(runs: str) -> str:
+    """What of a folder's name SLURM's file names or OmegaConf interpret, although it is quoted."""
+    return next((f"the characters {text}" for text in ("\\", "${") if text in runs), "")
 
 
 def manifest_hash(manifest: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
+from ham.experiments import SEEDS
 from ham.report import search_grid
 from ham.report.plan import figure, figures, table, tables
 from ham.report.spec import PlanError, RunSpec, lock
@@ -58,8 +59,8 @@ class Selection:
             raise SweepError(
                 "--study selects its runs and their scale: leave out other selections and --demo"
             )
-        if not all(0 <= seed < 2**32 for seed in self.seeds or ()):
-            raise SweepError("--seeds must be from 0 to 2^32 - 1")
+        if wrong := [seed for seed in self.seeds or () if seed not in SEEDS]:
+            raise SweepError(f"--seeds must be from 0 to {SEEDS[-1]}, got {wrong[0]}")
 
     def runs(self, sweeps: Sweeps) -> dict[str, list[RunSpec]]:
         """Name of each selected part -> its runs.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from ham.files import ROOT, git, has_changes, lock_file
+from ham.files import lock_file
+from ham.programs import run_program
 from ham.report.spec import RunSpec
 
+from .environment import job_environment, site_environment
 from .listing import pluralize
 from .manifests import SweepError, manifest_hash
 from .resources import SLURM, resource_class, resources
 from .status import RunStatus, Status, Sweeps, dependency_levels
 
 JOB = "ham-"  # a job's name is this and the hash of its manifest
-_LIMITS = ("HAM_ARRAY_THROTTLE", "HAM_MAX_RESTARTS", "HAM_TERM_WAIT")
+_SECONDS = 120.0  # for an answer of SLURM
+_SUBMITTED = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;.*)?$")  # the cluster's name may follow
 
 
 class SlurmCommandError(SweepError):
@@ -41,7 +44,7 @@ def submit(
     for run in todo:
         resource_class(run)
     site = job_environment()
-    limit = largest_array()
+    limit = largest_array(site)
     jobs = {run: state.job for run, state in states.items() if state.job}
     for waits, name, runs in _arrays(todo, jobs):
         for chunk in (runs[start : start + limit] for start in range(0, len(runs), limit)):
@@ -62,7 +65,7 @@ def _submit_array(
         "sbatch",
         "--parsable",
         f"--job-name={JOB}{manifest_hash(manifest)}",
-        f"--output={sweeps.log(manifest_hash(manifest), '%a')}",
+        f"--output={_pattern(sweeps.logs)}/{sweeps.log(manifest_hash(manifest), '%a').name}",
         f"--array=1-{len(runs)}%{site.get('HAM_ARRAY_THROTTLE', '16')}",
         *(f"--{key}={value}" for key, value in resources()[name].sbatch.items()),
         *([f"--dependency=afterany:{':'.join(sources)}"] if sources else []),
@@ -76,7 +79,21 @@ def _submit_array(
         if manifest not in before:  # else its runs would count as launched, and failed
             manifest.unlink()
         raise
-    return output.strip().partition(";")[0]  # the cluster's name may follow
+    return _job_id(output)
+
+
+def _job_id(output: str) -> str:
+    """The job in what sbatch printed: a site's wrapper may print lines of its own."""
+    matches = [match[1] for line in output.splitlines() if (match := _SUBMITTED.match(line.strip()))]
+    if not matches:
+        text = (output.strip().splitlines() or ["nothing"])[-1]
+        raise SweepError(f"sbatch printed no job id, but {text!r}: see squeue before you submit again")
+    return matches[-1]
+
+
+def _pattern(folder: Path) -> str:
+    """A folder in --output, where % begins a field of SLURM."""
+    return str(folder).replace("%", "%%")
 
 
 def _arrays(todo: list[RunSpec], jobs: dict[RunSpec, str]) -> Iterator[tuple[bool, str, list[RunSpec]]]:
@@ -91,7 +108,8 @@ def _arrays(todo: list[RunSpec], jobs: dict[RunSpec, str]) -> Iterator[tuple[boo
 def read_queue(sweeps: Sweeps) -> None:
     """Read from SLURM what is queued and running. Raises SweepError if there is no SLURM or no answer."""
     manifests = {f"{JOB}{name}": lines for name, lines in sweeps.manifests().items()}
-    for line in run_slurm("squeue", "--me", "-h", "-r", "-o", "%j|%F|%K|%T|%r").splitlines():
+    command = ("squeue", "--me", "-h", "-r", "-o", "%j|%F|%K|%T|%r")
+    for line in run_slurm(*command, environment=site_environment()).splitlines():
         name, job, task, status, reason = (line.split("|", 4) + [""] * 5)[:5]
         lines = manifests.get(name, [])
         if task.isdecimal() and 1 <= int(task) <= len(lines):
@@ -100,15 +118,15 @@ def read_queue(sweeps: Sweeps) -> None:
             sweeps.active[lines[int(task) - 1]] = RunStatus(kind, note, f"{job}_{task}")
 
 
-def run_slurm(*command: str, environment: dict[str, str] | None = None) -> str:
+def run_slurm(*command: str, environment: dict[str, str]) -> str:
     """Run a SLURM command; returns its output. Raises SweepError."""
     name = command[0]
-    if shutil.which(name) is None:
+    if shutil.which(name, path=environment.get("PATH")) is None:
         raise SweepError(f"there is no SLURM here ({name} is not on the PATH): use --local, or a login node")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        done = run_program(command, _SECONDS, environment)
     except subprocess.TimeoutExpired:
-        raise SweepError(f"{name} does not answer: try again later") from None
+        raise SweepError(f"{name} does not answer within {_SECONDS:g} s: try again later") from None
     if done.returncode:
         output = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
         clear = [line for line in output if "error" in line]
@@ -118,36 +136,10 @@ def run_slurm(*command: str, environment: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def largest_array() -> int:
+def largest_array(site: dict[str, str]) -> int:
     """How many tasks, counted from 1, an array may have on this cluster."""
-    match = re.search(r"MaxArraySize\s*=\s*(\d+)", run_slurm("scontrol", "show", "config"))
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", run_slurm("scontrol", "show", "config", environment=site))
     return max(1, int(match[1]) - 1) if match else 1000
-
-
-def job_environment() -> dict[str, str]:
-    """The environment of jobs: the site's settings, and the commit if the code has no changes."""
-    site = site_environment()
-    for name in _LIMITS:
-        if not re.fullmatch(r"0|[1-9]\d*", site.get(name, "0")):
-            raise SweepError(
-                f"{name}={site[name]} is not a number: set it in slurm/site.sh or the environment"
-            )
-    if head := git("rev-parse", "HEAD"):
-        site.pop("HAM_COMMIT", None)
-        if not has_changes():
-            site["HAM_COMMIT"] = head
-    return site
-
-
-def site_environment() -> dict[str, str]:
-    """This environment with the settings of slurm/site.sh."""
-    command = ["bash", "-c", '. "$1" && env -0', "bash", str(SLURM / "site.sh")]
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"HAM_ROOT": str(ROOT)})
-    if done.returncode:
-        reason = (done.stderr.decode().strip().splitlines() or ["?"])[-1]
-        raise SweepError(f"slurm/site.sh fails: {reason}: correct it")
-    entries = (entry.partition("=") for entry in done.stdout.decode().split("\0") if entry)
-    return {name: value for name, _, value in entries}
 
 
 @contextmanager

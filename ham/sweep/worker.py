@@ -17,13 +17,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ham.files import ROOT
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # see ham.distributed.world
 
 
 class Worker:
@@ -42,7 +43,7 @@ class Worker:
             [sys.executable, "-m", "ham.sweep.worker", str(train), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=_without_ranks(os.environ) | environment | {"PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,
         )
 
@@ -72,6 +73,11 @@ class Worker:
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+
+def _without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that trains alone, although this one may be a rank of torchrun or srun."""
+    return {name: text for name, text in environment.items() if name not in _WORLD_SIZES}
 
 
 def load_main(train: Path) -> Callable[[list[str]], int]:

@@ -108,6 +108,8 @@ ABOVE = {  # package or module -> packages that it must not import
     "ham/rendezvous.py": (*EXPERIMENTS, "torch"),
     "ham/distributed.py": EXPERIMENTS,
     "ham/process_group.py": EXPERIMENTS,
+    "ham/programs.py": ("ham",),
+    "ham/command_line.py": ("ham",),
     "ham/theory": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.data", "ham.models"),
     "ham/data": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),
     "ham/models": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),

@@ -10,6 +10,7 @@ export SLURM_CONF=$folder/slurm.conf
 
 if [ "$2" = down ]; then
     timeout 10 scancel --quiet --user=root || true
+    timeout 10 scancel --quiet --user=root --signal=KILL --full || true # batch scripts wait for it
     for _ in {1..100}; do [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
     for daemon in slurmd.n0 slurmd.n1 slurmctld munged; do
         pid=$(cat "$folder/$daemon.pid" 2>/dev/null) || continue

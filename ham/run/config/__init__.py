@@ -1,9 +1,11 @@
 """The configuration of a run: schema, composition from configs/ with Hydra, hash, one-line errors."""
 
-from .compose import demo_changes, demo_last, load, register
+from ham.experiments import CONFIGS, choices_of, experiments
+
+from .compose import demo_changes, demo_last, literal_path, load, register
 from .config_hash import config_hash, flatten, from_yaml, to_plain, to_yaml
 from .errors import ConfigError
-from .paths import CONFIGS, base_of, choices_of, demo_file, demos, experiments
+from .paths import base_of, demo_file, demos
 from .registry import SCHEMAS
 from .schema import Config
 
@@ -22,6 +24,7 @@ __all__ = [
     "experiments",
     "flatten",
     "from_yaml",
+    "literal_path",
     "load",
     "register",
     "to_plain",

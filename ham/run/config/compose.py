@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ham.command_line import unusable
+from ham.experiments import CONFIGS, choices_of
 from ham.tasks import task_of
 
 from .config_hash import DEMO_SECTIONS, NOT_HASHED, flatten, is_within
 from .errors import ConfigError
 from .explain import explain
-from .paths import CONFIGS, choices_of, demo_file, demos
+from .paths import demo_file, demos
 from .registry import SCHEMAS
 from .schema import Config
 
 _SELECTORS = ("exp", "demo", "seed")
+_PATHS = (
+    *("runs_dir", "data.root", "data.train", "data.val"),
+    *("model.checkpoint", "model.gguf", "sparsifier.source"),
+)
+"""Keys whose values are paths."""
 
 
 def load(overrides: Sequence[str]) -> Config:
@@ -33,7 +40,7 @@ def load(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: anything wrong with it, in one line that names the cure.
     """
-    overrides = demo_last(overrides)
+    overrides = demo_last(map(literal_path, overrides))
     parsed = _parse(overrides)
     _check_choices(parsed)
     try:
@@ -43,13 +50,25 @@ def load(overrides: Sequence[str]) -> Config:
         raise ConfigError(explain(error, parsed)) from error
 
 
-def demo_last(overrides: Sequence[str]) -> list[str]:
+def demo_last(overrides: Iterable[str]) -> list[str]:
     """The demo goes last: of two global groups the later one wins, and explicit values beat both."""
     return sorted(overrides, key=_is_demo)
 
 
+def literal_path(override: str) -> str:
+    """The override with its value quoted if it is a path: Hydra's grammar gives = , [ ' and others a meaning.
+
+    Paths with quotes of Hydra's own, and with an interpolation, stay as they are.
+    """
+    key, _, value = override.partition("=")
+    if key not in _PATHS or not value or value[0] in "'\"" or "${" in value:
+        return override
+    return f"{key}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+
+
 def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """What `+demo=` changes: dotted key -> (without, with)."""
+    overrides = list(map(literal_path, overrides))
     plain = [text for text in overrides if not _is_demo(text)]
     before, after = (
         dict(flatten(OmegaConf.to_container(_compose(demo_last(texts)), enum_to_str=True)))
@@ -119,6 +138,8 @@ def _parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
+        if problem := unusable(text):
+            raise ConfigError(f"{text!a} has {problem}: rename what it names")
         try:
             override = parser.parse_override(text)
         except HydraException:

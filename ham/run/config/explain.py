@@ -8,10 +8,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ham.experiments import CONFIGS
 from ham.files import one_line
 
 from .config_hash import flatten
-from .paths import CONFIGS
 from .registry import SCHEMAS
 from .schema import Config
 
@@ -66,7 +66,8 @@ def _unknown_key(key: str, parsed: list[Override]) -> str:
 def _choices(group: str, schemas: list[str]) -> list[str]:
     """The files of a group that use one of these schemas."""
     paths = sorted((CONFIGS / group).glob("*.yaml"))
-    return [path.stem for path in paths if any(f"{name}_schema" in path.read_text() for name in schemas)]
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    return [name for name, text in texts.items() if any(f"{schema}_schema" in text for schema in schemas)]
 
 
 def _known_keys() -> list[str]:

@@ -1,18 +1,10 @@
-"""Where the configuration files are, and what they are called."""
+"""Which files of configs/ an experiment and a demo are composed of."""
 
 from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from ham.files import ROOT
-
-CONFIGS = ROOT / "configs"
-
-
-def choices_of(group: str) -> list[str]:
-    """Names of a group's choices; those in subfolders as folder/name."""
-    folder = CONFIGS / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+from ham.experiments import CONFIGS, choices_of
 
 
 def base_of(experiment: str) -> str:
@@ -31,10 +23,3 @@ def demo_file(demo: str, experiment: str) -> str:
     base = OmegaConf.load(CONFIGS / "base" / f"{base_of(experiment)}.yaml")
     data = next((entry["override /data"] for entry in base.defaults if "override /data" in entry), "")
     return f"{data}/{demo}" if (CONFIGS / "demo" / data / f"{demo}.yaml").exists() else demo
-
-
-def experiments() -> dict[str, str]:
-    """Name -> cell of the paper, for every experiment in configs/exp."""
-    return {
-        name: OmegaConf.load(CONFIGS / "exp" / f"{name}.yaml").get("cell", "") for name in choices_of("exp")
-    }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ham.data import Data
+from ham.experiments import SEEDS
 from ham.models import Model
 from ham.tasks import task_of
 from pruning import Plain, Sparsifier
@@ -133,7 +134,7 @@ class Config:
         """Raise ValueError on values out of range and on impossible combinations."""
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(self.seed in SEEDS, f"seed must be from 0 to {SEEDS[-1]}, got {self.seed}")
         require(self.flips_every >= 1, f"flips_every must be at least 1 epoch, got {self.flips_every}")
         require(bool(self.runs_dir), "runs_dir must name a folder, such as runs")
         self._check_batch()

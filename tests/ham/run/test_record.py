@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy
 import pytest
 import torch
 import yaml
 
-from ham.files import CODE
+from ham.repository import CODE, GitError
 from ham.run.config import config_hash, load
 from ham.run.logger import RunLogger, finite_or_none
 from ham.run.main import run_experiment
@@ -206,8 +207,8 @@ def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_pa
 
 def test_code_without_its_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAM_COMMIT", "c0ffee1")
-    monkeypatch.setattr("ham.files.git", lambda *_: "git knows better")
+    monkeypatch.setattr("ham.repository.git", lambda *_: "git knows better")
     assert provenance("hash")["commit"] == "git knows better"
-    monkeypatch.setattr("ham.files.git", lambda *_: None)
+    monkeypatch.setattr("ham.repository.git", Mock(side_effect=GitError))
     facts = provenance("hash")
     assert facts["commit"] == "c0ffee1" and facts["dirty"] is None

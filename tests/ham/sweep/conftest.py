@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from commands import script
 
+from ham.command_line import run_command_line
 from ham.sweep import status
 from ham.sweep.status import Sweeps
 
@@ -36,7 +37,7 @@ def sweep(
         before, dash, after = " ".join(argv).partition(" -- ")
         command = [*before.split(), f"--runs={tmp_path / 'runs'}", *(dash + after).split()]
         try:
-            status = script("sweep").main(command)
+            status = run_command_line(script("sweep").main, command)
         except SystemExit as end:
             status = int(end.code)
         captured = capsys.readouterr()

@@ -127,7 +127,13 @@ def test_torch_is_not_imported() -> None:
         ("--figure=99", "unknown figure"),
         ("", "nothing is selected: give --table N"),
         ("--table=4 --jobs=0", "--jobs must be at least 1, got 0"),
-        ("--table=4 --seeds=4294967296", "--seeds must be from 0 to 2^32 - 1"),
+        ("--table=4 --jobs=-3", "--jobs must be at least 1, got -3"),
+        ("--table=4 --jobs=nan", "--jobs: invalid int value: 'nan'"),
+        ("--table=4 --jobs=1e99", "--jobs: invalid int value: '1e99'"),
+        ("--table=4 --seeds=4294967296", "--seeds must be from 0 to 4294967295, got 4294967296"),
+        ("--table=4 --seeds -1", "--seeds must be from 0 to 4294967295, got -1"),
+        ("--table=4 --seeds 0 nan", "--seeds: invalid int value: 'nan'"),
+        ("--table=4 --seeds 1e99", "--seeds: invalid int value: '1e99'"),
         ("--table=4 --demo=huge", "invalid choice: 'huge'"),
         ("--table=4 --submit --local", "not allowed with argument"),
         ("--table=4 --only=nothing", "no selected experiment contains nothing"),
@@ -141,7 +147,11 @@ def test_torch_is_not_imported() -> None:
         ),
         ("--grid=node/cora_gcn --demo=digits", "leave --demo out"),
         ("--table=4 --seconds=9", "give --local"),
-        ("--table=4 --local --seconds=0", "--seconds must be above 0"),
+        *(
+            (f"--table=4 --local --seconds={value}", f"--seconds must be finite and above 0, got {value}")
+            for value in ("0", "-1", "nan", "inf", "-inf")
+        ),
+        ("--table=4 --local --seconds=soon", "--seconds: invalid float value: 'soon'"),
     ],
 )
 def test_wrong_use_is_one_line(sweep: Sweep, argv: str, complaint: str) -> None:
@@ -150,9 +160,11 @@ def test_wrong_use_is_one_line(sweep: Sweep, argv: str, complaint: str) -> None:
     assert err.count("\n") == 1 and err.startswith("sweep.py: ") and complaint in err
 
 
-def test_a_folder_that_a_manifest_cannot_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="choose other --runs"):
-        Sweeps(tmp_path / "my runs")
+@pytest.mark.parametrize("name", ["a\\b", "a${b}", "a\nb", "a\tb", "a\udce9b", "a\x7fb"])
+def test_a_folder_that_slurm_or_a_configuration_cannot_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SweepError, match="choose other --runs") as caught:
+        Sweeps(tmp_path / name)
+    assert str(caught.value).isprintable()
 
 
 # what is selected

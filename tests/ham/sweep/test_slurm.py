@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sweep_files import DEPENDENT, SOURCE, stand_in
 
-from ham import files
+from ham import repository as code
 from ham.files import ROOT
 from ham.report.spec import RunSpec
-from ham.sweep import slurm
+from ham.sweep import environment, slurm
 from ham.sweep.commands import uncommitted
 from ham.sweep.manifests import SweepError
 from ham.sweep.status import RunStatus, Status, Sweeps
@@ -47,7 +47,7 @@ def repository(tmp_path: Path, no_slurm: Path, monkeypatch: pytest.MonkeyPatch) 
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     for command in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "a")):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    monkeypatch.setattr(files.git, "__kwdefaults__", {"root": folder})
+    monkeypatch.setattr(code, "ROOT", folder)
     stand_in(no_slurm, "squeue", "")
     stand_in(no_slurm, "scontrol", "echo MaxArraySize = 1001")
     stand_in(no_slurm, "sbatch", f'echo "commit ${{HAM_COMMIT-none}}" >>{tmp_path}/calls; echo 1')
@@ -172,8 +172,8 @@ def test_limits_are_numbers(sweep: Sweep, no_slurm: Path, monkeypatch: pytest.Mo
 
 
 def test_the_environment_wins_over_site_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slurm.site_environment()["HAM_MAX_RESTARTS"] == "20"
+    assert environment.site_environment()["HAM_MAX_RESTARTS"] == "20"
     monkeypatch.setenv("HAM_MAX_RESTARTS", "3")
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
-    site = slurm.site_environment()
+    site = environment.site_environment()
     assert (site["HAM_MAX_RESTARTS"], site["SBATCH_ACCOUNT"]) == ("3", "mine")

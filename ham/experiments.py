@@ -1,0 +1,30 @@
+"""The experiments of configs/exp and the seeds that runs have; read without Hydra and torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from .files import ROOT
+
+CONFIGS = ROOT / "configs"
+SEEDS = range(2**32)
+"""The seeds that a run and its record can have."""
+
+
+def choices_of(group: str) -> list[str]:
+    """Names of a group's choices; those in subfolders as folder/name."""
+    folder = CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def experiments() -> dict[str, str]:
+    """Name -> cell of the paper, for every experiment in configs/exp."""
+    return {name: _cell(CONFIGS / "exp" / f"{name}.yaml") for name in choices_of("exp")}
+
+
+def _cell(path: Path) -> str:
+    """The value of the line `cell: "..."`: parsing all of each file would take a second."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((yaml.safe_load(line)["cell"] or "" for line in lines if line.startswith("cell:")), "")
