@@ -134,7 +134,7 @@ def test_wrong_files_are_one_line(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         load(tmp_path, HIV)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"ogbg-molhiv: {path.parents[1]} cannot be read (")
+    assert str(caught.value).startswith(f"ogbg-molhiv: {path.parents[1]} is damaged (")
 
 
 def test_a_file_of_smiles_becomes_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_every_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for file in facts.files:
             path = tmp_path / facts.folders[0] / file
             path.rename(path.with_suffix(".away"))
-            assert refusal(tmp_path, name).startswith(f"{name}: {path} is missing; move ")
+            assert refusal(tmp_path, name).startswith(f"{name}: {path} is missing; python scripts")
             path.with_suffix(".away").rename(path)
 
 
