@@ -19,9 +19,11 @@ import os
 import sys
 from pathlib import Path
 
-from ham.data import OGBG, DataError, graph_download, ogbg_download, ogbg_sets
+from ham.data import OGBG, DataError, graph_download
 from ham.data.damaged import DamagedError
 from ham.data.graph_files import SETS, fixed_split, read
+from ham.data.ogbg import download as ogbg_download
+from ham.data.ogbg import sets as ogbg_sets
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,9 +20,10 @@ from ogbg_files import load
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from ham.data import DataError, molecules, ogbg_files
-from ham.data.ogbg_import import import_ogb
-from ham.data.ogbg_sets import SMILES
+from ham.data import DataError, molecules
+from ham.data.ogbg import files as ogbg_files
+from ham.data.ogbg.package import import_ogb
+from ham.data.ogbg.sets import SMILES
 
 REAL = Path(os.environ.get("HAM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "graphs"
 HIV = "ogbg-molhiv"

@@ -26,7 +26,7 @@ from ogbg_files import edit, load, use_ogbg
 
 from ham.data import DataError, download
 from ham.data.checksums import read_sums
-from ham.data.ogbg_sets import SETS
+from ham.data.ogbg.sets import SETS
 
 PPA, HIV = "ogbg-ppa", "ogbg-molhiv"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ham.files import one_line
 
-from .base import DataError
-from .checksums import SUMS
-from .damaged import move_away
-from .download import FAILED, download
-from .ogbg_sets import SETS, SMILES
+from ..base import DataError
+from ..checksums import SUMS
+from ..damaged import move_away
+from ..download import FAILED, download
+from .sets import SETS, SMILES
 
 _FAILED = (*FAILED, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 

@@ -15,15 +15,15 @@ import torch
 
 from ham.files import one_line
 
-from . import code2
-from .base import DataError
-from .damaged import DamagedError
-from .graph_set import PARTS, GraphSet, join_graphs
-from .molecules import read_molecules
-from .ogbg_checks import check_graphs, check_labels, check_parts, whole_numbers
-from .ogbg_import import import_ogb
-from .ogbg_sets import SETS
-from .ogbg_source import Source, instructions
+from .. import code2
+from ..base import DataError
+from ..damaged import DamagedError
+from ..graph_set import PARTS, GraphSet, join_graphs
+from ..molecules import read_molecules
+from .checks import check_graphs, check_labels, check_parts, whole_numbers
+from .package import import_ogb
+from .sets import SETS
+from .source import Source, instructions
 
 
 def read(name: str, source: Source, log: Callable[[str], None]) -> GraphSet:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import DataError
-from .damaged import DamagedError
-from .ogbg_sets import SETS, SMILES
+from ..base import DataError
+from ..damaged import DamagedError
+from .sets import SETS, SMILES
 
 
 @dataclass(frozen=True)
