@@ -4,7 +4,8 @@
 
 Creates DIR/cifar-100-python with the three official files and their SHA256SUMS, which every run verifies. DIR
 is $HAM_DATA if not given, else the current folder. The new folder appears complete or not at all; an existing
-one is checked and kept. Exit status 2, and one line, if the data cannot be obtained or are wrong.
+one is checked and kept, or renamed to *.damaged and replaced. Exit status 2, and one line, if the data cannot
+be obtained or are wrong.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("prepare_data.py: interrupted; nothing is changed", file=sys.stderr)
+        return 130
     return 0
 
 

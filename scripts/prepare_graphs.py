@@ -5,11 +5,11 @@
     python scripts/prepare_graphs.py ogbg-molhiv [--walk-steps K]
 
 `all` are the 13 sets for node classification. They are written to DIR/graphs/<set>/raw and DIR/graphs/splits;
-DIR is $HAM_DATA if not given, else the current folder. Existing files are kept; every set is read once to
-count its nodes, edges and features. A set of OGB (ogbg-*) is downloaded from OGB's server, unpacked, checked
-and converted to a cache in its folder, with the random-walk encodings of K steps: without K, those of the
-paper's recipe for the set, if it has any. A run on several ranks needs this cache. Exit status 2, and one
-line for each set whose files cannot be obtained or are wrong.
+DIR is $HAM_DATA if not given, else the current folder. Every set is read once and checked. Good files are
+kept; a damaged one is downloaded again, and the old one is renamed to *.damaged. A set of OGB (ogbg-*) is
+downloaded from OGB's server, unpacked, checked and converted to a cache in its folder, with the random-walk
+encodings of K steps: without K, those of the paper's recipe for the set, if it has any. A run on several
+ranks needs this cache. Exit status 2, and one line for each set whose files cannot be obtained or are wrong.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import os
 import sys
 from pathlib import Path
 
-from ham.data import OGBG, DataError, ogbg_download, ogbg_sets
-from ham.data.graph_files import SETS, fetch, fixed_split, read
+from ham.data import OGBG, DataError, graph_download
+from ham.data.damaged import DamagedError
+from ham.data.graph_files import SETS, fixed_split, read
+from ham.data.ogbg import download as ogbg_download
+from ham.data.ogbg import sets as ogbg_sets
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,33 +40,53 @@ def main(argv: list[str] | None = None) -> int:
     names = [name for name in args.sets if name != "all"]
     for name in dict.fromkeys([*(SETS if "all" in args.sets else ()), *names]):
         try:
-            is_nodes = name in SETS
-            print(_prepare_nodes(name, root) if is_nodes else _prepare_graphs(name, root, args.walk_steps))
-        except DataError as error:
+            print(prepare(name, root, args.walk_steps))
+        except (DataError, OSError) as error:
             print(f"prepare_graphs.py: {error}", file=sys.stderr)
             status = 2
+        except KeyboardInterrupt:
+            print("prepare_graphs.py: interrupted; the same command resumes", file=sys.stderr)
+            return 130
     return status
 
 
-def _prepare_nodes(name: str, root: Path) -> str:
-    """Prepare one of the 13 sets for node classification; returns a line of counts."""
-    downloaded = fetch(name, root)
+def prepare(name: str, root: Path, walk_steps: int | None) -> str:
+    """Download what is missing of a set, and again what is damaged; returns a line of counts.
+
+    Raises:
+        DataError: a file cannot be downloaded, or what is downloaded is damaged.
+        OSError: a folder cannot be read or written.
+    """
+    is_nodes = name in SETS
+    fetch = graph_download.fetch if is_nodes else ogbg_download.fetch
+    downloaded = set(fetch(name, root))
+    while True:
+        try:
+            counts = _check_nodes(name, root) if is_nodes else _check_graphs(name, root, walk_steps)
+        except DamagedError as error:
+            if not (damaged := set(error.paths) - downloaded):
+                raise DataError(f"{error.problem}, as it was downloaded: try again later") from error
+            print(f"{error.problem}: downloads it again", file=sys.stderr)
+            downloaded |= set(fetch(name, root, tuple(damaged)))
+            continue
+        return f"{name}: {counts}" + ("; downloaded" if downloaded else "")
+
+
+def _check_nodes(name: str, root: Path) -> str:
+    """Read one of the 13 sets for node classification; returns its counts."""
     graph = read(name, root)
     if SETS[name].reader in ("Amazon", "Coauthor"):
         fixed_split(name, root)
-    counts = f"{len(graph.labels):,} nodes, {graph.edges.shape[1] // 2:,} edges"
-    return f"{name}: {counts}; {len(downloaded)} files downloaded"
+    return f"{len(graph.labels):,} nodes, {graph.edges.shape[1] // 2:,} edges"
 
 
-def _prepare_graphs(name: str, root: Path, walk_steps: int | None) -> str:
-    """Prepare one of OGB's sets; returns a line of counts. Edges count once per direction."""
-    is_new = ogbg_download.fetch(name, root)
+def _check_graphs(name: str, root: Path, walk_steps: int | None) -> str:
+    """Read one of OGB's sets and write its cache; returns its counts. Edges count once per direction."""
     steps = ogbg_sets.SETS[name].walk_steps if walk_steps is None else walk_steps
     graphs = OGBG(name=name, root=str(root), walk_steps=steps).load_graphs()
     counts = f"{len(graphs):,} graphs, {len(graphs.nodes):,} nodes, {len(graphs.sources):,} edges"
     parts = ", ".join(f"{part} {len(rows):,}" for part, rows in graphs.parts.items())
-    walks = f"; walks of {steps} steps" if steps else ""
-    return f"{name}: {counts}; {parts}{walks}" + ("; downloaded" if is_new else "")
+    return f"{counts}; {parts}" + (f"; walks of {steps} steps" if steps else "")
 
 
 if __name__ == "__main__":

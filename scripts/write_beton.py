@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 
 from ham.data import DataError
+from ham.data.beton_encoder import WorkerKilledError
 from ham.data.beton_writer import Format, write_split
+from ham.files import one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"write_beton.py: {error}", file=sys.stderr)
         return 2
+    except WorkerKilledError as error:
+        print(f"write_beton.py: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
-        print(f"write_beton.py: cannot write: {error}", file=sys.stderr)
+        place = error.filename or args.to
+        print(f"write_beton.py: cannot write {place}: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("write_beton.py: interrupted; no incomplete file is left", file=sys.stderr)

@@ -179,7 +179,11 @@ def betons(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("betons")
     command = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
     done = subprocess.run(
-        [*command, "--to", str(folder), "--workers", "2"], capture_output=True, text=True, timeout=300
+        [*command, "--to", str(folder), "--workers", "2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return folder

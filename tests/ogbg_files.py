@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ham.data import OGBG, GraphSet, ogbg_files
-from ham.data.ogbg_sets import SETS, OGBGSet
+from ham.data import OGBG, GraphSet
+from ham.data.ogbg import files as ogbg_files
+from ham.data.ogbg.sets import SETS, OGBGSet
 
 GRAPHS = 24
 NAMES = ("get item", "set item", "set value", "is open", "add all items to list now", "null")

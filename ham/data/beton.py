@@ -9,7 +9,9 @@ argument, and the caller owns the output memory.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from .base import DataError
 
 _RAW, _JPEG = 1, 0  # ffcv.fields.rgb_image.IMAGE_MODES
+_CLASSES = b"SHA-256 of the class names: "
 
 
 class Beton:
@@ -32,6 +35,7 @@ class Beton:
         labels: int64 [N].
         sizes: height and width of each image, int64 [N, 2].
         compressed: True for images stored as JPEG, False for raw pixels; bool [N].
+        classes: see `class_digest`; "" where the file does not have it.
 
     Raises:
         DataError: FFCV is not installed, or the file is damaged or not an FFCV file of images and labels.
@@ -49,6 +53,7 @@ class Beton:
             self._data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
             self._sample_index = _sample_index(images, reader.alloc_table, len(self._data))
             self.labels = torch.from_numpy(labels.astype(np.int64))
+            self.classes = _stored_digest(reader.field_descriptors[reader.field_names.index("label")])
         except (AssertionError, LookupError, ValueError, TypeError, OSError, MemoryError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(
@@ -109,14 +114,42 @@ def _sample_index(images: np.ndarray, allocated: np.ndarray, file_size: int) -> 
     return sample_index
 
 
+def class_digest(classes: Sequence[str]) -> str:
+    """Identifies the names of classes in their order, and so what labels mean; 64 hexadecimal digits."""
+    return hashlib.sha256(b"\n".join(map(os.fsencode, classes))).hexdigest()
+
+
+def label_field(classes: Sequence[str]) -> Any:
+    """FFCV's field of a label, with the digest of the class names in its description.
+
+    FFCV reserves 1,024 bytes for arguments of a field, and ignores those of this one.
+    """
+    field = import_ffcv().fields.IntField()
+    arguments = np.frombuffer((_CLASSES + class_digest(classes).encode()).ljust(1024, b"\0"), dtype=np.uint8)
+    field.to_binary = lambda: [arguments]
+    return field
+
+
+def _stored_digest(field: np.ndarray) -> str:
+    content = bytes(field["arguments"])
+    return content[len(_CLASSES) :].rstrip(b"\0").decode() if content.startswith(_CLASSES) else ""
+
+
 def import_ffcv() -> Any:
     """The package `ffcv`. Importing it sets torch's number of threads to 1; this function restores it.
+
+    It starts numba's threads. Those of TBB, numba's first choice, do not end on a machine with one processor;
+    nothing here uses any of them.
 
     Raises:
         DataError: FFCV is not installed, or a library that it links to is missing.
     """
     threads = torch.get_num_threads()
     try:
+        from numba import config
+
+        if config.THREADING_LAYER == "default":  # not chosen with NUMBA_THREADING_LAYER
+            config.THREADING_LAYER = "workqueue"
         import ffcv
         import ffcv.libffcv
         import ffcv.reader

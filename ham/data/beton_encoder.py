@@ -7,9 +7,11 @@ images are stored as JPEG depends only on their numbers.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import Value, connection, get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ _CHUNK = 16  # images that a worker takes at a time
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
+class WorkerKilledError(Exception):
+    """A worker process ended by a signal; the message names the cure."""
+
+
 def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolution: int, workers: int) -> None:
     """Write all images of `source` into an FFCV file.
 
@@ -36,7 +42,8 @@ def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolutio
         workers: number of processes.
 
     Raises:
-        DataError: an image is damaged, or a worker was killed.
+        DataError: an image is damaged.
+        WorkerKilledError: a worker process was killed.
         OSError: the file cannot be written.
     """
     ffcv = import_ffcv()
@@ -53,18 +60,39 @@ def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolutio
     try:
         for _ in range(workers):
             receiver, sender = fork.Pipe(duplex=False)
-            running[receiver] = fork.Process(
-                target=_worker, args=(source, writer, allocator, counter, sender, os.getpid()), daemon=True
-            )
-            running[receiver].start()
+            arguments = (source, writer, allocator, counter, sender, os.getpid())
+            process = fork.Process(target=_worker, args=arguments, daemon=True)
+            with _no_interrupt():
+                process.start()
+            running[receiver] = process
             sender.close()  # so that the receiver sees the end of a killed worker
-        writer.finalize(_gather(running, counter, len(source), path.name))
+        allocations = _gather(running, counter, len(source), path.name)
+        _check_size(path, allocator)
+        writer.finalize(allocations)
     finally:
         for process in running.values():
             process.kill()
             process.join()
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that start here ignore Ctrl-C, which reaches the entire group: the parent handles it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_size(path: Path, allocator: Any) -> None:
+    """Raise OSError unless all pages were written. FFCV does not notice a write that was cut off."""
+    expected = allocator.offset + allocator.next_page_allocated.value * allocator.page_size
+    if (actual := path.stat().st_size) != expected:
+        reason = f"{os.strerror(errno.ENOSPC)}: {actual:,} of {expected:,} bytes were written"
+        raise OSError(errno.ENOSPC, reason)
 
 
 def _gather(running: dict[Any, Any], counter: Any, total: int, name: str) -> list[tuple[int, int, int]]:
@@ -76,9 +104,7 @@ def _gather(running: dict[Any, Any], counter: Any, total: int, name: str) -> lis
                 try:
                     result = receiver.recv()
                 except EOFError:
-                    raise DataError(
-                        "a worker process was killed, perhaps for lack of memory: use fewer --workers"
-                    ) from None
+                    raise _killed(running[receiver]) from None
                 if isinstance(result, Exception):
                     raise result
                 allocations += result
@@ -87,25 +113,36 @@ def _gather(running: dict[Any, Any], counter: Any, total: int, name: str) -> lis
     return allocations
 
 
+def _killed(worker: Any) -> WorkerKilledError:
+    worker.join()
+    causes = {
+        signal.SIGKILL: "perhaps for lack of memory: use fewer --workers",
+        signal.SIGBUS: "/dev/shm or the disk may be full: free space there",
+    }
+    name = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"status {worker.exitcode}"
+    return WorkerKilledError(f"a worker process ended by {name}, {causes.get(-worker.exitcode, 'try again')}")
+
+
 def _worker(source: Source, writer: Any, allocator: Any, counter: Any, sender: Any, parent: int) -> None:
     """A worker process: encode images until none is left, then send their allocations or an error."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
     cv2.setNumThreads(0)
     metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=len(source))
-    with allocator:
-        try:
-            for number in _take(counter, len(source)):
-                _encode(number, source, writer.fields.values(), metadata, allocator)
-        except Exception as error:  # the parent must receive any error
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            problem = f"{source.names[number]} cannot be written ({reason}): replace or remove it"
-            sender.send(error if isinstance(error, DataError | OSError) else DataError(problem))
-            os._exit(1)
+    number = 0
+    try:
+        allocator.__enter__()  # not a with statement: after an error, its end would wait for other workers
+        for number in _take(counter, len(source)):
+            _encode(number, source, writer.fields.values(), metadata, allocator)
+        allocator.__exit__(None, None, None)
+    except Exception as error:  # the parent must receive any error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        problem = f"{source.names[number]} cannot be written ({reason}): replace or remove it"
+        sender.send(error if isinstance(error, DataError | OSError) else DataError(problem))
+        os._exit(1)
     sender.send(allocator.allocations)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import numpy as np
 import torch
 
 from .base import DataError
-from .beton import Beton, import_ffcv
+from .beton import Beton, class_digest, import_ffcv, label_field
 from .beton_encoder import encode_all
-from .imagenet_source import COUNTS, Source, is_official, open_source
+from .imagenet_source import COUNTS, Source, class_names, is_official, open_source
+from .images import check_same_classes
 
 _CHECKED = 16  # images whose pixels are compared
+_LARGEST = 26_754  # pixels a side: a page of FFCV holds 2**31 bytes
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,19 @@ class Format:
 
     def __post_init__(self) -> None:
         """Raise DataError if a value is out of range."""
-        if self.max_resolution < 1 or not 0 <= self.jpeg_share <= 1 or not 1 <= self.quality <= 100:
+        is_valid = 1 <= self.max_resolution <= _LARGEST and 0 <= self.jpeg_share <= 1
+        if not is_valid or not 1 <= self.quality <= 100:
             raise DataError(
-                f"{self} is out of range: use a resolution of at least 1, a share in [0, 1] and a quality "
-                "in [1, 100]"
+                f"{self} is out of range: use a resolution in [1, {_LARGEST}], a share in [0, 1] and a "
+                "quality in [1, 100]"
             )
 
     def file_name(self, split: str) -> str:
         """The name that ffcv-imagenet gives the file."""
         return f"{split}_{self.max_resolution}_{self.jpeg_share:.2f}_{self.quality}.beton"
 
-    def fields(self) -> dict[str, Any]:
-        """FFCV's fields of an image and its label."""
+    def fields(self, classes: Sequence[str]) -> dict[str, Any]:
+        """FFCV's fields of an image and its label, an index into `classes`."""
         fields = import_ffcv().fields
         image = fields.RGBImageField(
             write_mode="proportion",
@@ -54,7 +59,7 @@ class Format:
             compress_probability=self.jpeg_share,
             jpeg_quality=self.quality,
         )
-        return {"image": image, "label": fields.IntField()}
+        return {"image": image, "label": label_field(classes)}
 
 
 def write_split(
@@ -82,11 +87,13 @@ def write_split(
         DataError: the source is damaged, or the existing file does not match it.
         OSError: the file cannot be written.
     """
-    to.mkdir(parents=True, exist_ok=True)
     is_imagenet = is_official(source, split) if expect is None else expect == "imagenet"
     images = open_source(source, split)
+    if (others := class_names(source, "val" if split == "train" else "train")) is not None:
+        check_same_classes(images.classes, others, source)
     if is_imagenet:
         _expect_imagenet(images, split)
+    to.mkdir(parents=True, exist_ok=True)
     path = to / image_format.file_name(split)
     contents = f"{len(images)} images of {len(images.classes)} classes"
     if path.exists() and not overwrite:
@@ -119,19 +126,19 @@ def write(path: Path, source: Source, image_format: Format, workers: int) -> Non
         except BlockingIOError:
             raise DataError(f"another process is writing {path}: wait for it") from None
         try:
-            encode_all(
-                partial, source, image_format.fields(), image_format.max_resolution, min(workers, len(source))
-            )
+            fields = image_format.fields(source.classes)
+            encode_all(partial, source, fields, image_format.max_resolution, min(workers, len(source)))
             os.fsync(lock.fileno())
             check(partial, source, image_format)
             os.replace(partial, path)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone, or read-only by now
+                partial.unlink()
             raise
 
 
 def check(path: Path, source: Source, image_format: Format) -> None:
-    """Compare a file with its source: all labels, and size and pixels of some images.
+    """Compare a file with its source: class names, all labels, and size and pixels of some images.
 
     Raises:
         DataError: it is not what `source` and `image_format` give.
@@ -140,6 +147,8 @@ def check(path: Path, source: Source, image_format: Format) -> None:
 
     cv2.setNumThreads(0)  # a later fork must not inherit OpenCV's threads
     beton = Beton(path)
+    if beton.classes not in ("", class_digest(source.classes)):
+        raise DataError(f"{path} has other classes than the source: write it again with --overwrite")
     if beton.labels.tolist() != source.labels:
         raise DataError(f"{path} has other images or labels than the source: write it again with --overwrite")
     for number in np.linspace(0, len(source) - 1, min(len(source), _CHECKED), dtype=int).tolist():

@@ -100,7 +100,7 @@ class Cifar100(ImageData):
         try:
             parts = read_official(root)
         except ValueError as error:
-            raise DataError(f"{error}: move {root} away and create it again with {prepare}") from None
+            raise DataError(f"{error}: replace it with {prepare}, which moves the damaged one away") from None
         parts = self._select(parts)
         count = len(parts["train"][1])
         if not 0 < batch_size <= count or batch_size % world_size:

@@ -115,12 +115,9 @@ class Graph(Data):
             return per_class(graph.labels, self.split_seed)
         if self.split is Split.fixed:
             return fixed_split(self.name, root)
-        if not graph.masks:
+        if not graph.splits:
             raise DataError(f"{self.name}: its files contain no splits; use data.split=per_class")
-        split = run_seed % graph.masks["train"].shape[1]
-        masks = {part: graph.masks[part] for part in PARTS}
-        # wikics has one test mask for all splits
-        return {part: mask[:, split % mask.shape[1]].nonzero().flatten() for part, mask in masks.items()}
+        return graph.split(run_seed % graph.splits)
 
 
 def per_class(

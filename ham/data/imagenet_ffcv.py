@@ -65,6 +65,7 @@ class ImageNetFFCV(ImageData):
                 f"{train.path} has {num_classes} classes, expected {self.num_classes}: "
                 f"check the file, or set data.num_classes={num_classes}"
             )
+        check_classes(train, val)
         if batch_size > len(train):
             raise DataError(
                 f"batch_size={batch_size} exceeds the {len(train)} training images at {train.path}"
@@ -94,6 +95,22 @@ class ImageNetFFCV(ImageData):
                 f"check the file, or set data.num_classes={highest + 1}"
             )
         return beton
+
+
+def check_classes(train: Beton, val: Beton) -> None:
+    """Raise DataError unless the labels of both files mean the same classes, and each class has images.
+
+    A label is the position of a class folder: where val lacks one, the labels of the later ones are shifted.
+    """
+    cure = "write both again from one folder, with python scripts/write_beton.py --overwrite"
+    if "" not in (train.classes, val.classes) and train.classes != val.classes:
+        raise DataError(f"{train.path} and {val.path} were written from other class folders: {cure}")
+    everything = set(range(int(train.labels.max()) + 1))
+    for beton in (train, val):
+        if missing := everything - set(beton.labels.unique().tolist()):
+            raise DataError(
+                f"{beton.path} has no images of {len(missing)} classes, such as class {min(missing)}: {cure}"
+            )
 
 
 class FFCVLoader:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
 from .imagenet import CENTER_CROP, Normalize, check_min_crop, folder
+from .images import ImageTree, check_same_classes, open_tree
 
 
 @register("imagenet_folder")
@@ -50,12 +51,7 @@ class ImageNetFolder(ImageData):
                     "train/<class>/ and val/<class>/ (else $HAM_DATA/imagenet is used), or try +demo=digits"
                 )
             datasets[split] = self._index(root / split, train=split == "train")
-        if datasets["train"].classes != datasets["val"].classes:
-            unmatched = sorted(set(datasets["train"].classes) ^ set(datasets["val"].classes))
-            raise DataError(
-                f"{root}/train and {root}/val differ in class folders: {', '.join(unmatched[:3])}; "
-                "both need the same ones"
-            )
+        check_same_classes(datasets["train"].classes, datasets["val"].classes, root)
         if batch_size > len(datasets["train"]):
             raise DataError(
                 f"batch_size={batch_size} exceeds the {len(datasets['train'])} training images at {root}"
@@ -67,8 +63,7 @@ class ImageNetFolder(ImageData):
             FolderLoader(val, RankSampler(len(val), **shared), self.workers, device),
         )
 
-    def _index(self, tree: Path, *, train: bool) -> Any:
-        from torchvision.datasets import ImageFolder
+    def _index(self, tree: Path, *, train: bool) -> ImageTree:
         from torchvision.transforms import v2
 
         size = self.image_size
@@ -77,10 +72,7 @@ class ImageNetFolder(ImageData):
             v2.RandomHorizontalFlip(),
         ]
         center = [v2.Resize(round(size / CENTER_CROP), antialias=True), v2.CenterCrop(size)]
-        try:
-            dataset = ImageFolder(str(tree), v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
-        except FileNotFoundError as error:
-            raise DataError(f"{tree} has a class folder without images: {error}") from None
+        dataset = open_tree(tree, v2.Compose([v2.PILToTensor(), *(crop if train else center)]))
         if len(dataset.classes) != self.num_classes:
             raise DataError(
                 f"{tree} has {len(dataset.classes)} class folders, expected {self.num_classes}: "
@@ -92,7 +84,7 @@ class ImageNetFolder(ImageData):
 class _Seeded(torch.utils.data.Dataset):
     """Seeds the augmentation of image i with (epoch seed, i), so that a resumed epoch has the same crops."""
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: ImageTree, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
@@ -101,11 +93,7 @@ class _Seeded(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, index))
-            try:
-                return self.dataset[index]
-            except OSError as error:
-                path = self.dataset.samples[index][0]
-                raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from None
+            return self.dataset[index]
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -118,13 +106,13 @@ class FolderLoader:
     """Decoded batches, normalized on the device.
 
     Args:
-        dataset: a torchvision ImageFolder that yields uint8 images of one size.
+        dataset: a tree that yields uint8 images of one size.
         sampler: which images this rank reads, in which order; its seed is also that of the augmentation.
         workers: number of decoding processes; 0 decodes in this process.
         device: where batches are put.
     """
 
-    def __init__(self, dataset: Any, sampler: RankSampler, workers: int, device: torch.device) -> None:
+    def __init__(self, dataset: ImageTree, sampler: RankSampler, workers: int, device: torch.device) -> None:
         self.dataset, self.sampler, self.workers, self.device = dataset, sampler, workers, device
         self._normalize = Normalize(device)
 
@@ -159,6 +147,12 @@ def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
     except DataError as error:  # from a worker, its text is the worker's traceback
         raise DataError(
             str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)
+        ) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            "a decoding process was killed, perhaps for lack of memory: set a smaller data.workers"
         ) from None
     finally:
         end_workers()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from ham.files import one_line
+
 from .base import DataError
+from .images import class_folders, decode_rgb, open_tree
+from .tars import members, read_to_end
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -39,23 +41,21 @@ class Source:
         return len(self.labels)
 
     def image(self, index: int) -> np.ndarray:
-        """RGB pixels, uint8 [height, width, 3]; gray and CMYK images are converted. Opens the file itself.
+        """RGB pixels, uint8 [height, width, 3], see `decode_rgb`. Opens the file itself.
 
         Raises:
-            DataError: the image is damaged.
+            DataError: the image is damaged or cannot be read.
         """
-        from PIL import Image
-
         path, offset, size = self.sample_index[index]
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
                 content = file.read(-1 if size is None else size)
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        except Exception as error:  # Pillow's decoders can raise any exception
+        except OSError as error:
             raise DataError(
-                f"{self.names[index]} cannot be decoded ({error}): replace or remove it"
+                f"{self.names[index]} cannot be read ({one_line(error)}): replace or remove it"
             ) from None
+        return np.asarray(decode_rgb(content, self.names[index]))
 
 
 def open_source(folder: Path, split: str) -> Source:
@@ -80,6 +80,8 @@ def open_source(folder: Path, split: str) -> Source:
         raise DataError(
             f"{folder / ARCHIVES[split]} or {DEVKIT} is damaged ({error}): download it again"
         ) from None
+    except OSError as error:
+        raise DataError(f"{folder / ARCHIVES[split]} cannot be read ({one_line(error)}): check it") from None
 
 
 def is_official(folder: Path, split: str) -> bool:
@@ -88,21 +90,28 @@ def is_official(folder: Path, split: str) -> bool:
 
 
 def _from_tree(folder: Path) -> Source:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        tree = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} has no class folder, or an empty one: {error}".splitlines()[0]) from None
+    tree = open_tree(folder)
     paths, labels = zip(*tree.samples, strict=True)
     return Source(tree.classes, list(labels), [(path, 0, None) for path in paths], list(paths))
+
+
+def class_names(folder: Path, split: str) -> list[str] | None:
+    """Names of the classes of a split, without a look at its images; None where they are not there.
+
+    Raises:
+        DataError: the tree or the devkit is invalid.
+    """
+    if (folder / split).is_dir():
+        return class_folders(folder / split)
+    is_there = (folder / ARCHIVES[split]).is_file() and (folder / DEVKIT).is_file()
+    return _devkit(folder / DEVKIT)[0] if is_there else None
 
 
 def _from_train_archive(folder: Path) -> Source:
     """The training archive contains one archive per class; images are addressed by their offsets."""
     archive = folder / ARCHIVES["train"]
     with open(archive, "rb") as file:
-        inner = sorted(_members(file, 0), key=lambda member: member.name)
+        inner = sorted(members(file, 0), key=lambda member: member.name)
         classes = [Path(member.name).stem for member in inner]
         if not classes or any(Path(member.name).suffix != ".tar" for member in inner):
             raise DataError(f"{archive} does not consist of one .tar per class: download it again")
@@ -110,7 +119,7 @@ def _from_train_archive(folder: Path) -> Source:
             raise DataError(f"the classes in {archive} are not those of {DEVKIT}: download both again")
         source = Source(classes)
         for label, outer in enumerate(inner):
-            images = sorted(_members(file, outer.offset_data), key=lambda member: member.name)
+            images = sorted(members(file, outer.offset_data), key=lambda member: member.name)
             end = outer.offset_data + outer.size
             if not images or any(image.offset_data + image.size > end for image in images):
                 raise DataError(f"{outer.name} in {archive} is empty or damaged: download it again")
@@ -130,7 +139,7 @@ def _from_val_archive(folder: Path) -> Source:
         )
     classes, labels = _devkit(devkit)
     with open(archive, "rb") as file:
-        images = list(_members(file, 0))
+        images = list(members(file, 0))
     try:
         numbers = [int(Path(image.name).stem.rpartition("_")[2]) for image in images]
     except ValueError:
@@ -148,13 +157,6 @@ def _from_val_archive(folder: Path) -> Source:
     return source
 
 
-def _members(file: BinaryIO, start: int) -> Iterator[tarfile.TarInfo]:
-    """Files in the archive that starts at byte `start` of `file`; their offsets are relative to `file`."""
-    file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        yield from (member for member in archive if member.isfile())
-
-
 def _devkit(path: Path) -> tuple[list[str], list[int]]:
     """Sorted WordNet ids, and the label of every validation image: an index into them.
 
@@ -166,7 +168,7 @@ def _devkit(path: Path) -> tuple[list[str], list[int]]:
         raise DataError(f"reading {path.name} needs scipy: pip install '.[ffcv]'") from None
     prefix = "ILSVRC2012_devkit_t12/data/"
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with read_to_end(path) as archive:
             table = archive.extractfile(prefix + "meta.mat").read()
             lines = archive.extractfile(prefix + "ILSVRC2012_validation_ground_truth.txt").read().split()
         synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"]
@@ -175,5 +177,7 @@ def _devkit(path: Path) -> tuple[list[str], list[int]]:
         classes = sorted(wnid.values())
         label_of = {name: label for label, name in enumerate(classes)}
         return classes, [label_of[wnid[int(line)]] for line in lines]
-    except (LookupError, ValueError, TypeError, OSError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is not the devkit, or is damaged ({error}): download it again") from None
+    except Exception as error:  # scipy and zlib can raise anything for a damaged file
+        raise DataError(
+            f"{path} is not the devkit, or is damaged ({one_line(error)}): download it again"
+        ) from None

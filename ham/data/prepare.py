@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from . import cifar_files, commonsense_files
 from .base import DataError
 from .checksums import SUMS, write_sums
+from .damaged import move_away
+from .tars import read_to_end
 
 _LARGEST = 2**30  # bytes of a file in an archive; CIFAR-100's largest has 155 MB
 
@@ -43,33 +46,66 @@ class Recipe:
 def prepare(recipe: Recipe, source: Path | None, to: Path) -> str:
     """Create `to`/<the recipe's folder> at once, or check the existing one; returns a line that describes it.
 
+    An existing folder that is damaged is renamed (see `move_away`) once there is a good one to replace it.
+    One that lacks optional files gets those of `source`.
+
     Raises:
         DataError: the data cannot be obtained or are wrong.
         OSError: the folder cannot be written.
     """
     target = to / recipe.folder
-    if target.exists():
+    if not target.exists():
+        return f"{target}   {_create(recipe, source, target)}"
+    try:
+        verdict = recipe.check(target)
+    except ValueError as error:
         try:
-            verdict = recipe.check(target)
-        except ValueError as error:
-            raise DataError(f"{error}: move {target} away, then run this again") from None
-        if recipe.files and not (target / SUMS).exists():
-            write_sums(target, recipe.files)
-        return f"{target}   already there: {verdict}"
-    to.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}.", dir=to) as temporary:
+            verdict = _create(recipe, source, target)
+        except DataError as failed:
+            raise DataError(f"{error}; it cannot be replaced: {failed}") from None
+        return f"{target}   {verdict}; replaces a damaged one ({error})"
+    if source is not None and not recipe.files:
+        verdict = _add_missing(recipe, source, target)
+    if recipe.files and not (target / SUMS).exists():
+        write_sums(target, recipe.files)
+    return f"{target}   already there: {verdict}"
+
+
+def _create(recipe: Recipe, source: Path | None, target: Path) -> str:
+    """Fill a temporary folder, check it and rename it to `target`; returns what `recipe.check` does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}.", dir=target.parent) as temporary:
         folder = Path(temporary) / recipe.folder
-        folder.mkdir()
-        recipe.fill(source, folder)
-        try:
-            verdict = recipe.check(folder)
-        except ValueError as error:
-            problem = str(error).replace(f"{folder}{os.sep}", f"{source or 'the download'}: ")
-            raise DataError(f"{problem}; give other files as --from, or leave it out to download") from None
+        verdict = _fill(recipe, source, folder)
         if recipe.files:
             write_sums(folder, recipe.files)
+        if target.exists():
+            move_away(target)
         folder.rename(target)
-    return f"{target}   {verdict}"
+    return verdict
+
+
+def _fill(recipe: Recipe, source: Path | None, folder: Path) -> str:
+    folder.mkdir()
+    recipe.fill(source, folder)
+    try:
+        return recipe.check(folder)
+    except ValueError as error:
+        problem = str(error).replace(f"{folder}{os.sep}", f"{source or 'the download'}: ")
+        raise DataError(f"{problem}; give other files as --from, or leave it out to download") from None
+
+
+def _add_missing(recipe: Recipe, source: Path, target: Path) -> str:
+    """Add the files of `source` that `target` lacks; returns what `recipe.check` does."""
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}.", dir=target.parent) as temporary:
+        folder = Path(temporary) / recipe.folder
+        _fill(recipe, source, folder)
+        for path in folder.rglob("*"):
+            new = target / path.relative_to(folder)
+            if path.is_file() and not new.exists():
+                new.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(new)
+    return recipe.check(target)
 
 
 def fill_cifar100(source: Path | None, folder: Path) -> None:
@@ -123,7 +159,7 @@ def download(folder: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack CIFAR-100's three files, and no other member, of an archive. Raises DataError."""
     try:
-        with tarfile.open(archive, "r:gz") as members:
+        with read_to_end(archive) as members:
             for member in members:
                 parent, _, name = member.name.removeprefix("./").rpartition("/")
                 if parent != cifar_files.FOLDER or name not in cifar_files.FILES or not member.isfile():
@@ -132,7 +168,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise DataError(f"{archive} holds a {name} of {member.size:,} bytes: it is not CIFAR-100")
                 with (folder / name).open("wb") as file:
                     shutil.copyfileobj(members.extractfile(member), file)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{archive} is not a complete .tar.gz ({error}): download it again") from None
 
 

@@ -26,7 +26,7 @@ def rank(folder: str, *argv: str) -> int:
     import train
     from ogbg_files import write_ogbg
 
-    from ham.data import ogbg_files
+    from ham.data.ogbg import files as ogbg_files
 
     scratch = Path(folder, f"again{os.getpid()}")
     ogbg_files.SETS["ogbg-molhiv"] = write_ogbg(scratch, "ogbg-molhiv")

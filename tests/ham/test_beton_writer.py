@@ -317,7 +317,49 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
 
 
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def flip_header(path: Path, name: str) -> None:
+    """Change a letter of a member's name, so that the checksum of its header is wrong."""
+    flip(path, path.read_bytes().index(name.encode()))
+
+
 SPOILED = [
+    (
+        "a damaged header of a class",
+        lambda root: flip_header(root / ARCHIVES["train"], f"{WNIDS[1]}.tar"),
+        [ARCHIVES["train"], "no valid header at byte", "download it again"],
+    ),
+    (
+        "a damaged header of an image",
+        lambda root: flip_header(root / ARCHIVES["train"], f"{WNIDS[0]}_33.JPEG"),
+        [ARCHIVES["train"], "no valid header at byte", "download it again"],
+    ),
+    (
+        "a damaged header of a validation image",
+        lambda root: flip_header(root / ARCHIVES["val"], "ILSVRC2012_val_00000004.JPEG"),
+        [ARCHIVES["val"], "no valid header at byte", "download it again"],
+    ),
+    (
+        "an archive without its last class",
+        lambda root: os.truncate(
+            root / ARCHIVES["train"],
+            (root / ARCHIVES["train"]).read_bytes().index(f"{WNIDS[1]}.tar".encode()),
+        ),
+        [ARCHIVES["train"], "no valid header at byte", "download it again"],
+    ),
+    ("a checksum of the devkit", lambda root: flip(root / DEVKIT, -6), [DEVKIT, "CRC", "download it again"]),
+    ("a size of the devkit", lambda root: flip(root / DEVKIT, -1), [DEVKIT, "download it again"]),
+    (
+        "a devkit without its end",
+        lambda root: os.truncate(root / DEVKIT, (root / DEVKIT).stat().st_size - 3),
+        [DEVKIT, "download it again"],
+    ),
+    ("a devkit of zeros", lambda root: (root / DEVKIT).write_bytes(bytes(99)), [DEVKIT, "download it again"]),
     (
         "nothing there",
         lambda root: shutil.rmtree(root) or root.mkdir(),
@@ -356,7 +398,13 @@ def test_a_wrong_source_is_one_line_with_the_cure(
     assert [word for word in words if word not in err] == [], err
 
 
-@pytest.mark.parametrize("given", [("--quality", 0), ("--jpeg-share", 2), ("--max-resolution", 0)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(("--quality", 0), ("--quality", 101), ("--jpeg-share", 2), ("--jpeg-share", "nan")),
+        *(("--max-resolution", 0), ("--max-resolution", 26755)),
+    ],
+)
 def test_a_format_out_of_range_is_refused(
     given: tuple, imagenet: tuple[Path, Path], script: Callable, tmp_path: Path
 ) -> None:

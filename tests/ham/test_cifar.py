@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice, product
@@ -19,6 +18,7 @@ import pytest
 import torch
 from batches import assert_equal, read_epoch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ham.data import Cifar100, DataError, Loaders, cifar_files
 from ham.data.base import RankSampler
@@ -32,6 +32,7 @@ from ham.run.loop import train_step
 from ham.tasks.images import ImageClassification
 
 CPU = torch.device("cpu")
+OPERATIONS = 19  # of a batch: selections, one gather, a difference and a quotient, and their views
 MEAN, STD = np.array([0.5071, 0.4867, 0.4408]), np.array([0.2675, 0.2565, 0.2761])  # as published
 
 
@@ -458,17 +459,34 @@ def test_every_experiment_of_table_7_takes_steps_on_the_real_images(cifar100: Pa
     assert len(square_norms) == 8  # every experiment trains differently
 
 
-def test_reading_and_augmenting_the_real_images_is_fast(cifar100: Path) -> None:
-    begin = time.perf_counter()
-    train = load(cifar100 / "cifar-100-python", batch_size=512).train
-    read = time.perf_counter() - begin
-    rates = []
-    for epoch in range(2):
-        begin = time.perf_counter()
-        images = sum(len(labels) for _, labels in train.batches(epoch))
-        rates.append(images / (time.perf_counter() - begin))
-    print(f"read in {read:.2f} s; augmented {max(rates):,.0f} images/s")
-    assert read < 10 and max(rates) > 30_000 / 4  # a quarter, because other tests use the processor too
+class CountOperations(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: tuple = (), options: dict | None = None
+    ) -> Any:
+        self.count += 1
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 60, 100, 150])
+def test_a_batch_costs_the_same_operations_whatever_its_size(batch_size: int, small_cifar100: Path) -> None:
+    batches = load(small_cifar100, batch_size=batch_size).train.batches(0)
+    next(batches)  # the first one draws for the entire epoch
+    with CountOperations() as operations:
+        next(batches)
+    assert operations.count == OPERATIONS
+
+
+def test_each_file_is_read_once(small_cifar100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read_bytes(path))
+    loaders = load(small_cifar100)
+    for epoch in range(3):
+        list(loaders.train.batches(epoch)), list(loaders.test.batches(epoch))
+    assert sorted(names) == sorted(cifar_files.FILES)
 
 
 # through the command line

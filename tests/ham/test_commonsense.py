@@ -400,6 +400,44 @@ def test_prepare_refuses_wrong_files(prepare, tmp_path: Path):
     assert (status, out) == (2, "") and "nowhere" in err and len(err.splitlines()) == 1
 
 
+def write_source(root: Path) -> Path:
+    for task in TASKS:
+        write(root / task / "test.json", [record(task, number) for number in range(12)])
+        write(root / task / "train.json", [record(task, number) for number in range(8)])
+    write(root / TRAIN_FILE, [record("boolq", 0)] * 64)
+    return root
+
+
+@pytest.mark.usefixtures("small_sizes")
+@pytest.mark.parametrize(
+    "name", [TRAIN_FILE, "boolq/test.json", "boolq/train.json", "ARC-Easy/test.json", "piqa/train.json"]
+)
+def test_prepare_adds_what_an_existing_folder_lacks(prepare, tmp_path: Path, name: str):
+    source, folder = write_source(tmp_path / "source"), tmp_path / "to" / "commonsense"
+    assert prepare("--from", source, "--to", tmp_path / "to")[0] == 0
+    kept = write(folder / "piqa" / "test.json", [record("piqa", number + 1) for number in range(12)])
+    content = kept.read_bytes()
+    (folder / name).unlink()
+    status, out, err = prepare("--from", source, "--to", tmp_path / "to")
+    assert (status, err) == (0, "") and "missing" not in out
+    assert (folder / name).read_bytes() == (source / name).read_bytes() and kept.read_bytes() == content
+
+
+@pytest.mark.usefixtures("small_sizes")
+@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b"[1]", b"[]", b"[" * 100_000, b"\xff\xfe"])
+def test_prepare_replaces_a_damaged_folder(prepare, tmp_path: Path, damage: bytes):
+    source, folder = write_source(tmp_path / "source"), tmp_path / "to" / "commonsense"
+    assert prepare("--from", source, "--to", tmp_path / "to")[0] == 0
+    (folder / "boolq" / "test.json").write_bytes(damage)
+    status, out, err = prepare("--to", tmp_path / "to")
+    assert (status, out) == (2, "") and "boolq/test.json" in err and "it cannot be replaced: " in err
+    assert len(err.splitlines()) == 1 and "--from LLM-Adapters" in err
+    status, out, err = prepare("--from", source, "--to", tmp_path / "to")
+    assert (status, err) == (0, "") and "replaces a damaged one" in out
+    assert (tmp_path / "to" / "commonsense.damaged" / "boolq" / "test.json").read_bytes() == damage
+    assert prepare("--to", tmp_path / "to")[0] == 0
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="HAM_DATA has no folder commonsense")
 def test_prepare_checks_the_real_files_without_writing(prepare):
     before = sorted(REAL.rglob("*"))

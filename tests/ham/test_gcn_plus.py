@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ham import HAM
-from ham.data import ogbg_files
+from ham.data.ogbg import files as ogbg_files
 from ham.models import gcn_plus
 from ham.models.gcn_plus import GCNPlus, GraphBatch, Head, Network
 from ham.models.graph_encoders import ATOMS, BONDS

@@ -124,7 +124,7 @@ def write_tree(root: Path, change: str) -> None:
         ("no val", ["/val", "data.root", "+demo=digits"]),
         ("an empty class", ["/train", "without images", "classes b."]),
         ("an additional class", ["/train", "4 class folders", "expected 3", "data.num_classes=4"]),
-        ("other classes in val", ["/val", "z"]),
+        ("other classes in val", ["train and val differ in 2 classes (a, z)"]),
     ],
 )
 def test_a_wrong_tree_is_reported_in_one_line_with_the_cure(

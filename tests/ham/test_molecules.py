@@ -20,9 +20,10 @@ from ogbg_files import load
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from ham.data import DataError, molecules, ogbg_files
-from ham.data.ogbg_import import import_ogb
-from ham.data.ogbg_sets import SMILES
+from ham.data import DataError, molecules
+from ham.data.ogbg import files as ogbg_files
+from ham.data.ogbg.package import import_ogb
+from ham.data.ogbg.sets import SMILES
 
 REAL = Path(os.environ.get("HAM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "graphs"
 HIV = "ogbg-molhiv"
@@ -134,7 +135,7 @@ def test_wrong_files_are_one_line(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         load(tmp_path, HIV)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"ogbg-molhiv: {path.parents[1]} cannot be read (")
+    assert str(caught.value).startswith(f"ogbg-molhiv: {path.parents[1]} is damaged (")
 
 
 def test_a_file_of_smiles_becomes_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ham.data import OGBG
 from ham.data.ogbg import score
-from ham.data.ogbg_import import import_ogb
-from ham.data.ogbg_sets import SETS, OGBGSet
+from ham.data.ogbg.package import import_ogb
+from ham.data.ogbg.sets import SETS, OGBGSet
 
 
 def test_the_facts_are_those_of_the_ogb_package() -> None:

@@ -15,7 +15,9 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
 
 from ogbg_files import assert_equal, edit, load, use_ogbg
 
-from ham.data import DataError, ogbg_cache, ogbg_files
+from ham.data import DataError
+from ham.data.ogbg import cache as ogbg_cache
+from ham.data.ogbg import files as ogbg_files
 from ham.distributed import World
 from ham.files import lock_file
 

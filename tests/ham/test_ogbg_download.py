@@ -6,9 +6,11 @@ A server on this machine takes the place of OGB's.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -20,11 +22,11 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
     pytest.skip("needs pip install -e '.[run,ogb]'", allow_module_level=True)
 
 from commands import script
-from ogbg_files import load, use_ogbg
+from ogbg_files import edit, load, use_ogbg
 
-from ham.data import ogbg_download
+from ham.data import DataError, download
 from ham.data.checksums import read_sums
-from ham.data.ogbg_sets import SETS
+from ham.data.ogbg.sets import SETS
 
 PPA, HIV = "ogbg-ppa", "ogbg-molhiv"
 
@@ -145,7 +147,7 @@ def test_a_failed_download_leaves_nothing_behind(
         reason = "Bad CRC-32 for file "
     elif kind == "silence":
         server.content, reason = None, "timed out"
-        monkeypatch.setattr(ogbg_download, "_TIMEOUT_SECONDS", 0.2)
+        monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.2)
     else:
         url = "http://127.0.0.1:1/ogbg_ppi_medium.zip"
         monkeypatch.setitem(SETS, PPA, replace(SETS[PPA], url=url))
@@ -158,11 +160,53 @@ def test_a_failed_download_leaves_nothing_behind(
     assert not list(folder.iterdir())
 
 
-def test_an_incomplete_folder_is_not_replaced(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "an incomplete folder": lambda folder: [path.unlink() for path in (folder / "raw").glob("e*")],
+    "an empty folder": lambda folder: [path.unlink() for path in (folder / "raw").iterdir()],
+    "a torn file": lambda folder: os.truncate(folder / "raw" / "edge.csv.gz", 40),
+    "a wrong checksum": lambda folder: flip(folder / "raw" / "graph-label.csv.gz", -6),
+    "a page": lambda folder: (folder / "split" / "species" / "test.csv.gz").write_text("<html>"),
+    "a label": lambda folder: edit(
+        folder / "raw/graph-label.csv.gz", lambda rows: rows[0].__setitem__(0, 99)
+    ),
+    "a node less": lambda folder: edit(folder / "raw/num-node-list.csv.gz", list.pop),
+}
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_folder_is_renamed_and_replaced(
+    kind: str,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raw = tmp_path / "to" / "graphs" / "ogbg_ppa" / "raw"
-    raw.mkdir(parents=True)
+    """The run that meets the damage names the command that is run here."""
+    publish(monkeypatch, server, tmp_path / "away", PPA)
+    root = tmp_path / "to" / "graphs"
+    shutil.copytree(tmp_path / "away" / "ogbg_ppa", root / "ogbg_ppa_pyg")  # a folder of the user
+    DAMAGE[kind](root / "ogbg_ppa_pyg")
+    with pytest.raises(DataError, match=r"; python scripts/prepare_graphs\.py ogbg-ppa --to DIR fetches it"):
+        load(root, PPA)
+    assert prepare(tmp_path / "to", PPA) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("; downloaded\n") and err.count(": downloads it again\n") == 1
+    assert sorted(path.name for path in root.iterdir()) == ["ogbg_ppa", "ogbg_ppa_pyg.damaged"]
+    load(root, PPA)
+    assert prepare(tmp_path / "to", PPA) == 0 and server.requests == 1
+
+
+def test_a_damaged_download_is_not_tried_twice(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, server, tmp_path / "away", PPA)
+    monkeypatch.setitem(SETS, PPA, replace(SETS[PPA], graphs=25))
     assert prepare(tmp_path / "to", PPA) == 2
-    assert f"{raw / 'edge.csv.gz'} is missing; move {raw.parent} away" in capsys.readouterr().err
-    assert server.requests == 0
+    assert "rows, not 25), as it was downloaded: try again later" in capsys.readouterr().err
+    assert server.requests == 1

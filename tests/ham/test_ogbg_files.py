@@ -13,7 +13,9 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
 
 from ogbg_files import assert_equal, edit, load, use_ogbg, write_ogbg
 
-from ham.data import DataError, code2, ogbg_cache, ogbg_files
+from ham.data import DataError, code2
+from ham.data.ogbg import cache as ogbg_cache
+from ham.data.ogbg import files as ogbg_files
 from ham.models import gcn_plus, graph_encoders
 from ham.run import config
 
@@ -34,7 +36,7 @@ def test_every_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for file in facts.files:
             path = tmp_path / facts.folders[0] / file
             path.rename(path.with_suffix(".away"))
-            assert refusal(tmp_path, name).startswith(f"{name}: {path} is missing; move ")
+            assert refusal(tmp_path, name).startswith(f"{name}: {path} is missing; python scripts")
             path.with_suffix(".away").rename(path)
 
 

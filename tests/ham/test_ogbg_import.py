@@ -17,7 +17,7 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
 
 from ham.data import DataError
 from ham.data.ogbg import score
-from ham.data.ogbg_import import import_ogb
+from ham.data.ogbg.package import import_ogb
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def test_without_ogb_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LATER = """
 import sys
-from ham.data.ogbg_import import import_ogb
+from ham.data.ogbg.package import import_ogb
 ours = import_ogb("graphproppred")
 assert not hasattr(ours, "PygGraphPropPredDataset") and "torch_geometric" not in sys.modules
 assert import_ogb("graphproppred") is ours and ours.Evaluator("ogbg-molhiv").eval_metric == "rocauc"

@@ -25,7 +25,7 @@ import torch
 from torchvision.datasets import CIFAR100
 
 import ham.data.prepare
-from ham.data import Cifar100
+from ham.data import Cifar100, DataError
 
 FILES, FOLDER = ("train", "test", "meta"), "cifar-100-python"
 Prepare = Callable[..., tuple[int, str, str]]
@@ -170,10 +170,28 @@ def test_a_folder_that_is_there_is_checked_and_kept(
     status, out, err = prepare(tmp_path / "not needed")
     assert (status, err) == (0, "") and "already there" in out
     assert (target / "SHA256SUMS").read_bytes() == sums, "one that had no sums has them now"
-    (target / "test").write_bytes(b"damaged")
-    status, out, err = prepare(small_cifar100)
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+def test_a_damaged_folder_is_renamed_and_replaced(
+    name: str, prepare: Prepare, small_cifar100: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(small_cifar100)
+    target, to = tmp_path / "to" / FOLDER, tmp_path / "to"
+    (target / name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"replace it with python scripts/prepare_data\.py cifar100 --to"):
+        Cifar100(root=str(target)).load(batch_size=10, seed=0, device=torch.device("cpu"))
+    status, out, err = prepare(tmp_path / "nowhere")
     assert (status, out) == (2, "") and len(err.splitlines()) == 1
-    assert f"move {target} away" in err and (target / "test").read_bytes() == b"damaged"
+    assert str(target / name) in err and "it cannot be replaced" in err
+    assert (target / name).read_bytes() == b"damaged", "kept until there is a good one"
+    for expected in ("damaged", "damaged2"):
+        status, out, err = prepare(small_cifar100)
+        assert (status, err) == (0, "") and "replaces a damaged one" in out
+        moved = to / f"{FOLDER}.{expected}"
+        assert (moved / name).read_bytes() == b"damaged"
+        Cifar100(root=str(target)).load(batch_size=10, seed=0, device=torch.device("cpu"))
+        (target / name).write_bytes(b"damaged")
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])
@@ -203,13 +221,25 @@ def test_an_absent_source_is_one_line(prepare: Prepare, tmp_path: Path) -> None:
     assert_refused(prepare(tmp_path / "nowhere"), tmp_path / "to", "nowhere does not exist")
 
 
-@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999, -1, -4, -8])
 def test_a_cut_archive_is_one_line(
     keep: float, prepare: Prepare, small_cifar100: Path, tmp_path: Path
 ) -> None:
     archive = pack(small_cifar100, tmp_path / "a.tar.gz")
     content = archive.read_bytes()
-    archive.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    archive.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else keep])
+    assert_refused(prepare(archive), tmp_path / "to", str(archive))
+
+
+@pytest.mark.parametrize("place", [-1, -3, -5, -8, 0.5])
+def test_the_checksum_at_the_end_of_an_archive_is_compared(
+    place: float, prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    """The last 8 bytes of a .gz are the checksum and the size of its content."""
+    archive = pack(small_cifar100, tmp_path / "a.tar.gz")
+    content = bytearray(archive.read_bytes())
+    content[int(place * len(content)) if place > 0 else place] ^= 1
+    archive.write_bytes(content)
     assert_refused(prepare(archive), tmp_path / "to", str(archive))
 
 

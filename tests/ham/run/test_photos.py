@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RUN = [
     *("+exp=dense", "model=resnet18", "model.width=16", "model.init=torchvision"),
     *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.weight_decay=0.01"),
-    *("data.num_classes=5", "data.image_size=64", "data.workers=1", "batch_size=8", "epochs=12"),
+    *("data.num_classes=5", "data.image_size=64", "data.workers=1", "batch_size=8", "epochs=6"),
     "data.min_crop=0.8",  # 240 photos: small pieces of them are learned too slowly
     *("compute.amp=false", "compute.channels_last=false", "compute.threads=1"),
 ]
@@ -43,5 +43,5 @@ def test_resnet18_learns_the_flowers(data: str, request: pytest.FixtureRequest, 
     epochs = [json.loads(line) for line in path.read_text().splitlines()]
     losses = [epoch["train_loss"] for epoch in epochs]
     print(f"{data}: training loss {losses[0]:.2f} -> {losses[-1]:.2f}, validation {epochs[-1]['top1']:.0f} %")
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     assert epochs[-1]["top1"] > 30  # chance is 20

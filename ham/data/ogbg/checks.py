@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .ogbg_sets import OGBGSet
+    from .sets import OGBGSet
 
 
 def check_graphs(facts: OGBGSet, tensors: Mapping[str, Tensor]) -> None:

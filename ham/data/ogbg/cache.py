@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ham.files import atomic_write, atomic_write_text, lock_file, one_line
 
-from .base import DataError
-from .checksums import file_sha256
+from ..base import DataError
+from ..checksums import file_sha256
 
 FOLDER = "ham_cache"
 _FORMAT = 2  # counts up with every change of what is computed from the files

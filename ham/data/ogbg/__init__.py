@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ham.distributed import on_rank_zero, world
 
-from . import code2
-from .base import Data, DataError, register
-from .graph_set import PARTS, GraphSet, from_tensors, to_tensors
-from .ogbg_cache import FOLDER, Tensors, cache_key, load, load_or_build
-from .ogbg_files import read
-from .ogbg_import import import_ogb
-from .ogbg_sets import SETS, OGBGSet
-from .ogbg_source import Source, find_source
-from .random_walks import return_probabilities
+from .. import code2
+from ..base import Data, DataError, register
+from ..graph_set import PARTS, GraphSet, from_tensors, to_tensors
+from ..random_walks import return_probabilities
+from .cache import FOLDER, Tensors, cache_key, load, load_or_build
+from .files import read
+from .package import import_ogb
+from .sets import SETS, OGBGSet
+from .source import Source, find_source
 
 __all__ = ["OGBG", "PARTS", "SETS", "GraphSet", "OGBGSet", "score"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import io
 import zlib
@@ -16,16 +15,15 @@ import torch
 
 from ham.files import one_line
 
-from . import code2
-from .base import DataError
-from .graph_set import PARTS, GraphSet, join_graphs
-from .molecules import read_molecules
-from .ogbg_checks import check_graphs, check_labels, check_parts, whole_numbers
-from .ogbg_import import import_ogb
-from .ogbg_sets import SETS
-from .ogbg_source import Source, instructions
-
-_DAMAGED = (OSError, EOFError, zlib.error, csv.Error, ValueError, LookupError, RuntimeError, AssertionError)
+from .. import code2
+from ..base import DataError
+from ..damaged import DamagedError
+from ..graph_set import PARTS, GraphSet, join_graphs
+from ..molecules import read_molecules
+from .checks import check_graphs, check_labels, check_parts, whole_numbers
+from .package import import_ogb
+from .sets import SETS
+from .source import Source, instructions
 
 
 def read(name: str, source: Source, log: Callable[[str], None]) -> GraphSet:
@@ -37,7 +35,8 @@ def read(name: str, source: Source, log: Callable[[str], None]) -> GraphSet:
         log: prints a line for the reader.
 
     Raises:
-        DataError: a file is damaged or of another set, or a package is missing.
+        DamagedError: a file is damaged or of another set.
+        DataError: a package is missing.
     """
     log(f"{name}: reads {source.folder / source.files[0]}" + ("" if source.is_smiles else " and others"))
     try:
@@ -46,9 +45,14 @@ def read(name: str, source: Source, log: Callable[[str], None]) -> GraphSet:
         content["parts"] = check_parts(SETS[name], content["parts"])
         tensors = join_graphs(content.pop("graphs"), name)
         check_graphs(SETS[name], tensors)
-    except _DAMAGED as error:
-        problem = f"{source.folder} cannot be read ({one_line(error)})"
-        raise DataError(f"{name}: {problem}; move it away, and {instructions(name)}") from error
+    except DataError:
+        raise
+    except (OSError, MemoryError) as error:  # the files may be good
+        problem = f"{name}: {source.folder} cannot be read ({one_line(error)})"
+        raise DataError(f"{problem}: free memory, and check the disk") from error
+    except Exception as error:  # a damaged file can raise anything
+        problem = f"{name}: {source.folder} is damaged ({one_line(error)})"
+        raise DamagedError(problem, instructions(name), [source.folder]) from error
     texts = {"vocabulary": content.get("vocabulary", []), "words": content.get("words", ())}
     labels, walks = torch.from_numpy(content["labels"]), torch.zeros(len(tensors["nodes"]), 0)
     return GraphSet(name=name, labels=labels, walks=walks, parts=content["parts"], **texts, **tensors)
@@ -106,7 +110,7 @@ def _count_rows(path: Path) -> int:
             for chunk in iter(lambda: file.read(2**20), b""):
                 count += chunk.count(b"\n")
         return count + (not chunk.endswith(b"\n"))
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path.name} is damaged: {one_line(error)}") from error
 
 

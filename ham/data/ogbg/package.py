@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-from .base import DataError
+from ..base import DataError
 
 _UNUSED = ("outdated", "torch_geometric", "dgl")
 _WITH_LOADERS = "ogb.graphproppred"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import code2
-from .graph_set import PARTS
+from .. import code2
+from ..graph_set import PARTS
 
 _URL = "http://snap.stanford.edu/ogb/data/graphproppred"
 _ATOMS, _BONDS = (119, 5, 12, 12, 10, 6, 6, 2, 2), (5, 6, 2)  # ogb.utils.features

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import DataError
-from .ogbg_sets import SETS, SMILES
+from ..base import DataError
+from ..damaged import DamagedError
+from .sets import SETS, SMILES
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,18 @@ def instructions(name: str) -> str:
 
 
 def find_source(name: str, root: Path) -> Source:
-    """The raw files of a set below `root`. Raises DataError where one is missing."""
+    """The raw files of a set below `root`.
+
+    Raises:
+        DamagedError: one is missing in the folder of the set.
+        DataError: the folder is missing.
+    """
     facts = SETS[name]
     for folder in (root / folder for folder in facts.folders):
         if (folder / "raw").is_dir():
             if missing := [file for file in facts.files if not (folder / file).is_file()]:
-                raise DataError(
-                    f"{name}: {folder / missing[0]} is missing; move {folder} away, and {instructions(name)}"
-                )
+                problem = f"{name}: {folder / missing[0]} is missing"
+                raise DamagedError(problem, instructions(name), [folder])
             return Source(folder, tuple(facts.files))
     if name == "ogbg-molhiv" and (root / SMILES).is_file():
         return Source((root / SMILES).parents[1], ("raw/hiv.csv",), is_smiles=True)

@@ -1,0 +1,161 @@
+"""Image files as 8-bit RGB, and trees of class folders: the same for ImageNet's folders and its FFCV files.
+
+Alpha channels are dropped and EXIF orientations ignored, as in torchvision's ImageFolder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ham.files import one_line
+
+from .base import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_NOT_DATA = {
+    *("@eadir", "@recycle", "@tmp", "@recently-snapshot", "#recycle", "#snapshot"),  # of file servers
+    *("$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "lost+found"),
+    *("__macosx", "__pycache__"),
+}
+
+
+def decode_rgb(content: bytes, name: str) -> Image:
+    """The first image in a file as 8-bit RGB.
+
+    Images of 16 bits per channel keep the upper 8, whether gray or color. Palettes, CMYK and gray become RGB.
+
+    Args:
+        content: of the file, in a format of Pillow.
+        name: of the file, for error messages.
+
+    Raises:
+        DataError: the image is damaged, has more pixels than Pillow's limit, or values without a known range.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _to_rgb(Image.open(io.BytesIO(content)))
+    except Exception as error:  # Pillow's decoders can raise any exception
+        reason = one_line(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it is not an image" if content else "it is empty"
+        raise DataError(f"{name} cannot be decoded ({reason}): replace or remove it") from None
+
+
+def _to_rgb(image: Image) -> Image:
+    """Pillow's conversion, except for values of more than 8 bits, which it clips."""
+    from PIL import Image
+
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # also for nan
+            raise ValueError("its numbers are not in 0 to 1; store it with 8 bits")
+        pixels = np.rint(values * 255)
+    elif image.mode.startswith("I"):  # I;16 and its byte orders; I is also Pillow's mode for 16 bits
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its numbers are not in 0 to 65535; store it with 8 bits")
+        pixels = values >> 8
+    else:
+        return image.convert("RGB")
+    return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+
+
+def read_rgb(path: str) -> Image:
+    """`decode_rgb` of a file. Raises DataError also where it cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from None
+    return decode_rgb(content, path)
+
+
+def is_data(name: str) -> bool:
+    """Is a file or folder with this name data? Hidden ones and those that systems add are not."""
+    return not name.startswith(".") and name.lower() not in _NOT_DATA
+
+
+def class_folders(tree: Path) -> list[str]:
+    """Names of the class folders, sorted; a label is an index into them.
+
+    Raises:
+        DataError: there are none, or the tree cannot be read.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(tree) if entry.is_dir() and is_data(entry.name))
+    except OSError as error:
+        raise DataError(f"{tree} cannot be read ({one_line(error)}): check the path") from None
+    if not names:
+        raise DataError(f"{tree} has no class folders: put the images of each class into a folder of its own")
+    return names
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The images in a tree of class folders, in the order of torchvision's ImageFolder.
+
+    Args:
+        classes: names of the class folders; a label is an index into them.
+        samples: path and label of each image.
+        transform: of an RGB image.
+    """
+
+    classes: list[str]
+    samples: list[tuple[str, int]]
+    transform: Callable[[Image], Any]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Transformed image and label. Raises DataError if the image is damaged."""
+        path, label = self.samples[index]
+        return self.transform(read_rgb(path)), label
+
+
+def open_tree(tree: Path, transform: Callable[[Image], Any] = np.asarray) -> ImageTree:
+    """List the images of a tree; files and folders that `is_data` excludes do not count.
+
+    Raises:
+        DataError: there are no class folders, one has no images, or the tree cannot be read.
+    """
+    from torchvision.datasets.folder import is_image_file, make_dataset
+
+    classes, root = class_folders(tree), str(tree)
+
+    def is_valid(path: str) -> bool:
+        return is_image_file(path) and all(map(is_data, path[len(root) :].strip(os.sep).split(os.sep)))
+
+    labels = {name: label for label, name in enumerate(classes)}
+    try:
+        return ImageTree(classes, make_dataset(root, labels, is_valid_file=is_valid), transform)
+    except FileNotFoundError as error:
+        raise DataError(f"{tree} has a class folder without images: {one_line(error)}") from None
+
+
+def check_same_classes(train: list[str], val: list[str], place: Path) -> None:
+    """Raise DataError unless both splits have the same classes, so that their labels mean the same.
+
+    Args:
+        train: names of the classes.
+        val: names of the classes.
+        place: where they are, for the error message.
+    """
+    if unmatched := sorted(set(train) ^ set(val)):
+        named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
+        raise DataError(
+            f"{place}: train and val differ in {len(unmatched)} classes ({named}): both need the same folders"
+        )
