@@ -20,6 +20,8 @@ from ham.files import ROOT
 
 CONFIGS = ROOT / "configs"
 LOCK = CONFIGS / "lock.json"
+MAX_SEED = 2**32 - 1
+"""The largest seed of a run: train.py, sweeps and records accept 0 to this one."""
 
 
 class PlanError(Exception):

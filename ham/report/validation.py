@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .scales import SCALES
-from .spec import RunSpec, lock
+from .spec import MAX_SEED, RunSpec, lock
 
 PLACES = ("runs_dir", "data.root")
 DEMOS = tuple(SCALES)  # scales whose runs may become records; the accuracy of tiny is meaningless
@@ -125,8 +125,8 @@ def _structure_error(summary: Any, types: dict[str, type]) -> str:
             return f"no {key}"
     if not _HASH.fullmatch(summary["config_hash"]):
         return "no config_hash"
-    if not 0 <= summary["seed"] < 2**32:
-        return "no seed within 0 and 2^32"
+    if not 0 <= summary["seed"] <= MAX_SEED:
+        return f"no seed within 0 and {MAX_SEED}"
     if "demo" not in summary or not isinstance(summary["demo"], str | None):
         return "no demo"
     argv = summary["provenance"].get("argv")
