@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ham.files import ROOT, short_path
 from ham.report.collect import CollectResult, UsageError, collect
+from ham.report.odd_files import check_results, check_target, printable
 from ham.report.records import DEMOS, RESULTS
 from ham.report.spec import PlanError
 
@@ -32,9 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        check_target("--results", args.results)
+        if args.results.exists():
+            check_results(args.results)
         result = collect(args.sources or [ROOT / "runs"], args.demo, args.results)
     except (UsageError, PlanError, OSError) as error:
-        print(f"collect.py: {error}", file=sys.stderr)
+        print(printable(f"collect.py: {error}"), file=sys.stderr)
         return 2
     print_result(result, args.demo)
     return 1 if result.left_out else 0
@@ -43,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 def print_result(result: CollectResult, demo: str) -> None:
     """Print the new records and how many runs have none."""
     for line in [*result.damaged, *map(short_path, result.written)]:
-        print(line)
+        print(printable(line))
+    for source in result.empty:
+        print(printable(f"{short_path(source)}: no run has finished there"))
     counts = (len(result.written), result.existing, len(result.left_out))
     print("new records: {}, already recorded: {}, left out: {}".format(*counts))
     if result.other_scale:

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from ham.files import short_path
+from ham.report.odd_files import check_results, check_target, printable
 from ham.report.plan import figure_name
-from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_all
+from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_all, read_diverged
 from ham.report.spec import PlanError
 
 
@@ -34,13 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--to", type=Path, help="folder to write to (default: results/figures)")
     args = parser.parse_args(argv)
-    if not args.results.is_dir():
-        parser.error(f"--results {args.results} is not a directory")
     if args.theory and args.demo:
         print("figures.py: figures of the theory have no runs: leave out --demo", file=sys.stderr)
         return 2
+    folder = args.to or args.results / "figures"
     try:
-        problems = draw(args, args.to or args.results / "figures")
+        check_results(args.results)
+        check_target("--to", folder)
+        problems = draw(args, folder)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("matplotlib"):
             raise
@@ -61,13 +63,15 @@ def draw(args: argparse.Namespace, folder: Path) -> list[str]:
     problems: list[str] = []
     if args.theory:
         names = list(map(figure_name, args.figure or theory_figures.FIGURES))
-        drawn = [("", theory_figures.draw(names, folder, args.results / "theory"))]
+        drawn = [("", theory_figures.draw(names, folder, args.results / "theory", problems))]
     else:
         records, problems = read_all(args.demo, args.results)
-        drawn = figures.draw_all(args.figure, records, folder, args.demo, problems)
+        diverged, damaged = read_diverged(args.demo, args.results)
+        problems += damaged
+        drawn = figures.draw_all(args.figure, records, folder, args.demo, problems, diverged)
     for name, paths in drawn:
         for path in paths:
-            print(f"wrote {short_path(path)}")
+            print(f"wrote {printable(short_path(path))}")
         if not paths:
             print(f"{name}: none of its runs has a record to show, not drawn")
     return problems

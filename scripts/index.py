@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ham.files import short_path
 from ham.report.index import write_index
+from ham.report.odd_files import check_results, printable
 from ham.report.records import RESULTS
 from ham.report.spec import PlanError
 
@@ -24,16 +25,15 @@ def main(argv: list[str] | None = None) -> int:
         "--results", type=Path, default=RESULTS, help="folder of the results (default: results)"
     )
     args = parser.parse_args(argv)
-    if not args.results.is_dir():
-        parser.error(f"--results {args.results} is not a directory")
     try:
+        check_results(args.results)
         paths, problems = write_index(args.results)
     except (PlanError, OSError) as error:
         print(f"index.py: {error}", file=sys.stderr)
         return 2
     for path in paths:
-        print(f"wrote {short_path(path)}")
-    for problem in problems:
+        print(f"wrote {printable(short_path(path))}")
+    for problem in dict.fromkeys(problems):
         print(f"index.py: left out {problem}", file=sys.stderr)
     return 1 if problems else 0
 

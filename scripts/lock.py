@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from ham.files import ROOT, atomic_write_text
-from ham.report.spec import LOCK
+from ham.report.spec import LOCK, PlanError
 from ham.run.config import ConfigError
 from ham.run.lock import lock_text
 
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         atomic_write_text(LOCK, lock_text())
-    except ConfigError as error:
+    except (ConfigError, PlanError, OSError) as error:
         print(f"lock.py: {error}", file=sys.stderr)
         return 2
     print(f"wrote {LOCK.relative_to(ROOT)}")

@@ -4,7 +4,7 @@
     python scripts/node_grid.py --runs runs                 # record complete grids, write the page
 
 A record is results/node_grid/<set>_<arch>.json; the page results/tables/node_grid.md is made of the records
-alone. Needs no torch. Exit status: 0 done, 1 a grid was left out, 2 wrong use or an invalid record.
+alone. Needs no torch. Exit status: 0 done, 1 a grid was left out, 2 wrong use or no grid.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from ham.files import atomic_write_text
-from ham.report.grid import FOLDER, record_all
-from ham.report.grid_page import PAGE, page, read_grids
-from ham.report.records import InvalidRecord
+from ham.report.grid import FOLDER, read_all, record_all
+from ham.report.grid_page import PAGE, page
+from ham.report.odd_files import check_folder, check_target, printable
 from ham.report.spec import PlanError
 
 
@@ -30,16 +30,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=PAGE, metavar="FILE", help="the page to write")
     args = parser.parse_args(argv)
     try:
+        if args.runs:
+            check_folder("--runs", args.runs)
+        check_target("--to", args.to.parent)
         problems = record_all(args.runs, args.records) if args.runs else []
+        grids, invalid = read_all(args.records)
+        problems += invalid
         for problem in problems:
             print(f"node_grid.py: left out {problem}", file=sys.stderr)
-        text = page(read_grids(args.records))
+        if not grids and not invalid:
+            raise PlanError(
+                f"no complete grid in {args.records}: run python scripts/sweep.py --grid EXP --local first"
+            )
+        if not grids:
+            return 2
         args.to.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(args.to, text)
-    except (PlanError, InvalidRecord, OSError) as error:
+        atomic_write_text(args.to, page(grids))
+    except (PlanError, OSError) as error:
         print(f"node_grid.py: {error}", file=sys.stderr)
         return 2
-    print(args.to)
+    print(printable(args.to))
     return 1 if problems else 0
 
 

@@ -4,7 +4,7 @@
 
 Reads results/runs/node/<exp>/seed<k>.json and writes results/tables/node_reading.md; with --runs it reads
 those run directories and writes node_reading.md among them. What choosing a pair gains by chance is computed
-from results/node_grid. Needs no torch. Exit status: 0 done, 2 wrong use.
+from results/node_grid. Needs no torch. Exit status: 0 done, 1 a summary or record was left out, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from ham.files import RESULTS, atomic_write_text
-from ham.report.grid import FOLDER, read
+from ham.report.grid import FOLDER, read_all
 from ham.report.node_report import PAGE, page
 from ham.report.node_rows import build_report
-from ham.report.records import InvalidRecord
+from ham.report.odd_files import check_folder, check_target, printable
 from ham.report.spec import PlanError
 
 
@@ -27,27 +27,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="read run directories instead of the committed records")
     parser.add_argument("--to", type=Path, metavar="FILE", help="the page to write")
     args = parser.parse_args(argv)
-    if args.runs and not args.runs.is_dir():
-        parser.error(f"--runs {args.runs} is not a directory")
     target = args.to or (args.runs / PAGE.name if args.runs else PAGE)
     try:
+        if args.runs:
+            check_folder("--runs", args.runs)
+        check_target("--to", target.parent)
         report = build_report(args.runs)
-        for problem in report.problems:
+        grids, invalid = read_all(FOLDER)
+        problems = [*report.problems, *invalid]
+        for problem in problems:
             print(f"node_report.py: left out {problem}", file=sys.stderr)
         if not report.rows:
             source = args.runs or RESULTS
             raise PlanError(
                 f"no node run in {source}: run python scripts/sweep.py --table 17 18 --local first"
             )
-        grids = [read(path) for path in sorted(FOLDER.glob("*.json"))]
         target.parent.mkdir(parents=True, exist_ok=True)
         source = "run directories" if args.runs else "the committed records"
         atomic_write_text(target, page(report, grids, source))
-    except (PlanError, InvalidRecord, OSError) as error:
+    except (PlanError, OSError) as error:
         print(f"node_report.py: {error}", file=sys.stderr)
         return 2
-    print(target)
-    return 0
+    print(printable(target))
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from ham.files import atomic_write_text, short_path
-from ham.report.records import RESULTS, InvalidRecord, read_all, read_diverged
+from ham.report.odd_files import check_results, check_target, printable
+from ham.report.records import RESULTS, InvalidRecord, metrics_path, read_all, read_diverged
 from ham.report.spec import PlanError
 from ham.report.study import studies, study
 
@@ -28,16 +29,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--to", type=Path, help="folder of tables/ and figures/ (default: the records')")
     args = parser.parse_args(argv)
-    if not args.results.is_dir():
-        parser.error(f"--results {args.results} is not a directory")
     try:
+        check_results(args.results)
+        check_target("--to", args.to or args.results)
         paths, problems = render(args.study, args.results, args.to or args.results)
     except (PlanError, InvalidRecord, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         return 2
     for path in paths:
-        print(f"wrote {short_path(path)}")
-    for problem in problems:
+        print(f"wrote {printable(short_path(path))}")
+    for problem in dict.fromkeys(problems):
         print(f"study.py: left out {problem}", file=sys.stderr)
     return 1 if problems else 0
 
@@ -50,6 +51,9 @@ def render(name: str, results_folder: Path, folder: Path) -> tuple[list[Path], l
     plan = study(name)
     records, problems = read_all(plan.demo, results_folder)
     diverged, more = read_diverged(plan.demo, results_folder)
+    for record in [record for record in records.values() if not metrics_path(record.path).exists()]:
+        problems.append(printable(f"{metrics_path(record.path)}: it is missing: collect the run again"))
+        del records[record.run]
     result = results(plan, records, diverged)
     texts = {"md": study_page.page(result), "csv": study_page.comma_separated(result)}
     paths = [folder / "tables" / f"study_{name}.{ending}" for ending in texts]

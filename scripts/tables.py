@@ -4,8 +4,9 @@
     python scripts/tables.py --table 4 control_str    # these, which are also printed
     python scripts/tables.py --demo digits            # demo_*: scaled-down runs, where there are any
 
-Needs no torch. A cell without a record says "not run". Invalid records of the chosen tables are reported and
-left out. Exit status: 0 done, 1 a record was left out, 2 wrong use.
+Needs no torch. A cell without a record says "not run" or "diverged". Invalid records of the chosen tables,
+and files that are in no run's place, are reported and left out. Exit status: 0 done, 1 a record was left out,
+2 wrong use.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from ham.files import short_path
+from ham.report.odd_files import check_results, check_target, printable
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_diverged
 from ham.report.spec import PlanError
 from ham.report.table_files import FORMATS, full_names, read_records, render_table, write_table
@@ -33,9 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--to", type=Path, help="folder to write to (default: results/tables)")
     args = parser.parse_args(argv)
-    if not args.results.is_dir():
-        parser.error(f"--results {args.results} is not a directory")
+    target = args.to or args.results / "tables"
     try:
+        check_results(args.results)
+        check_target("--to", target)
         names = full_names(args.table)
         records, problems = read_records(args.table, args.demo, args.results)
         diverged, damaged = read_diverged(args.demo, args.results)
@@ -44,14 +47,14 @@ def main(argv: list[str] | None = None) -> int:
             if table is None:
                 print(f"{name}: no run at demo={args.demo}, not rendered")
                 continue
-            for path in write_table(table, args.to or args.results / "tables", args.format):
-                print(f"wrote {short_path(path)}")
+            for path in write_table(table, target, args.format):
+                print(f"wrote {printable(short_path(path))}")
             if args.table:
                 print(f"\n{table.text['md']}")
     except (PlanError, InvalidRecord, OSError) as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    for problem in problems:
+    for problem in dict.fromkeys(problems):
         print(f"tables.py: left out {problem}", file=sys.stderr)
     return 1 if problems else 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ham.report.records import metrics_path, path_of
 from ham.report.spec import RunSpec
+from ham.report.validation import required_metrics
 from ham.sweep import status
 from ham.sweep.status import Sweeps
 
@@ -18,7 +19,7 @@ def summary(run: RunSpec, dirty: bool | None = False, **altered: Any) -> dict[st
     """A summary that the rules of records accept."""
     source = run.depends_on
     masks = source and {"exp": source.exp, "seed": source.seed, "config_hash": source.info.config_hash}
-    return {
+    made = {
         "exp": run.exp,
         "seed": run.seed,
         "config_hash": run.info.config_hash,
@@ -26,11 +27,14 @@ def summary(run: RunSpec, dirty: bool | None = False, **altered: Any) -> dict[st
         "overridden": bool(run.overrides),
         "status": "done",
         "epochs": run.info.epochs,
-        "metrics": dict.fromkeys(run.info.reported, 50.0),
+        "metrics": dict.fromkeys(required_metrics(run), 50.0),
         "sparsity": {"target": run.info.sparsity, "overall": run.info.sparsity, "masks_from": masks},
         "timing": {"seconds": 1.0},
-        "provenance": {"commit": "c0ffee0", "dirty": dirty, "argv": []},
-    } | altered
+        "provenance": {"commit": "c0ffee0", "dirty": dirty, "argv": [], "hardware": {"cpu": "x"}},
+    }
+    if run.info.task == "nodes":
+        made["graph"] = {"name": "cora", "metric": "accuracy", "nodes": {"valid": 500}}
+    return made | altered
 
 
 def metrics(run: RunSpec) -> str:

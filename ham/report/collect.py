@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
+import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import search_grid
+from .odd_files import LARGEST, LARGEST_METRICS, InvalidRecord, find_files, parse_json, printable, read_bytes
 from .records import (
     RESULTS,
     diverged_path,
@@ -25,10 +26,13 @@ from .records import (
     write_divergence,
 )
 from .spec import RunSpec
-from .validation import InvalidRecord, check, check_divergence, epochs
+from .validation import check, check_divergence, epochs
 
-_MEMBER = re.compile(r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d+)/(summary\.json|metrics\.jsonl|diverged\.json)")
-_LARGEST = 2**26  # bytes of one file
+_MEMBER = re.compile(
+    r"(?:\./)?([\w-]+(?:/[\w-]+)?)/seed(\d{1,10})/(summary\.json|metrics\.jsonl|diverged\.json)", re.ASCII
+)
+_SEED = re.compile(r"seed(\d{1,10})", re.ASCII)
+_RESULTS = ("summary.json", "diverged.json")  # of a run that has ended
 _LARGEST_ARCHIVE = 2**29  # unpacked
 
 
@@ -44,15 +48,21 @@ class FinishedRun:
         location: where they are, for error messages.
         name: the run directory without its seed; ends with the run's name.
         seed: from the name of the folder, -1 if it is not seed<k>.
-        summary: content of summary.json, or of diverged.json if the run diverged.
-        metrics: content of metrics.jsonl, None if it is missing.
+        files: name -> content of summary.json or diverged.json, and of metrics.jsonl; a file that cannot be
+            read has its reason instead.
     """
 
     location: str
     name: str
     seed: int
-    summary: bytes
-    metrics: bytes | None
+    files: Mapping[str, bytes | InvalidRecord]
+
+    def content(self, *names: str) -> bytes | None:
+        """Of the first of these files that exists and is not empty. Raises InvalidRecord."""
+        found = next((self.files[name] for name in names if self.files.get(name)), None)
+        if isinstance(found, InvalidRecord):
+            raise found
+        return found
 
 
 @dataclass
@@ -66,6 +76,7 @@ class CollectResult:
         existing: number of runs that already had a record.
         other_scale: number of runs of another scale.
         grid_points: number of runs of a search grid, which scripts/node_grid.py records.
+        empty: sources without a finished run.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -74,6 +85,7 @@ class CollectResult:
     existing: int = 0
     other_scale: int = 0
     grid_points: int = 0
+    empty: list[Path] = field(default_factory=list)
 
 
 def collect(sources: Iterable[Path], demo: str = "", results: Path = RESULTS) -> CollectResult:
@@ -90,26 +102,35 @@ def collect(sources: Iterable[Path], demo: str = "", results: Path = RESULTS) ->
     """
     result = CollectResult()
     for source in sources:
-        for run in find(source):
+        result.empty.append(source)
+        for run in find(source, result.left_out):
+            result.empty = [other for other in result.empty if other != source]
             try:
                 _collect_run(run, demo, results, result)
             except InvalidRecord as error:
-                result.left_out.append(f"{run.location}: {error}")
+                result.left_out.append(printable(f"{run.location}: {error}"))
     return result
 
 
-def find(source: Path) -> Iterator[FinishedRun]:
+def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
     """The finished runs in a folder of run directories, in a run directory, or in an archive.
+
+    Args:
+        source: the folder, whose links are followed, or the archive.
+        problems: gets one line for each folder that cannot be read, and each result outside a run directory.
 
     Raises:
         UsageError: the source is missing, or the archive is damaged.
     """
     if source.is_dir():
-        names = ("summary.json", "diverged.json")
-        own = any((source / name).exists() for name in names)
-        below = {path.parent for name in names for path in source.glob(f"**/seed*/{name}")}
-        folders = [source] if own else sorted(below)
-        return map(_read_directory, folders)
+        if any((source / name).exists() for name in _RESULTS):
+            return iter([_read_directory(source)])
+        files, unread = find_files(source, lambda path: path.name in _RESULTS)
+        folders = dict.fromkeys(path.parent for path in files)
+        problems += unread
+        cure = "it is not in a run directory <exp>/seed<k>: move it there"
+        problems += [printable(f"{place}: {cure}") for place in folders if not place.name.startswith("seed")]
+        return (_read_directory(place) for place in folders if place.name.startswith("seed"))
     if not source.exists():
         raise UsageError(
             f"{source} does not exist: give a folder of runs, or cells.tar.gz of benchmarks/gpu.sh"
@@ -118,23 +139,17 @@ def find(source: Path) -> Iterator[FinishedRun]:
 
 
 def _read_directory(folder: Path) -> FinishedRun:
-    folder = folder.resolve() if folder.name in ("", ".", "..") else folder
-    seed = re.fullmatch(r"seed(\d{1,10})", folder.name)
-    return FinishedRun(
-        str(folder),
-        folder.resolve().parent.as_posix(),
-        int(seed[1]) if seed else -1,
-        # an empty file is reported as incomplete
-        next(filter(None, (_read_bytes(folder / name) for name in ("summary.json", "diverged.json"))), b""),
-        _read_bytes(folder / "metrics.jsonl"),
-    )
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+    """A run directory, by its own name or, where that is no seed<k>, by that of what a link leads to."""
+    place = folder.absolute() if _SEED.fullmatch(folder.name) else folder.resolve()
+    seed = _SEED.fullmatch(place.name)
+    files: dict[str, bytes | InvalidRecord] = {}
+    for name in (*_RESULTS, "metrics.jsonl"):
+        if os.path.lexists(path := folder / name):
+            try:
+                files[name] = read_bytes(path, LARGEST_METRICS if name == "metrics.jsonl" else LARGEST)
+            except InvalidRecord as error:
+                files[name] = error
+    return FinishedRun(str(folder), place.parent.as_posix(), int(seed[1]) if seed else -1, files)
 
 
 def _read_archive(archive: Path) -> list[FinishedRun]:
@@ -148,28 +163,22 @@ def _read_archive(archive: Path) -> list[FinishedRun]:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as members:
             for member in members:
                 name = _MEMBER.fullmatch(member.name)
-                if name and member.isreg() and not member.issparse() and member.size < _LARGEST:
+                if name and member.isreg() and not member.issparse() and member.size <= LARGEST_METRICS:
                     files.setdefault(name.group(1, 2), {})[name[3]] = members.extractfile(member).read()
     except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
         raise UsageError(
             f"{archive} is not a complete archive of runs ({error}): download it again"
         ) from None
     return [
-        FinishedRun(
-            *(f"{archive}:{name}/seed{seed}", name, int(seed)),
-            *(run.get("summary.json") or run["diverged.json"], run.get("metrics.jsonl")),
-        )
+        FinishedRun(f"{archive}:{name}/seed{seed}", name, int(seed), run)
         for (name, seed), run in files.items()
-        if run.keys() & {"summary.json", "diverged.json"}
+        if run.keys() & {*_RESULTS}
     ]
 
 
 def _collect_run(finished: FinishedRun, demo: str, results: Path, result: CollectResult) -> None:
     """Write the record of one run if it is of this scale and has none yet. Raises InvalidRecord."""
-    try:
-        summary = json.loads(finished.summary)
-    except (ValueError, RecursionError):
-        raise InvalidRecord("summary.json is incomplete: start the run again") from None
+    summary = parse_json(finished.content(*_RESULTS) or b"")
     if _is_grid_point(summary):
         result.grid_points += 1
         return
@@ -195,9 +204,10 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
         return
     lines = None
     if stores_history(run):
-        if finished.metrics is None:
+        metrics = finished.content("metrics.jsonl")
+        if metrics is None:
             raise InvalidRecord("it has no metrics.jsonl: run it again")
-        lines = epochs(finished.metrics.decode(errors="replace"), summary, run)
+        lines = epochs(metrics, summary, run)
     result.written.append(write(run, summary, lines, results))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 from . import plan, style
 from .plan import Figure, Panel
 from .records import InvalidRecord, Record, metrics_path
-from .render import NOT_RUN, PLUS_MINUS
+from .render import DIVERGED, NOT_RUN, PLUS_MINUS
 from .scales import file_name, scaled_down
+from .schema import is_number
 from .spec import RunSpec, canonical
-from .validation import is_number
 
 BAND = f"(mean over seeds, band: {PLUS_MINUS} one sample standard deviation)"
 SPAN = 5.0  # range of a grid's colors in accuracy points, so that a failed run does not flatten the others
@@ -58,18 +58,28 @@ def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
 
 
 def draw(
-    figure: Figure, records: Mapping[RunSpec, Record], demo: str = "", problems: list[str] | None = None
+    figure: Figure,
+    records: Mapping[RunSpec, Record],
+    demo: str = "",
+    problems: list[str] | None = None,
+    diverged: Collection[RunSpec] = (),
 ) -> Picture | None:
     """The figure; None if it has no run to show. Damaged epochs are reported in `problems`."""
     if figure.kind == "grid":
-        return (
-            _grid(figure, records, demo) if any(run in records for run in shown_runs(figure, demo)) else None
-        )
-    epochs = {
-        label: _epochs([RunSpec(exp, seed, demo=demo) for seed in figure.seeds], records, problems)
+        is_shown = any(run in records for run in shown_runs(figure, demo))
+        return _grid(figure, records, demo, diverged) if is_shown else None
+    runs = {
+        label: [RunSpec(exp, seed, demo=demo) for seed in figure.seeds]
         for label, exp in figure.series.items()
     }
-    return _curves(figure, epochs, demo) if any(epochs.values()) else None
+    epochs = {label: _epochs(own, records, problems) for label, own in runs.items()}
+    states = {label: _state(own, diverged) for label, own in runs.items()}
+    return _curves(figure, epochs, states, demo) if any(epochs.values()) else None
+
+
+def _state(runs: Sequence[RunSpec], diverged: Collection[RunSpec]) -> str:
+    """What runs without a record are."""
+    return DIVERGED if any(run in diverged for run in runs) else NOT_RUN
 
 
 def _epochs(
@@ -94,12 +104,15 @@ def shown_runs(figure: Figure, demo: str) -> list[RunSpec]:
     return [*figure.runs(demo=demo), *altered]
 
 
-def _curves(figure: Figure, epochs: Mapping[str, list[list[dict]]], demo: str) -> Picture:
+def _curves(
+    figure: Figure, epochs: Mapping[str, list[list[dict]]], states: Mapping[str, str], demo: str
+) -> Picture:
     picture, axes = style.panels(len(figure.panels), height=style.HEIGHT + 0.5)
     for panel, axis in zip(figure.panels, axes, strict=True):
         draw_panel(axis, panel, epochs)
     names = [
-        f"{label} (n = {len(runs)})" if runs else f"{label} ({NOT_RUN})" for label, runs in epochs.items()
+        f"{label} (n = {len(runs)})" if runs else f"{label} ({states[label]})"
+        for label, runs in epochs.items()
     ]
     style.title(picture, figure.title, scaled_down(demo) if demo else "", BAND)
     columns = 2 if len(figure.panels) == 1 or len(names) > 4 else len(names)
@@ -143,7 +156,9 @@ def value(
     return statistics.mean(values) if values else None
 
 
-def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Picture:
+def _grid(
+    figure: Figure, records: Mapping[RunSpec, Record], demo: str, diverged: Collection[RunSpec]
+) -> Picture:
     alphas, betas = (sorted({point[i] for point in figure.points}) for i in (0, 1))
     picture, (axis,) = style.panels(1, width=1.3 + 0.62 * len(betas), height=1.1 + 0.42 * len(alphas))
     values = {point: value(figure, point, records, demo) for point in figure.points}
@@ -155,7 +170,9 @@ def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Pictu
     axis.set_facecolor("0.93")
     image = axis.imshow(table, cmap=style.SEQUENTIAL, origin="lower", aspect="auto", **limits)
     for (alpha, beta), number in values.items():
-        _write(axis, image, (betas.index(beta), alphas.index(alpha)), number)
+        runs = [replace(figure.points[alpha, beta], seed=seed, demo=demo) for seed in figure.seeds]
+        state = _state([*runs, *map(canonical, runs)], diverged)
+        _write(axis, image, (betas.index(beta), alphas.index(alpha)), number, state)
     if figure.chosen:
         _mark(axis, betas.index(figure.chosen[1]), alphas.index(figure.chosen[0]))
     axis.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
@@ -171,10 +188,10 @@ def _grid(figure: Figure, records: Mapping[RunSpec, Record], demo: str) -> Pictu
     return picture
 
 
-def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float | None) -> None:
-    """Write a cell's value, white on dark colors."""
+def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float | None, state: str) -> None:
+    """Write a cell's value, white on dark colors, or the state of its runs."""
     if number is None:
-        axis.text(*place, NOT_RUN, ha="center", va="center", **style.NOTE)
+        axis.text(*place, state, ha="center", va="center", **style.NOTE)
         return
     red, green, blue, _ = image.cmap(image.norm(number))
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # ITU-R BT.709
@@ -198,6 +215,7 @@ def draw_all(
     folder: Path,
     demo: str = "",
     problems: list[str] | None = None,
+    diverged: Collection[RunSpec] = (),
 ) -> Iterator[tuple[str, list[Path]]]:
     """Draw the named figures, all if None, into folder/<name>.pdf and .png; of a demo with its prefix.
 
@@ -209,6 +227,6 @@ def draw_all(
     """
     for figure in [plan.figure(name) for name in (plan.figures() if names is None else names)]:
         with style.styled():
-            picture = draw(figure, records, demo, problems) if figure.has_scale(demo) else None
+            picture = draw(figure, records, demo, problems, diverged) if figure.has_scale(demo) else None
             paths = style.save(picture, folder / file_name(figure.name, demo)) if picture else []
         yield figure.name, paths

@@ -5,7 +5,7 @@ A record, results/node_grid/<set>_<arch>.json, holds the metrics of all runs of 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -13,12 +13,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ham.files import RESULTS, atomic_write_json, read_json
+from ham.files import RESULTS, atomic_write_json
 
 from . import search_grid
+from .odd_files import InvalidRecord, read_json
 from .records import path_of
+from .schema import GRAPH, is_number, odd_value
 from .spec import RunSpec
-from .validation import InvalidRecord, check_code, is_number, strip_paths
+from .validation import check, check_code, strip_paths
 
 FOLDER = RESULTS / "node_grid"
 _MAX_SEEDS = 12  # whose 2^seeds sign flips are enumerated
@@ -106,7 +108,7 @@ def collect(base: str, runs: Path) -> Grid:
     """The grid of one base from run directories, and from committed records where a run has one.
 
     Raises:
-        InvalidRecord: a run is missing, or its code is unknown.
+        InvalidRecord: a run is missing or invalid, or its code is unknown.
     """
     seeds = search_grid.seeds()[base]
     specs = search_grid.runs(base, seeds)
@@ -125,20 +127,28 @@ def collect(base: str, runs: Path) -> Grid:
 
 
 def _summary(run: RunSpec, runs: Path) -> dict[str, Any] | None:
-    """The summary of a run in its directory, else its committed record; None if it is not done."""
+    """The summary of a run in its directory, else its committed record; None if it is not done.
+
+    Raises:
+        InvalidRecord: it is invalid, or its code is unknown.
+    """
     committed = [] if run.overrides else [path_of(run)]
-    for path in (run.folder(runs) / "summary.json", *committed):
-        summary = read_json(path)
-        if summary is not None and summary.get("config_hash") == run.info.config_hash:
+    for path in filter(os.path.lexists, (run.folder(runs) / "summary.json", *committed)):
+        try:
+            summary = read_json(path)
+            if isinstance(summary, dict) and summary.get("config_hash") != run.info.config_hash:
+                continue
+            if (found := check(summary)).seed != run.seed:
+                raise InvalidRecord(f"it is of {found}: move it to {found.name}/seed{found.seed}")
             return summary
+        except InvalidRecord as error:
+            raise InvalidRecord(f"{path}: {error}") from None
     return None
 
 
 def _provenance(summary: dict[str, Any]) -> dict[str, Any]:
-    """What runs of one machine and commit have in common. Raises InvalidRecord if the code is unknown."""
+    """What runs of one machine and commit have in common."""
     provenance = strip_paths(summary["provenance"])
-    for part in (provenance, *provenance["resumed_from"]):
-        check_code(part)
     return {key: value for key, value in provenance.items() if key not in ("argv", "config_hash")}
 
 
@@ -150,7 +160,7 @@ def _metrics(summaries: list[dict[str, Any]]) -> Iterator[tuple[float, ...]]:
 def read(path: Path) -> Grid:
     """A grid's record. Raises InvalidRecord if it is damaged or of another configuration than today's."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         points = tuple(
             Point(p["alpha"], p["beta"], p["config_hash"], tuple(p["valid"]), tuple(p["test"]))
             for p in content["points"]
@@ -160,7 +170,7 @@ def read(path: Path) -> Grid:
         _check(grid)
         if (expected := record_path(grid.exp, path.parent)) != path:
             raise InvalidRecord(f"it is the record of {grid.exp}: move it to {expected.name}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRecord(f"{path}: it cannot be read ({error!r}): collect it again with --runs") from None
     except InvalidRecord as error:
         raise InvalidRecord(f"{path}: {error}") from None
@@ -176,8 +186,8 @@ def _check(grid: Grid) -> None:
         raise InvalidRecord("its pairs are not those of the search: collect it again with --runs")
     if grid.seeds != search_grid.seeds()[grid.exp]:
         raise InvalidRecord("its number of seeds is not the paper's: collect it again with --runs")
-    if missing := {"name", "metric", "nodes"} - grid.graph.keys():
-        raise InvalidRecord(f"its graph has no {min(missing)}: collect it again with --runs")
+    if problem := GRAPH(grid.graph, "graph") or odd_value([grid.graph, *grid.provenance]):
+        raise InvalidRecord(f"it is incomplete: {problem}: collect it again with --runs")
     hashes = {
         pair: run.info.config_hash
         for pair, run in zip(expected, search_grid.runs(grid.exp, [0]), strict=True)
@@ -194,6 +204,17 @@ def _check(grid: Grid) -> None:
     for provenance in grid.provenance:
         provenance["hardware"], provenance["versions"]["torch"]  # which the page compares
         check_code(provenance)
+
+
+def read_all(folder: Path = FOLDER) -> tuple[list[Grid], list[str]]:
+    """All recorded grids, and one line for each file that cannot be used."""
+    grids, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            grids.append(read(path))
+        except InvalidRecord as error:
+            problems.append(str(error))
+    return grids, problems
 
 
 def best(gains: list[list[float]], seeds: list[int]) -> int:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from ham.files import RESULTS
 
 from . import search_grid
-from .grid import FOLDER, Grid, Point, best, chance_gain, leave_one_seed_out, read, sign_flip_count, tied
+from .grid import Grid, Point, best, chance_gain, leave_one_seed_out, sign_flip_count, tied
 from .statistics import mean_of
-from .validation import InvalidRecord
 
 PAGE = RESULTS / "tables" / "node_grid.md"
 _HEAD = """\
@@ -39,16 +37,6 @@ validation metric. **paper's pair**: the pair of Tables 16 and 19, its validatio
 | set | method | seeds | chosen | gain | p | by chance | leave one out | test | paper's pair |
 |---|---|---|---|---|---|---|---|---|---|
 """
-
-
-def read_grids(folder: Path = FOLDER) -> list[Grid]:
-    """All recorded grids. Raises PlanError, or InvalidRecord if one is invalid or there is none."""
-    grids = [read(path) for path in sorted(folder.glob("*.json"))]
-    if not grids:
-        raise InvalidRecord(
-            f"no complete grid in {folder}: run python scripts/sweep.py --grid EXP --local first"
-        )
-    return grids
 
 
 def page(grids: Sequence[Grid]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ham.files import atomic_write_text, read_json
+from ham.files import atomic_write_text
 
 from . import captions, coverage, hyperparameters, plan, qualitative
 from .coverage import Coverage
-from .records import DEMOS, read_all
-from .render import PLUS_MINUS
+from .grid import Grid, record_path
+from .grid import read_all as read_grids
+from .odd_files import printable
+from .records import DEMOS, Record, diverged_path, path_of, read_all, read_diverged
+from .render import DIVERGED, PLUS_MINUS
 from .scales import SCALES
 from .spec import PlanError, RunSpec
 
@@ -48,11 +52,14 @@ def write_index(results: Path) -> tuple[list[Path], list[str]]:
         PlanError: a file or folder has no caption.
         OSError: a file cannot be read or written.
     """
-    records: dict[str, Collection[RunSpec]] = {}
+    records: dict[str, Mapping[RunSpec, Record]] = {}
     problems: list[str] = []
     for demo in ("", *DEMOS):
         records[demo], invalid = read_all(demo, results)
         problems += invalid
+        problems += read_diverged(demo, results)[1]
+    grids, invalid = read_grids(results / "node_grid")
+    problems += invalid
     simulated = {path.stem for path in (results / "theory").glob("*.json")}
     texts = {results / "tables" / "coverage.md": coverage.page(records, simulated)}
     if figure_stems(results):
@@ -60,7 +67,7 @@ def write_index(results: Path) -> tuple[list[Path], list[str]]:
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, text)
-    texts[results / "README.md"] = index(results, records)
+    texts[results / "README.md"] = index(results, records, grids)
     atomic_write_text(results / "README.md", texts[results / "README.md"])
     return list(texts), problems
 
@@ -81,8 +88,8 @@ def gallery(results: Path) -> str:
     return "\n".join(parts)
 
 
-def index(results: Path, records: Mapping[str, Collection[RunSpec]]) -> str:
-    """The page that links every table, figure and record."""
+def index(results: Path, records: Mapping[str, Mapping[RunSpec, Record]], grids: Sequence[Grid]) -> str:
+    """The page that links every table, figure and valid record."""
     counts = {demo: coverage.of_plan(runs, demo) for demo, runs in records.items()}
     return _HEAD + "\n".join(
         [
@@ -91,7 +98,7 @@ def index(results: Path, records: Mapping[str, Collection[RunSpec]]) -> str:
             *("\n## Figures\n", "With captions: [figures/README.md](figures/README.md).\n"),
             *("| figure | what it shows | state | files |", "|---|---|---|---|"),
             *_figures(results, counts),
-            *("\n## Records\n", *_folders(results)),
+            *("\n## Records\n", *_folders(results, _subjects(results, records, grids))),
         ]
     )
 
@@ -100,7 +107,8 @@ def _tables(results: Path, counts: Counts) -> list[str]:
     """A row for each page of results/tables, the paper's tables first."""
     rows = {}
     for stem in (path.stem for path in (results / "tables").glob("*.md")):
-        heading = (results / "tables" / f"{stem}.md").read_text().split("\n", 1)[0].removeprefix("# ")
+        page = (results / "tables" / f"{stem}.md").read_text(errors="replace")
+        heading = page.split("\n", 1)[0].removeprefix("# ")
         label = coverage.label_of(stem)
         title = heading.removeprefix(f"{label}. ")
         others = [ending for ending in ("csv", "tex") if (results / "tables" / f"{stem}.{ending}").exists()]
@@ -145,13 +153,36 @@ def _state(stem: str, counts: Counts) -> str:
     return "-"
 
 
-def _folders(results: Path) -> list[str]:
+def _subjects(
+    results: Path, records: Mapping[str, Mapping[RunSpec, Record]], grids: Sequence[Grid]
+) -> dict[Path, str]:
+    """Path of each valid record and of the theory's data -> what it is of, in words without markup."""
+    subjects = {record_path(grid.exp, results / "node_grid"): grid.exp for grid in grids}
+    for demo, own in records.items():
+        subjects |= {record.path: _subject(record.content) for record in own.values()}
+        for run in read_diverged(demo, results)[0]:
+            subjects[diverged_path(path_of(run, results))] = f"{run.exp}, {DIVERGED}"
+    theory = {path: path.stem for path in (results / "theory").glob("*.json") if path.stem in captions.THEORY}
+    return subjects | {
+        path: f"{coverage.label_of(stem)}. {captions.THEORY[stem][0]}" for path, stem in theory.items()
+    }
+
+
+def _subject(content: Mapping[str, Any]) -> str:
+    """What a record is of, as it says itself."""
+    cell = content.get("cell") or ""
+    return f"{cell}, with altered values" if content["overridden"] else cell or content["exp"]
+
+
+def _folders(results: Path, subjects: Mapping[Path, str]) -> list[str]:
     """Every folder with records: what they are, and a row per experiment, or per file without one."""
     lines = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir() and path.name not in PAGES):
         if folder.name not in FOLDERS:
-            raise PlanError(f"no caption for results/{folder.name}: add it to FOLDERS in ham/report/index.py")
-        files = sorted(folder.rglob("*.json"))
+            raise PlanError(
+                f"no caption for results/{printable(folder.name)}: add it to FOLDERS in ham/report/index.py"
+            )
+        files = sorted(path for path in subjects if path.is_relative_to(folder))
         places = {path.parent if path.parent != folder else path: path for path in reversed(files)}
         count = f"{len(files)} record{'s' * (len(files) != 1)}"
         lines += [
@@ -161,17 +192,8 @@ def _folders(results: Path) -> list[str]:
         if places:
             lines += ["| records | of | n |", "|---|---|---|"]
         for place, first in sorted(places.items()):
-            number = len(list(place.glob("*.json"))) if place.is_dir() else 1
+            number = sum(place in (path, path.parent) for path in files)
             name = place.relative_to(folder).with_suffix("")
-            lines.append(f"| [{name}]({place.relative_to(results)}) | {_subject(first)} | {number} |")
+            lines.append(f"| [{name}]({place.relative_to(results)}) | {subjects[first]} | {number} |")
         lines.append("")
     return lines
-
-
-def _subject(path: Path) -> str:
-    """What a record is of, as it says itself."""
-    content = read_json(path) or {}
-    if path.stem in captions.THEORY:
-        return f"{coverage.label_of(path.stem)}. {captions.THEORY[path.stem][0]}"
-    cell = content.get("cell", "")
-    return f"{cell}, with altered values" if content.get("overridden") else cell or content.get("exp", "-")

@@ -67,7 +67,7 @@ def page(report: NodeReport, grids: Sequence[Grid], source: str) -> str:
 
 
 def _missing(missing: dict[str, list[str]]) -> str:
-    every = {row.label for row in plan.table(TABLES[0]).rows}
+    every = {row.label for row in plan.table(TABLES[0]).rows}  # a label of runs that diverged has more
     names = [
         name if {*labels} == every else f"{name} ({', '.join(labels)})" for name, labels in missing.items()
     ]

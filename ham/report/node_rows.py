@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import plan
-from .records import read_runs
+from .odd_files import InvalidRecord, printable, read_json
+from .records import read_diverged, read_runs
+from .render import DIVERGED
 from .spec import RunSpec
 from .statistics import Difference, Sample, difference, mean_of
+from .validation import check_divergence, check_result
 
 TABLES = ("17", "18")  # with the methods of Tables 14 and 15, and nHAM
 VALID, TEST = "valid_best", "test_at_best"
@@ -87,7 +91,7 @@ class NodeReport:
 
     Args:
         rows: set by set.
-        missing: set -> labels of the rows that have no run.
+        missing: set -> labels of the rows that have no run, with a mark where the runs diverged.
         problems: one line for each summary or record that was left out.
     """
 
@@ -100,7 +104,8 @@ def build_report(runs: Path | None = None) -> NodeReport:
     """The report of the committed records, or of the run directories in `runs`. Raises PlanError."""
     report = NodeReport()
     tables = [plan.table(name) for name in TABLES]
-    summaries = _read_summaries([run for table in tables for run in table.runs()], runs, report.problems)
+    specs = [run for table in tables for run in table.runs()]
+    summaries, diverged = _read_summaries(specs, runs, report.problems)
     for table in tables:
         for column, name in enumerate(table.columns):
             base_cell, base = None, {}
@@ -112,30 +117,46 @@ def build_report(runs: Path | None = None) -> NodeReport:
                 if own:
                     report.rows.append(NodeRow(name, row.label, cell, own, base_cell, base))
                 else:
-                    report.missing.setdefault(name, []).append(row.label)
+                    is_lost = any(RunSpec(cell.exp, seed) in diverged for seed in cell.seeds)
+                    label = f"{row.label}: {DIVERGED}" if is_lost else row.label
+                    report.missing.setdefault(name, []).append(label)
     return report
 
 
 def _read_summaries(
     specs: list[RunSpec], runs: Path | None, problems: list[str]
-) -> dict[RunSpec, dict[str, Any]]:
-    """The committed records, or the summaries in `runs` that are of today's configuration."""
+) -> tuple[dict[RunSpec, dict[str, Any]], set[RunSpec]]:
+    """Summaries of finished runs, and the runs that diverged: the committed ones, or those in `runs`."""
     if runs is None:
         records, invalid = read_runs(specs)
-        problems += invalid
-        return {run: record.content for run, record in records.items()}
-    summaries = {}
+        diverged, damaged = read_diverged()
+        problems += dict.fromkeys([*invalid, *damaged])
+        return {run: record.content for run, record in records.items()}, set(diverged)
+    summaries, lost = {}, set()
     for run in specs:
         path = run.folder(runs) / "summary.json"
-        try:
-            summary = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            problems.append(f"{path}: it is incomplete: run it again")
-            continue
-        if missing := [key for key in ("config_hash", "graph", "metrics") if key not in summary]:
-            problems.append(f"{path}: it has no {missing[0]}: run it again")
-        elif summary["config_hash"] == run.info.config_hash:
-            summaries[run] = summary
-    return summaries
+        with _reported(path, problems):
+            if os.path.lexists(path):
+                summaries[run] = _of_run(run, content := read_json(path), check_result(content))
+        path = path.with_name("diverged.json")
+        with _reported(path, problems):
+            if run not in summaries and os.path.lexists(path):
+                _of_run(run, content := read_json(path), check_divergence(content))
+                lost.add(run)
+    return summaries, lost
+
+
+def _of_run(run: RunSpec, content: dict[str, Any], found: RunSpec) -> dict[str, Any]:
+    """The content, if it is of this run. Raises InvalidRecord."""
+    if found != run:
+        raise InvalidRecord(f"it is of {found}: move it to {found.name}/seed{found.seed}")
+    return content
+
+
+@contextmanager
+def _reported(path: Path, problems: list[str]) -> Iterator[None]:
+    """Add a line to the problems where a file is invalid."""
+    try:
+        yield
+    except InvalidRecord as error:
+        problems.append(printable(f"{path}: {error}"))

@@ -16,24 +16,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from ham.files import RESULTS, atomic_write_json, atomic_write_text, one_line
+from ham.files import RESULTS, atomic_write_json, atomic_write_text
 
+from .odd_files import LARGEST_METRICS, InvalidRecord, find_files, printable, read_bytes, read_json
 from .plan import figure, figures
 from .scales import SCALES
+from .schema import is_number
 from .spec import PlanError, RunSpec, lock
 from .study import studies, study
 from .validation import (
     DEMOS,
     PLACES,
-    InvalidRecord,
     check,
     check_divergence,
     divergence_record,
     epochs,
-    is_number,
     record,
     strip_paths,
 )
@@ -80,20 +81,25 @@ class Record:
     content: dict[str, Any]
     path: Path
 
+    def has(self, metric: str) -> bool:
+        """Does the summary have this metric? A demo may lack some."""
+        return is_number(self.content["metrics"].get(metric))
+
     def metric(self, name: str) -> float:
-        """One of the summary's metrics. Raises InvalidRecord if it is missing or not finite."""
-        value = self.content["metrics"].get(name)
-        if not is_number(value):
+        """One of the summary's metrics. Raises InvalidRecord if it is missing."""
+        if not self.has(name):
             raise InvalidRecord(f"{self.path}: metrics has no {name}")
-        return float(value)
+        return float(self.content["metrics"][name])
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of its metrics.jsonl. Raises InvalidRecord if they are missing or incomplete."""
+        return self._epochs
+
+    @cached_property
+    def _epochs(self) -> list[dict[str, Any]]:
         path = metrics_path(self.path)
         try:
-            return epochs(path.read_text(), self.content, self.run)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRecord(f"{path} cannot be read ({one_line(error)}): collect the run again") from None
+            return epochs(read_bytes(path, LARGEST_METRICS), self.content, self.run)
         except InvalidRecord as error:
             raise InvalidRecord(f"{path}: {error}") from None
 
@@ -124,18 +130,18 @@ def metrics_path(path: Path) -> Path:
     return path.with_suffix(".metrics.jsonl")
 
 
-def read(path: Path) -> Record:
-    """The record in a file. Raises InvalidRecord, whose message begins with the path."""
+def read(path: Path, results: Path | None = None) -> Record:
+    """The record in a file, of a folder of results if given.
+
+    Raises:
+        InvalidRecord: it is invalid or in a wrong place; the message begins with the path.
+    """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         run = check(content)
-        results = path.parents[2 + run.name.count("/")]
-        if (expected := path_of(run, results)) != path:
-            raise InvalidRecord(f"it is the record of {run}: move it to {expected.relative_to(results)}")
+        _check_place(path, path_of(run, Path()), results)
         if record(content) != content:
             raise InvalidRecord("it holds more than a record may: collect the run again")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRecord(f"{path}: it cannot be read ({one_line(error)}): collect the run again") from None
     except (InvalidRecord, PlanError) as error:
         raise InvalidRecord(f"{path}: {error}") from None
     accepted = Record(run, content, path)
@@ -144,18 +150,26 @@ def read(path: Path) -> Record:
     return accepted
 
 
+def _check_place(path: Path, expected: Path, results: Path | None) -> None:
+    """Raise InvalidRecord unless a record is at the expected path, which is relative to the results."""
+    ends = path.absolute().parts[-len(expected.parts) :]
+    if (path != results / expected) if results else (ends != expected.parts):
+        place = results / expected if results else expected
+        raise InvalidRecord(f"it is in a wrong place: move it to {place}, or remove it if that exists")
+
+
 def read_diverged(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, str], list[str]]:
     """Runs of a scale that diverged -> the reason, and one line for each invalid file."""
-    diverged, problems = {}, []
-    for path in sorted(folder_of(demo, results).rglob(f"*{DIVERGED}")):
+    diverged = {}
+    files, problems = _files(demo, results)
+    for path in (path for path in files if path.name.endswith(DIVERGED)):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             run = check_divergence(content)
-            if path != diverged_path(path_of(run, results)):
-                raise InvalidRecord(f"it is of {run}, which belongs elsewhere")
+            _check_place(path, diverged_path(path_of(run, Path())), results)
             diverged[run] = content["reason"]
-        except (OSError, ValueError, RecursionError, InvalidRecord) as error:
-            problems.append(f"{path}: {one_line(error)}")
+        except (InvalidRecord, PlanError) as error:
+            problems.append(printable(f"{path}: {error}"))
     return diverged, problems
 
 
@@ -168,28 +182,45 @@ def write_divergence(run: RunSpec, content: dict[str, Any], results: Path) -> Pa
 
 
 def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
-    """Every record of a scale, and one line for each invalid file.
+    """Every record of a scale, and one line for each invalid file and each folder that cannot be read.
 
     Raises:
         PlanError: configs/lock.json is out of date.
     """
-    files = folder_of(demo, results).rglob("*.json")
-    return _read_each(sorted(path for path in files if not path.name.endswith(DIVERGED)))
+    files, problems = _files(demo, results)
+    records, invalid = _read_each((path for path in files if not path.name.endswith(DIVERGED)), results)
+    return records, problems + invalid
 
 
-def read_runs(runs: Iterable[RunSpec], results: Path = RESULTS) -> tuple[dict[RunSpec, Record], list[str]]:
-    """`read_all` of those runs that have a record."""
-    paths = dict.fromkeys(path_of(run, results) for run in runs)
-    return _read_each(sorted(path for path in paths if path.exists()))
+def read_runs(
+    runs: Iterable[RunSpec], demo: str = "", results: Path = RESULTS
+) -> tuple[dict[RunSpec, Record], list[str]]:
+    """`read_all` of those runs that have a record, and of files that are at no run's place."""
+    chosen = {path_of(run, results) for run in runs}
+    places = {_folder_of_spec(spec, demo, results) for spec in lock()[demo]}
+    files, problems = _files(demo, results)
+    wanted = (path for path in files if path in chosen or path.parent not in places)
+    records, invalid = _read_each((path for path in wanted if not path.name.endswith(DIVERGED)), results)
+    return records, problems + invalid
 
 
-def _read_each(paths: Iterable[Path]) -> tuple[dict[RunSpec, Record], list[str]]:
+def _folder_of_spec(spec: str, demo: str, results: Path) -> Path:
+    exp, *overrides = spec.split()
+    return path_of(RunSpec(exp, 0, tuple(overrides), demo), results).parent
+
+
+def _files(demo: str, results: Path) -> tuple[list[Path], list[str]]:
+    folder = folder_of(demo, results)
+    return find_files(folder, lambda path: path.suffix == ".json") if folder.exists() else ([], [])
+
+
+def _read_each(paths: Iterable[Path], results: Path) -> tuple[dict[RunSpec, Record], list[str]]:
     lock()  # which raises PlanError once, not for each record
     records: dict[RunSpec, Record] = {}
     problems = []
     for path in paths:
         try:
-            accepted = read(path)
+            accepted = read(path, results)
             records[accepted.run] = accepted
         except InvalidRecord as error:
             problems.append(str(error))
@@ -211,8 +242,16 @@ def stores_history(run: RunSpec) -> bool:
 
     At the paper's scale the task says so; at the scale of a study all do; else those that a figure shows.
     """
-    if not run.demo:
-        return run.info.stores_history
-    if run.demo in {study(name).demo for name in studies()}:
-        return True
-    return run.exp in {exp for name in figures() for exp in figure(name).series.values()}
+    return run.info.stores_history if not run.demo else run.demo in _studied() or run.exp in _drawn()
+
+
+@cache
+def _studied() -> set[str]:
+    """The scales of the studies."""
+    return {study(name).demo for name in studies()}
+
+
+@cache
+def _drawn() -> set[str]:
+    """The experiments whose curves a figure shows."""
+    return {exp for name in figures() for exp in figure(name).series.values()}

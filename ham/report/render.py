@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from .statistics import Sample
 from .tables import CellResult, RowResult, TableResult
 
-NOT_RUN = "not run"
+NOT_RUN, DIVERGED = "not run", "diverged"
 PLUS_MINUS = "\u00b1"  # in markdown and figures; "+-" in a `Text`, $\\pm$ in LaTeX
 NAMES = ("", "type", "method")  # heads of columns that name a row
 NONE = "-"  # the table has no such cell or number
@@ -81,9 +81,9 @@ def _kinds(table: TableResult, row: RowResult) -> list[tuple[str, list[str]]]:
 
 
 def ours_text(cell: CellResult) -> str:
-    """`76.71 +- 0.10 (n = 3)`, `76.71 +- 0.10 (n = 2 of 3)` if runs are missing."""
+    """`76.71 +- 0.10 (n = 3)`, `76.71 +- 0.10 (n = 2 of 3)` if runs are missing, `diverged (3 of 3)`."""
     if cell.ours is None:
-        return NOT_RUN
+        return f"{DIVERGED} ({cell.diverged} of {cell.planned})" if cell.diverged else NOT_RUN
     of = f" of {cell.planned}" if cell.ours.n < cell.planned else ""
     return f"{_spread(cell.ours)} (n = {cell.ours.n}{of})"
 

@@ -75,6 +75,9 @@ SCALES = {
     ),
 }
 
+FOLDERS = ("runs", *(scale.folder for scale in SCALES.values()))
+"""The folders of records below results/, that of the paper's setting first."""
+
 
 def file_name(name: str, demo: str) -> str:
     """Name of the file of a table or figure at a scale, "" for the paper's."""

@@ -172,10 +172,9 @@ def detectable_difference(std: float, n: int, power: float = 0.8, alpha: float =
     """
     if not alpha < power < 1:
         raise ValueError(f"power must be between alpha = {alpha:g} and 1, got {power}")
+    from scipy.optimize import brentq
+
     low, high = 0.0, std
     while paired_power(high, std, n, alpha) < power:
         low, high = high, 2 * high
-    for _ in range(45):
-        middle = (low + high) / 2
-        low, high = (middle, high) if paired_power(middle, std, n, alpha) < power else (low, middle)
-    return (low + high) / 2
+    return float(brentq(lambda effect: paired_power(effect, std, n, alpha) - power, low, high, xtol=1e-12))

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from .render import NOT_RUN
+from .render import DIVERGED, NOT_RUN
 from .statistics import mean_of
 from .study_results import CHANCE, ArmResult, ContrastResult, PartResult, StudyResult
 
@@ -98,7 +98,7 @@ def _contrasts(part: PartResult) -> Iterator[str]:
 
 def _arm(arm: ArmResult) -> list[str]:
     if arm.sample is None:
-        return [arm.name, _number(arm.rate, "g"), "0", NOT_RUN, ""]
+        return [arm.name, _number(arm.rate, "g"), "0", DIVERGED if arm.diverged else NOT_RUN, ""]
     sparsities = [record.content["sparsity"]["overall"] for record in arm.records.values()]
     spread = f" ± {arm.sample.std:.2f}" if arm.sample.std is not None else ""
     return [
@@ -167,7 +167,7 @@ def _tuning(result: StudyResult) -> Iterator[str]:
 
 
 def _trial(accuracy: float | None) -> str:
-    return "diverged" if accuracy is None else f"{accuracy:.2f}"
+    return DIVERGED if accuracy is None else f"{accuracy:.2f}"
 
 
 def _number(value: float | None, form: str) -> str:

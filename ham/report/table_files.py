@@ -45,7 +45,7 @@ def read_records(
     if names is None:
         return read_all(demo, results)
     tables = [plan.table(name) for name in full_names(names) if name not in SHEETS]
-    return read_runs((run for table in tables for run in table.runs(demo=demo)), results)
+    return read_runs((run for table in tables for run in table.runs(demo=demo)), demo, results)
 
 
 def render_table(
@@ -54,7 +54,7 @@ def render_table(
     demo: str = "",
     diverged: Mapping[RunSpec, str] | None = None,
 ) -> RenderedTable | None:
-    """Table `name`; None at a scale at which none of its runs has a record.
+    """Table `name`; None at a scale at which none of its runs has a record or diverged.
 
     `diverged` maps runs to reasons; the table's last note names those of its runs.
     """
@@ -63,8 +63,8 @@ def render_table(
         return None if demo else _render(sheet.to_text(), sheet.comma_separated)
     if not plan.table(name).has_scale(demo):
         return None
-    table = build_table(name, records, demo)
-    if demo and not any(cell.ours for cell in table.cells):
+    table = build_table(name, records, demo, diverged or {})
+    if demo and not any(cell.ours or cell.diverged for cell in table.cells):
         return None
     if note := diverged_note(plan.table(name), diverged or {}, records, demo):
         table = replace(table, notes=(*table.notes, note))

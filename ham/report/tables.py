@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -54,6 +54,7 @@ class CellResult:
         world_sizes: numbers of processes of the runs.
         planned: number of seeds that it needs.
         paired: mean over the seeds of the difference to `cell.against`, None without.
+        diverged: number of seeds that have no record because they diverged.
     """
 
     cell: Cell
@@ -65,6 +66,7 @@ class CellResult:
     world_sizes: tuple[int, ...] = ()
     planned: int = 0
     paired: Difference | None = None
+    diverged: int = 0
 
     @cached_property
     def difference(self) -> Difference | None:
@@ -108,15 +110,17 @@ class TableResult:
         return any(cell.paper for cell in self.cells)
 
 
-def build_table(name: str, records: Mapping[RunSpec, Record], demo: str = "") -> TableResult:
-    """Table `name` from the records of one scale. Raises PlanError, InvalidRecord."""
+def build_table(
+    name: str, records: Mapping[RunSpec, Record], demo: str = "", diverged: Collection[RunSpec] = ()
+) -> TableResult:
+    """Table `name` from the records of one scale and the runs that diverged. Raises PlanError."""
     table = plan.table(name)
     rows = tuple(
         RowResult(
             row.group,
             row.label,
             tuple(
-                cell and _cell_result(cell, cell.seeds or table.seeds, records, demo)
+                cell and _cell_result(cell, cell.seeds or table.seeds, records, demo, diverged)
                 for cell in (_at_scale(cell, records, demo) for cell in row.cells)
             ),
         )
@@ -149,7 +153,7 @@ def _notes(table: plan.Table, result: TableResult, demo: str) -> tuple[str, ...]
 def _at_scale(cell: Cell | None, records: Mapping[RunSpec, Record], demo: str) -> Cell | None:
     """None for a cell whose metric the runs of a demo do not have, such as a task without data."""
     own = [record for run, record in records.items() if cell and (run.exp, run.demo) == (cell.exp, demo)]
-    lacks = demo and own and all(cell.metric not in record.content["metrics"] for record in own)
+    lacks = demo and own and not any(record.has(cell.metric) for record in own)
     return None if lacks else cell
 
 
@@ -158,14 +162,23 @@ def _paired(
 ) -> Difference | None:
     """Mean difference to the experiment `cell.against` over the seeds for which both have a record."""
     pairs = [(RunSpec(cell.exp, seed, demo=demo), RunSpec(cell.against, seed, demo=demo)) for seed in seeds]
-    both = [[records[run].metric(cell.metric) for run in pair] for pair in pairs if set(pair) <= set(records)]
+    both = [
+        [records[run].metric(cell.metric) for run in pair]
+        for pair in pairs
+        if all(run in records and records[run].has(cell.metric) for run in pair)
+    ]
     return mean_of([own - other for own, other in both]) if cell.against and both else None
 
 
 def _cell_result(
-    cell: Cell, seeds: tuple[int, ...], records: Mapping[RunSpec, Record], demo: str
+    cell: Cell,
+    seeds: tuple[int, ...],
+    records: Mapping[RunSpec, Record],
+    demo: str,
+    diverged: Collection[RunSpec],
 ) -> CellResult:
-    recorded = [records[run] for seed in seeds if (run := RunSpec(cell.exp, seed, demo=demo)) in records]
+    runs = [RunSpec(cell.exp, seed, demo=demo) for seed in seeds]
+    recorded = [records[run] for run in runs if run in records and records[run].has(cell.metric)]
     achieved = [record.content["sparsity"]["overall"] for record in recorded]
     has_paper = cell.paper and not demo
     return CellResult(
@@ -178,6 +191,7 @@ def _cell_result(
         tuple(sorted({size for record in recorded for size in _world_sizes(record)})),
         len(seeds),
         _paired(cell, seeds, records, demo),
+        sum(run in diverged and run not in records for run in runs),
     )
 
 

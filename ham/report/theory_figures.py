@@ -6,7 +6,6 @@ are those of the methods in style.py; captions.py says what a figure shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.patches import Patch
 
 from ham.files import RESULTS
 
+from .odd_files import InvalidRecord, read_json
 from .spec import PlanError
 from .style import line, panels, save, shades, styled
 
@@ -31,22 +31,46 @@ GUIDE = {"color": "0.7", "linewidth": 0.8}  # axes, starts, optima
 FAILED = {"color": "0.6", "linestyle": (0, (1, 1.2))}
 
 
-def draw(names: Sequence[str], out: Path, data: Path = DATA) -> list[Path]:
+def draw(names: Sequence[str], out: Path, data: Path = DATA, problems: list[str] | None = None) -> list[Path]:
     """Draw the named ones of FIGURES into out/<name>.pdf and .png; returns the paths.
+
+    Args:
+        names: of the figures.
+        out: folder to write to.
+        data: folder of the data.
+        problems: gets a line for each file of odd data, whose figure is not drawn.
 
     Raises:
         PlanError: the figure is unknown, or its data are missing.
+        InvalidRecord: data are odd, and `problems` is None.
     """
     paths = []
     for name in names:
         source = data / f"{name}.json"
         if name not in FIGURES:
             raise PlanError(f"unknown theory figure {name!r}: choose one of {', '.join(FIGURES)}")
-        if not source.is_file():
+        if not source.exists():
             raise PlanError(f"{source} is missing: run python scripts/theory_runs.py first")
-        with styled():
-            paths += save(FIGURES[name](json.loads(source.read_text())), out / name)
+        try:
+            with styled():
+                picture = _picture(name, source)
+                paths += save(picture, out / name)
+        except InvalidRecord as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
     return paths
+
+
+def _picture(name: str, source: Path) -> Figure:
+    """A figure of the data in a file. Raises InvalidRecord if they are not what the figure shows."""
+    try:
+        return FIGURES[name](read_json(source))
+    except InvalidRecord as error:
+        raise InvalidRecord(f"{source}: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        cure = f"run python scripts/theory_runs.py --figure {name}"
+        raise InvalidRecord(f"{source}: its data are odd ({error!r}): {cure}") from None
 
 
 def inverse_metrics(data: dict[str, Any]) -> Figure:

@@ -1,15 +1,18 @@
-"""What a record keeps of a run's summary, and which summaries are valid."""
+"""What a record keeps of a run's summary, and which summaries are valid.
+
+`check` and `epochs` accept nothing that a reader of records would have to check again: types, ranges and
+characters are those of schema.py, and the run is one of the plan.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-from ham.experiments import SEEDS
-
+from . import plan, schema
+from .odd_files import InvalidRecord, parse_json
 from .scales import SCALES
 from .spec import RunSpec, lock
 
@@ -17,7 +20,7 @@ PLACES = ("runs_dir", "data.root")
 DEMOS = tuple(SCALES)  # scales whose runs may become records; the accuracy of tiny is meaningless
 
 _FIELDS = (
-    *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs"),
+    *("exp", "cell", "task", "demo", "overridden", "seed", "config_hash", "status", "epochs", "ranks"),
     *("graph", "graphs", "ham", "checkpoint", "answers", "metrics", "sparsity", "timing", "provenance"),
 )
 _PROVENANCE = (
@@ -26,18 +29,8 @@ _PROVENANCE = (
 )
 _HARDWARE = ("cpu", "cores", "gpus")
 _RESUMED = ("commit", "dirty", "hardware", "ranks")
-_TYPES = {
-    **{"exp": str, "overridden": bool, "seed": int, "config_hash": str, "status": str, "epochs": int},
-    "provenance": dict,
-}
-_RESULT_TYPES = {"metrics": dict, "sparsity": dict}
-_HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PATH = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.]")  # does not match AC/DC
-
-
-class InvalidRecord(Exception):
-    """A summary or file that cannot be a record; the message is one line with the cure."""
 
 
 def record(summary: dict[str, Any]) -> dict[str, Any]:
@@ -79,15 +72,20 @@ def check(summary: Any) -> RunSpec:
     Raises:
         InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
     """
-    if problem := _structure_error(summary, _TYPES | _RESULT_TYPES):
-        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+    run = check_result(summary)
+    _check_provenance(summary, record(summary))
+    return run
+
+
+def check_result(summary: Any) -> RunSpec:
+    """`check` of a run whose code need not be known, such as one that is looked at while others run."""
+    _check_identity(summary)
     if summary["status"] != "done":
         raise InvalidRecord(f"its status is {summary['status']!r}, not 'done': start it again to resume")
     run = _identify(summary)
-    if problem := _value_error(summary, run):
+    if problem := _result_error(summary, run):
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
     _check_configuration(summary, run)
-    _check_provenance(summary, record(summary))
     return run
 
 
@@ -97,67 +95,66 @@ def check_divergence(content: Any) -> RunSpec:
     Raises:
         InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
     """
-    if problem := _structure_error(content, _TYPES | {"reason": str}):
+    _check_identity(content)
+    if problem := schema.label(content.get("reason"), "reason"):
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
     if content["status"] != "diverged":
         raise InvalidRecord(f"its status is {content['status']!r}, not 'diverged': run it again")
     run = _identify(content)
     if content["config_hash"] != run.info.config_hash:
         raise InvalidRecord("it has another configuration than today's: run it again")
-    if not 0 <= content["epochs"] <= run.info.epochs:
+    if content["epochs"] > run.info.epochs:
         raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: run it again")
     _check_provenance(content, divergence_record(content))
     return run
 
 
+def _check_identity(summary: Any) -> None:
+    """Raise InvalidRecord unless what a finished and a diverged run share is complete."""
+    if problem := schema.IDENTITY(summary, ""):
+        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+    ranks = summary.get("ranks", {"world_size": 1, "agreed": True})  # older summaries have none
+    if ranks.get("agreed") is not True or schema.whole(1)(ranks.get("world_size"), ""):
+        raise InvalidRecord("its ranks did not agree at the end: their weights differ, run it again")
+
+
 def _check_provenance(content: dict[str, Any], kept: dict[str, Any]) -> None:
-    """Raise InvalidRecord unless the code of each part is known and no path of a machine is kept."""
+    """Raise InvalidRecord unless the code of each part is known and what is kept is free of odd values."""
     for part in (content["provenance"], *content["provenance"].get("resumed_from", [])):
         check_code(part)
+    if problem := schema.odd_value(kept):
+        raise InvalidRecord(f"{problem}: run it again")
     if path := next(filter(_PATH.search, _texts(kept)), None):
         raise InvalidRecord(f"it names a path of a machine ({path!r}): remove that")
 
 
-def _structure_error(summary: Any, types: dict[str, type]) -> str:
-    """The field that is missing or of a wrong type, "" if none."""
-    if not isinstance(summary, dict):
-        return "not a JSON object"
-    for key, kind in types.items():
-        if not isinstance(summary.get(key), kind) or (kind is int and isinstance(summary[key], bool)):
-            return f"no {key}"
-    if not _HASH.fullmatch(summary["config_hash"]):
-        return "no config_hash"
-    if summary["seed"] not in SEEDS:
-        return "no seed within 0 and 2^32"
-    if "demo" not in summary or not isinstance(summary["demo"], str | None):
-        return "no demo"
-    argv = summary["provenance"].get("argv")
-    if not isinstance(argv, list) or not all(isinstance(text, str) for text in argv):
-        return "no provenance.argv"
-    if not isinstance(summary["provenance"].get("resumed_from", []), list):
-        return "no provenance.resumed_from"
-    return ""
-
-
-def _value_error(summary: dict[str, Any], run: RunSpec) -> str:
+def _result_error(summary: dict[str, Any], run: RunSpec) -> str:
     """The number that is missing, out of range or contradicts another one, "" if none."""
     last, best = run.info.reported
-    bounds = [
-        ("metrics", last, 100),
-        ("metrics", best, 100),
-        ("sparsity", "target", 1),
-        ("sparsity", "overall", 1),
-    ]
-    for part, name, upper in bounds:
-        value = summary[part].get(name)
-        if not is_number(value) or not 0 <= value <= upper:
-            return f"no {part}.{name} within 0 and {upper}"
+    if problem := schema.results(required_metrics(run), run.info.task == "nodes")(summary, ""):
+        return problem
     if summary["metrics"][last] > summary["metrics"][best]:
         return f"{last} is above {best}"
     kept, total = (summary["sparsity"].get(key) for key in ("kept", "total"))
-    if is_number(kept) and total and abs(1 - kept / total - summary["sparsity"]["overall"]) > 1e-6:
+    if kept is not None and total and abs(1 - kept / total - summary["sparsity"]["overall"]) > 1e-6:
         return "sparsity.overall is not 1 - kept / total"
     return ""
+
+
+def required_metrics(run: RunSpec) -> tuple[str, ...]:
+    """The metrics in percent that a run's summary must have; that of a demo may lack a test set."""
+    return run.info.reported + (() if run.demo else _shown_metrics().get(run.exp, ()))
+
+
+@cache
+def _shown_metrics() -> dict[str, tuple[str, ...]]:
+    """Experiment -> the metrics that tables show of it; the page of a node experiment also shows the test."""
+    shown: dict[str, set[str]] = {}
+    for name in plan.tables():
+        for cell in plan.table(name).cells:
+            test = {"test_at_best"} if RunSpec(cell.exp, 0).info.task == "nodes" else set()
+            shown.setdefault(cell.exp, set()).update({cell.metric}, test)
+    return {exp: tuple(sorted(metrics)) for exp, metrics in shown.items()}
 
 
 def _identify(summary: dict[str, Any]) -> RunSpec:
@@ -197,7 +194,7 @@ def _check_configuration(summary: dict[str, Any], run: RunSpec) -> None:
         or summary["epochs"] != info.epochs
     ):
         raise InvalidRecord("its hash, provenance and epochs contradict each other: run it again")
-    if summary.get("task", info.task) != info.task:  # records of before tasks have none
+    if summary.get("task", info.task) != info.task:  # older records have none
         raise InvalidRecord(f"its task is {summary['task']!r}, not {info.task!r}: run it again")
     if abs(summary["sparsity"]["target"] - info.sparsity) > 1e-9:
         raise InvalidRecord(f"its target sparsity is not the experiment's {info.sparsity:g}: run it again")
@@ -213,7 +210,8 @@ def _is_from(source: RunSpec, origin: Any) -> bool:
 
 def check_code(provenance: Any) -> None:
     """Raise InvalidRecord unless a provenance has a commit, without uncommitted changes."""
-    if not isinstance(provenance, dict) or not _COMMIT.fullmatch(str(provenance.get("commit"))):
+    commit = provenance.get("commit") if isinstance(provenance, dict) else None
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise InvalidRecord(
             "the commit of its code is unknown: set HAM_COMMIT where git is missing and run it again"
         )
@@ -221,11 +219,11 @@ def check_code(provenance: Any) -> None:
         raise InvalidRecord("its code had uncommitted changes: commit and run it again")
 
 
-def epochs(text: str, summary: dict[str, Any], run: RunSpec) -> list[dict[str, Any]]:
+def epochs(content: bytes, summary: dict[str, Any], run: RunSpec) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl without the bulky `layers`.
 
     Args:
-        text: content of the file.
+        content: of the file.
         summary: of the same run; `check` has accepted it.
         run: the run; its last epoch must have the summary's metric.
 
@@ -234,23 +232,16 @@ def epochs(text: str, summary: dict[str, Any], run: RunSpec) -> list[dict[str, A
     """
     last, _ = run.info.reported
     try:
-        lines = [json.loads(line) for line in text.splitlines()]
-    except (ValueError, RecursionError):
-        raise InvalidRecord("its metrics are not JSON lines: run it again") from None
-    if not all(isinstance(line, dict) for line in lines):
-        raise InvalidRecord("its metrics are not JSON objects: run it again")
-    if [line.get("epoch") for line in lines] != list(range(summary["epochs"])):
+        lines = list(map(parse_json, content.splitlines()))
+    except InvalidRecord as error:
+        raise InvalidRecord(f"a line of its metrics is odd: {error}") from None
+    if problem := next(filter(None, map(schema.epoch_error, lines)), ""):
+        raise InvalidRecord(f"its metrics are odd ({problem}): run it again")
+    if [line["epoch"] for line in lines] != list(range(summary["epochs"])):
         raise InvalidRecord(f"its metrics are not those of {summary['epochs']} epochs: run it again")
     if lines and lines[-1].get(last.removesuffix("_last")) != summary["metrics"][last]:
         raise InvalidRecord("the last epoch of its metrics contradicts its summary: run it again")
     return [{key: value for key, value in line.items() if key != "layers"} for line in lines]
-
-
-def is_number(value: Any) -> bool:
-    """Is it a finite int or float? A bool is not."""
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _texts(value: Any) -> Iterator[str]:

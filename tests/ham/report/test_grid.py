@@ -150,7 +150,7 @@ def damaged(content: dict, how: str) -> None:
         ("seeds", "its number of seeds is not the paper's"),
         ("dirty", "uncommitted changes"),
         ("another", "another configuration today"),
-        ("graph", "its graph has no metric"),
+        ("graph", "it is incomplete: no graph.name"),
         ("missing", "cannot be read (KeyError('seeds'))"),
     ],
 )

@@ -13,7 +13,7 @@ import yaml
 from commands import script
 
 from ham.files import RESULTS, ROOT
-from ham.report import captions, coverage, index, plan
+from ham.report import captions, coverage, grid, index, plan
 from ham.report.records import DEMOS, read_all
 from ham.report.spec import PlanError, RunSpec
 
@@ -39,7 +39,7 @@ def rows(text: str) -> list[dict[str, list[str]]]:
 def test_the_committed_pages_are_of_the_committed_results(records: dict[str, Any]) -> None:
     simulated = {path.stem for path in (RESULTS / "theory").glob("*.json")}
     expected = {
-        "README.md": index.index(RESULTS, records),
+        "README.md": index.index(RESULTS, records, grid.read_all()[0]),
         "figures/README.md": index.gallery(RESULTS),
         "tables/coverage.md": coverage.page(records, simulated),
     }

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import script
 
 from ham.report import plan, search_grid
 from ham.report.plan import figure, table
 from ham.report.spec import LOCK, PlanError, RunSpec, lock, tasks
-from ham.run.config import config_hash, load
+from ham.run.config import ConfigError, config_hash, load
 from ham.run.main import run_directory
 
 ALTERED = [
@@ -86,6 +87,22 @@ def test_a_wrong_search_of_a_table_is_one_line(
         search_grid.bases()
     assert complaint in str(error.value) and "\n" not in str(error.value)
     search_grid.searches.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error", [PlanError("no such file"), OSError(13, "Permission denied", "x"), ConfigError("unknown option")]
+)
+def test_a_wrong_configuration_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = script("lock")
+
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(command, "lock_text", fail)
+    assert command.main([]) == 2
+    assert capsys.readouterr().err == f"lock.py: {error}\n"
 
 
 def test_tasks_say_what_is_reported() -> None:

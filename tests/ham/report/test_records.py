@@ -163,7 +163,7 @@ def test_epochs_are_complete_and_without_layers(
 ) -> None:
     summary, lines = make_summary(RUN), make_epochs(RUN)
     text = "\n".join(map(json.dumps, lines))
-    assert records.epochs(text, summary, RUN) == [
+    assert records.epochs(text.encode(), summary, RUN) == [
         {k: v for k, v in line.items() if k != "layers"} for line in lines
     ]
     for damaged in (
@@ -174,7 +174,7 @@ def test_epochs_are_complete_and_without_layers(
         text.replace("75.0", "7"),
     ):
         with pytest.raises(InvalidRecord, match="its metrics"):
-            records.epochs(damaged, summary, RUN)
+            records.epochs(damaged.encode(), summary, RUN)
 
 
 def test_invalid_files_are_reported(tmp_path: Path, write_record: Callable[..., Path]) -> None:

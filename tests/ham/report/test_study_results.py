@@ -15,7 +15,7 @@ from commands import script
 from scipy import stats
 from study_files import PLAN, all_tuned
 
-from ham.report import records
+from ham.report import records, study_figures
 from ham.report.spec import RunSpec
 from ham.report.study import rate_of
 from ham.sweep.archive import pack
@@ -52,7 +52,15 @@ def write_tuning(tmp_path: Path, write_record: Callable[..., Path]) -> Path:
     return tmp_path
 
 
-def render(results: Path) -> str:
+def render(results: Path, is_drawn: bool = False) -> str:
+    """The page; its figures, which take most of the time, are drawn where a test looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_drawn:
+            patch.setattr(study_figures, "draw", lambda *_: [])
+        return rendered(results)
+
+
+def rendered(results: Path) -> str:
     assert COMMAND.main(["cifar16", "--results", str(results)]) == 0
     return (results / "tables" / "study_cifar16.md").read_text()
 
@@ -64,7 +72,7 @@ def row(page: str, name: str) -> list[str]:
 
 
 def test_before_any_run_nothing_is_claimed(tmp_path: Path) -> None:
-    page = render(tmp_path)
+    page = render(tmp_path, is_drawn=True)
     assert "Primary part: 0 of 50 runs have ended; no result yet." in page
     assert not list(tmp_path.glob("figures/*")) and "±" not in page
 
@@ -73,7 +81,7 @@ def test_an_incomplete_part_shows_no_difference_and_no_test(write_tuning: Path, 
     values = accuracies("primary")
     for key, run in list(runs("primary").items())[:-1]:
         write_record(write_tuning, run, values[key])
-    page = render(write_tuning)
+    page = render(write_tuning, is_drawn=True)
     assert "Primary part: 49 of 50 runs have ended; no result yet." in page
     assert "Incomplete: 49 of 50 runs." in page
     assert "HAM - SGD" not in page and "p (Holm)" not in page
@@ -87,7 +95,7 @@ def test_a_complete_part_is_what_scipy_computes(write_tuning: Path, write_record
     values = accuracies("primary")
     for key, run in runs("primary").items():
         write_record(write_tuning, run, values[key])
-    page = render(write_tuning)
+    page = render(write_tuning, is_drawn=True)
     by_arm = {arm: np.array([values[arm, seed] for seed in range(10)]) for arm in EFFECT}
     for arm, own in by_arm.items():
         cells = row(page, arm)

@@ -175,9 +175,7 @@ def test_graphs_have_records_and_tables_but_no_demo(
     metrics = {"valid_best": 81.0, "valid_last": 79.0, "test_at_best": 83.0}
     for seed in range(5):
         run = RunSpec("node/cora_gcn", seed)
-        summary = make_summary(
-            run, graph={"name": "cora"}, metrics=metrics | {"valid_best": 81.0 + seed / 10}
-        )
+        summary = make_summary(run, metrics=metrics | {"valid_best": 81.0 + seed / 10})
         path = records.write(run, summary, None, tmp_path)
         assert path == tmp_path / "runs" / "node" / "cora_gcn" / f"seed{seed}.json"
     loaded, problems = records.read_all("", tmp_path)

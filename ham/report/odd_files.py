@@ -1,0 +1,150 @@
+"""Reads files that others wrote: an odd file, or an odd folder, is one line with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ham.files import one_line
+
+from .scales import FOLDERS
+from .spec import PlanError
+
+LARGEST = 2**22
+"""Bytes of a summary or record, which has some thousand."""
+
+LARGEST_METRICS = 2**26
+"""Bytes of a metrics.jsonl."""
+
+_LONGEST = 1000  # characters of a message
+
+
+class InvalidRecord(Exception):
+    """A summary or file that cannot be a record; the message is one printable line with the cure."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: object) -> str:
+    """Text for a terminal: control characters, line breaks and invalid bytes of a file's name are escaped."""
+    plain = str(text)
+    shown = plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of a file. Raises InvalidRecord unless it is a readable, regular file of this size."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
+            raise InvalidRecord(f"{path.name} is not a regular file: remove it")
+        if found.st_size > largest:
+            raise InvalidRecord(f"{path.name} has {found.st_size} bytes, more than {largest}: run it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRecord(f"{path.name} cannot be read ({one_line(error)}): check the file") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """The JSON value in a file. Raises InvalidRecord, also for a key that an object has twice."""
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        cure = "remove it, then run or collect it again"
+        raise InvalidRecord(f"it cannot be read, its JSON is incomplete or odd ({what}): {cure}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file. Raises InvalidRecord."""
+    return parse_json(read_bytes(path))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return content
+
+
+def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Path], list[str]]:
+    """The wanted files below a folder, sorted, and one line for each folder that cannot be read.
+
+    Links to folders are followed after the folders that are no links, and each folder is searched once: a
+    link to a folder that was searched adds nothing, and a loop of links ends. A run directory, seed<k>, is
+    not searched below its own files.
+    """
+    files: list[Path] = []
+    problems: list[str] = []
+    searched: set[tuple[int, int]] = set()
+    real, links = [folder], []
+    while real or links:
+        place = real.pop() if real else links.pop(0)
+        try:
+            found = place.stat()
+            if (found.st_dev, found.st_ino) in searched:
+                continue
+            searched.add((found.st_dev, found.st_ino))
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append(printable(f"{place}: it cannot be read ({one_line(error)}): check the folder"))
+            continue
+        for path, entry in ((place / entry.name, entry) for entry in entries):
+            if is_wanted(path):
+                files.append(path)
+            elif place.name.startswith("seed"):
+                continue
+            elif entry.is_dir(follow_symlinks=False):
+                real.append(path)
+            elif entry.is_symlink() and not path.is_file():
+                links.append(path)
+    return sorted(files), problems
+
+
+def check_results(folder: Path) -> None:
+    """Raise PlanError, with the cure, unless the folder of `--results` can hold the folders of records."""
+    check_folder("--results", folder)
+    if any((folder / name).is_dir() for name in FOLDERS):
+        return
+    if any(any(folder.glob(f"{pattern}seed*.json")) for pattern in ("", "*/", "*/*/")):
+        raise PlanError(f"--results {printable(folder)} holds records itself: give the folder above it")
+    if (folder / "results").is_dir():
+        raise PlanError(f"--results {printable(folder)} has no records: give {printable(folder / 'results')}")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise PlanError, with the cure, unless the folder that an option names can be read."""
+    what = _obstacle(folder)
+    if not what and not os.path.lexists(folder):
+        what = "it does not exist: check its name"
+    if not what and not os.access(folder, os.R_OK | os.X_OK):
+        what = "it cannot be read: change its permissions"
+    if what:
+        raise PlanError(f"{option} {printable(folder)} is not a directory that can be read: {what}")
+
+
+def check_target(option: str, folder: Path) -> None:
+    """Raise PlanError, with the cure, unless files can be written to the folder that an option names."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    what = _obstacle(existing)
+    if not what and not os.access(existing, os.W_OK | os.X_OK):
+        what = "it cannot be written: give another folder"
+    if what:
+        raise PlanError(f"{option} {printable(folder)} cannot be written: {printable(existing)}: {what}")
+
+
+def _obstacle(folder: Path) -> str:
+    """Why something that exists is no folder; "" if it is one, or does not exist."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return "it is a link to nothing: remove it or give another folder" if folder.is_symlink() else ""
+    except OSError as error:
+        return f"it cannot be opened ({one_line(error)}): give another folder"
+    return "" if stat.S_ISDIR(mode) else "it is a file: give a folder"
