@@ -93,13 +93,14 @@ def run_command(overrides: list[str]) -> int:
 def _run(overrides: list[str]) -> None:
     from ham.distributed import world
     from ham.run.config import demo_changes, load
+    from ham.run.console import on_console
     from ham.run.main import run_experiment
 
     cfg = load(overrides)
     if cfg.demo and world().is_main_process:
-        print(f"demo={cfg.demo} scales {cfg.name}:")
-        for key, (before, after) in demo_changes(overrides).items():
-            print(f"  {key:<24}{before} -> {after}")
+        changes = demo_changes(overrides).items()
+        lines = [f"  {key:<24}{before} -> {after}" for key, (before, after) in changes]
+        on_console(lambda: print(f"demo={cfg.demo} scales {cfg.name}:", *lines, sep="\n"))
     run_experiment(cfg)
 
 
