@@ -16,7 +16,7 @@ from pruning.str import Calibrate, stable_decay
 
 from .config import Config, ConfigError
 from .config.optimization import SGDConfig
-from .directory import read_summary
+from .directory import FILES, RunDirectory, read_summary
 from .load import load_run
 
 TOLERANCE = 0.004  # of the sparsity
@@ -45,7 +45,7 @@ def calibrate_str(
     if distributed.broadcast_object(cfg.resume and read_summary(folder) is not None):
         return read_summary(folder)
     if not cfg.resume:
-        distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+        distributed.on_rank_zero(lambda: _clear(folder))
     momentum = cfg.optimizer.momentum
     lr_sum = _lr_sum(cfg)
     low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
@@ -71,6 +71,17 @@ def calibrate_str(
     return read_summary(folder)
 
 
+def _clear(folder: Path) -> None:
+    """Delete an earlier calibration. Raises ConfigError if another process works on it."""
+    trials = [path for path in folder.glob("trial[0-9]") if path.is_dir() and not path.is_symlink()]
+    for path in (folder, *trials):
+        directory = RunDirectory(path)
+        try:
+            directory.clear()
+        finally:
+            directory.unlock()
+
+
 def _lr_sum(cfg: Config) -> float:
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=torch.device("cpu"))
     steps = cfg.epochs * len(loaders.train)
@@ -82,6 +93,6 @@ def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> Non
     """Copy the best trial's files to the run; the summary comes last, since it marks the run as finished."""
     chosen = folder / f"trial{best}"
     for path in chosen.iterdir():
-        if path.is_file() and path.name not in ("lock", "summary.json"):
+        if path.is_file() and path.name in FILES and path.name != "summary.json":
             shutil.copy2(path, folder / path.name)
     atomic_write_json(folder / "summary.json", read_summary(chosen) | {"search": trials})

@@ -11,13 +11,14 @@ import torch
 
 from ham import distributed
 from ham.data import derived_seed
+from ham.files import one_line
 from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
 
 from . import calibrate_str, checkpoint
 from .build import build, run_directory, setup_device
 from .config import Config, ConfigError, config_hash, to_yaml
-from .directory import read_summary
+from .directory import explain_os_errors, read_summary
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, train
 from .provenance import provenance
@@ -42,7 +43,7 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     device = setup_device(cfg)
     distributed.init_distributed(device, cfg.compute.timeout)
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
-    with distributed.translate_collective_errors(lambda: "before the first step"):
+    with distributed.translate_collective_errors(lambda: "before the first step"), explain_os_errors(folder):
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
         return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
@@ -56,13 +57,14 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
     logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
     try:
         if not cfg.resume:
-            distributed.on_rank_zero(lambda: logger.directory.clear())
+            distributed.on_rank_zero(logger.clear)
         elif finished or is_finished(cfg, folder):  # perhaps another process finished it in the meantime
             return report_finished(cfg, logger, config_hash)
         state = _load_checkpoint(logger)
         if state is not None:
-            check_config_hash(folder, state["config_hash"], config_hash)
-            torch.set_num_threads(state["threads"])  # sums round as they did before
+            with checkpoint.explain_mismatch(folder):
+                check_config_hash(folder, state["config_hash"], config_hash)
+                torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
         _start_or_restore(run, state)
         _train(run)
@@ -101,7 +103,13 @@ def report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: st
     summary = distributed.broadcast_object(distributed.on_rank_zero(lambda: read_summary(folder)))
     check_config_hash(folder, summary["config_hash"], config_hash)
     logger.log("already finished; start again with resume=false")
-    return print_summary(logger, task_of(cfg.data), summary)
+    try:
+        return print_summary(logger, task_of(cfg.data), summary)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / 'summary.json'} is damaged or of another version ({type(error).__name__}: "
+            f"{one_line(error)}): delete it, and the same command writes it again from the last checkpoint"
+        ) from error
 
 
 def _load_checkpoint(logger: RunLogger | NullLogger) -> dict[str, Any] | None:
@@ -110,7 +118,7 @@ def _load_checkpoint(logger: RunLogger | NullLogger) -> dict[str, Any] | None:
     def first() -> dict[str, Any] | None:
         state = checkpoint.load(logger.folder, logger.log)
         if state is None:
-            logger.directory.clear()  # killed before its first checkpoint: nothing to resume
+            logger.clear()  # killed before its first checkpoint: nothing to resume
         return state
 
     state = distributed.on_rank_zero(first)
@@ -121,6 +129,10 @@ def _load_checkpoint(logger: RunLogger | NullLogger) -> dict[str, Any] | None:
 def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     """Prune at initialization, or restore a checkpoint; then start the progress bar."""
     logger = run.logger
+    if state is not None:
+        with checkpoint.explain_mismatch(logger.folder):  # before anything in the directory changes
+            run.load_state_dict(state)
+        logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     distributed.on_rank_zero(
         lambda: logger.directory.write_metadata(provenance(run.config_hash), to_yaml(run.cfg))
     )
@@ -130,9 +142,6 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
         except ValueError as error:  # such as SNIP's, where the data have too few batches
             raise ConfigError(str(error)) from error
         run.flips.begin()
-    else:
-        run.load_state_dict(state)
-        logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 
 
