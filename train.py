@@ -96,6 +96,7 @@ def _run(overrides: list[str]) -> None:
     from ham.distributed import world
     from ham.repository import unknown_commit
     from ham.run.config import demo_changes
+    from ham.run.console import on_console
     from ham.run.main import run_experiment
     from ham.run.ranks import load_on_all_ranks
 
@@ -103,9 +104,9 @@ def _run(overrides: list[str]) -> None:
     if world().is_main_process and (reason := unknown_commit()):
         _fail(reason, 0)
     if cfg.demo and world().is_main_process:
-        print(f"demo={cfg.demo} scales {cfg.name}:")
-        for key, (before, after) in demo_changes(overrides).items():
-            print(f"  {key:<24}{before} -> {after}")
+        changes = demo_changes(overrides).items()
+        lines = [f"  {key:<24}{before} -> {after}" for key, (before, after) in changes]
+        on_console(lambda: print(f"demo={cfg.demo} scales {cfg.name}:", *lines, sep="\n"))
     run_experiment(cfg)
 
 

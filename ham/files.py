@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
+
+from .locks import is_locked, lock_file
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository."""
@@ -16,7 +18,20 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 """Committed records, tables, figures and theory data."""
 
-_LOCK_SECONDS = 0.3
+__all__ = [  # with the locks of locks.py
+    "RESULTS",
+    "ROOT",
+    "atomic_write",
+    "atomic_write_json",
+    "atomic_write_text",
+    "is_locked",
+    "lock_file",
+    "name_file",
+    "one_line",
+    "read_json",
+    "short_path",
+    "sync_folder",
+]
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
@@ -32,18 +47,31 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path
         OSError: the file could not be written; the old one is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    with name_file(path):
+        temporary.unlink(missing_ok=True)  # of a killed process, or a link, which must not be followed
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and os.path.lexists(path):
+                os.replace(path, previous)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the first error counts
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Add the path to an OSError of the block that names no file, as those of write and fsync."""
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
-    sync_folder(path.parent)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -59,7 +87,7 @@ def atomic_write_json(path: Path, content: Any, indent: int = 2) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if the file is missing, incomplete or holds something else."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -75,42 +103,11 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what file systems answer that cannot sync a folder
+            raise
     finally:
         os.close(descriptor)
-
-
-def lock_file(path: Path) -> TextIO:
-    """Lock a file for this process until the returned handle is closed, or the process ends.
-
-    A moment is waited for processes that only ask whether the file is locked, see `is_locked`.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: the file cannot be opened.
-    """
-    lock = open(path, "w")  # noqa: SIM115 - the caller holds it
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                lock.close()
-                raise
-            time.sleep(0.02)
-
-
-def is_locked(path: Path) -> bool:
-    """Does a process on this machine hold the lock `path`?"""
-    try:
-        with path.open() as lock:  # closing it releases the shared lock
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # the file is missing, or this file system has no locks
-        return False
-    return False
 
 
 def one_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, distributed, nn
@@ -159,13 +159,15 @@ def semi_structured_error(weight: Tensor) -> str:
     return ""
 
 
-def save_masks(path: str | Path, sparsifier: Sparsifier, origin: Mapping[str, Any] | None = None) -> None:
+def save_masks(
+    path: str | Path | BinaryIO, sparsifier: Sparsifier, origin: Mapping[str, Any] | None = None
+) -> None:
     """Write the masks for `MaskFrom`; for STR also how far each weight is above its threshold.
 
     Where `fully_shard` splits weights, every rank calls it, and rank 0 writes.
 
     Args:
-        path: of the file, such as masks.pt.
+        path: of the file, such as masks.pt; or the file, open for writing.
         sparsifier: attached and trained.
         origin: plain values that describe the run which the masks come from.
     """

@@ -41,7 +41,10 @@ class SignFlips:
         return dict(self._before)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises ValueError if a shape differs from the weight's."""
+        for name, value in self._before.items():
+            if state[name].shape != value.shape:
+                raise ValueError(f"the signs of {name} have shape {list(state[name].shape)}")
         self._before = {name: state[name].to(value.device) for name, value in self._before.items()}
 
 

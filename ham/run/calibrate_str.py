@@ -17,7 +17,7 @@ from pruning.str import Calibrate, stable_decay
 
 from .config import Config, ConfigError
 from .config.optimization import SGDConfig
-from .directory import RunDirectory, read_summary
+from .directory import FILES, RunDirectory, read_summary
 from .load import load_run
 
 TOLERANCE = 0.004  # of the sparsity
@@ -72,17 +72,19 @@ def calibrate_str(
     return distributed.from_rank_zero(lambda: _promote_trial(folder, best, trials))
 
 
-def _clear(folder: Path) -> None:
-    """Delete an earlier run and its trials."""
-    for path in [folder, *folder.glob("trial*")]:
-        if path.is_dir():
-            directory = RunDirectory(path)
-            directory.clear()
-            directory.unlock()
-
-
 def _next_decay(trial: Path, lr_sum: float, momentum: float) -> float:
     return load_run(trial)[2].next_decay(lr_sum, momentum)
+
+
+def _clear(folder: Path) -> None:
+    """Delete an earlier calibration. Raises ConfigError if another process works on it."""
+    trials = [path for path in folder.glob("trial[0-9]") if path.is_dir() and not path.is_symlink()]
+    for path in (folder, *trials):
+        directory = RunDirectory(path)
+        try:
+            directory.clear()
+        finally:
+            directory.unlock()
 
 
 def _lr_sum(cfg: Config) -> float:
@@ -96,7 +98,7 @@ def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> dic
     """Copy the best trial's files to the run, the summary last, since it marks the end; returns it."""
     chosen = folder / f"trial{best}"
     for path in chosen.iterdir():
-        if path.is_file() and path.name not in ("lock", "summary.json"):
+        if path.is_file() and path.name in FILES and path.name != "summary.json":
             shutil.copy2(path, folder / path.name)
     summary = read_summary(chosen) | {"search": trials}
     atomic_write_json(folder / "summary.json", summary)

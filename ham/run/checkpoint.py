@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ham.files import atomic_write, one_line
+from ham.locks import taken_by
+
+from .config import ConfigError
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+SAVED = ".saved"
+"""An empty file: a checkpoint was written, so that missing ones were deleted by somebody else."""
 FORMAT = 2
 """Version of the state's layout."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_CHUNK = 2**20
+_OTHER_VERSION = "finish the run with that version, or start again with resume=false"
 
 
 class CheckpointError(Exception):
     """A checkpoint could not be written or read; the message is one line and says what is left."""
+
+
+def check_owner(folder: Path) -> None:
+    """Raise CheckpointError if another process has taken over the directory that this one has locked."""
+    if other := taken_by(folder / "lock"):
+        raise CheckpointError(
+            f"{folder} was taken over by another process ({other}): this one ends and writes nothing more; "
+            "if that one is not yours, choose another runs_dir"
+        )
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -31,60 +49,125 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     one of the two files is an undamaged checkpoint.
 
     Raises:
-        CheckpointError: it could not be written (a full disk, say); the last good one is untouched.
+        CheckpointError: it could not be written (a full disk, say); the last good one is untouched. Or
+            another process has taken over the directory.
     """
 
     def write(file: BinaryIO) -> None:
-        hashing = _Hashing(file)
-        torch.save({"format": FORMAT, **state}, hashing)
+        with ThreadPoolExecutor(1) as pool:
+            hashing = _Hashing(file, pool)
+            torch.save({"format": FORMAT, **state}, hashing)
         file.write(hashing.digest())
 
+    check_owner(folder)
     try:
         atomic_write(folder / LAST, write, previous=folder / PREVIOUS)
+        mark_saved(folder)
     except (OSError, RuntimeError) as error:
-        kept = any((folder / name).exists() for name in (LAST, PREVIOUS))
+        kept = any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))
         rest = "the last good one is kept" if kept else "none was written before"
         raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; {rest}") from error
 
 
+def mark_saved(folder: Path) -> None:
+    """State that the run in this directory has a checkpoint."""
+    with suppress(FileExistsError), open(folder / SAVED, "xb"):
+        pass
+
+
+def check_not_purged(folder: Path) -> None:
+    """Raise ConfigError if a run without checkpoints had one: it must not start over in silence."""
+    if not os.path.lexists(folder / SAVED):
+        return
+    reached = f"epoch {epoch} was reached" if (epoch := _epochs(folder)) else "a checkpoint was written"
+    source = "metrics.jsonl" if epoch else SAVED
+    raise ConfigError(
+        f"{source} says that {reached}, but the checkpoints in {folder} are gone (purged?): restore them, or "
+        "start again with resume=false"
+    )
+
+
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest undamaged checkpoint, on the CPU; None without any.
+    """The newest undamaged checkpoint, on the CPU; None if none was written yet.
 
     Args:
         folder: the run directory.
-        warn: called with a line about each damaged file.
+        warn: called with a line about each file that is damaged or cannot be read.
 
     Raises:
-        CheckpointError: all checkpoints are damaged, or the newest undamaged one is of an earlier version.
+        CheckpointError: no checkpoint can be read, or the newest undamaged one is of another version.
+        ConfigError: they were deleted.
     """
-    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    damaged = []
+    found = [folder / name for name in (LAST, PREVIOUS) if os.path.lexists(folder / name)]
+    damaged: dict[Path, str] = {}
     for path in found:
         try:
             state = _read(path)
-        except (CheckpointError, OSError) as error:
-            warn(f"{error}; trying the one before it")
-            damaged.append(path)
+        except CheckpointError as error:
+            damaged[path] = str(error)
+        except OSError as error:
+            damaged[path] = f"cannot be read ({one_line(error)})"
+        if path in damaged:
+            warn(f"checkpoint {path} {damaged[path]}; trying the one before it")
             continue
         if state.pop("format", 1) != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {path} is of an earlier version: finish the run with that version, or start it "
-                "again with resume=false"
-            )
+            raise CheckpointError(f"checkpoint {path} is of another version: {_OTHER_VERSION}")
         for bad in damaged:  # the next save would keep it in place of the good one
-            os.replace(bad, bad.with_suffix(".damaged"))
+            with suppress(OSError):  # in a directory that is only read
+                os.replace(bad, bad.with_suffix(".damaged"))
         return state
     if found:
-        raise CheckpointError(f"every checkpoint in {folder} is damaged: start again with resume=false")
+        others = [path.name for path in found if not path.is_file()]
+        cure = f"move {' and '.join(others)} away" if others else "start again with resume=false"
+        reasons = "; ".join(f"{path.name} {reason}" for path, reason in damaged.items())
+        raise CheckpointError(f"no checkpoint in {folder} can be read ({reasons}): {cure}")
+    check_not_purged(folder)
     return None
 
 
+@contextmanager
+def explain_mismatch(folder: Path) -> Iterator[None]:
+    """Turn the errors of objects that a state of another version does not fit into a CheckpointError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {folder} does not fit this version ({type(error).__name__}: "
+            f"{one_line(error)}): {_OTHER_VERSION}"
+        ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"checkpoint {path} is damaged (truncated or altered)")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    """The state in a file. Raises CheckpointError, whose message follows the path, or OSError."""
+    if not path.is_file():
+        raise CheckpointError("is not a file")
+    with open(path, "rb") as file:
+        hashed, left = hashlib.sha256(), os.fstat(file.fileno()).st_size - _DIGEST_BYTES
+        while left > 0 and (part := file.read(min(left, _CHUNK))):
+            hashed.update(part)
+            left -= len(part)
+        if file.read() != hashed.digest():
+            raise CheckpointError("is damaged (truncated or altered)")
+        file.seek(0)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch raises several kinds
+            raise CheckpointError("is damaged (it holds something else)") from error
+    if not isinstance(state, dict):
+        raise CheckpointError("is damaged (it holds something else)")
+    return state
+
+
+def _epochs(folder: Path) -> int:
+    """The number of epochs in metrics.jsonl; 0 where it is missing or damaged."""
+    try:
+        return json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])["epoch"] + 1
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return 0
 
 
 def _reason(error: BaseException) -> str:
@@ -94,14 +177,20 @@ def _reason(error: BaseException) -> str:
 
 
 class _Hashing:
-    """A file that hashes what is written to it."""
+    """A file that hashes what is written to it; large tensors in a thread, while the disk writes them."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
+        self._file, self._hash, self._pool = file, hashlib.sha256(), pool
 
     def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
+        if len(data) < _CHUNK:
+            self._hash.update(data)
+            return self._file.write(data)
+        hashed = self._pool.submit(self._hash.update, data)
+        try:
+            return self._file.write(data)
+        finally:
+            hashed.result()
 
     def flush(self) -> None:
         self._file.flush()

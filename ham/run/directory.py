@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_write_json, atomic_write_text, lock_file, one_line, sync_folder
+from safetensors import SafetensorError
 
-from .checkpoint import CheckpointError
+from ham.files import atomic_write_json, atomic_write_text, lock_file, name_file, one_line, sync_folder
+
+from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner
 from .config import ConfigError
 
 DIVERGED = "diverged.json"
+_FIRST = ("summary.json", PREVIOUS, LAST, SAVED)  # deleted first, so that no remainder looks like a run
+_FILES = (*_FIRST, "metrics.jsonl", "train.log", "config.yaml", "provenance.json", "masks.pt", DIVERGED)
+_DAMAGED = tuple(Path(name).with_suffix(".damaged").name for name in (LAST, PREVIOUS))
+FILES = (*_FILES, *_DAMAGED, *(f".{name}.tmp" for name in _FILES))
+"""The files that runs write; the lock apart."""
+FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
+"""The folders that runs write."""
+
 _EARLIER = ("commit", "dirty", "hardware", "ranks")
 
 
@@ -22,19 +34,45 @@ class RunLockedError(ConfigError):
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None if it is not finished, or if the file is incomplete.
+    """The summary of a finished run; None if it is not finished, or if the file is damaged.
 
     Raises:
-        OSError: the file cannot be read: a finished run must not be taken for an unfinished one.
+        ConfigError: the file cannot be read: a finished run must not be taken for an unfinished one.
+    """
+    path = folder / "summary.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({one_line(error)}): mend that or move it away") from error
+    is_complete = isinstance(content, dict) and isinstance(content.get("config_hash"), str)
+    return content if is_complete and isinstance(content.get("metrics"), dict) else None
+
+
+@contextmanager
+def explain_os_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError, also one of safetensors, into a CheckpointError of one line.
+
+    Its `shared` is True if all ranks raise it.
     """
     try:
-        return json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"a file in {folder} cannot be written: {one_line(error)}") from error
+    except ConnectionError:  # of another process, not of a file
+        raise
+    except OSError as error:
+        text = f"{error.filename or folder} cannot be read or written: {one_line(error)}"
+        explained = CheckpointError(f"{text}; mend that and start the same command again to resume")
+        explained.shared = getattr(error, "shared", False)
+        raise explained from error
 
 
 class RunDirectory:
     """Reads and writes a run's files. metrics.jsonl has no times: a resumed run repeats it exactly.
+
+    Before the first step an OSError is a ConfigError. Later, see `explain_os_errors`.
 
     Args:
         folder: created if it does not exist, and locked for this process.
@@ -46,64 +84,99 @@ class RunDirectory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with self._starting():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = lock_file(folder / "lock")
+            except BlockingIOError as error:
+                raise RunLockedError(
+                    f"another process is running in {folder} ({one_line(error)}): wait for it or choose "
+                    "another seed"
+                ) from None
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_file(folder / "lock")
-        except BlockingIOError:
-            raise RunLockedError(
-                f"another process is running in {folder}: wait for it or choose another seed"
-            ) from None
+            yield
         except OSError as error:
+            where = f" ({error.filename})" if error.filename and error.filename != str(self.folder) else ""
             raise ConfigError(
-                f"cannot write runs to {folder}: {one_line(error)}; choose another runs_dir"
+                f"cannot write runs to {self.folder}: {one_line(error)}{where}; choose another runs_dir"
             ) from error
 
     def unlock(self) -> None:
         """Release the lock."""
         self._lock.close()
 
-    def clear(self) -> None:
-        """Delete an earlier run."""
-        for name in (
-            "summary.json",
-            "previous.pt",
-            "last.pt",
-        ):  # first, so that no remainder looks like a run
-            (self.folder / name).unlink(missing_ok=True)
-        sync_folder(self.folder)
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def clear(self) -> list[str]:
+        """Delete the files of an earlier run; returns the names of all others, which stay.
+
+        A link is deleted, never what it leads to.
+
+        Raises:
+            ConfigError: a file cannot be deleted, or a folder has its name.
+        """
+        with self._starting():
+            for name in FILES:
+                if (path := self.folder / name).is_dir() and not path.is_symlink():
+                    raise ConfigError(f"{path} is a folder, where a run has a file: move it away")
+            for name in _FIRST:
+                (self.folder / name).unlink(missing_ok=True)
+            sync_folder(self.folder)
+            kept = []
+            for path in sorted(self.folder.iterdir()):
+                if path.name in FOLDERS and path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name in (*FILES, *FOLDERS):
+                    path.unlink()
+                elif path.name not in ("lock", "lock.owner"):
+                    kept.append(path.name)
+            return kept
 
     def write_metadata(self, provenance: dict[str, Any], config_yaml: str) -> None:
         """Write config.yaml and provenance.json, which keeps the facts of earlier processes of this run."""
-        atomic_write_text(self.folder / "config.yaml", config_yaml)
         earlier = []
-        if (self.folder / "provenance.json").exists():
+        if os.path.lexists(self.folder / "provenance.json"):
             before = self.provenance()
             earlier = [*before["resumed_from"], {key: before.get(key) for key in _EARLIER}]
-        atomic_write_json(self.folder / "provenance.json", provenance | {"resumed_from": earlier})
+        check_owner(self.folder)
+        with self._starting():
+            atomic_write_text(self.folder / "config.yaml", config_yaml)
+            atomic_write_json(self.folder / "provenance.json", provenance | {"resumed_from": earlier})
 
     def provenance(self) -> dict[str, Any]:
         """Content of provenance.json. Raises CheckpointError if it is damaged."""
         path = self.folder / "provenance.json"
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: start again with resume=false") from error
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({one_line(error)}): mend that, or move it away and start again with "
+                "resume=false"
+            ) from error
+        except (ValueError, RecursionError):
+            content = None
+        facts = content if isinstance(content, dict) else {}
+        if not isinstance(facts.get("resumed_from"), list) or not isinstance(facts.get("config_hash"), str):
+            raise CheckpointError(f"{path} is damaged: start again with resume=false")
+        return facts
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
-        atomic_write_json(self.folder / "summary.json", summary)
+        check_owner(self.folder)
         (self.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier attempt
+        atomic_write_json(self.folder / "summary.json", summary)
 
     def write_divergence(self, content: dict[str, Any]) -> None:
         """Write diverged.json, which says why and where the run ended without a result."""
+        check_owner(self.folder)
         atomic_write_json(self.folder / DIVERGED, content)
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Append lines to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        check_owner(self.folder)
+        path = self.folder / "metrics.jsonl"
+        with name_file(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
@@ -116,9 +189,8 @@ class RunDirectory:
     def truncate_metrics(self, size: int) -> None:
         """Remove lines written after a checkpoint. Raises CheckpointError if lines of it are missing."""
         path = self.folder / "metrics.jsonl"
-        if self.metrics_size() < size:
-            raise CheckpointError(
-                f"{path} is shorter than its checkpoint expects: start again with resume=false"
-            )
+        if (found := self.metrics_size()) < size:
+            state = "shorter than its checkpoint expects" if found else "empty or gone (purged?)"
+            raise CheckpointError(f"{path} is {state}: restore it, or start again with resume=false")
         if path.exists():
             os.truncate(path, size)

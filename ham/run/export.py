@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from ham.files import atomic_write
 from pruning.cost import Cost, cost
 from pruning.export import plain_state_dict, sparse_csr
 
@@ -52,7 +53,7 @@ def export(run: Path, to: Path) -> Export:
     }
     to.mkdir(parents=True, exist_ok=True)
     for name, content in tensors.items():
-        save_file(content, to / name)
+        atomic_write(to / name, lambda file, content=content: file.write(save(content)))
     counts = {name: count for name, count, _ in sparsifier.counts()}
     return Export(
         tuple(to / name for name in tensors),

@@ -21,7 +21,7 @@ from ham.tasks.commonsense_answers import Score
 from . import ranks, trainer_checkpoints
 from .answering import Answering, accuracies
 from .build import setup_device
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, check_not_purged, explain_mismatch
 from .config import Config, ConfigError, to_yaml
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, catch_stop_signals
@@ -80,7 +80,7 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
     logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
     try:
         if not cfg.resume:
-            distributed.on_rank_zero(lambda: logger.directory.clear())
+            distributed.on_rank_zero(logger.clear)
         elif finished or is_finished(cfg, folder):
             return report_finished(cfg, logger, config_hash)
         with catch_stop_signals() as received:
@@ -127,8 +127,9 @@ class FineTuning:
         resumed = distributed.from_rank_zero(self._prepare)
         if resumed is not None:
             resumed = self._receive(resumed)
-            torch.set_num_threads(resumed.state["threads"])  # sums round as they did before
-            self.logger.load_state_dict(resumed.state["logger"])
+            with explain_mismatch(self.logger.folder):
+                torch.set_num_threads(resumed.state["threads"])  # sums round as they did before
+                self.logger.load_state_dict(resumed.state["logger"])
         model, ham = self.inputs.language.model, self.cfg.ham
         answering = Answering(
             self.cfg, self.inputs.questions, self.inputs.language, self.logger, self.received
@@ -153,6 +154,7 @@ class FineTuning:
             check_config_hash(folder, directory.provenance()["config_hash"], self.config_hash)
         checkpoint = trainer_checkpoints.latest(folder / trainer_checkpoints.FOLDER, self.logger.log)
         if checkpoint is None:  # killed before its first checkpoint: nothing to resume
+            check_not_purged(folder)
             (folder / "metrics.jsonl").unlink(missing_ok=True)
         else:
             self.logger.log(f"resumed at step {checkpoint.step}")
@@ -182,7 +184,7 @@ class FineTuning:
         except DivergedError as error:
             self._write_divergence(error.reason, callback.epochs)
             raise
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:  # torch's and safetensors' writers name no cause
             if shutil.disk_usage(self.logger.folder).free >= _FULL:
                 raise
             reason = "the disk is full; complete ones are kept"

@@ -21,8 +21,8 @@ def load_run(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
     """Config, model and sparsifier of the run in `folder`, from its last undamaged checkpoint, on the CPU.
 
     Raises:
-        ConfigError: the folder has no run, or no checkpoint of this version.
-        CheckpointError: its checkpoints are damaged.
+        ConfigError: the folder has no run, or no checkpoint.
+        CheckpointError: its checkpoints are damaged, or of another version.
     """
     cfg = from_yaml(folder / "config.yaml")
     if not cfg.data.image_size:
@@ -40,9 +40,7 @@ def load_run(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
         seed=derived_seed(cfg.seed, "sparsifier"),
         parameterization=cfg.parameterization,
     )
-    try:
+    with checkpoint.explain_mismatch(folder):
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise ConfigError(f"{folder} does not fit this version: train it again") from error
-    sparsifier.load_state_dict(state["sparsifier"])
+        sparsifier.load_state_dict(state["sparsifier"])
     return cfg, model.eval(), sparsifier

@@ -13,6 +13,7 @@ from ham.files import one_line
 
 from .config import Config, ConfigError
 from .config.schema import WandbMode
+from .console import on_console, printable
 from .directory import RunDirectory
 
 _REFRESH_SECONDS = 5.0
@@ -34,7 +35,7 @@ class RunLogger:
 
     def __init__(self, folder: Path, cfg: Config) -> None:
         self.directory, self.cfg = RunDirectory(folder), cfg
-        self._bar, self._wandb = None, None
+        self._bar, self._wandb, self._log_failed = None, None, False
         self._refreshed, self._printed = 0.0, 0.0
         self._buffer: list[dict[str, Any]] = []
         self.elapsed, self._since = 0.0, time.monotonic()
@@ -44,18 +45,27 @@ class RunLogger:
         """The run directory."""
         return self.directory.folder
 
+    def clear(self) -> None:
+        """Delete an earlier run; the files that no run writes stay, and are named."""
+        if kept := self.directory.clear():
+            self.log(f"these are not files of a run and stay in {self.folder}: {', '.join(kept)}")
+
     def start_progress(self, total_steps: int, step: int) -> None:
         """Start the progress bar and the wandb run at `step`."""
         from tqdm import tqdm
 
         every = 0.5 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", mininterval=every, smoothing=0.05)
+        options = dict(unit="step", mininterval=every, smoothing=0.05)
+        self._bar = on_console(lambda: tqdm(total=total_steps, initial=step, **options))
         if self.cfg.wandb.mode is not WandbMode.disabled:
             self._wandb = _open_wandb(self.folder, self.cfg)
 
     def update_progress(self) -> None:
         """Count one step."""
-        self._bar.update()
+        try:
+            self._bar.update()
+        except OSError:
+            on_console(self._bar.refresh)
 
     def set_postfix(self, **values: Any) -> None:
         """Set the progress bar's postfix."""
@@ -69,12 +79,21 @@ class RunLogger:
         return True
 
     def log(self, text: str) -> None:
-        """Write one line to the console and to train.log."""
+        """Write one line to the console and to train.log.
+
+        Neither ends the run: a console that is gone is silent, and the first failure of train.log is printed.
+        """
         from tqdm import tqdm
 
-        tqdm.write(text)
-        with open(self.folder / "train.log", "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        on_console(lambda: tqdm.write(printable(text)))
+        try:
+            with open(self.folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        except OSError as error:
+            if not self._log_failed:
+                self._log_failed = True
+                problem = f"train.log cannot be written ({one_line(error)}): lines are missing there"
+                on_console(lambda: tqdm.write(problem, file=sys.stderr))
 
     def log_epoch(self, line: dict[str, Any]) -> None:
         """Log the metrics of an epoch; `flush` writes them to metrics.jsonl and wandb.
@@ -112,14 +131,14 @@ class RunLogger:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
         self.directory.write_summary(summary)
-        self._bar.close()
+        on_console(self._bar.close)
         if self._wandb is not None:
             self._wandb.summary.update(summary["metrics"])
 
     def close(self) -> None:
         """Close the progress bar and wandb, and release the directory lock."""
         if self._bar is not None:
-            self._bar.close()
+            on_console(self._bar.close)
         if self._wandb is not None:
             self._wandb.finish()
         self.directory.unlock()
@@ -152,9 +171,8 @@ class NullLogger:
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Rank 0 does it."""
 
-    start_progress = update_progress = set_postfix = log = log_epoch = log_steps = flush = close = (
-        load_state_dict
-    ) = _nothing
+    clear = start_progress = update_progress = set_postfix = log = log_epoch = log_steps = flush = _nothing
+    close = load_state_dict = _nothing
 
     def should_log(self) -> bool:
         """Rank 0 decides when."""

@@ -12,13 +12,14 @@ import torch
 
 from ham import distributed
 from ham.data import derived_seed
+from ham.files import one_line
 from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
 
 from . import calibrate_str, checkpoint, ranks
 from .build import build, run_directory, setup_device
 from .config import Config, ConfigError, config_hash, to_yaml
-from .directory import read_summary
+from .directory import explain_os_errors, read_summary
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, train
 from .provenance import is_requeued, provenance
@@ -37,7 +38,7 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     folder = run_directory(cfg, hash_)
     task = task_of(cfg.data)
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
-    with distributed.translate_collective_errors(lambda: "before the first step"):
+    with distributed.translate_collective_errors(lambda: "before the first step"), explain_os_errors(folder):
         distributed.raise_on_all_ranks(lambda: _check_device(cfg, task))
         if not cfg.resume:
             cfg = replace(cfg, resume=distributed.from_rank_zero(lambda: is_requeued(folder)))
@@ -62,12 +63,13 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
     logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
     try:
         if not cfg.resume:
-            distributed.on_rank_zero(lambda: logger.directory.clear())
+            distributed.on_rank_zero(logger.clear)
         elif finished or is_finished(cfg, folder):  # perhaps another process finished it in the meantime
             return report_finished(cfg, logger, config_hash)
         state = ranks.send_state(distributed.on_rank_zero(lambda: _load_checkpoint(logger, config_hash)))
         if state is not None:
-            torch.set_num_threads(state["threads"])  # sums round as they did before
+            with checkpoint.explain_mismatch(folder):
+                torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
         _start_or_restore(run, state)
         _train(run)
@@ -111,22 +113,33 @@ def report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: st
 
     summary = distributed.from_rank_zero(read)
     logger.log("already finished; start again with resume=false")
-    return print_summary(logger, task_of(cfg.data), summary)
+    try:
+        return print_summary(logger, task_of(cfg.data), summary)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{logger.folder / 'summary.json'} is damaged or of another version ({type(error).__name__}: "
+            f"{one_line(error)}): delete it, and the same command writes it again from the last checkpoint"
+        ) from error
 
 
 def _load_checkpoint(logger: RunLogger, config_hash: str) -> dict[str, Any] | None:
     """The checkpoint to resume, which rank 0 reads."""
     state = checkpoint.load(logger.folder, logger.log)
     if state is None:
-        logger.directory.clear()  # killed before its first checkpoint: nothing to resume
+        logger.clear()  # killed before its first checkpoint: nothing to resume
     else:
-        check_config_hash(logger.folder, state["config_hash"], config_hash)
+        with checkpoint.explain_mismatch(logger.folder):
+            check_config_hash(logger.folder, state["config_hash"], config_hash)
     return state
 
 
 def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     """Prune at initialization, or restore a checkpoint; then start the progress bar."""
     logger = run.logger
+    if state is not None:
+        with checkpoint.explain_mismatch(logger.folder):  # before anything in the directory changes
+            run.load_state_dict(state)
+        logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     distributed.on_rank_zero(
         lambda: logger.directory.write_metadata(provenance(run.config_hash), to_yaml(run.cfg))
     )
@@ -136,9 +149,6 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
         except ValueError as error:  # such as SNIP's, where the data have too few batches
             raise distributed.shared(ConfigError(str(error))) from error
         run.flips.begin()
-    else:
-        run.load_state_dict(state)
-        logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     ranks.check_run(run)
     logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 

@@ -95,9 +95,15 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a checkpoint."""
+        """Restore a checkpoint.
+
+        Raises:
+            ValueError: its optimizer is of another kind, or has tensors of other shapes than the parameters.
+            Exception: of a module that the state does not fit, see `checkpoint.explain_mismatch`.
+        """
         self.model.load_state_dict(state["model"])
         fused = [group.get("fused") for group in self.optimizer.param_groups]
+        _check_optimizer_state(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group, value in zip(self.optimizer.param_groups, fused, strict=True):
             group["fused"] = value  # of this device, not of the one the checkpoint was written on
@@ -105,13 +111,13 @@ class Run:
         self.sparsifier.load_state_dict(state["sparsifier"])
         if self.ham:
             self.ham.load_state_dict(state["ham"])
-        self.logger.load_state_dict(state["logger"])
         self.flips.load_state_dict(state["flips"])
         self.metrics.load_state_dict(state["metrics"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
         self.history = state["history"]
         self._load_rng(state["rng"])
+        self.logger.load_state_dict(state["logger"])  # last: it changes metrics.jsonl
 
     def _load_rng(self, streams: dict[str, Tensor | None]) -> None:
         """Restore this rank's random stream; a rank that the checkpoint does not have gets a new one."""
@@ -122,3 +128,15 @@ class Run:
         torch.set_rng_state(streams["cpu"][rank].clone())  # a view has the storage of all ranks
         if self.device.type == "cuda" and streams["cuda"] is not None:
             torch.cuda.set_rng_state(streams["cuda"][rank].clone())
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raise ValueError if a state is of another kind of optimizer, which torch notices only at a step."""
+    own, other = optimizer.param_groups[0].keys(), state["param_groups"][0].keys()
+    if own - other and other - own:  # versions of torch add keys, kinds of optimizers exchange them
+        raise ValueError(f"its optimizer has {min(other - own)}, this one has {min(own - other)}")
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != params[number].shape:
+                raise ValueError(f"{name} of parameter {number} has shape {list(value.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ham import distributed
+from ham.files import atomic_write
 from ham.tasks import task_of
 from pruning.export import MASKS, save_masks
 
@@ -74,6 +75,6 @@ def finish(run: Run) -> dict[str, Any]:
     summary = summarize(run)
     if run.sparsifier.masks.active or run.sparsifier.achieved_sparsity() > 0:
         origin = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}
-        save_masks(run.logger.folder / MASKS, run.sparsifier, origin)
+        atomic_write(run.logger.folder / MASKS, lambda file: save_masks(file, run.sparsifier, origin))
     run.logger.write_summary(summary)
     return summary

@@ -20,7 +20,7 @@ from ham.integrations.transformers import HAMCallback
 from ham.models.causal_lm import trained_weights
 from ham.optim import param_groups
 
-from . import ranks, trainer_checkpoints
+from . import checkpoint, ranks, trainer_checkpoints
 from .build import optimizer_of
 from .config import Config
 from .logger import NullLogger, RunLogger, finite_or_none
@@ -240,7 +240,9 @@ class RunCallback(TrainerCallback):
             "valid_loss": self.valid_loss,
             "logger": self.logger.state_dict(),
         }
+        checkpoint.check_owner(self.logger.folder)
         trainer_checkpoints.mark(folder / f"checkpoint-{state.global_step}", content)
+        checkpoint.mark_saved(self.logger.folder)
         trainer_checkpoints.rotate(folder)
 
     def _log(self, state: Any, values: dict[str, Any]) -> None:

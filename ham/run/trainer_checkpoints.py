@@ -62,11 +62,9 @@ def mark(path: Path, state: dict[str, Any]) -> None:
 
 def rotate(folder: Path) -> None:
     """Delete the checkpoints that are neither one of the newest two nor the best one of these."""
-    newest = _marked(folder)[-2:]
+    newest = _marked(folder, verify=False)[-2:]
     kept = {checkpoint.path.name for checkpoint in newest} | {checkpoint.best for checkpoint in newest}
-    for path in _folders(folder):
-        if path.name not in kept:
-            shutil.rmtree(path)
+    _delete_others(folder, kept)
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -79,19 +77,24 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     Raises:
         CheckpointError: all are damaged, or the best one, which the end of the training loads.
     """
-    marked = _marked(folder)
-    good = [checkpoint for checkpoint in marked if _is_undamaged(checkpoint.path)]
-    for checkpoint in marked:
-        if checkpoint not in good:
-            warn(f"checkpoint {checkpoint.path} is damaged (truncated or altered); trying the one before it")
+    marked = [path for path in _folders(folder) if os.path.lexists(path / MARK)]
+    good = _marked(folder)
     names = {checkpoint.path.name for checkpoint in good}
+    for path in marked:
+        if path.name not in names:
+            warn(f"checkpoint {path} is damaged (truncated or altered); trying the one before it")
     if (marked and not good) or (good and good[-1].best and good[-1].best not in names):
         which = "the best checkpoint" if good else "every checkpoint"
         raise CheckpointError(f"{which} in {folder} is damaged: start again with resume=false")
-    for path in _folders(folder):
-        if path.name not in names:
-            shutil.rmtree(path)
+    _delete_others(folder, names)
     return good[-1] if good else None
+
+
+def _delete_others(folder: Path, kept: set[str]) -> None:
+    """Delete the checkpoints but these; of a link, the link alone."""
+    for path in _folders(folder):
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -104,17 +107,25 @@ def _step(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def _marked(folder: Path) -> list[Checkpoint]:
-    return [
-        Checkpoint(path, _step(path), json.loads((path / MARK).read_text())["state"])
-        for path in _folders(folder)
-        if (path / MARK).exists()
-    ]
+def _marked(folder: Path, *, verify: bool = True) -> list[Checkpoint]:
+    """The complete checkpoints by step; with `verify` those whose files are undamaged."""
+    found = (_read(path, verify) for path in _folders(folder))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
-def _is_undamaged(path: Path) -> bool:
-    digests = json.loads((path / MARK).read_text())["sha256"]
-    return all((path / name).exists() and _digest(path / name) == digest for name, digest in digests.items())
+def _read(path: Path, verify: bool) -> Checkpoint | None:
+    """None if it is incomplete or damaged. Raises OSError where a disk fails: it may be undamaged."""
+    try:
+        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
+        state, digests = mark["state"], mark["sha256"]
+        is_undamaged = "best_step" in state and (
+            not verify or all(_digest(path / name) == digest for name, digest in digests.items())
+        )
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return Checkpoint(path, _step(path), state) if is_undamaged else None
 
 
 def _digest(path: Path, *, flush: bool = False) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ham.files import one_line
 
@@ -71,6 +72,9 @@ def to_plain(cfg: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True, resolve=True)
 
 
+_MISFITS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
 def to_yaml(cfg: Config) -> str:
     """The text of the run's config.yaml; `kind` names the schema of each section."""
     plain = to_plain(cfg)
@@ -84,7 +88,7 @@ def from_yaml(path: Path) -> Config:
     """The configuration in a config.yaml that `to_yaml` wrote.
 
     Raises:
-        ConfigError: the file is missing or of another version of this program.
+        ConfigError: the file is missing, damaged or of another version of this program.
     """
     try:
         content = OmegaConf.load(path)
@@ -97,8 +101,11 @@ def from_yaml(path: Path) -> Config:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content, sections))
     except FileNotFoundError as error:
         raise ConfigError(f"{path.parent} is not a run directory: {path.name} is missing") from error
-    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} does not fit this version: {one_line(error)}") from error
+    except (*_MISFITS, OmegaConfBaseException, YAMLError, OSError) as error:
+        is_damaged = getattr(error, "errno", None) is None
+        problem = "is damaged or does not fit this version" if is_damaged else "cannot be read"
+        cure = "restore it, or train the run again with resume=false"
+        raise ConfigError(f"{path} {problem}: {one_line(error)}; {cure}") from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

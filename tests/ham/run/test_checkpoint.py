@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ham.run.checkpoint import FORMAT, CheckpointError, load, save
+from ham.run.checkpoint import FORMAT, SAVED, CheckpointError, load, save
 from ham.run.metrics import EpochMetrics
 
 TINY = ["+exp=acdc_s90", "+demo=digits", "model.width=4", "batch_size=479", "epochs=2"]
@@ -86,7 +86,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_the_one_before_the_last_is_kept(tmp_path: Path) -> None:
     for number in range(4):
         save(tmp_path, state(number))
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "previous.pt", SAVED}
     assert_equal(load(tmp_path, silent), state(3))
     (tmp_path / "last.pt").unlink()
     assert_equal(load(tmp_path, silent), state(2))
@@ -228,15 +228,16 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_later(
     assert command(*argv).status == 0
 
 
-def test_a_disk_too_full_for_a_line_of_the_record_ends_in_one_line_too(
+def test_a_disk_too_full_to_start_on_ends_in_one_line_too(
     command: Callable, stopped: tuple[list[str], Path]
 ) -> None:
     argv, folder = stopped
     before = (folder / "last.pt").read_bytes()
-    with largest_file(100):
+    with largest_file(400):
         outcome = command(*argv)
-    assert outcome.status == 1
-    assert len(outcome.complaints) == 1 and "File too large" in outcome.complaints[0]
+    assert outcome.status == 2
+    *log, line = outcome.complaints
+    assert "File too large" in line and all("train.log" in other for other in log)
     assert (folder / "last.pt").read_bytes() == before
     assert command(*argv).status == 0
 

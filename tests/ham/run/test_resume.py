@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,23 @@ def serve() -> None:
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
+    import ham.run.config
     import ham.run.loop
     import ham.run.main
+    import ham.run.provenance
     import train
 
     ham.run.loop._SHORT_EPOCH = 0.0  # a checkpoint after every epoch
+    for name in ("load", "demo_changes"):  # Hydra composes for half a second: once per command line
+        setattr(ham.run.config, name, remember(getattr(ham.run.config, name)))
+    for name in ("commit", "has_changes", "hardware", "_version"):  # git, and the packages' metadata
+        setattr(ham.run.provenance, name, cache(getattr(ham.run.provenance, name)))
+    ham.run.provenance.provenance("")
 
     for line in sys.stdin:
         order = json.loads(line)
+        ham.run.config.load(order["argv"])
+        ham.run.config.demo_changes(order["argv"])
         child = os.fork()
         if child == 0:
             log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -138,6 +148,12 @@ def serve() -> None:
             time.sleep(order["after"])
             os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def remember(compose: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    """`compose`, which children of this process do not repeat."""
+    known = cache(lambda words: compose(list(words)))
+    return lambda words: known(tuple(words))
 
 
 def strike(place: str, number: int, by: int) -> None:
@@ -260,7 +276,7 @@ def test_kills_at_the_worst_moments_change_nothing(start: Start, untouched: Call
 def test_kills_at_random_moments_change_nothing(start: Start, untouched: Callable, tmp_path: Path) -> None:
     argv, folder = in_folder([*SGD, EVERY_STEP], tmp_path)
     moments = random.Random(0)
-    ends = [start(argv, after=moments.uniform(0.5, 2.5)) for _ in range(5)]
+    ends = [start(argv, after=moments.uniform(0.1, 1.5)) for _ in range(5)]
     assert {end.status for end in ends} <= {-signal.SIGKILL, 0}
     end = start(argv)
     assert end.status == 0, end.said

@@ -1,0 +1,54 @@
+"""The console of a run, which may disappear or know ASCII alone: a run never ends because of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
+
+
+def on_console(fn: Callable[[], T]) -> T:
+    """Call `fn`, which prints, and flush; a stream that cannot be written is silent from then on."""
+    try:
+        result = fn()
+    except OSError:  # a closed pipe or terminal, or a full disk under a log
+        _silence(_gone() or [sys.stdout, sys.stderr])
+        result = fn()
+    _silence(_gone())
+    return result
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what the console's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _gone() -> list[TextIO]:
+    """The streams that nobody reads any more, or that cannot be flushed."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)  # errors and hangups alone
+            if poll.poll(0):
+                found.append(stream)
+        except io.UnsupportedOperation:  # it has no descriptor
+            pass
+        except OSError:
+            found.append(stream)
+    return found
+
+
+def _silence(streams: list[TextIO]) -> None:
+    """Point streams to /dev/null, since the interpreter flushes them again at its end."""
+    for stream in streams:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

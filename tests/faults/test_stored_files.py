@@ -1,0 +1,219 @@
+"""Files of a run that are damaged or of another type: one line, and a cure that works."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faults.runs import TINY, assert_one_line, copier, write_checkpoint
+
+from ham.run import checkpoint, trainer_checkpoints
+from ham.run.checkpoint import CheckpointError
+from ham.run.config import ConfigError, from_yaml
+from ham.run.directory import RunDirectory, read_summary
+from ham.run.export import export
+from ham.run.load import load_run
+from pruning.export import load_masks
+
+DAMAGED = {
+    "empty": b"",
+    "torn": b'{"config_hash": "ab',
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "text": b'"done"',
+    "null": b"null",
+    "nested": b"[" * 100_000,
+    "invalid UTF-8": b'{"config_hash": "\xff\xfe"}',
+    "other keys": b'{"a": 1}',
+    "NaN": b"NaN",
+    "10 MB": b'["' + b"x" * 10**7 + b'"]',
+    "zeros": bytes(4096),
+    "keys of other types": b'{"config_hash": 1, "metrics": [], "resumed_from": {}, "config_hash": 2}',
+}
+damaged = pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+
+
+@damaged
+def test_a_damaged_summary_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    assert read_summary(tmp_path) is None
+
+
+def test_a_summary_that_cannot_be_read_is_not_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").symlink_to("nowhere")
+    assert read_summary(tmp_path) is None
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(ConfigError, match=r"summary\.json cannot be read .*move it away"):
+        read_summary(tmp_path)
+
+
+@damaged
+def test_a_damaged_provenance_is_one_line(content: bytes, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "provenance.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        directory.write_metadata({"config_hash": "a"}, "")
+    assert_one_line(caught.value, "provenance.json is damaged", "resume=false")
+    assert not (tmp_path / "config.yaml").exists()
+    directory.clear()
+    directory.write_metadata({"config_hash": "a"}, "")
+    directory.unlock()
+
+
+CONFIGS = {name: content for name, content in DAMAGED.items() if name not in ("10 MB", "nested")}
+CONFIGS |= {
+    "nested": b"[" * 5000,
+    "tabs": b"a:\n\t- b",
+    "a section less": b"seed: 0\nmodel: {kind: resnet}\n",
+}
+
+
+@pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS)
+def test_a_damaged_configuration_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    for read in (load_run, lambda folder: export(folder, folder / "export")):
+        with pytest.raises(ConfigError) as caught:
+            read(tmp_path)
+        assert_one_line(caught.value, "config.yaml is damaged or does not fit this version: ", "restore it")
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        from_yaml(tmp_path / "config.yaml")
+
+
+@damaged
+def test_damaged_masks_are_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "masks.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"masks\.pt is damaged") as caught:
+        load_masks(tmp_path)
+    assert_one_line(caught.value, "train its run again")
+
+
+@damaged
+def test_a_damaged_mark_of_a_checkpoint_is_no_mark(content: bytes, tmp_path: Path) -> None:
+    for step in (1, 2):
+        path = tmp_path / f"checkpoint-{step}"
+        path.mkdir()
+        (path / "model.bin").write_bytes(b"weights")
+        trainer_checkpoints.mark(path, {"best_step": None})
+    (tmp_path / "checkpoint-2" / "complete.json").write_bytes(content)
+    lines: list[str] = []
+    assert trainer_checkpoints.latest(tmp_path, lines.append).step == 1
+    assert len(lines) == 1 and "checkpoint-2 is damaged" in lines[0]
+    (tmp_path / "checkpoint-1" / "complete.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        trainer_checkpoints.latest(tmp_path, lines.append)
+    assert_one_line(caught.value, "resume=false")
+
+
+def _denied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+
+    def refuse(file: Any, *args: Any, **options: Any) -> Any:
+        if file == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(file, *args, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+
+
+UNREADABLE: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "folder": lambda path, _: path.mkdir(),
+    "dangling link": lambda path, _: path.symlink_to("nowhere"),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "link to a device": lambda path, _: path.symlink_to("/dev/zero"),
+    "denied": lambda path, patch: (write_checkpoint(path, {}), _denied(path, patch)),
+    "not of torch": lambda path, _: write_checkpoint(path, b"something else"),
+    "a list": lambda path, _: write_checkpoint(path, [1, 2]),
+    "code": lambda path, _: write_checkpoint(path, {"path": SimpleNamespace()}),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, {"number": 1})
+    (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+    with monkeypatch.context() as patch:
+        UNREADABLE[kind](tmp_path / "last.pt", patch)
+        lines: list[str] = []
+        assert checkpoint.load(tmp_path, lines.append) == {"number": 1}
+        assert len(lines) == 1 and len(lines[0].splitlines()) == 1 and "last.pt" in lines[0]
+    assert os.path.lexists(tmp_path / "last.damaged")
+    for number in (2, 3):
+        checkpoint.save(tmp_path, {"number": number})
+    assert checkpoint.load(tmp_path, pytest.fail) == {"number": 3}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_two_checkpoints_that_cannot_be_read_are_one_line(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    with monkeypatch.context() as patch:
+        for name in ("last.pt", "previous.pt"):
+            UNREADABLE[kind](tmp_path / name, patch)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(tmp_path, lambda line: None)
+    is_file = (tmp_path / "last.pt").is_file()
+    assert_one_line(caught.value, "resume=false" if is_file else "move last.pt and previous.pt away")
+    if kind == "folder":
+        for name in ("last.pt", "previous.pt"):
+            (tmp_path / name).rmdir()
+    directory.clear()  # the cure
+    assert checkpoint.load(tmp_path, pytest.fail) is None
+    directory.unlock()
+
+
+@pytest.fixture(scope="module")
+def finished(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+    """`finished(folder)`: puts a finished run there; returns its arguments."""
+    runs = tmp_path_factory.mktemp("finished")
+    assert train.main([*TINY, f"runs_dir={runs}"]) == 0
+
+    return copier(runs)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"config_hash": "a"}', b"\xff"], ids=repr)
+def test_a_damaged_summary_is_written_again_from_the_last_checkpoint(
+    content: bytes, finished: Callable, command: Callable, tmp_path: Path
+) -> None:
+    argv = finished(tmp_path / "runs")
+    (path,) = (tmp_path / "runs").glob("*/seed0/summary.json")
+    before = json.loads(path.read_text())
+    path.write_bytes(content)
+    outcome = command(*argv)
+    assert outcome.status == 0, outcome.err
+    assert json.loads(path.read_text())["metrics"] == before["metrics"]
+
+
+@pytest.mark.parametrize("key", ["metrics", "sparsity", "metrics.top1_last", "sparsity.layers", "type"])
+def test_a_summary_that_lacks_values_is_one_line(
+    key: str, finished: Callable, command: Callable, tmp_path: Path
+) -> None:
+    argv = finished(tmp_path / "runs")
+    (path,) = (tmp_path / "runs").glob("*/seed0/summary.json")
+    whole = json.loads(path.read_text())
+    content = json.loads(path.read_text())
+    outer, _, inner = key.partition(".")
+    if key == "type":
+        content["metrics"]["top1_last"] = "high"
+    elif inner:
+        del content[outer][inner]
+    else:
+        content[outer] = {}
+    path.write_text(json.dumps(content))
+    outcome = command(*argv)
+    assert outcome.status == 2
+    (line,) = outcome.complaints
+    assert str(path) in line and "delete it" in line
+    path.unlink()  # the cure
+    assert command(*argv).status == 0
+    assert json.loads(path.read_text())["metrics"] == whole["metrics"]
