@@ -78,7 +78,7 @@ def run_command(overrides: list[str]) -> int:
     except (ConfigError, DataError, StartError) as error:  # perhaps of this rank alone
         return _fail(error, 2, always=not getattr(error, "shared", False))
     except (DivergedError, CheckpointError, RanksDisagreeError) as error:
-        return _fail(error, 1)
+        return _fail(error, 1, always=not getattr(error, "shared", True))
     except BrokenPipeError:
         return _fail("the reader of its output left; start the same command again to resume", 128 + SIGPIPE)
     except OSError as error:

@@ -197,7 +197,7 @@ def save(run: Run) -> None:
     if not bool(finite.all()):
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
         raise _divergence(run, run.step, f"{name} is not finite")
-    run.logger.flush()
+    distributed.on_rank_zero(run.logger.flush)
     ranks.check_run(run)
     state = run.state_dict()
     distributed.on_rank_zero(lambda: checkpoint.save(run.logger.folder, state))
