@@ -30,8 +30,8 @@ test-gpu: $(VENV)/dev.stamp
 test-slurm: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/slurm
 
-coverage: $(VENV)/dev.stamp  # of the quick tests; OC_CAUSE: OmegaConf has other errors under a tracer
-	OC_CAUSE=0 $(PYTEST) $(FAST) --cov=ham --cov=pruning --cov-report=term:skip-covered
+coverage: $(VENV)/dev.stamp  # of the quick tests
+	$(PYTEST) $(FAST) --cov=ham --cov=pruning --cov-report=term:skip-covered
 
 mutate: $(VENV)/dev.stamp  # do tests notice small changes of the code? make mutate MUTATE="pruning --sample 100"
 	$(BIN)/python tests/mutate.py $(MUTATE)
