@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,28 +23,13 @@ class Ranks:
     processes: list[subprocess.Popen]
     logs: list[Path]
 
-    def wait(self, seconds: float = 180) -> list[int]:
-        """Their exit statuses, -9 after a SIGKILL; the test fails if one of them does not end in time."""
-        deadline = time.monotonic() + seconds
-        for process in self.processes:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.01))
-            except subprocess.TimeoutExpired:
-                pytest.fail(f"a rank still runs after {seconds} s\n" + "\n".join(self.said()))
-        return [process.returncode for process in self.processes]
+    def wait(self) -> list[int]:
+        """Their exit statuses, -9 after a SIGKILL; the time that a test may take is pytest's own timeout."""
+        return [process.wait() for process in self.processes]
 
     def said(self) -> list[str]:
         """What each rank has written so far."""
         return [log.read_text() for log in self.logs]
-
-    def until(self, come: Callable[[], bool], seconds: float = 120) -> None:
-        """Wait for something to come while all are alive."""
-        deadline = time.monotonic() + seconds
-        while not come():
-            ended = [process for process in self.processes if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                pytest.fail("it did not come\n" + "\n".join(self.said()))
-            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +49,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., R
         own = []
         for rank, log in enumerate(logs):
             who = dict(zip(names, map(str, (rank, ranks, rank)), strict=True))
-            environment = {**os.environ, **shared, **who, "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, **shared, **who, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
             with log.open("w") as file:
                 command = [sys.executable, str(script), *argv]
                 own.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
