@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-gpu | test-slurm | coverage | lint | bench | figures | results
+# make demo | test | test-fast | test-gpu | test-slurm | coverage | mutate | lint | bench | figures | results
 # Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-gpu test-slurm coverage lint bench figures results clean
+.PHONY: demo test test-fast test-gpu test-slurm coverage mutate lint bench figures results clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
@@ -30,8 +30,11 @@ test-gpu: $(VENV)/dev.stamp
 test-slurm: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/slurm
 
-coverage: $(VENV)/dev.stamp  # of the quick tests; OC_CAUSE: OmegaConf has other errors under a tracer
-	OC_CAUSE=0 $(PYTEST) $(FAST) --cov=ham --cov=pruning --cov-report=term:skip-covered
+coverage: $(VENV)/dev.stamp  # of the quick tests
+	$(PYTEST) $(FAST) --cov=ham --cov=pruning --cov-report=term:skip-covered
+
+mutate: $(VENV)/dev.stamp  # do tests notice small changes of the code? make mutate MUTATE="pruning --sample 100"
+	$(BIN)/python tests/mutate.py $(MUTATE)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

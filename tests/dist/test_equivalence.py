@@ -13,23 +13,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from extent import ALL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ham import perturbed
+from ham import distributed, perturbed, process_group
 from ham.data import derived_seed
 from ham.models import Model
 from ham.optim.sam import frozen_running_statistics
-from ham import distributed, process_group
 from ham.run.build import build, setup_device
-from ham.run.state import Run
 from ham.run.config import config_hash, load
-from ham.run.loop import train_step
 from ham.run.logger import NullLogger
+from ham.run.loop import train_step
+from ham.run.state import Run
 from ham.tasks.images import ImageClassification
 
-RANKS, STEPS = 2, 20
-TINY = ["+demo=digits", "model.width=4", "batch_size=400", "epochs=10", "optimizer.lr=0.01"]
+RANKS, STEPS = 2, 15
+"""Of 24 in 8 epochs: AC/DC compresses before step 6 and decompresses before step 9."""
+
+TINY = ["+demo=digits", "model.width=4", "batch_size=400", "epochs=8", "optimizer.lr=0.01"]
 RIGL_SAM = ["sparsifier.interval=4", "optimizer.sam_rho=0.05", "optimizer.sam_ascent=per_rank"]
 CASES = {
     "dense": ["+exp=dense"],
@@ -45,6 +47,15 @@ CASES = {
     "group_norm": ["+exp=acdc_ham_s90"],
 }
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}
+TRAINED = [
+    (case, dtype)
+    for case in CASES
+    for dtype in BOUNDS
+    if ALL or dtype == torch.float64 or case in ("dense", "acdc_ham", "rigl_sam_per_rank")
+]
+"""In float32 a part of the cases by default, with HAM_TESTS=all every one."""
+
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass
@@ -102,10 +113,9 @@ def main(folder: Path) -> None:
     process_group.init_distributed({}, timeout=60)
     rank = distributed.world().rank
     ends = {}
-    for case in CASES:
-        for dtype in BOUNDS:
-            with prepared(case, dtype, folder, rank, RANKS) as run:
-                ends[f"{case} {dtype}"] = follow(run, train_step)
+    for case, dtype in TRAINED:
+        with prepared(case, dtype, folder, rank, RANKS) as run:
+            ends[f"{case} {dtype}"] = follow(run, train_step)
     torch.save(ends, folder / f"rank{rank}.pt")
     process_group.shutdown()
 
@@ -161,8 +171,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, launch: Callable) -> list[dic
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), TRAINED, ids=str)
 def test_two_ranks_are_one_process(case: str, dtype: torch.dtype, ends: list, tmp_path: Path) -> None:
     with prepared(case, dtype, tmp_path, 0, 1) as run:
         start = {name: t.clone() for name, t in run.model.state_dict().items()}

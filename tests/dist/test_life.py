@@ -1,12 +1,16 @@
-"""Two ranks from the command line: how they stop, die, hang, resume, and refuse what cannot run."""
+"""Two ranks from the command line: how they stop, die, hang, resume, and refuse what cannot run.
+
+Run as a script, this file is a rank: train.py that sends itself a signal before a given step, or one that
+runs several command lines.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import signal
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-EPOCHS = 30
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, RANK = ROOT / "train.py", Path(__file__)
+EPOCHS, STEPS = 5, 3
 RUN = [
     "+exp=acdc_ham_s90",
     "+demo=digits",
@@ -25,7 +30,33 @@ RUN = [
     f"epochs={EPOCHS}",
     "optimizer.sam_rho=0.05",
 ]
-TOLD = ("metrics", "sparsity", "epochs", "status")
+pytestmark = pytest.mark.timeout(1800)
+COMPARED = ("metrics", "sparsity", "epochs", "status")
+REFUSED = {
+    "batch_size=401": (2, ["batch_size=401 does not divide into 2 processes", "batch_size=400"]),
+    "batch_size=2": (2, ["BatchNorm needs 2 samples"]),
+    "optimizer.lr=1e12": (1, ["diverged: ", "at step"]),
+    "runs_dir=/proc/nowhere": (2, ["cannot write runs to /proc/nowhere"]),
+}
+
+
+def main(task: str, *argv: str) -> int:
+    """`SIGKILL rank step ARGS...`: train.py, interrupted; `refused FOLDER`: the command lines of REFUSED."""
+    from interrupt import interrupt
+
+    import train
+    from ham.distributed import shutdown
+
+    sys.argv[0] = "train.py"
+    if task != "refused":
+        interrupt(task, *map(int, argv[:2]))
+        status = train.main(list(argv[2:]))
+        shutdown(status)
+        return status
+    for change in REFUSED:
+        print(f"== {change}: {train.main([*RUN, f'runs_dir={argv[0]}', change])}", flush=True)
+    shutdown()
+    return 0
 
 
 def folder_of(runs: Path) -> Path:
@@ -35,8 +66,7 @@ def folder_of(runs: Path) -> Path:
 
 def lines(runs: Path) -> list[str]:
     """metrics.jsonl so far."""
-    found = list(runs.glob("*/seed0/metrics.jsonl"))
-    return found[0].read_text().splitlines() if found else []
+    return (folder_of(runs) / "metrics.jsonl").read_text().splitlines()
 
 
 def end(runs: Path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
@@ -44,11 +74,18 @@ def end(runs: Path) -> tuple[dict, dict[str, torch.Tensor], list[str]]:
     folder = folder_of(runs)
     summary = json.loads((folder / "summary.json").read_text())
     model = torch.load(folder / "last.pt", weights_only=True)["model"]
-    return {key: summary[key] for key in TOLD}, model, lines(runs)
+    return {key: summary[key] for key in COMPARED}, model, lines(runs)
 
 
 def complaints(said: str) -> list[str]:
     return [line for line in re.split(r"[\r\n]", said) if line.startswith("train.py: ")]
+
+
+def assert_lost(said: str, rank: int, epoch: int, step: int) -> None:
+    """The rank has said in one line where it lost the other one."""
+    (line,) = complaints(said)
+    assert f"rank {rank} of 2 lost another rank in epoch {epoch}, step {step} (" in line
+    assert "Traceback" not in said
 
 
 @pytest.fixture(scope="module")
@@ -63,86 +100,77 @@ def undisturbed(launch: Callable, tmp_path_factory: pytest.TempPathFactory) -> P
     return runs
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_all_and_the_run_goes_on_to_the_same_end(
-    victim: int, launch: Callable, undisturbed: Path, tmp_path: Path
-) -> None:
-    argv = [*RUN, f"runs_dir={tmp_path}", "checkpoint.minutes=0"]
-    pair = launch(TRAIN, *argv)
-    pair.until(lambda: len(lines(tmp_path)) >= 7)
-    pair.processes[victim].kill()
-    since = time.monotonic()
-    statuses = pair.wait(30)
-    print(f"all had ended {time.monotonic() - since:.1f} s after the kill")
-    assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 1
-    (said,) = complaints(pair.said()[1 - victim])
-    assert re.search(rf"rank {1 - victim} of 2 lost another rank in epoch \d+, step \d+ \(", said), said
-    assert "Traceback" not in pair.said()[1 - victim]
-    pair = launch(TRAIN, *argv, slurm=victim == 1)
-    assert pair.wait() == [0, 0], "\n".join(pair.said())
-    assert "resumed at epoch" in pair.said()[0]
-    (summary, model, told), (expected, wanted, before) = end(tmp_path), end(undisturbed)
-    assert summary == expected and told == before
-    assert model.keys() == wanted.keys() and all(torch.equal(model[name], wanted[name]) for name in model)
-
-
-def test_a_rank_that_hangs_ends_the_others_after_the_timeout(launch: Callable, tmp_path: Path) -> None:
-    pair = launch(TRAIN, *RUN, f"runs_dir={tmp_path}", "compute.timeout=4")
-    pair.until(lambda: len(lines(tmp_path)) >= 2)
-    os.kill(pair.processes[1].pid, signal.SIGSTOP)
-    status = pair.processes[0].wait(30)
-    (said,) = complaints(pair.said()[0])
-    assert status == 1 and re.search(
-        r"rank 0 of 2 lost another rank in epoch \d+, step \d+ \(Timed out", said
-    )
-    assert "Traceback" not in pair.said()[0]
-
-
-def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
-    launch: Callable, undisturbed: Path, tmp_path: Path
-) -> None:
-    argv = [*RUN, f"runs_dir={tmp_path}"]
-    pair = launch(TRAIN, *argv)
-    pair.until(lambda: len(lines(tmp_path)) >= 5)
-    pair.processes[1].send_signal(signal.SIGUSR1)
-    assert pair.wait(60) == [85, 85], "\n".join(pair.said())
-    stopped = len(lines(tmp_path))
-    assert "stopped by a signal to another rank" in pair.said()[0]
-    assert lines(tmp_path) == lines(undisturbed)[:stopped]
-    single = launch(TRAIN, *argv, ranks=1)
-    single.until(lambda: len(lines(tmp_path)) >= stopped + 3)
-    single.processes[0].send_signal(signal.SIGTERM)
-    assert single.wait(60) == [85], single.said()[0]
+@pytest.fixture(scope="module")
+def disturbed(launch: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run whose ranks were killed, then hung, then stopped; and the run as the stop left it."""
+    runs, stopped = tmp_path_factory.mktemp("disturbed"), tmp_path_factory.mktemp("stopped")
+    argv = [*RUN, f"runs_dir={runs}", "checkpoint.minutes=0"]
+    for victim, step in ((0, 4), (1, 7)):
+        pair = launch(RANK, "SIGKILL", str(victim), str(step), *argv, slurm=victim == 1)
+        statuses = pair.wait()
+        assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 1, "\n".join(pair.said())
+        assert_lost(pair.said()[1 - victim], 1 - victim, step // STEPS + 1, step)
+        assert victim == 0 or "resumed at epoch 2, step 4" in pair.said()[0]
+    pair = launch(RANK, "SIGSTOP", "1", "9", *argv, "compute.timeout=20")
+    assert pair.processes[0].wait() == 1, "\n".join(pair.said())
+    assert_lost(pair.said()[0], 0, 4, 9)
+    assert "Timed out" in pair.said()[0]
+    pair.processes[1].kill()
+    pair = launch(RANK, "SIGUSR1", "1", "10", *argv)
+    assert pair.wait() == [85, 85], "\n".join(pair.said())
+    assert "stopped by a signal to another rank in epoch 4, step 11;" in pair.said()[0]
+    shutil.copytree(runs, stopped, dirs_exist_ok=True)
     pair = launch(TRAIN, *argv)
     assert pair.wait() == [0, 0], "\n".join(pair.said())
-    summary, _, told = end(tmp_path)
-    assert [json.loads(line)["epoch"] for line in told] == list(range(EPOCHS))
-    assert told[:stopped] == lines(undisturbed)[:stopped] and told != lines(undisturbed)
-    assert summary["sparsity"]["kept"] == end(undisturbed)[0]["sparsity"]["kept"]
-    assert summary["metrics"]["top1_last"] > json.loads(told[0])["top1"] + 20  # it went on learning
-    history = json.loads((folder_of(tmp_path) / "provenance.json").read_text())["resumed_from"]
-    assert [process["ranks"] for process in history] == [2, 1]
+    return runs, stopped
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("batch_size=401", ["batch_size=401 does not divide into 2 processes", "batch_size=400"]),
-        ("batch_size=2", ["BatchNorm needs 2 samples"]),
-        ("optimizer.lr=1e12", ["diverged: ", "at step"]),
-        ("runs_dir=/proc/nowhere", ["cannot write runs to /proc/nowhere"]),
-    ],
-    ids=["batch", "BatchNorm", "divergence", "folder"],
-)
-def test_what_cannot_run_is_one_line_for_all_ranks(
-    change: str, words: list[str], launch: Callable, tmp_path: Path
+def test_killed_hanging_and_stopped_ranks_end_as_undisturbed_ones(
+    undisturbed: Path, disturbed: tuple[Path, Path]
 ) -> None:
-    pair = launch(TRAIN, *RUN, f"runs_dir={tmp_path}", change)
-    status = 1 if "diverged" in words[0] else 2
-    assert pair.wait(60) == [status, status], "\n".join(pair.said())
-    told = [line for said in pair.said() for line in complaints(said)]
-    assert len(told) == 1 and all(word in told[0] for word in words), told
-    assert not any("Traceback" in said for said in pair.said())
+    (summary, model, metrics), (expected, weights, before) = end(disturbed[0]), end(undisturbed)
+    assert summary == expected and metrics == before
+    assert model.keys() == weights.keys() and all(torch.equal(model[name], weights[name]) for name in model)
+
+
+def test_other_numbers_of_ranks_resume(launch: Callable, undisturbed: Path, disturbed: tuple) -> None:
+    runs = disturbed[1]
+    argv = [*RUN, f"runs_dir={runs}", "checkpoint.minutes=0"]
+    single = launch(RANK, "SIGTERM", "0", "12", *argv, ranks=1)
+    assert single.wait() == [85], single.said()[0]
+    assert "resumed at epoch 4, step 11" in single.said()[0]
+    pair = launch(TRAIN, *argv)
+    assert pair.wait() == [0, 0], "\n".join(pair.said())
+    assert "resumed at epoch 5, step 13" in pair.said()[0]
+    summary, _, metrics = end(runs)
+    expected, _, before = end(undisturbed)
+    assert metrics[:3] == before[:3] and len(metrics) == EPOCHS
+    for line, usual in zip(map(json.loads, metrics[3:]), map(json.loads, before[3:]), strict=True):
+        assert line["train_loss"] != usual["train_loss"]  # each rank normalizes its own images
+        for key in ("epoch", "step", "lr", "phase", "kept"):
+            assert line[key] == usual[key], key
+    assert summary["sparsity"]["kept"] == expected["sparsity"]["kept"]
+    history = json.loads((folder_of(runs) / "provenance.json").read_text())["resumed_from"]
+    assert [process["ranks"] for process in history][-2:] == [2, 1]
+
+
+@pytest.fixture(scope="module")
+def refusals(launch: Callable, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[str, str]]]:
+    """For each rank, command line of REFUSED -> what it said and its exit status."""
+    pair = launch(RANK, "refused", str(tmp_path_factory.mktemp("refused")))
+    assert pair.wait() == [0, 0], "\n".join(pair.said())
+    found = [re.findall(r"(.*?)== (\S+): (\d)\n", said, re.DOTALL) for said in pair.said()]
+    return [{change: (text, status) for text, change, status in parts} for parts in found]
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_cannot_run_is_one_line_for_all_ranks(change: str, refusals: list[dict]) -> None:
+    status, words = REFUSED[change]
+    texts, statuses = zip(*(rank[change] for rank in refusals), strict=True)
+    assert statuses == (str(status), str(status)), texts
+    (line,) = [line for text in texts for line in complaints(text)]
+    assert all(word in line for word in words), line
+    assert not any("Traceback" in text for text in texts)
 
 
 def test_an_image_that_one_rank_cannot_read_is_named(launch: Callable, tmp_path: Path) -> None:
@@ -160,6 +188,10 @@ def test_an_image_that_one_rank_cannot_read_is_named(launch: Callable, tmp_path:
     pair = launch(
         TRAIN, *argv, "batch_size=8", "epochs=2", f"runs_dir={tmp_path / 'runs'}", "compute.timeout=20"
     )
-    assert sorted(pair.wait(60)) == [1, 2], "\n".join(pair.said())
+    assert sorted(pair.wait()) == [1, 2], "\n".join(pair.said())
     told = [line for said in pair.said() for line in complaints(said)]
     assert sum(f"{damaged} cannot be decoded" in line for line in told) == 1 and len(told) == 2, told
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,7 @@ def network(seed: int) -> nn.Sequential:
         return nn.Sequential(OrderedDict(layers))
 
 
+@cache
 def digits(rank: int = 0, ranks: int = 1) -> list[tuple[Tensor, Tensor]]:
     """A batch of handwritten digits for every step; each rank has images of its own in it."""
     found = load_digits(n_class=10)

@@ -10,7 +10,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from itertools import product
@@ -32,24 +31,28 @@ from pruning.ranks import checksum
 
 TESTS = Path(__file__).resolve().parents[1]
 RANKS = 2
-SECONDS = 480
-RESUME_AFTER = 4
+RESUME_AFTER = 8
+"""Before an update of RigL and of SET, and before PILoT and spred prune."""
 
-ROTATING = ("sgd", "nesterov", "adamw", "sam")
-IN_FULL = ("rigl", "str", "pilot", "spred")
-"""Of each kind whose updates read gradients or whose weights are not plain: with all optimizers."""
+OPTIMIZERS = ("sgd", "nesterov", "adamw", "sam")
+pytestmark = pytest.mark.timeout(1800)
 
 
 def is_trained(case: Case) -> bool:
-    """Is this one of the cells that are trained by default?
+    """Is this one of the cells that are trained by default? HAM_TESTS=all trains every one.
 
-    A method meets each optimizer in one of its cells (plain or product, with or without HAM), and each of
-    these cells meets each optimizer with some method. HAM_TESTS=all trains every cell.
+    In each of its cells (plain or product, with or without HAM) a method meets one optimizer, in each cell
+    another one, so that each cell meets each optimizer with some method. Methods with a parameterization of
+    their own, which have one or two cells, meet two optimizers in each. Two of the four cells are enough
+    where the masks never change and for the brief rows.
     """
-    if ALL or case.method in IN_FULL or case.rule.brief:
-        return True
-    place = list(METHODS).index(case.method) + case.product + 2 * case.ham
-    return case.optimizer == ROTATING[place % len(ROTATING)]
+    cell = case.product + 2 * case.ham
+    if ALL or case.rule.brief:
+        return ALL or cell == 3 or case.optimizer == "sam"
+    if case.rule.fixed and cell in (1, 2):
+        return False
+    place = list(METHODS).index(case.method) + cell
+    return (OPTIMIZERS.index(case.optimizer) - place) % (4 if case.rule.plain else 2) == 0
 
 
 CASES = {
@@ -147,7 +150,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=(folder / "rendezvous").as_uri(),
         rank=rank,
         world_size=RANKS,
-        timeout=timedelta(seconds=SECONDS / 4),
+        timeout=timedelta(minutes=5),
     )
     trained = {}
     for name, case in CASES.items():
@@ -165,7 +168,7 @@ def main(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> list[dict[str, Any]]:
-    """What the ranks have written. Fails with their tracebacks if one fails or takes too long."""
+    """What the ranks have written. Fails with their tracebacks if one fails."""
     folder = tmp_path_factory.mktemp("ranks")
     write_masks(folder / "masks.pt")
     logs = [folder / f"rank{rank}.log" for rank in range(RANKS)]
@@ -177,7 +180,8 @@ def reports(tmp_path_factory) -> list[dict[str, Any]]:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
             with log.open("w") as file:
                 processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-        wait(processes)
+        for process in processes:  # where one fails, gloo ends the other one
+            process.wait()
         if any(process.returncode != 0 for process in processes):
             pytest.fail("\n".join(log.read_text() for log in logs), pytrace=False)
     finally:
@@ -185,17 +189,6 @@ def reports(tmp_path_factory) -> list[dict[str, Any]]:
             process.kill()
             process.wait()
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
-
-
-def wait(processes: list[subprocess.Popen]) -> None:
-    """Until all are done, or one has failed and the others had two seconds to say why, or time is up."""
-    deadline = time.monotonic() + SECONDS
-    while any(process.poll() is None for process in processes):
-        if any(process.returncode for process in processes):
-            deadline = min(deadline, time.monotonic() + 2)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -139,6 +139,7 @@ def test_the_decay_is_the_gradient_of_its_penalties(frobenius, decay):
     sparsifier.add_decay()
     for factor, gradient in expected:
         assert torch.allclose(factor.grad, gradient, rtol=1e-12, atol=1e-14)
+        assert not factor.grad.requires_grad, "a graph of every step would stay in memory"
     others = {p for p, _ in expected}
     assert all(p.grad is None for p in model.parameters() if p not in others)
 

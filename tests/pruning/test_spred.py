@@ -177,6 +177,8 @@ def test_balanced_factors_are_of_the_initial_weight():
         (10, 0.0, None),
         (8, 0.25, 6),
         (100, 0.29, 71),
+        (10, 0.27, 7),  # rounded, neither down
+        (10, 0.22, 8),  # nor up
     ],
 )
 def test_pruning_happens_where_fine_tuning_begins(total, finetune, epoch):
@@ -273,6 +275,16 @@ def test_decay_ends_and_pruned_weights_stay_zero_while_fine_tuning():
         assert not weight.value[pruned].view(torch.int32).any()
         for factor in (m, w):
             assert not optimizer.state[factor]["momentum_buffer"][pruned].any()
+    for factor in factors(spred):
+        factor.grad = torch.zeros_like(factor)
+    spred.add_decay()
+    assert not any(factor.grad.any() for factor in factors(spred))
+
+
+def test_a_decay_of_zero_adds_nothing():
+    model = network()
+    spred = attached(model, decay=0.0)
+    assert not spred.has_penalty
     for factor in factors(spred):
         factor.grad = torch.zeros_like(factor)
     spred.add_decay()

@@ -239,18 +239,20 @@ def test_snip_scores_a_product_as_the_plain_weight():
 
 @pytest.mark.parametrize("score", ["snip", "synflow"])
 def test_autocast_around_the_call_changes_nothing(score):
-    def found(enabled: bool) -> dict[str, Tensor]:
-        model = mlp().float()
+    def found(dtype: torch.dtype, *, autocast: bool) -> dict[str, Tensor]:
+        model = mlp().to(dtype)
         weights = prunable_weights(model)
         kept = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             if score == "synflow":
                 return synflow(model, weights, kept, (1, 6))
-            return scores_of(model, [(x.float(), y) for x, y in data()])
+            return scores_of(model, [(x.to(dtype), y) for x, y in data()])
 
-    plain, mixed = found(False), found(True)
+    plain, mixed = (found(torch.float32, autocast=autocast) for autocast in (False, True))
+    exact = found(torch.float64, autocast=False)
     for name, value in plain.items():
         assert value.dtype == mixed[name].dtype and torch.equal(value, mixed[name])
+        torch.testing.assert_close(mixed[name].double(), exact[name].double(), rtol=1e-4, atol=1e-6)
 
 
 # SynFlow

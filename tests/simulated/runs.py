@@ -33,14 +33,15 @@ from ham.tasks.graphs import GraphClassification
 IMAGES = ["+demo=tiny", "batch_size=700", "epochs=2", "checkpoint.minutes=0", "flips_every=1"]
 """Two epochs of two steps; a checkpoint after each step."""
 
+DEIT = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2"]
 NODES = ["model.hidden=8", "epochs=3", "compute.threads=1", "checkpoint.minutes=0"]
 RUNS = {
     "rigl_sign_in_s90": [
         *(*IMAGES, "model.width=4", "compute.amp=true", "optimizer.sam_rho=0.05"),
         *("sparsifier.interval=2", "parameterization.reset_every=1"),
     ],
-    "str_ham_s90": [*IMAGES, "model.width=4", "optimizer.clip_norm=1"],
-    "deit_acdc_ham_s50": [*IMAGES, "model.depth=1", "model.embed_dim=16", "model.num_heads=2"],
+    "str_ham_s90": [*IMAGES, *DEIT, "model=deit_small", "optimizer.clip_norm=1"],
+    "deit_acdc_ham_s50": [*IMAGES, *DEIT],
     "node/chameleon_gcn_nham": NODES,
     "node/chameleon_sage_ham": NODES,
 }

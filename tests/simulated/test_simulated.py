@@ -82,7 +82,9 @@ def test_the_update_of_a_mask_is_seen_as_one(seen):
             assert not cell["updates"], name
 
 
-@pytest.mark.parametrize("name", ["rigl-sgd-ham", "rigl-product-adamw-sam", "acdc-sgd-sam", "str-adamw-ham"])
+@pytest.mark.parametrize(
+    "name", ["rigl-sgd-ham", "rigl-product-sgd-sam", "acdc-product-adamw-sam", "str-adamw-ham"]
+)
 def test_the_same_training_runs_on_real_tensors(seen, name, tmp_path):
     write_masks(tmp_path / "masks.pt")
     cell = next(cell for cell in CELLS if str(cell) == name)

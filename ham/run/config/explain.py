@@ -18,8 +18,8 @@ from .schema import Config
 
 def explain(error: BaseException, parsed: list[Override]) -> str:
     """The innermost cause on one line, with the key it is about and the cure."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while error.__cause__ is not None and not isinstance(error, OmegaConfBaseException):
+        error = error.__cause__  # OmegaConf's own error names the key; under a tracer it has a cause too
     lines = str(error).strip().splitlines()
     if "raised while composing config" in lines[0]:
         return _unknown_key(next(x.split()[-1] for x in lines if x.strip().startswith("full_key")), parsed)

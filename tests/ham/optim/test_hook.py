@@ -523,6 +523,20 @@ def test_a_group_with_both_keys_uses_its_own_values_beside_one_without():
     assert_close([explicit, other], [hyp(half[0], explicit.grad, 0.1, 5.0, 0.5), half[1]], rtol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("key", "alpha", "beta"), [("ham_alpha", 5.0, 1e-3), ("ham_beta", 200.0, 5.0)], ids=["alpha", "beta"]
+)
+def test_a_group_with_one_key_keeps_its_value_and_leaves_one_dimensional_parameters_out(key, alpha, beta):
+    flat, matrix = weights(shapes=[(4,), (2, 3)])
+    set_gradients([flat, matrix], seed=0)
+    half = [p.detach() - 0.1 * p.grad for p in (flat, matrix)]
+    optimizer = SGD([{"params": [flat, matrix], key: 5.0}], lr=0.1)
+    with pytest.warns(UserWarning, match="one-dimensional parameters alone; pass model="):
+        HAM(optimizer)
+    optimizer.step()
+    assert_close([flat, matrix], [half[0], hyp(half[1], matrix.grad, 0.1, alpha, beta)], rtol=1e-13)
+
+
 def fresh(kind: str) -> tuple[nn.Module, Optimizer]:
     model = network()
     params = param_groups(model, weight_decay=1e-4) if kind == "groups" else model.parameters()
@@ -657,6 +671,13 @@ def test_clamped_counts_travel_with_the_state():
     hams[1].load_state_dict(hams[0].state_dict())
     hams[0].clamped_share()
     assert hams[1].clamped_share().item() == pytest.approx(1 / 4)
+
+
+def test_counts_before_the_first_step_are_zero():
+    ham = HAM(SGD(weights(), lr=0.1), track_clamped=True)
+    assert ham.state_dict() == {"clamped": 0, "seen": 0} and ham.clamped_share().item() == 0
+    ham.load_state_dict(ham.state_dict())
+    assert ham.state_dict() == {"clamped": 0, "seen": 0} and ham.clamped_share().item() == 0
 
 
 def test_clamped_share_without_counting_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from enum import Enum
@@ -247,3 +248,26 @@ def test_a_key_of_another_choice_names_choices_that_can_be_made() -> None:
     ):
         load([LEAF, "+demo=digits", "data.workers=0"])
     assert load([LEAF, "data=imagenet_folder", "data.workers=0"]).data.workers == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lrr=1", "unknown key optimizer.lrr"),
+        ("epochs=many", "epochs: Value 'many'"),
+        ("ham.select=nothing", "ham.select: Invalid value 'nothing'"),
+        ("optimizer.lr=???", "optimizer.lr is not set: give optimizer.lr=VALUE"),
+        ("optimizer.betas=[0.9]", "optimizer.betas exists only with optimizer="),
+        ("optimizer.lr=-1", "optimizer.lr must be positive, got -1"),
+    ],
+)
+def test_messages_name_the_key_under_a_tracer_too(override: str, words: str) -> None:
+    """OmegaConf's errors have causes there, as in coverage and debuggers."""
+    before = sys.gettrace()
+    sys.settrace(lambda *_: None)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            load(["+exp=acdc_s90", override])
+    finally:
+        sys.settrace(before)
+    assert str(caught.value).startswith(words)

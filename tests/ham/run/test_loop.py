@@ -6,17 +6,21 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ham import hyperbolic_step_, perturbed
 from ham.data import derived_seed
-from ham.run.build import build, setup_device
-from ham.run.config import config_hash, load
+from ham.run.build import build, optimizer_of, setup_device
+from ham.run.config import CONFIGS, config_hash, load
+from ham.run.config.optimization import OptimizerConfig
+from ham.run.config.registry import SCHEMAS
 from ham.run.logger import RunLogger
 from ham.run.loop import forward_backward, train_step
 from ham.run.metrics import EpochMetrics
@@ -337,3 +341,33 @@ def test_matched_decay_is_as_strong_as_beta_and_acts_on_the_same_weights(make: C
     assert shapes == [[tuple(p.shape) for p in group["params"]] for group in run.optimizer.param_groups]
     for group, beta in zip(run.optimizer.param_groups, acted_on, strict=True):
         assert group["weight_decay"] == pytest.approx(5e-5 + (1 - 0.9) * 1e-3 * beta)
+
+
+OPTIONS = {"momentum": 0.7, "nesterov": True, "betas": (0.8, 0.95), "eps": 1e-3}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_option_of_an_optimizer_reaches_its_groups(path: Path) -> None:
+    content = OmegaConf.to_container(OmegaConf.load(path))  # it reads 1e-8 as a number
+    schema = SCHEMAS["optimizer"][content["defaults"][0].removesuffix("_schema")]
+    own = {field.name for field in fields(schema)} - {field.name for field in fields(OptimizerConfig)}
+    of_file = {name: value for name, value in content.items() if name in own}
+    for given in (of_file, {name: OPTIONS[name] for name in own}):
+        optimizer = optimizer_of(schema(lr=0.3, **given), [{"params": [nn.Parameter(torch.ones(2))]}])
+        assert f"{type(optimizer).__name__}Config" == schema.__name__
+        (group,) = optimizer.param_groups
+        for name, value in {"lr": 0.3, **given}.items():
+            assert group[name] == (tuple(value) if isinstance(value, list) else value), name
+
+
+def test_the_line_of_an_epoch_shows_losses_and_accuracies_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = RunLogger(tmp_path / "run", load(RESNET))
+    shown = {"train_loss": 2.302585, "train_top1": 11.5, "test_loss": 2.25, "top1": 12.34567, "lr": 0.03}
+    hidden = {"kept": 7, "l1_sum": 3.0, "l1_mean": 0.1, "inverse_metric_at_zero": 1.0, "layers": {"fc": 0.5}}
+    logger.log_epoch({"epoch": 0, "step": 3, **shown, **hidden})
+    logger.close()
+    line = f"epoch 1/{EPOCHS}  train_loss 2.3026  train_top1 11.5  test_loss 2.25  top1 12.3457  lr 0.03\n"
+    assert capsys.readouterr().out == line
+    assert (tmp_path / "run" / "train.log").read_text().endswith(f"  {line}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import graph_files as small_files
@@ -129,6 +130,28 @@ def test_killed_between_checkpoints_a_run_repeats_what_it_lost(
     assert command(*argv, f"runs_dir={tmp_path}/cut", "checkpoint.minutes=0").status == 0
     whole, cut = (next((tmp_path / name).rglob("metrics.jsonl")) for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_checkpoints_are_a_second_apart_and_of_the_step_that_a_signal_stops(
+    command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))  # half seconds
+    saved: list[tuple[int, int]] = []
+    save = loop.save
+
+    def interrupted(run: Run, batch: str) -> torch.Tensor:
+        if run.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(run, batch)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock) / 2))
+    monkeypatch.setattr(loop, "save", lambda run: (saved.append((run.epoch, run.step)), save(run)))
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    assert command(LEAF, *SMALL, f"runs_dir={tmp_path}/cut").status == 85
+    assert saved == [(2, 2), (4, 4), (6, 6), (7, 8)]  # a signal is seen after the step, inside epoch 8
+    (last,) = (tmp_path / "cut").rglob("last.pt")
+    progress = torch.load(last, weights_only=True)["progress"]
+    assert progress == {"epoch": 7, "batch": 1, "step": 8}
 
 
 def test_a_run_that_another_process_ends_meanwhile_is_kept(

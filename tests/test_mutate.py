@@ -1,0 +1,157 @@
+"""tests/mutate.py on a small repository: which mutants it makes, which tests it runs, what survives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import mutate
+import pytest
+import yaml
+from mutants import mutants_of, related_tests
+
+MODULE = """\
+def clipped(value, bound):
+    \"\"\"At most `bound`.\"\"\"
+    if value > bound:
+        return bound
+    return value
+"""
+FILES = {
+    "pruning/__init__.py": "from .clipping import clipped\n",
+    "pruning/clipping.py": MODULE,
+    "pruning/used.py": "from . import inner\nfrom .clipping import clipped\n",
+    "pruning/inner.py": "LIMIT = 4\n",
+    "pruning/alone.py": "LIMIT = 3\n",
+    "tests/pruning/helper.py": "from pruning import clipped\n",
+    "tests/pruning/test_clipping.py": "from pruning.clipping import clipped\n\n\n"
+    "def test_clipped():\n    assert [clipped(n, 3) for n in (1, 3, 5)] == [1, 3, 3]\n",
+    "tests/pruning/test_other.py": "import helper\n\n\ndef test_broken():\n    assert helper is None\n",
+    "tests/pruning/test_user.py": "import pruning.used\n",
+}
+SURVIVOR = {"file": "pruning/clipping.py", "before": "if value > bound:", "after": "if (value >= bound):"}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t.invalid"]
+    subprocess.run(["git", *identity, "commit", "-qm", "all"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("x = a < b", {"x = (a <= b)"}),
+        ("x = a - b", {"x = (a + b)"}),
+        ("x = a and b", {"x = (a or b)"}),
+        ("x = not a", {"x = (a)"}),
+        ("x = -a", {"x = (a)"}),
+        ("x = True", {"x = (False)"}),
+        ("x = a[3]", {"x = a[(4)]", "x = a[(2)]"}),
+        ("x = 0.5", {"x = (1.5)", "x = (-0.5)"}),
+        ("x = f(a, b)", {"x = f((b), (a))", "x = (f(b, a))"}),
+        ("f(a)", {"pass"}),
+        ("a.b = c", {"pass"}),
+        ("a += b", {"pass"}),
+        ("raise ValueError(f'{a + 1} is odd')", {"pass"}),
+        ("x: int = a", set()),
+        ("'A docstring of 3 words.'", set()),
+        ("x = f'{a + 1}'", set()),
+    ],
+)
+def test_mutants_of_a_line(line: str, expected: set[str]) -> None:
+    found = {mutant.after for mutant in mutants_of("a.py", f"{line}\n")}
+    assert found == expected or (len(expected) > 1 and found and found < expected)
+
+
+def test_mutants_of_a_function_change_one_place_each() -> None:
+    mutants = mutants_of("pruning/clipping.py", MODULE)
+    assert [(mutant.line, mutant.after) for mutant in mutants] == [
+        (3, "if (not (value > bound)):"),
+        (3, "if (value >= bound):"),
+        (4, "return None"),
+        (5, "return None"),
+    ]
+    for mutant in mutants:
+        pairs = zip(MODULE.splitlines(), mutant.source.splitlines(), strict=True)
+        assert [n for n, (old, new) in enumerate(pairs, start=1) if old != new] == [mutant.line]
+
+
+def test_the_tests_of_a_module_import_it_or_what_imports_it(repository: Path) -> None:
+    own = ["tests/pruning/test_clipping.py", "tests/pruning/test_other.py"]
+    assert (
+        related_tests(repository, "pruning/clipping.py") == own
+    )  # by its name, and by a helper and the package
+    assert related_tests(repository, "pruning/used.py") == ["tests/pruning/test_user.py"]
+    assert related_tests(repository, "pruning/inner.py") == [
+        "tests/pruning/test_user.py"
+    ]  # of what imports it
+    assert len(related_tests(repository, "pruning/alone.py")) == 3  # all of the folder
+
+
+def test_survivors_are_printed_kept_and_listed_as_equivalent(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> tuple[int, str]:
+        return mutate.main(["pruning/clipping.py", "--jobs", "2"], repository), capsys.readouterr().out
+
+    status, out = run()
+    assert status == 1 and "3 of 4 mutants killed: 75.0 %" in out
+    assert "survived: pruning/clipping.py:3\n  - if value > bound:\n  + if (value >= bound):\n" in out
+    assert "left out, because they fail without a mutant: tests/pruning/test_other.py::test_broken" in out
+    assert all((repository / name).read_text() == text for name, text in FILES.items())
+    lines = [json.loads(line) for line in (repository / ".mutants.jsonl").read_text().splitlines()]
+    assert sorted(line["status"] for line in lines) == ["killed", "killed", "killed", "survived"]
+    status, out = run()
+    assert status == 1 and "4 mutants, 4 of them finished earlier" in out
+    test = repository / "tests" / "pruning" / "test_clipping.py"
+    test.write_text(test.read_text() + "\n")
+    assert "4 mutants, 3 of them finished earlier" in run()[1]  # a changed test may kill a survivor
+    listed = repository / "tests" / "equivalent_mutants.yaml"
+    listed.write_text(yaml.safe_dump([SURVIVOR | {"reason": "both return the bound"}]))
+    status, out = run()
+    assert status == 0 and "3 of 3 mutants killed: 100.0 %" in out
+
+
+@pytest.mark.parametrize(
+    ("entry", "argv", "complaint"),
+    [
+        ({}, ["nowhere"], "nowhere does not exist: give files or folders of"),
+        ({}, ["--base", "HEAD"], "no module changed since HEAD: give --base COMMIT, or folders"),
+        ({}, ["--base", "nothing"], "git diff: "),
+        (SURVIVOR, ["pruning"], "has no reason: write one"),
+        ({**SURVIVOR, "after": "x", "reason": "y"}, ["pruning"], "has no mutant 'if value > bound:' -> 'x'"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    entry: dict, argv: list[str], complaint: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if entry:
+        (repository / "tests" / "equivalent_mutants.yaml").write_text(yaml.safe_dump([entry]))
+    assert mutate.main(argv, repository) == 2
+    assert complaint in capsys.readouterr().err.splitlines()[0]
+
+
+def test_test_files_that_cannot_run_are_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "tests" / "pruning" / "test_user.py").write_text("import nothing, pruning.used\n")
+    (repository / "pruning" / "used.py").write_text("LIMIT = 4\n")
+    assert mutate.main(["pruning/used.py"], repository) == 2
+    assert "no test of pruning/used.py can run without a mutant: pytest" in capsys.readouterr().err
+
+
+def test_modules_changed_since_a_commit_are_the_default(repository: Path) -> None:
+    (repository / "pruning" / "used.py").write_text("LIMIT = 4\n")
+    (repository / "tests" / "pruning" / "helper.py").write_text("")
+    assert mutate.targets(repository, [], "HEAD") == ["pruning/used.py"]
+
+
+def test_an_endless_mutant_is_stopped_and_counts_as_killed(tmp_path: Path) -> None:
+    (tmp_path / "test_endless.py").write_text("def test_endless():\n    while True:\n        pass\n")
+    assert mutate.run_pytest(tmp_path, ["test_endless.py"], timeout=1) == (mutate.TIMEOUT, "")
