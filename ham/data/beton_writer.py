@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from ham.files import lock_file
 
 from .base import DataError
 from .beton import Beton, class_digest, import_ffcv, label_field
@@ -120,15 +121,16 @@ def write(path: Path, source: Source, image_format: Format, workers: int) -> Non
         OSError: the disk is full or cannot be written to.
     """
     partial = path.with_name(f".{path.name}.partial")  # its fixed name reuses what a killed run left
-    with open(partial, "ab") as lock:  # append: another process may be writing it
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is writing {path}: wait for it") from None
+    try:
+        lock = lock_file(partial)
+    except BlockingIOError as error:
+        raise DataError(f"another process is writing {path} ({error.strerror}): wait for it") from None
+    with lock:
         try:
             fields = image_format.fields(source.classes)
             encode_all(partial, source, fields, image_format.max_resolution, min(workers, len(source)))
-            os.fsync(lock.fileno())
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
             check(partial, source, image_format)
             os.replace(partial, path)
         except BaseException:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from ham.files import atomic_write_json, read_json
+from ham.files import atomic_write_json, lock_file, read_json
 from ham.report.spec import RunSpec
 
 from .manifests import RunsFolder
 
+_POLL_SECONDS = 0.05
 MAX_FAILURES = 2  # of a run, before time slices leave it out
 
 
@@ -110,11 +113,21 @@ class Failures:
     def add(self, run: RunSpec, reason: str) -> int:
         """Record a failure; returns how many there were of this run."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # against other threads and other sweeps of this folder
+        with self._locked():  # against other threads and other sweeps of this folder
             reasons = [*self.reasons(run), reason]
             atomic_write_json(self._path, (read_json(self._path) or {}) | {self._key(run): reasons})
         return len(reasons)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        while True:
+            try:
+                lock = lock_file(self._path.with_suffix(".lock"))
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
+        with lock:
+            yield
 
     def exhausted(self, todo: list[RunSpec]) -> list[RunSpec]:
         """The runs that failed so often that slices leave them out, and the dependents of those."""

@@ -84,3 +84,26 @@ def test_a_squeue_that_hangs_ends_a_submission_in_one_line(slurm: Slurm, tmp_pat
     path = f"{tmp_path}:{slurm.environment['PATH']}"
     printed = slurm(*command, cwd=ROOT / "scripts", status=2, PATH=path)
     assert printed == "sweep.py: squeue does not answer within 1 s: try again later"
+
+
+STEP = """\
+import os
+from torch import distributed
+from ham.process_group import init_distributed, shutdown
+init_distributed({}, 60)
+seen = [None, None]
+distributed.all_gather_object(seen, os.environ["SLURM_STEP_ID"])
+print("seen", *seen, flush=True)
+shutdown(0)
+"""
+
+
+def test_two_steps_of_one_job_do_not_meet(slurm: Slurm, tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(STEP)
+    step = f"srun --ntasks=2 --exact --mem=100 {sys.executable} {tmp_path}/step.py"
+    both = f"{step} >{tmp_path}/a & {step} >{tmp_path}/b & wait"
+    job = slurm.sbatch("--nodes=1", "--ntasks=4", "--mem=400", f"--output={tmp_path}/log", "--wrap", both)
+    ended = slurm.wait(job, 120)
+    assert ended["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    said = sorted((tmp_path / name).read_text() for name in "ab")
+    assert said == ["seen 0 0\n" * 2, "seen 1 1\n" * 2], (tmp_path / "log").read_text()
