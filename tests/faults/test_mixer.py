@@ -13,7 +13,7 @@ from launched_ranks import launcher
 sys.path.append(str(Path(__file__).parent))
 import mixer
 
-CASES = 300 if os.environ.get("HAM_TESTS") == "all" else 12
+CASES = 300 if os.environ.get("HAM_TESTS") == "all" else 4
 launch = pytest.fixture(scope="module")(launcher)
 
 
