@@ -26,7 +26,8 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
   -m ...          several runs: seed=0,1,2 or '+exp=glob(acdc_*)'; Hydra's --cfg and --info work too
 
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
-             85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C
+             85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C,
+             141 the reader of the output left
 """
 HYDRA_FLAGS = (
     "-m",
@@ -102,7 +103,7 @@ def _run(overrides: list[str]) -> None:
 
     cfg = load_on_all_ranks(overrides)
     if world().is_main_process and (reason := unknown_commit()):
-        _fail(reason, 0)
+        on_console(lambda: _fail(reason, 0))
     if cfg.demo and world().is_main_process:
         changes = demo_changes(overrides).items()
         lines = [f"  {key:<24}{before} -> {after}" for key, (before, after) in changes]

@@ -14,6 +14,7 @@ _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Run a command; returns its exit status, 141 if the reader of its output has left, as of `| head`."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not so in a notebook, and after >&-
             stream.reconfigure(errors="backslashreplace")
@@ -26,6 +27,17 @@ def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except BrokenPipeError:
         ignore_broken_pipe()
         return 128 + SIGPIPE
+
+
+def _open_missing_streams() -> None:
+    """Open /dev/null where a standard stream is closed (>&-), else the next file gets its descriptor."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def ignore_broken_pipe() -> None:

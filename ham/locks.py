@@ -77,14 +77,17 @@ class Lock:
 
         A deleted owner's file is written again.
         """
-        try:
-            owner = _read_owner(self._owner)
-            if owner is None:
-                self._write_owner()
-        except FileExistsError:
-            return self.taken_by()
-        except OSError:  # the folder is gone or cannot be read: nobody else is known to write there
-            return ""
+        owner = None
+        for _ in range(2):  # the second time where another process wrote it meanwhile
+            try:
+                owner = _read_owner(self._owner)
+                if owner is None:
+                    self._write_owner()
+                break
+            except FileExistsError:
+                continue
+            except OSError:  # the folder is gone or cannot be read: nobody else is known to write there
+                return ""
         return "" if owner is None or owner.content.get("token") == self._token else owner.name
 
     def _write_owner(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
-from ham.distributed import World, difference_over_ranks, reason, world
+from ham.distributed import World, difference_over_ranks, reason, translate_collective_errors, world
 from ham.rendezvous import Endpoint, Listener, connect, endpoint_of
 
 
@@ -39,7 +39,9 @@ def init_distributed(identity: Identity, timeout: float) -> None:
     if me.size == 1:
         return
     if distributed.is_initialized():
-        if error := difference_over_ranks(identity, SAME_START):
+        with translate_collective_errors(lambda: "before the next run"):
+            error = difference_over_ranks(identity, SAME_START)
+        if error:
             raise StartError(error)
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -48,7 +50,7 @@ def init_distributed(identity: Identity, timeout: float) -> None:
         distributed.init_process_group(
             backend, store=store, rank=me.rank, world_size=me.size, timeout=timedelta(seconds=timeout)
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise PeerLostError(
             f"rank {me.rank} of {me.size} could not connect to the others ({reason(error)}): "
             "start all ranks with torchrun or srun, see docs/clusters.md"

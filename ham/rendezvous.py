@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import selectors
 import socket
 import time
@@ -101,6 +102,7 @@ class Listener:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._arrived: dict[int, _Connection] = {}
+        self._gone: dict[int, float] = {}
         self._error: PeerLostError | StartError | None = None
 
     def collect(self, own: Identity, timeout: float) -> None:
@@ -112,7 +114,9 @@ class Listener:
         """
         deadline = time.monotonic() + timeout
         while len(self._arrived) < self.world_size - 1 and not self._error:
-            if not self._serve(deadline):
+            self._serve(min(deadline, time.monotonic() + _REPLY_SECONDS))
+            self._check_gone()
+            if time.monotonic() >= deadline and not self._error:
                 raise self._refuse(PeerLostError(self._missing(timeout)))
         identities = [own, *(self._arrived[rank].line["identity"] for rank in sorted(self._arrived))]
         error = self._error
@@ -167,11 +171,18 @@ class Listener:
     def _drop(self, connection: _Connection) -> None:
         self._selector.unregister(connection.socket)
         connection.socket.close()
-        if connection in self._arrived.values():
-            what = (
-                f"rank {connection.line['rank']} ended before all ranks had arrived, see the end of its log"
-            )
-            self._error = self._error or PeerLostError(what)
+        if connection not in self._arrived.values():
+            return
+        rank = connection.line["rank"]
+        del self._arrived[rank]
+        self._gone[rank] = time.monotonic()
+
+    def _check_gone(self) -> None:
+        """Give up on a rank whose connection ended, unless it connects again at once."""
+        for rank, since in self._gone.items():
+            if rank not in self._arrived and time.monotonic() - since > 2 * _REPLY_SECONDS:
+                what = f"rank {rank} ended before all ranks had arrived, see the end of its log"
+                self._error = PeerLostError(what)
 
     def _admit(self, connection: _Connection) -> None:
         """Acknowledge a rank of this run, or say why it is not one; ignore what is not a rank."""
@@ -184,10 +195,10 @@ class Listener:
             counts = f"rank {rank} counts {size} ranks, rank 0 counts {self.world_size}"
             self._error = StartError(f"{counts}: {SAME_START}")
         elif rank not in range(1, size):
-            connection.refuse(StartError(f"rank {rank} of {size} does not exist: {SAME_START}"))
-        elif rank in self._arrived:
+            connection.send({"refused": f"rank {rank} of {size} does not exist: {SAME_START}"})
+        elif rank in self._arrived and self._arrived[rank].line.get("token") != line.get("token"):
             what = f"another process is rank {rank} already: two runs share one MASTER_PORT"
-            connection.refuse(StartError(what))
+            connection.send({"refused": what})
         else:
             self._arrived[rank] = connection
         if self._error:
@@ -251,6 +262,7 @@ def connect(endpoint: Endpoint, rank: int, world_size: int, own: Identity, timeo
     """
     deadline = time.monotonic() + timeout
     line = {"run": endpoint.run, "rank": rank, "world_size": world_size, "identity": own}
+    line["token"] = secrets.token_hex(8)  # of this process, which may have to connect again
     found = "nothing listens there"
     while time.monotonic() < deadline:
         for port in endpoint.ports:
@@ -275,6 +287,10 @@ def connect(endpoint: Endpoint, rank: int, world_size: int, own: Identity, timeo
 def _store_port(answer: dict[str, Any]) -> int:
     if "error" in answer:
         raise StartError(answer["error"])
+    if "refused" in answer:  # this rank alone
+        error = StartError(answer["refused"])
+        error.shared = False
+        raise error
     if "lost" in answer:
         raise PeerLostError(answer["lost"])
     if "store" not in answer:

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 
-from .files import ROOT
+from .files import ROOT, one_line
 from .programs import run_program
 
 CODE = (
@@ -33,8 +33,11 @@ def git(*arguments: str) -> str:
         done = run_program(["git", *arguments], _SECONDS, environment | {"LC_ALL": "C"}, ROOT)
     except subprocess.TimeoutExpired:
         raise GitError(f"git does not answer within {_SECONDS:g} s") from None
-    except OSError:
-        raise GitError("git is not on the PATH") from None
+    except FileNotFoundError as error:
+        missing = "git is not on the PATH" if error.filename == "git" else f"git cannot be started ({error})"
+        raise GitError(missing) from None
+    except OSError as error:
+        raise GitError(f"git cannot be started ({one_line(error)})") from None
     if "dubious ownership" in done.stderr:
         raise GitError(f"git refuses {ROOT}, which another user owns")
     if done.returncode:

@@ -38,6 +38,7 @@ class MaskFrom(TargetSparsity):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range, or without a source."""
         super().__post_init__()
+        self.loaded: tuple[Any, Any, Any] | None = None  # what `load_masks` returned to another rank
         self.resumed = False  # True: the masks come by `load_state_dict`, and the source is not read
         if not self.source:
             raise ValueError("MaskFrom needs a source: the folder of a finished run, or its masks.pt")
@@ -63,7 +64,7 @@ class MaskFrom(TargetSparsity):
     def _on_attach(self) -> None:
         if self.resumed:
             return
-        masks, margins, self.origin = load_masks(self.source)
+        masks, margins, self.origin = self.loaded or load_masks(self.source)
         names = self.masks.weights.keys()
         if masks.keys() != names:
             different = sorted(masks.keys() ^ names)

@@ -41,13 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         print(printable(f"collect.py: {error}"), file=sys.stderr)
         return 2
     print_result(result, args.demo)
-    return 1 if result.left_out else 0
+    return 1 if result.left_out or result.damaged else 0
 
 
 def print_result(result: CollectResult, demo: str) -> None:
     """Print the new records and how many runs have none."""
-    for line in [*result.damaged, *map(short_path, result.written)]:
-        print(printable(line))
+    for line in result.damaged:
+        print(printable(f"collect.py: {line}"), file=sys.stderr)
+    for path in map(short_path, result.written):
+        print(printable(path))
     for source in result.empty:
         print(printable(f"{short_path(source)}: no run has finished there"))
     counts = (len(result.written), result.existing, len(result.left_out))

@@ -33,7 +33,7 @@ def number(low: float = -LARGEST, high: float = LARGEST) -> Rule:
     return lambda value, name: "" if is_number(value) and low <= value <= high else f"no {name}{within}"
 
 
-def whole(low: int = 0, high: int = _LARGEST_COUNT) -> Rule:
+def integer(low: int = 0, high: int = _LARGEST_COUNT) -> Rule:
     """An integer in a range."""
 
     def rule(value: Any, name: str) -> str:
@@ -125,9 +125,9 @@ def _values(content: Any) -> Iterator[tuple[int, Any]]:
 
 
 _MISSING = object()
-_BOOL, _COUNTS = of_type(bool), mapping(whole())
-_HARDWARE = fields({"cpu": label}, {"cores": nullable(whole(1)), "gpus": nullable(each(label))})
-_RANKS = nullable(whole(1, 2**20))
+_BOOL, _COUNTS = of_type(bool), mapping(integer())
+_HARDWARE = fields({"cpu": label}, {"cores": nullable(integer(1)), "gpus": nullable(each(label))})
+_RANKS = nullable(integer(1, 2**20))
 _RESUMED = fields({}, {"dirty": nullable(_BOOL), "hardware": nullable(_HARDWARE), "ranks": _RANKS})
 _PROVENANCE = fields(
     {"argv": each(text()), "hardware": _HARDWARE},
@@ -135,7 +135,7 @@ _PROVENANCE = fields(
         "dirty": nullable(_BOOL),
         "python": nullable(label),
         "versions": nullable(mapping(nullable(label))),
-        "threads": nullable(whole(1)),
+        "threads": nullable(integer(1)),
         "ranks": _RANKS,
         "slurm_job": nullable(label),
         "config_hash": text(),
@@ -146,10 +146,10 @@ IDENTITY = fields(
     {
         "exp": text(),
         "overridden": _BOOL,
-        "seed": whole(0, SEEDS[-1]),
+        "seed": integer(0, SEEDS[-1]),
         "config_hash": text(_HASH),
         "status": text(),
-        "epochs": whole(),
+        "epochs": integer(),
         "demo": nullable(text()),
         "provenance": _PROVENANCE,
     },
@@ -158,14 +158,14 @@ IDENTITY = fields(
 """Of summary.json, diverged.json and their records."""
 
 _SOURCE = fields(
-    {"exp": text(), "seed": whole(0, SEEDS[-1]), "config_hash": text(_HASH)}, {"demo": nullable(text())}
+    {"exp": text(), "seed": integer(0, SEEDS[-1]), "config_hash": text(_HASH)}, {"demo": nullable(text())}
 )
 _SPARSITY = fields(
     {"target": number(0, 1), "overall": number(0, 1)},
-    {"kept": whole(), "total": whole(), "masks_from": nullable(_SOURCE)},
+    {"kept": integer(), "total": integer(), "masks_from": nullable(_SOURCE)},
 )
 _PERCENT = number(0, 100)
-GRAPH = fields({"name": label, "metric": label, "nodes": fields({"valid": whole(1)})})
+GRAPH = fields({"name": label, "metric": label, "nodes": fields({"valid": integer(1)})})
 _GRAPHS = fields({"name": label}, {"metric": label, "graphs": _COUNTS})
 
 
@@ -188,7 +188,7 @@ def results(percents: tuple[str, ...], is_node: bool) -> Rule:
     return rule
 
 
-EPOCH = fields({"epoch": whole()})
+EPOCH = fields({"epoch": integer()})
 """A line of metrics.jsonl; its other values are numbers, None, or `masks_from`."""
 
 

@@ -113,8 +113,9 @@ def _check_identity(summary: Any) -> None:
     """Raise InvalidRecord unless what a finished and a diverged run share is complete."""
     if problem := schema.IDENTITY(summary, ""):
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
-    ranks = summary.get("ranks", {"world_size": 1, "agreed": True})  # older summaries have none
-    if ranks.get("agreed") is not True or schema.whole(1)(ranks.get("world_size"), ""):
+    count = summary["provenance"].get("ranks", 1)
+    agreed = summary.get("ranks", {"world_size": 1, "agreed": True})  # older summaries of one rank have none
+    if agreed != {"world_size": count, "agreed": True} or agreed["agreed"] is not True:
         raise InvalidRecord("its ranks did not agree at the end: their weights differ, run it again")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,18 @@ class Answering:
         share = self.questions[task][me.rank :: me.size]
         part = f".{me.rank}of{me.size}" if me.size > 1 else ""
         language = self.language
-        score = evaluate(
-            *(language.model, language.tokenizer, task, share, data.scoring),
-            path=folder / f"{task}{part}.jsonl",
-            settings=settings_hash(self.cfg.model, language.model, task, share, data.scoring),
-            log=self.logger.log,
-            after_batch=self._stop_if_asked,
-        )
+        score = Score(task, 0, 0, 0)
+        with suppress(Interrupted):  # until the others have answered their share of this task
+            score = evaluate(
+                *(language.model, language.tokenizer, task, share, data.scoring),
+                path=folder / f"{task}{part}.jsonl",
+                settings=settings_hash(self.cfg.model, language.model, task, share, data.scoring),
+                log=self.logger.log,
+                after_batch=self._stop_if_asked,
+            )
+        if distributed.all_reduce_or(int(bool(self.received))):
+            name = self.received[0] if self.received else "a signal to another rank"
+            raise Interrupted(f"stopped by {name} while it answered questions")
         counts = torch.tensor([score.correct, score.questions, score.unanswered])
         score = Score(task, *distributed.all_reduce_sum(counts).tolist())
         self.logger.log(f"{folder.name} training: {task} {100 * score.correct / score.questions:.2f} %")
@@ -62,7 +68,7 @@ class Answering:
 
     def _stop_if_asked(self) -> None:
         if self.received:
-            raise Interrupted(f"stopped by {self.received[0]} while it answered questions")
+            raise Interrupted
 
 
 def accuracies(scores: dict[str, Score], prefix: str = "") -> dict[str, float]:

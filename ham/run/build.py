@@ -15,7 +15,8 @@ from ham import distributed, process_group
 from ham.data import derived_seed
 from ham.optim import HAM, param_groups
 from ham.tasks import Task
-from pruning import Sparsifier
+from pruning import MaskFrom, Sparsifier
+from pruning.export import load_masks
 from pruning.stats import SignFlips
 
 from .config import Config, ConfigError
@@ -59,6 +60,8 @@ def build(
         return model, optimizer, build_ham(cfg, optimizer, sparsifier)
 
     try:
+        if isinstance(sparsifier, MaskFrom) and not resumed:  # rank 0 alone has to see the file
+            sparsifier.loaded = distributed.from_rank_zero(lambda: load_masks(sparsifier.source))
         model, optimizer, ham = distributed.raise_on_all_ranks(parts)
     except ValueError as error:
         raise distributed.shared(ConfigError(str(error))) from error

@@ -71,8 +71,11 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 def mark_saved(folder: Path) -> None:
     """State that the run in this directory has a checkpoint."""
-    with suppress(FileExistsError), open(folder / SAVED, "xb"):
-        pass
+    try:
+        os.utime(folder / SAVED, follow_symlinks=False)  # a policy deletes old files first
+    except FileNotFoundError:
+        with suppress(FileExistsError), open(folder / SAVED, "xb"):
+            pass
 
 
 def check_not_purged(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class FineTuning:
             resumed = self._receive(resumed)
             with explain_mismatch(self.logger.folder):
                 torch.set_num_threads(resumed.state["threads"])  # sums round as they did before
-                self.logger.load_state_dict(resumed.state["logger"])
+            distributed.on_rank_zero(lambda: self.logger.load_state_dict(resumed.state["logger"]))
         model, ham = self.inputs.language.model, self.cfg.ham
         answering = Answering(
             self.cfg, self.inputs.questions, self.inputs.language, self.logger, self.received
@@ -185,7 +186,7 @@ class FineTuning:
             self._write_divergence(error.reason, callback.epochs)
             raise
         except RuntimeError as error:  # torch's and safetensors' writers name no cause
-            if shutil.disk_usage(self.logger.folder).free >= _FULL:
+            if not distributed.world().is_main_process or not _is_full(self.logger.folder):
                 raise
             reason = "the disk is full; complete ones are kept"
             raise CheckpointError(f"cannot write a checkpoint in {folder}: {reason}") from error
@@ -209,6 +210,12 @@ class FineTuning:
             "provenance": self.logger.directory.provenance(),
         }
         self.logger.directory.write_divergence(content)
+
+
+def _is_full(folder: Path) -> bool:
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free < _FULL
+    return False
 
 
 def _export_ranks(me: distributed.World) -> None:

@@ -192,13 +192,13 @@ def save(run: Run) -> None:
     """Write the metrics and a checkpoint; a run that has diverged keeps its last good checkpoint."""
     _check_finite(run)
     distributed.broadcast_buffers(run.model)
+    ranks.check_run(run)
     tensors = {name: t for name, t in run.model.state_dict().items() if t.is_floating_point()}
     finite = torch.isfinite(torch.stack(torch._foreach_norm(list(tensors.values()), float("inf"))))
     if not bool(finite.all()):
         name = list(tensors)[int(finite.logical_not().nonzero()[0])]
         raise _divergence(run, run.step, f"{name} is not finite")
     distributed.on_rank_zero(run.logger.flush)
-    ranks.check_run(run)
     state = run.state_dict()
     distributed.on_rank_zero(lambda: checkpoint.save(run.logger.folder, state))
     run.saved_at = time.monotonic()

@@ -7,6 +7,8 @@ import io
 import platform
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ham import distributed, process_group
-from ham.agreement import Identity
+from ham.agreement import Identity, PeerLostError
 from ham.files import ROOT, atomic_write
 
 from .config import Config, ConfigError, load
@@ -39,7 +41,8 @@ def load_on_all_ranks(overrides: list[str]) -> Config:
     try:
         cfg = load(overrides)
     except ConfigError as error:
-        process_group.init_distributed({"error": str(error)}, _WITHOUT_CONFIG)  # the others learn why
+        with suppress(PeerLostError):  # they cannot be told
+            process_group.init_distributed({"error": str(error)}, _WITHOUT_CONFIG)
         raise
     process_group.init_distributed(identity(cfg), cfg.compute.timeout)
     return cfg
@@ -140,9 +143,15 @@ def send_folder(folder: Path) -> None:
         if not distributed.all_reduce_or(int(_digest(path) != digest)):
             continue
         content = distributed.from_rank_zero(path.read_bytes)
-        if not distributed.world().is_main_process and _digest(path) != digest:
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, lambda file, content=content: file.write(content))
+        for rank in range(1, distributed.world().size):  # in turn: ranks of one node share its folder
+            distributed.raise_on_all_ranks(partial(_receive, path, content, digest, rank))
+
+
+def _receive(path: Path, content: bytes, digest: str, rank: int) -> None:
+    """Write a file on one rank, unless it has this content there."""
+    if distributed.world().rank == rank and _digest(path) != digest:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda file: file.write(content))
 
 
 def _digest(path: Path) -> str:

@@ -117,7 +117,6 @@ class Run:
             setattr(self, name, value)
         self.history = state["history"]
         self._load_rng(state["rng"])
-        self.logger.load_state_dict(state["logger"])  # last: it changes metrics.jsonl
 
     def _load_rng(self, streams: dict[str, Tensor | None]) -> None:
         """Restore this rank's random stream; a rank that the checkpoint does not have gets a new one."""

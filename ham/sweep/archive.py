@@ -6,9 +6,10 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
-from ham.files import atomic_write, read_json
+from ham.files import atomic_write, one_line, read_json
 from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 
@@ -16,20 +17,26 @@ _PATH = re.compile(r"^( *)(runs_dir|root):.*(?:\n\1 +.*)*$", re.MULTILINE)
 """Keys with paths; YAML continues long ones on lines with more indentation."""
 
 
-def pack(runs: list[RunSpec], folder: Path, archive: Path) -> None:
+def pack(runs: list[RunSpec], folder: Path, archive: Path, warn: Callable[[str], None]) -> None:
     """Write the finished run directories among `runs` to a .tar.gz that scripts/collect.py reads.
 
     Args:
         runs: the runs.
         folder: where run directories are.
         archive: the file, replaced in one step.
+        warn: called with a line about each run whose files are damaged; it is left out.
     """
     archive.parent.mkdir(parents=True, exist_ok=True)
 
     def write(file: io.BufferedIOBase) -> None:
         with tarfile.open(fileobj=file, mode="w:gz") as content:
             for run in runs:
-                for name, text in _files(run.folder(folder)).items():
+                try:
+                    files = _files(run.folder(folder))
+                except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                    warn(f"{run.folder(folder)} is not packed: {one_line(error)}")
+                    continue
+                for name, text in files.items():
                     member = tarfile.TarInfo(f"{run.name}/seed{run.seed}/{name}")  # without owner and time
                     member.size = len(data := text.encode())
                     content.addfile(member, io.BytesIO(data))

@@ -138,8 +138,8 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
         """A failure to pack must not end the runs: the next one, or the end of the sweep, packs again."""
         if options.archive and packing.acquire(blocking=False):
             try:
-                pack(list(states), sweeps.runs, options.archive)
-            except (OSError, ValueError, KeyError) as error:
+                pack(list(states), sweeps.runs, options.archive, warn)
+            except OSError as error:
                 print(f"sweep.py: cannot pack {options.archive}: {one_line(error)}", file=sys.stderr)
             finally:
                 packing.release()

@@ -62,7 +62,7 @@ class RunStatus:
 
     @property
     def is_active(self) -> bool:
-        """Is it queued or running, under SLURM or on this machine?"""
+        """Is it queued or running, under SLURM or by another process?"""
         return self.kind in (Status.RUNNING, Status.QUEUED)
 
     @property
@@ -114,7 +114,7 @@ class Sweeps(RunsFolder):
         if active := self.active.get(self.line(run)):
             return active
         if self.is_locked(run):
-            return RunStatus(Status.RUNNING, "on this machine")
+            return RunStatus(Status.RUNNING, "by another process")
         if not summary and (note := self._divergence(run)):
             return RunStatus(Status.DIVERGED, note)
         recorded = None if masks or self._again else _recorded(run)
@@ -150,7 +150,7 @@ class Sweeps(RunsFolder):
         return summary["metrics"][run.info.reported[0]]
 
     def is_locked(self, run: RunSpec) -> bool:
-        """Does a process on this machine train in the run's directory, or in a trial of its calibration?"""
+        """Does a process train in the run's directory, or in a trial of its calibration?"""
         folder = run.folder(self.runs)
         return any(map(is_locked, (folder / "lock", *folder.glob("trial*/lock"))))
 

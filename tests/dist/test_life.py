@@ -45,7 +45,7 @@ def main(task: str, *argv: str) -> int:
     from interrupt import interrupt
 
     import train
-    from ham.distributed import shutdown
+    from ham.process_group import shutdown
 
     sys.argv[0] = "train.py"
     if task != "refused":

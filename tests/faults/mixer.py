@@ -153,10 +153,13 @@ class Mixer:
         role = json.dumps(asdict(fault) if fault else None)
         ranks = self.launch(Path(__file__), "--rank", role, *argv, ranks=case.ranks)
         stopped = fault.rank if fault and fault.kind == "stop" else None
-        deadline = time.monotonic() + 120
-        for rank, process in enumerate(ranks.processes):
-            if rank != stopped:
-                process.join(max(deadline - time.monotonic(), 0.1))
+        deadline = None
+        while any(p.exitcode is None for rank, p in enumerate(ranks.processes) if rank != stopped):
+            time.sleep(0.02)
+            if deadline is None and any(p.exitcode is not None for p in ranks.processes):
+                deadline = time.monotonic() + TIMEOUT + 10  # all others end within this time
+            if deadline is not None and time.monotonic() > deadline:
+                break
         if stopped is not None:
             ranks.processes[stopped].kill()
             ranks.processes[stopped].join()

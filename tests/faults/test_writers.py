@@ -102,7 +102,8 @@ def _read_manifest(folder: Path) -> int | None:
 
 
 def _beton(folder: Path, number: int) -> None:
-    beton_writer.write(folder / "train.beton", [number], beton_writer.Format(), 1)
+    source = beton_writer.Source([f"n{number}"], [0], [("", 0, 0)], ["image"])
+    beton_writer.write(folder / "train.beton", source, beton_writer.Format(), 1)
 
 
 def _read_beton(folder: Path) -> int | None:
@@ -148,15 +149,15 @@ WRITERS = {
 def encode(monkeypatch: pytest.MonkeyPatch) -> None:
     """FFCV's encoder, with a file of 100 bytes in place of images: the writer around it is what is tested."""
 
-    def encode_all(path: Path, source: list[int], *_: Any) -> None:
-        (number,) = source
+    def encode_all(path: Path, source: beton_writer.Source, *_: Any) -> None:
+        number = int(source.classes[0][1:])
         with open(path, "wb") as file:
             file.write(b"%d" % number * 50)
             file.write(b"%d" % number * 50)
 
     monkeypatch.setattr(beton_writer, "encode_all", encode_all)
     monkeypatch.setattr(beton_writer, "check", lambda *_: None)
-    monkeypatch.setattr(beton_writer.Format, "fields", lambda self: {})
+    monkeypatch.setattr(beton_writer.Format, "fields", lambda self, classes: {})
 
 
 def _leftovers(folder: Path) -> list[Path]:

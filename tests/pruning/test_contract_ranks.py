@@ -25,7 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from ham.distributed import shutdown
+from ham.process_group import shutdown
 from pruning import ACDC, RandomPruning, RigL
 from pruning.ranks import checksum
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ham import HAM, perturbed
-from ham.distributed import shutdown
 from ham.optim import frozen_running_statistics
+from ham.process_group import shutdown
 
 LR, RHO = 0.1, 0.3
 

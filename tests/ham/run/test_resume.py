@@ -111,15 +111,19 @@ def serve() -> None:
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
+    import ham.repository
     import ham.run.config
     import ham.run.loop
     import ham.run.main
     import ham.run.provenance
+    import ham.run.ranks
     import train
 
     ham.run.loop._SHORT_EPOCH = 0.0  # a checkpoint after every epoch
-    for name in ("load", "demo_changes"):  # Hydra composes for half a second: once per command line
-        setattr(ham.run.config, name, remember(getattr(ham.run.config, name)))
+    # Hydra composes for half a second: once per command line
+    ham.run.config.load = ham.run.ranks.load = remember(ham.run.config.load)
+    ham.run.config.demo_changes = remember(ham.run.config.demo_changes)
+    ham.repository.unknown_commit = cache(ham.repository.unknown_commit)
     for name in ("commit", "has_changes", "hardware", "_version"):  # git, and the packages' metadata
         setattr(ham.run.provenance, name, cache(getattr(ham.run.provenance, name)))
     ham.run.provenance.provenance("")

@@ -78,12 +78,12 @@ def test_runs_that_train_on_this_machine_are_not_started_again(sweeps: Sweeps, s
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         states_now = sweeps.survey([DEPENDENT])
-        assert states_now[SOURCE] == RunStatus(Status.RUNNING, "on this machine")
+        assert states_now[SOURCE] == RunStatus(Status.RUNNING, "by another process")
         assert states.open_runs(states_now) == []  # SLURM cannot wait for it
         choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
         assert sweep(*choice, "--local") == (0, "1 running, 1 not launched\n" * 2, ANY)
         assert (
-            "acdc_s90 (tiny)                   seed 0  running  on this machine"
+            "acdc_s90 (tiny)                   seed 0  running  by another process"
             in sweep(*choice, "--status")[1]
         )
         (folder / "trial0").mkdir()
