@@ -48,11 +48,14 @@ class Lock:
         self._owner, self._token = _owner_file(path), secrets.token_hex(8)
         self._closed = threading.Event()
         _wait_for_owner(self._owner)
+        _held[os.path.abspath(path)] = self
         try:
             self._write_owner()
-        except FileExistsError:
-            raise BlockingIOError(errno.EWOULDBLOCK, "it started at the same moment") from None
-        _held[os.path.abspath(path)] = self
+        except OSError as error:
+            del _held[os.path.abspath(path)]
+            if isinstance(error, FileExistsError):
+                raise BlockingIOError(errno.EWOULDBLOCK, "it started at the same moment") from None
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
 
     def __enter__(self) -> Lock:
@@ -71,6 +74,10 @@ class Lock:
             with suppress(OSError):
                 self._owner.unlink()
         os.close(self._descriptor)
+
+    def has_token(self, token: object) -> bool:
+        """Is this the random name that the lock has in its owner's file?"""
+        return token == self._token
 
     def taken_by(self) -> str:
         """The process that has taken the lock over; "" while this one holds it.
@@ -126,6 +133,8 @@ class _Owner(NamedTuple):
         started = self.content.get("started")
         if started is None or self.content.get("machine") != _machine():
             return None
+        if self.content.get("pid") == os.getpid():  # a file that `close` could not delete is nobody's
+            return any(lock.has_token(self.content.get("token")) for lock in _held.values())
         return _started(self.content.get("pid")) == started
 
 

@@ -121,10 +121,15 @@ def write(path: Path, source: Source, image_format: Format, workers: int) -> Non
         OSError: the disk is full or cannot be written to.
     """
     partial = path.with_name(f".{path.name}.partial")  # its fixed name reuses what a killed run left
+    existed = partial.exists()
     try:
         lock = lock_file(partial)
     except BlockingIOError as error:
         raise DataError(f"another process is writing {path} ({error.strerror}): wait for it") from None
+    except OSError:
+        if not existed:
+            partial.unlink(missing_ok=True)
+        raise
     with lock:
         try:
             fields = image_format.fields(source.classes)

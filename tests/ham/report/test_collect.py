@@ -75,8 +75,9 @@ def test_an_existing_record_is_kept(tmp_path: Path, finish_run: Any, run: Any) -
     path = tmp_path / "results" / "runs" / "rigl_s90" / "seed1.json"
     path.write_text("mine")
     status, out, err = run(tmp_path / "runs")
-    assert (status, err) == (0, []) and "new records: 0, already recorded: 1" in out
-    assert f"{path}: it cannot be read" in out and "delete it to collect this run" in out
+    assert status == 1 and "new records: 0, already recorded: 1" in out
+    (line,) = err
+    assert f"{path}: it cannot be read" in line and "delete it to collect this run" in line
     assert path.read_text() == "mine"
 
 
@@ -192,7 +193,7 @@ def test_a_packed_archive_becomes_records(tmp_path: Path, finish_run: Any, run: 
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "provenance.json").write_text(json.dumps(summary["provenance"]))
         (folder / "config.yaml").write_text("runs_dir: /home/me/runs\n")
-    pack(expected, tmp_path / "runs", tmp_path / "out" / "cells.tar.gz")
+    pack(expected, tmp_path / "runs", tmp_path / "out" / "cells.tar.gz", pytest.fail)
     assert run(tmp_path / "out" / "cells.tar.gz")[::2] == (0, [])
     collected, problems = records.read_all(results=tmp_path / "results")
     assert list(collected) == expected and not problems and len(collected[expected[1]].epochs()) == 150
