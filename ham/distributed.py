@@ -43,7 +43,7 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     Without either, and in a batch script outside of srun, this is a single process.
 
     Raises:
-        StartError: a variable is not a number, or there is no such rank.
+        StartError: a variable is not a number, or the rank does not exist.
     """
     for names in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -53,7 +53,9 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
             texts = [environment.get(name, "0") for name in names]
             if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
                 values = " ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-                error = StartError(f"{values} name no rank: unset them, or start with torchrun or srun")
+                error = StartError(
+                    f"{values} are not a valid rank: unset them, or start with torchrun or srun"
+                )
                 error.shared = False
                 raise error
             return World(*map(int, texts))

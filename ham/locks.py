@@ -1,7 +1,7 @@
 """Locks that processes of one machine, or of several nodes, respect: with flock and without it. No torch.
 
-A lock is held twice. flock ends with its process, however that ends, but some file systems lack it, on others
-it does not reach other nodes, and who deletes the file ends it. So the file <name>.owner beside the lock
+A lock has two parts. flock ends with its process, however that ends, but some file systems lack it, on others
+it does not reach other nodes, and deleting the file releases it. So the file <name>.owner beside the lock
 names its process too. A thread renews the time of this file every `BEAT_SECONDS`.
 """
 
@@ -141,9 +141,9 @@ class _Owner(NamedTuple):
 def lock_file(path: Path) -> Lock:
     """Lock a file for this process until the returned lock is closed, or the process ends.
 
-    The file is created if it is missing; its content is never changed. A moment is waited for processes that
-    only ask whether it is locked, see `is_locked`, and up to `STALE_SECONDS` to see that an owner on another
-    machine is dead.
+    The file is created if it is missing; its content is never changed. It waits briefly for processes
+    that only ask whether it is locked, see `is_locked`, and up to `STALE_SECONDS` to see that an owner on
+    another machine is dead.
 
     Raises:
         BlockingIOError: another process holds it; `strerror` names it.

@@ -79,11 +79,11 @@ class Ranks:
         """What each rank has written so far."""
         return [log.read_text() if log.exists() else "" for log in self.logs]
 
-    def until(self, come: Callable[[], bool]) -> None:
-        """Wait for something to come while all are alive."""
-        while not come():
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition while all are alive."""
+        while not condition():
             if any(process.poll() is not None for process in self.processes):
-                pytest.fail("it did not come\n" + "\n".join(self.said()))
+                pytest.fail("a rank ended before the condition held\n" + "\n".join(self.said()))
             time.sleep(0.01)
 
 

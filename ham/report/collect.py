@@ -139,7 +139,7 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
 
 
 def _read_directory(folder: Path) -> FinishedRun:
-    """A run directory, by its own name or, where that is no seed<k>, by that of what a link leads to."""
+    """A run directory, by its own name or, where that is not seed<k>, by that of what a link leads to."""
     place = folder.absolute() if _SEED.fullmatch(folder.name) else folder.resolve()
     seed = _SEED.fullmatch(place.name)
     files: dict[str, bytes | InvalidRecord] = {}

@@ -76,7 +76,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Path], list[str]]:
     """The wanted files below a folder, sorted, and one line for each folder that cannot be read.
 
-    Links to folders are followed after the folders that are no links, and each folder is searched once: a
+    Links to folders are followed after real folders, and each folder is searched once: a
     link to a folder that was searched adds nothing, and a loop of links ends. A run directory, seed<k>, is
     not searched below its own files.
     """
@@ -140,7 +140,7 @@ def check_target(option: str, folder: Path) -> None:
 
 
 def _obstacle(folder: Path) -> str:
-    """Why something that exists is no folder; "" if it is one, or does not exist."""
+    """Why something that exists is not a folder; "" if it is one, or does not exist."""
     try:
         mode = folder.stat().st_mode
     except FileNotFoundError:

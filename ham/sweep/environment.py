@@ -1,4 +1,4 @@
-"""The environment of SLURM's commands and of jobs: slurm/site.sh, without what distorts them."""
+"""The environment of SLURM's commands and of jobs: slurm/site.sh, without variables that change them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEPT = (
     *(f"SBATCH_{name}" for name in ("ACCOUNT", "CLUSTERS", "CONSTRAINT", "PARTITION", "QOS")),
     *("SBATCH_RESERVATION", "SBATCH_WCKEY"),
 )
-"""The user's wishes. The others change what squeue prints or how sbatch works, or are of an enclosing job."""
+"""The user's settings. The others change what squeue prints or how sbatch works, or are of an enclosing job."""
 
 
 def job_environment() -> dict[str, str]:
@@ -46,7 +46,7 @@ def job_environment() -> dict[str, str]:
 
 
 def site_environment(warn: bool = False) -> dict[str, str]:
-    """This environment with the settings of slurm/site.sh, without variables that distort SLURM's commands.
+    """This environment with the settings of slurm/site.sh, without variables that change SLURM's commands.
 
     Args:
         warn: name options of sbatch among those on stderr.
@@ -65,11 +65,11 @@ def site_environment(warn: bool = False) -> dict[str, str]:
         reason = (done.stderr.strip().splitlines() or [f"it exits with {done.returncode}"])[-1]
         raise SweepError(f"slurm/site.sh fails: {reason}: correct it")
     entries = (entry.partition("=") for entry in content.split("\0") if entry)
-    return without_distortion({name: value for name, _, value in entries}, warn)
+    return without_slurm_variables({name: value for name, _, value in entries}, warn)
 
 
-def without_distortion(environment: dict[str, str], warn: bool = False) -> dict[str, str]:
-    """An environment without the variables of SLURM that are no wish of the user."""
+def without_slurm_variables(environment: dict[str, str], warn: bool = False) -> dict[str, str]:
+    """An environment without the variables of SLURM that are not settings of the user."""
     dropped = [name for name in environment if _OF_SLURM.fullmatch(name) and name not in _KEPT]
     if warn and (options := sorted(name for name in dropped if name.startswith("SBATCH_"))):
         names = ", ".join(options)

@@ -90,7 +90,7 @@ def assert_lost(said: str, rank: int, epoch: int, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(launch: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two ranks have run to the end in peace."""
+    """Where two ranks have run to the end."""
     runs = tmp_path_factory.mktemp("undisturbed")
     pair = launch(TRAIN, *RUN, f"runs_dir={runs}")
     assert pair.wait() == [0, 0], "\n".join(pair.said())

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
 
 from torch import Tensor
 
 from ham.files import atomic_write, atomic_write_text, lock_file, one_line
+from ham.locks import Lock
 
 from ..base import DataError
 from ..checksums import file_sha256
@@ -76,7 +76,7 @@ def load_or_build(path: Path, build: Callable[[], Tensors], log: Callable[[str],
     return tensors
 
 
-def _wait_for_lock(path: Path, log: Callable[[str], None]) -> TextIO:
+def _wait_for_lock(path: Path, log: Callable[[str], None]) -> Lock:
     waits = False
     while True:
         try:

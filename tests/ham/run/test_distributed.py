@@ -39,7 +39,7 @@ def test_the_environment_tells_who_a_process_is(environment: dict[str, str], exp
     ids=str,
 )
 def test_variables_that_name_no_rank_are_refused(change: dict[str, str]) -> None:
-    with pytest.raises(StartError, match=r"RANK=\S* WORLD_SIZE=\S* LOCAL_RANK=\S* name no rank"):
+    with pytest.raises(StartError, match=r"RANK=\S* WORLD_SIZE=\S* LOCAL_RANK=\S* are not a valid rank"):
         world(TORCHRUN | change)
 
 

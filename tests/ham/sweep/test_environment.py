@@ -48,7 +48,7 @@ OPTIONS = ("SBATCH_EXPORT", "SBATCH_WAIT", "SBATCH_ERROR", "SBATCH_NO_REQUEUE", 
 
 
 @pytest.mark.parametrize("name", ["squeue", "scontrol", "sbatch"])
-def test_variables_that_distort_slurm_do_not_reach_it(
+def test_variables_that_change_slurm_do_not_reach_it(
     sweep: Sweep, stand_ins: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for variable in (*DISPLAYS, *ENCLOSING, *OPTIONS):
@@ -59,14 +59,16 @@ def test_variables_that_distort_slurm_do_not_reach_it(
     assert err == f"sweep.py: {', '.join(sorted(OPTIONS))} not used: give options of sbatch after --\n"
 
 
-def test_the_users_wishes_reach_slurm(sweep: Sweep, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_the_user_reach_slurm(
+    sweep: Sweep, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT", "WCKEY", "CLUSTERS")
-    wishes = {f"SBATCH_{name}": f"my {name}" for name in names} | {"SLURM_CONF": "/etc/my.conf"}
-    for name, value in wishes.items():
+    settings = {f"SBATCH_{name}": f"my {name}" for name in names} | {"SLURM_CONF": "/etc/my.conf"}
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
     status, _, err = sweep(*ONE_RUN)
     assert (status, err) == (0, "")
-    assert wishes.items() <= seen(stand_ins, "sbatch").items()
+    assert settings.items() <= seen(stand_ins, "sbatch").items()
     for name in ("squeue", "scontrol"):  # they look where sbatch submits
         assert seen(stand_ins, name)["SLURM_CLUSTERS"] == "my CLUSTERS"
         assert seen(stand_ins, name)["SLURM_CONF"] == "/etc/my.conf"
