@@ -1,8 +1,8 @@
 """A safe reader of pickled numpy arrays and sparse matrices, which old data sets consist of.
 
 Unpickling an untrusted file can run arbitrary code. The unpickler here accepts numbers, strings, lists, dicts
-and the descriptions of arrays and matrices, and resolves names only to the functions of this file and to harmless types. It does not
-call numpy's own functions: `numpy.dtype` accepts any flags that a file sets.
+and the descriptions of arrays and matrices, and resolves names only to the functions of this file and to
+harmless types. It does not call numpy's own functions: `numpy.dtype` accepts any flags that a file sets.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _KEPT = (
     *(f"SBATCH_{name}" for name in ("ACCOUNT", "CLUSTERS", "CONSTRAINT", "PARTITION", "QOS")),
     *("SBATCH_RESERVATION", "SBATCH_WCKEY"),
 )
-"""The user's settings. The others change what squeue prints or how sbatch works, or are of an enclosing job."""
+"""The user's settings. Others change what squeue prints or how sbatch works, or are of an enclosing job."""
 
 
 def job_environment() -> dict[str, str]:
