@@ -37,22 +37,17 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     hash_ = config_hash(cfg)
     folder = run_directory(cfg, hash_)
     task = task_of(cfg.data)
+    if distributed.world().size > 1 and not task.distributed:
+        what = f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
+        raise distributed.shared(ConfigError(what))
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
     with distributed.translate_collective_errors(lambda: "before the first step"), explain_os_errors(folder):
-        distributed.raise_on_all_ranks(lambda: _check_device(cfg, task))
+        distributed.raise_on_all_ranks(lambda: setup_device(cfg))
         if not cfg.resume:
             cfg = replace(cfg, resume=distributed.from_rank_zero(lambda: is_requeued(folder)))
         if cfg.sparsifier.needs_calibration_runs:
             return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
         return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
-
-
-def _check_device(cfg: Config, task: type[TaskFacts]) -> None:
-    if distributed.world().size > 1 and not task.distributed:
-        raise ConfigError(
-            f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
-        )
-    setup_device(cfg)
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:

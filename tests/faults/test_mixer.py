@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults import mixer
 from launched_ranks import launcher
-
-sys.path.append(str(Path(__file__).parent))
-import mixer
 
 CASES = 300 if os.environ.get("HAM_TESTS") == "all" else 4
 launch = pytest.fixture(scope="module")(launcher)
