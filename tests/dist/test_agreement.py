@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -168,6 +169,33 @@ def test_ranks_that_do_not_see_the_checkpoint_get_that_of_rank_0(
     assert three.wait() == [0, 0, 0], "\n".join(three.said())
     assert "resumed at epoch" in three.said()[0] and same(tmp_path / "0", undisturbed)
     assert not (tmp_path / "1").exists() and not (tmp_path / "2").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("metrics.jsonl", "is shorter than its checkpoint expects"), ("provenance.json", "is damaged")],
+)
+def test_a_file_that_rank_0_alone_reads_ends_all_in_one_line(
+    name: str, words: str, launch: Callable, undisturbed: Path, tmp_path: Path
+) -> None:
+    runs = Path(shutil.copytree(undisturbed, tmp_path / "runs"))
+    (folder,) = runs.glob("*/seed0")
+    (folder / "summary.json").unlink()
+    (folder / name).write_text("")
+    three = launch(TRAIN, *RUN, f"runs_dir={runs}", ranks=3)
+    assert three.wait() == [1, 1, 1], "\n".join(three.said())
+    (line,) = complaints(three.said())
+    assert name in line and words in line and "resume=false" in line, line
+
+
+def test_masks_that_rank_0_alone_sees_reach_all_ranks(launch: Callable, tmp_path: Path) -> None:
+    """Each rank has a runs_dir of its own, and the run whose masks are taken is in that of rank 0."""
+    own = {rank: [f"runs_dir={tmp_path}/{rank}"] for rank in range(2)}
+    source = launch(TRAIN, "+exp=acdc_s90", "+demo=tiny", f"runs_dir={tmp_path}/0", ranks=1)
+    assert source.wait() == [0], source.said()[0]
+    pair = launch(TRAIN, "+exp=mask_acdc_s90", "+demo=tiny", "compute.timeout=60", own=own)
+    assert pair.wait() == [0, 0], "\n".join(pair.said())
+    assert "sparsity     90.00 %" in pair.said()[0] and not (tmp_path / "1").exists()
 
 
 def test_ranks_whose_weights_differ_write_no_checkpoint_and_no_summary(
