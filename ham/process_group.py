@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.distributed import Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
@@ -142,14 +142,15 @@ def _mean_in_rank_order(_, bucket):  # DistributedDataParallel refuses annotatio
     own /= world().size
     parts = [torch.empty_like(own) for _ in range(world().size)]
     gathered = distributed.all_gather(parts, own, async_op=True).get_future()
-    return gathered.then(lambda _: _sum_in_order(parts))
 
+    def add(done):
+        done.value()  # raises the error of the collective
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return total
 
-def _sum_in_order(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
+    return gathered.then(add)
 
 
 @contextmanager

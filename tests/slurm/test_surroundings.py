@@ -28,7 +28,7 @@ def test_a_requeued_job_resumes_its_own_run_although_it_was_started_with_resume_
     folder = runs / "dense-tiny" / "seed0"
     folder.mkdir(parents=True)
     (folder / "provenance.json").write_text("{}")  # of an earlier run
-    (folder / "old.txt").touch()
+    (folder / "answers").mkdir()
     train = ("+exp=dense", "+demo=tiny", f"runs_dir={runs}", "resume=false")
     job = slurm.sbatch("--ntasks-per-node=1", f"--output={tmp_path}/log", "slurm/train.sbatch", *train)
     training = Training("dense", runs)
@@ -36,7 +36,7 @@ def test_a_requeued_job_resumes_its_own_run_although_it_was_started_with_resume_
     training.continue_when_signaled()
     ended = slurm.wait(job, 120)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), (tmp_path / "log").read_text()
-    assert not (folder / "old.txt").exists(), "the first start deletes an earlier run"
+    assert not (folder / "answers").exists(), "the first start deletes an earlier run"
     assert lines(folder / "train.log", "resumed at epoch")
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
 
