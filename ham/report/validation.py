@@ -115,7 +115,10 @@ def _check_identity(summary: Any) -> None:
         raise InvalidRecord(f"it is incomplete: {problem}; run it again")
     count = summary["provenance"].get("ranks", 1)
     agreed = summary.get("ranks", {"world_size": 1, "agreed": True})  # older summaries of one rank have none
-    if agreed != {"world_size": count, "agreed": True} or agreed["agreed"] is not True:
+    is_counted = agreed == {"world_size": count, "agreed": True} and not isinstance(
+        agreed["world_size"], bool
+    )
+    if not is_counted or agreed["agreed"] is not True:
         raise InvalidRecord("its ranks did not agree at the end: their weights differ, run it again")
 
 

@@ -370,9 +370,19 @@ def test_words_that_runs_write_are_accepted(make_summary: Callable) -> None:
 def test_ranks_must_have_agreed(ranks: dict, is_valid: bool, make_summary: Callable) -> None:
     """The record keeps the key, so that an archive of the run is judged alike."""
     summary = make_summary(RUN, ranks=ranks)
+    summary["provenance"]["ranks"] = ranks.get("world_size", 4) if is_valid else 4
+    if isinstance(ranks.get("world_size"), bool):
+        summary["provenance"]["ranks"] = 1
     if is_valid:
         assert records.check(summary) == RUN and records.record(summary)["ranks"] == ranks
     else:
+        with pytest.raises(InvalidRecord, match="its ranks did not agree"):
+            records.check(summary)
+
+
+def test_the_number_of_ranks_must_be_that_of_the_provenance(make_summary: Callable) -> None:
+    for summary in (make_summary(RUN), make_summary(RUN, ranks={"world_size": 2, "agreed": True})):
+        summary["provenance"]["ranks"] = 4
         with pytest.raises(InvalidRecord, match="its ranks did not agree"):
             records.check(summary)
 

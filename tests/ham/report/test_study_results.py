@@ -278,7 +278,7 @@ def test_an_archive_keeps_divergences(tmp_path: Path, make_summary: Any, finish_
     done = finish_run(other)
     for name, text in (("provenance.json", json.dumps(content["provenance"])), ("config.yaml", "seed: 0\n")):
         (done / name).write_text(text)
-    pack([run, other], tmp_path / "runs", tmp_path / "cells.tar.gz")
+    pack([run, other], tmp_path / "runs", tmp_path / "cells.tar.gz", pytest.fail)
     argv = [str(tmp_path / "cells.tar.gz"), "--demo", "cifar16", "--results", str(tmp_path / "results")]
     assert script("collect").main(argv) == 0
     assert records.read_diverged("cifar16", tmp_path / "results")[0] == {run: content["reason"]}
