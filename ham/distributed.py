@@ -148,7 +148,7 @@ def shared(error: E) -> E:
 def _portable(error: Exception) -> Exception:
     """The error, or its class and message where it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # safe: these very bytes; a class may fail at loading alone
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
     return error

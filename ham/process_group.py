@@ -19,7 +19,8 @@ from torch.distributed import Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
 from ham.distributed import World, difference_over_ranks, reason, translate_collective_errors, world
-from ham.rendezvous import Endpoint, Listener, connect, endpoint_of
+from ham.endpoint import Endpoint, endpoint_of
+from ham.rendezvous import Listener, connect
 
 
 def init_distributed(identity: Identity, timeout: float) -> None:

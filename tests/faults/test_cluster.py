@@ -104,8 +104,8 @@ def test_a_reader_that_leaves_ends_a_command_silently(argv: tuple[str, ...], tmp
 @pytest.mark.parametrize("argv", PRINTING.values(), ids=PRINTING)
 def test_a_closed_output_is_no_error(argv: tuple[str, ...], tmp_path: Path) -> None:
     own = (f"--runs={tmp_path}",) if argv[0] == SWEEP else ()
-    line = shlex.join([sys.executable, *argv, *own])
-    done = run("-c", f"import subprocess, sys; sys.exit(subprocess.call({line + ' >&-'!r}, shell=True))")
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, *argv, *own]
+    done = subprocess.run(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
 
 
@@ -211,7 +211,7 @@ def test_the_cure_for_a_clone_of_another_user_works(clone: Path, monkeypatch: py
     assert commit() is None and reason.startswith(f"git refuses {clone}, which another user owns; ")
     cure = reason.partition("records: ")[2].partition(", or ")[0]
     assert cure.startswith("git config --global --add safe.directory ")
-    subprocess.run(cure, shell=True, check=True)
+    subprocess.run(shlex.split(cure), check=True)
     assert (commit(), unknown_commit()) == (known, "")
 
 

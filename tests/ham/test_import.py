@@ -106,6 +106,7 @@ ABOVE = {  # package or module -> packages that it must not import
     "ham/locks.py": ("ham", "torch"),
     "ham/files.py": (*EXPERIMENTS, "torch"),
     "ham/agreement.py": ("ham", "torch"),
+    "ham/endpoint.py": (*EXPERIMENTS, "torch"),
     "ham/rendezvous.py": (*EXPERIMENTS, "torch"),
     "ham/distributed.py": EXPERIMENTS,
     "ham/process_group.py": EXPERIMENTS,

@@ -13,7 +13,8 @@ import pytest
 
 from ham import rendezvous
 from ham.agreement import PeerLostError, StartError, compare, difference
-from ham.rendezvous import Endpoint, Listener, connect, endpoint_of, first_node
+from ham.endpoint import Endpoint, endpoint_of, first_node
+from ham.rendezvous import Listener, connect
 
 STEP = {
     "SLURM_STEP_NODELIST": "gpu3",

@@ -16,6 +16,7 @@ from ..damaged import move_away
 from ..download import FAILED, download
 from .sets import SETS, SMILES
 
+# zipfile raises the last two for compressions and passwords that it does not know
 _FAILED = (*FAILED, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
