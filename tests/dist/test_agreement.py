@@ -6,10 +6,12 @@ Run as a script, this file is a rank of train.py whose weights are changed after
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -112,6 +114,19 @@ def test_variables_that_name_no_rank_end_in_one_line(
     lines = complaints(pair.said())
     assert lines and all(words in line for line in lines), lines
     assert not any("Traceback" in said for said in pair.said())
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "words"),
+    [("epochs=2", 0, "sparsity     90.00 %"), ("optimizer.lrr=1", 1, "train.py: unknown key optimizer.lrr")],
+)
+def test_torchrun_connects_its_ranks(more: str, status: int, words: str, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    argv = [str(TRAIN), "+exp=acdc_ham_s90", "+demo=tiny", f"runs_dir={tmp_path}", more]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *argv], capture_output=True, text=True, env=environment)
+    said = done.stdout + done.stderr
+    assert done.returncode == status and said.count(words) == 1, said
 
 
 def test_a_port_that_is_held_ends_all_in_one_line_within_the_timeout(
