@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import pickle
 import re
@@ -81,15 +82,22 @@ def _module(path: Path) -> ModuleType:
 
 
 @pytest.fixture
-def command(train: ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """`command("+exp=...", ...)`: train.py's main in this process."""
+def command(train: ModuleType, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """`command("+exp=...", ...)`: train.py's main in this process.
+
+    With -m, Hydra adds a handler to the root logger, which writes to this test's stdout: it is removed again.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
 
     def run(*argv: str) -> Outcome:
         capsys.readouterr()
         status = train.main(list(argv))
         return Outcome(status, *capsys.readouterr())
 
-    return run
+    yield run
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -264,7 +265,7 @@ def test_a_stopped_run_leaves_nothing_under_the_final_name(
     err = running.communicate(timeout=30)[1].decode()
     assert not (tmp_path / FILES["train"]).exists()
     deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline, "workers outlive the run"
         time.sleep(0.05)
     if number == signal.SIGINT:
@@ -282,11 +283,26 @@ def in_this_tree() -> dict[str, str]:
 
 
 def children(parent: int) -> list[int]:
-    """Worker processes: forked, so that their command line is the parent's."""
+    """Worker processes: forked, so that their command line is the parent's. Others may end meanwhile."""
     import psutil  # comes with FFCV
 
     running = psutil.Process(parent)
-    return [child.pid for child in running.children() if child.cmdline() == running.cmdline()]
+    workers = []
+    for child in running.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # also of one that has ended and is not yet reaped
+            if child.cmdline() == running.cmdline():
+                workers.append(child.pid)
+    return workers
+
+
+def is_running(pid: int) -> bool:
+    """Does the process execute? One that has ended may stay listed until its parent reaps it."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_two_runs_do_not_write_the_same_file(
