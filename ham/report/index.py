@@ -30,7 +30,7 @@ FOLDERS = {  # folder of results/ -> what its records are
     "node_grid": "Searches for (alpha, beta) in node classification, one record per graph and network",
     "theory": "Simulated data of the theory's figures, with provenance",
 }
-PAGES = ("figures", "tables")  # folders without records
+PAGES = ("figures", "site", "tables")  # folders without records
 _HEAD = f"""\
 # Results
 
@@ -41,6 +41,13 @@ figures again from the records, then this page.
 complete; [coverage](tables/coverage.md) has the counts. Markdown and LaTeX show mean {PLUS_MINUS} sample
 standard deviation and the number n of runs; in the csv these are the columns mean, std and n, unrounded.
 A LaTeX table needs booktabs and fits an `article` at 10 pt with margins of 25 mm, on A4 or letter.
+
+"""
+
+
+_SITE = """\
+**In a browser**: [site/index.html](site/index.html), written by `make report`; how to open and publish it:
+[docs/report.md](../docs/report.md).
 
 """
 
@@ -91,7 +98,8 @@ def gallery(results: Path) -> str:
 def index(results: Path, records: Mapping[str, Mapping[RunSpec, Record]], grids: Sequence[Grid]) -> str:
     """The page that links every table, figure and valid record."""
     counts = {demo: coverage.of_plan(runs, demo) for demo, runs in records.items()}
-    return _HEAD + "\n".join(
+    head = _HEAD + (_SITE if (results / "site" / "index.html").exists() else "")
+    return head + "\n".join(
         [
             *("## Tables\n", "| table | what it shows | state | files |", "|---|---|---|---|"),
             *_tables(results, counts),
