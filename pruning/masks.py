@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class MaskSet:
         self._weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
         self._model = model
         self._masks: dict[str, Tensor] = {}
-        self._off: dict[str, Tensor] = {}  # the inverted masks: inverting them at each step costs a pass
+        self._factors: dict[str, Tensor] = {}  # the masks as integers 0 and 1 of the weights' element size
+        self._fills: list[Tensor] = []  # bits of the values of pruned entries that are not 0, once needed
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -71,7 +72,7 @@ class MaskSet:
     def pruned(self) -> dict[str, Tensor]:
         """Deprecated: name -> bool, True where a weight is pruned. Use `masks`, True where it is kept."""
         warn_renamed("MaskSet.pruned", "MaskSet.masks, which is True where a weight is kept")
-        return dict(self._off)
+        return {name: ~mask for name, mask in self._masks.items()}
 
     def set(self, masks: Mapping[str, Tensor]) -> None:
         """Replace the masks.
@@ -105,7 +106,8 @@ class MaskSet:
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
                 )
         self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
-        self._off = {name: ~mask for name, mask in self._masks.items()}
+        self._factors = {name: _as_factor(self._masks[name], w.parameters[0]) for name, w in weights.items()}
+        self._fills = []
         self._check_equal(masks)
 
     def _check_equal(self, given: Mapping[str, Tensor]) -> None:
@@ -131,7 +133,7 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self._masks, self._off = {}, {}
+        self._masks, self._factors, self._fills = {}, {}, []
 
     def _follow(self, name: str, weight: Weight) -> None:
         """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
@@ -144,42 +146,49 @@ class MaskSet:
                 "sparsifier after model.to_empty(device=...)"
             )
         self._masks[name] = _placed(mask, reference)
-        self._off[name] = ~self._masks[name]
+        self._factors[name] = _as_factor(self._masks[name], reference)
+        self._fills = []
 
-    def _pruned_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """(trained tensor, this rank's part of the inverted mask, value of a pruned entry)."""
+    def _trained_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(trained tensor, this rank's part of the mask as 0 and 1, value of a pruned entry)."""
         may_split = may_be_sharded()
-        for name, off in list(self._off.items()):
+        for name, factor in list(self._factors.items()):
             weight = self._weights[name]
             parameters = weight.parameters
-            if off.device != parameters[0].device or may_split:
+            if factor.device != parameters[0].device or may_split:
                 self._follow(name, weight)
-                off = local(self._off[name])
+                factor = self._factors[name]
             for parameter, value in zip(parameters, weight.pruned_value, strict=True):
-                yield parameter, off, value
+                yield parameter, factor, value
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """Set every pruned weight to its pruned value.
-
-        By `masked_fill_`: a product with a mask would leave -0.0 and nan.
-        """
-        for parameter, off, value in self._pruned_tensors():
-            local(parameter).masked_fill_(off, value)
+        """Set every pruned weight to its pruned value."""
+        trained = list(self._trained_tensors())
+        prune_([(parameter, factor) for parameter, factor, _ in trained])
+        filled = [entry for entry in trained if entry[2]]  # the first factors of products
+        if filled and not self._fills:
+            self._fills = [(1 - factor) * _bits_of(value, p) for p, factor, value in filled]
+        if filled:
+            bits = [local(p).detach().view(factor.dtype) for p, factor, _ in filled]
+            torch._foreach_add_(bits, self._fills)  # +0.0 has no bits
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
-        for parameter, off, _ in self._pruned_tensors():
-            if parameter.grad is not None:
-                local(parameter.grad).masked_fill_(off, 0.0)
+        trained = self._trained_tensors()
+        prune_([(p.grad, factor) for p, factor, _ in trained if p.grad is not None])
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
-        for parameter, off, _ in self._pruned_tensors():
-            for state in elementwise_state(optimizer, parameter).values():
-                local(state).masked_fill_(off, 0.0)
+        prune_(
+            [
+                (state, factor)
+                for parameter, factor, _ in self._trained_tensors()
+                for state in elementwise_state(optimizer, parameter).values()
+            ]
+        )
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, weights that the mask keeps, total) of each weight."""
@@ -216,6 +225,35 @@ class MaskSet:
             self.set(masks)
         else:
             self.clear()
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> dtype
+
+
+def _as_factor(mask: Tensor, reference: Tensor) -> Tensor:
+    """This rank's part of a mask as integers 0 and 1 of the size of a weight's elements."""
+    return local(mask).to(_INTEGERS[reference.element_size()])
+
+
+def _bits_of(value: float, like: Tensor) -> int:
+    """The bits of a number in the dtype of a tensor, as an integer."""
+    dtype = _INTEGERS[like.element_size()]
+    return int(torch.tensor(value, dtype=like.dtype, device="cpu").view(dtype))
+
+
+@torch.no_grad()
+def prune_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set entries to +0.0, in a few launches for any number of tensors.
+
+    The bits of a number are multiplied as an integer: by 1 they stay, by 0 they become those of +0.0. A
+    product of numbers would leave -0.0 and nan.
+
+    Args:
+        tensors: (tensor, integers of its shape and element size: 0 where it is set to +0.0, else 1).
+    """
+    if tensors:
+        bits = [local(tensor).detach().view(factor.dtype) for tensor, factor in tensors]
+        torch._foreach_mul_(bits, [factor for _, factor in tensors])
 
 
 @torch.no_grad()
