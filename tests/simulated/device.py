@@ -112,6 +112,11 @@ class SimulatedDevice(FakeTensorMode):
             result.answer = round(DENSITY * args[0].numel())
         elif func is aten.sum.default and not result.is_floating_point():
             result.answer = TOTAL
+        elif func is aten.stack.default and not result.is_floating_point():
+            result.answers = [getattr(number, "answer", -1) for number in args[0]]
+        elif func is aten.unbind.int and hasattr(args[0], "answers"):  # of `.tolist()`
+            for number, answer in zip(result, args[0].answers, strict=True):
+                number.answer = answer
         return result
 
     def _value(self, func: Any, types: Any, args: tuple, kwargs: dict[str, Any]) -> float | int | bool:
