@@ -96,6 +96,6 @@ class DropAndGrow(RandomMasks, ABC):
             if growth is None:
                 continue
             count = int(on[name] // self.units.unit_size * self.drop_fraction_at(step))
-            options = (name, self.units, layout_of[name], on[name])
-            masks[name] = update_mask(weight.value, growth, masks[name], count, *options)
+            options = dict(name=name, units=self.units, layout=layout_of[name], kept=on[name])
+            masks[name] = update_mask(weight.value, growth, masks[name], count, **options)
         return masks

@@ -42,8 +42,8 @@ class MaskSet:
         self._weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
         self._model = model
         self._masks: dict[str, Tensor] = {}
-        self._factors: dict[str, Tensor] = {}  # the masks as integers 0 and 1 of the weights' element size
-        self._fills: list[Tensor] = []  # bits of the values of pruned entries that are not 0, once needed
+        self._multipliers: dict[str, Tensor] = {}  # the masks as integers, see `zero_pruned_`; once needed
+        self._fills: list[Tensor] = []  # bits of the values of pruned entries that are not 0; once needed
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -106,8 +106,7 @@ class MaskSet:
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
                 )
         self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
-        self._factors = {name: _as_factor(self._masks[name], w.parameters[0]) for name, w in weights.items()}
-        self._fills = []
+        self._multipliers, self._fills = {}, []
         self._check_equal(masks)
 
     def _check_equal(self, given: Mapping[str, Tensor]) -> None:
@@ -133,7 +132,7 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self._masks, self._factors, self._fills = {}, {}, []
+        self._masks, self._multipliers, self._fills = {}, {}, []
 
     def _follow(self, name: str, weight: Weight) -> None:
         """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
@@ -146,46 +145,57 @@ class MaskSet:
                 "sparsifier after model.to_empty(device=...)"
             )
         self._masks[name] = _placed(mask, reference)
-        self._factors[name] = _as_factor(self._masks[name], reference)
-        self._fills = []
+        self._multipliers.pop(name, None)
 
     def _trained_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """(trained tensor, this rank's part of the mask as 0 and 1, value of a pruned entry)."""
+        """(trained tensor, this rank's part of the mask for `zero_pruned_`, value of a pruned entry)."""
         may_split = may_be_sharded()
-        for name, factor in list(self._factors.items()):
+        for name, mask in list(self._masks.items()):
             weight = self._weights[name]
             parameters = weight.parameters
-            if factor.device != parameters[0].device or may_split:
+            if mask.device != parameters[0].device or may_split:
                 self._follow(name, weight)
-                factor = self._factors[name]
+            dtype = _INTEGERS.get(parameters[0].element_size(), torch.bool)
+            multiplier = self._multipliers.get(name)
+            if multiplier is None or multiplier.dtype != dtype:
+                multiplier = self._multipliers[name] = local(self._masks[name]).to(dtype)
+                self._fills = []
             for parameter, value in zip(parameters, weight.pruned_value, strict=True):
-                yield parameter, factor, value
+                yield parameter, multiplier, value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: without what follows from the masks."""
+        return {**self.__dict__, "_multipliers": {}, "_fills": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; a pickle of an earlier version lacks the last two attributes."""
+        self.__dict__.update({"_multipliers": {}, "_fills": [], **state})
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
         """Set every pruned weight to its pruned value."""
         trained = list(self._trained_tensors())
-        prune_([(parameter, factor) for parameter, factor, _ in trained])
+        zero_pruned_([(parameter, multiplier) for parameter, multiplier, _ in trained])
         filled = [entry for entry in trained if entry[2]]  # the first factors of products
         if filled and not self._fills:
-            self._fills = [(1 - factor) * _bits_of(value, p) for p, factor, value in filled]
+            self._fills = [(1 - multiplier) * _bits_of(value, p) for p, multiplier, value in filled]
         if filled:
-            bits = [local(p).detach().view(factor.dtype) for p, factor, _ in filled]
+            bits = [local(p).detach().view(multiplier.dtype) for p, multiplier, _ in filled]
             torch._foreach_add_(bits, self._fills)  # +0.0 has no bits
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
         trained = self._trained_tensors()
-        prune_([(p.grad, factor) for p, factor, _ in trained if p.grad is not None])
+        zero_pruned_([(p.grad, multiplier) for p, multiplier, _ in trained if p.grad is not None])
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
-        prune_(
+        zero_pruned_(
             [
-                (state, factor)
-                for parameter, factor, _ in self._trained_tensors()
+                (state, multiplier)
+                for parameter, multiplier, _ in self._trained_tensors()
                 for state in elementwise_state(optimizer, parameter).values()
             ]
         )
@@ -230,11 +240,6 @@ class MaskSet:
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> dtype
 
 
-def _as_factor(mask: Tensor, reference: Tensor) -> Tensor:
-    """This rank's part of a mask as integers 0 and 1 of the size of a weight's elements."""
-    return local(mask).to(_INTEGERS[reference.element_size()])
-
-
 def _bits_of(value: float, like: Tensor) -> int:
     """The bits of a number in the dtype of a tensor, as an integer."""
     dtype = _INTEGERS[like.element_size()]
@@ -242,18 +247,24 @@ def _bits_of(value: float, like: Tensor) -> int:
 
 
 @torch.no_grad()
-def prune_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
+def zero_pruned_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Set entries to +0.0, in a few launches for any number of tensors.
 
     The bits of a number are multiplied as an integer: by 1 they stay, by 0 they become those of +0.0. A
     product of numbers would leave -0.0 and nan.
 
     Args:
-        tensors: (tensor, integers of its shape and element size: 0 where it is set to +0.0, else 1).
+        tensors: (tensor, mask of its shape, 0 where it is set to +0.0, else 1). Those whose mask has integers
+            of another size than the tensor's elements are set one by one.
     """
-    if tensors:
-        bits = [local(tensor).detach().view(factor.dtype) for tensor, factor in tensors]
-        torch._foreach_mul_(bits, [factor for _, factor in tensors])
+    pairs = [(local(tensor).detach(), multiplier) for tensor, multiplier in tensors]
+    equal = [(t, m) for t, m in pairs if t.element_size() == m.element_size() and m.dtype != torch.bool]
+    if equal:
+        torch._foreach_mul_([t.view(m.dtype) for t, m in equal], [m for _, m in equal])
+    if len(equal) < len(pairs):
+        for tensor, multiplier in pairs:
+            if tensor.element_size() != multiplier.element_size() or multiplier.dtype == torch.bool:
+                tensor.masked_fill_(multiplier == 0, 0)
 
 
 @torch.no_grad()

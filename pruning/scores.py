@@ -20,6 +20,7 @@ from .weights import Weight
 Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 _SAMPLE = 1 << 16
+_LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 
@@ -225,7 +226,8 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 def _largest(flat: Tensor, kept: int) -> Tensor:
     """True at the `kept` largest entries of a flat tensor without nan; ties go to the lower index."""
     # sorting needs no host sync, but takes several times as long on a CPU
-    return _by_threshold(flat, kept) if flat.device.type == "cpu" else _by_sorting(flat, kept)
+    can_sort = flat.device.type != "cpu" and len(flat) <= _LONGEST_SORT
+    return _by_sorting(flat, kept) if can_sort else _by_threshold(flat, kept)
 
 
 def _by_threshold(flat: Tensor, kept: int) -> Tensor:
@@ -237,7 +239,8 @@ def _by_threshold(flat: Tensor, kept: int) -> Tensor:
 
 
 def _by_sorting(flat: Tensor, kept: int) -> Tensor:
-    order = (flat + 0.0).sort(descending=True, stable=True).indices  # -0.0 + 0.0 is 0.0
+    values = flat + 0.0 if flat.is_floating_point() else flat  # -0.0 + 0.0 is 0.0
+    order = values.sort(descending=True, stable=True).indices
     return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order[:kept], True)
 
 

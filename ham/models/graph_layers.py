@@ -122,7 +122,11 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
 
 def relu_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """`dropout` of relu(x), in fewer passes over memory."""
-    return _ReluDropout.apply(x, probability) if training and probability > 0 else torch.relu(x)
+    if not training or probability == 0:
+        return torch.relu(x)
+    if x.dtype not in (torch.float32, torch.float64):  # others cannot hold a draw exactly
+        return dropout(torch.relu(x), probability, training)
+    return _ReluDropout.apply(x, probability)
 
 
 def _draws(x: Tensor, probability: float) -> tuple[Tensor, int, float]:

@@ -71,7 +71,7 @@ def hyperbolic_step_(
         lr = lr.item()
     for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
-        step = IMPLEMENTATIONS[implementation or fastest(device, rate)]
+        step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
         a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
         step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
 

@@ -55,10 +55,11 @@ def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
     norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in torch._foreach_norm(directions)]))
     scale = rho / (norm + 1e-12)
     for ps, ds in _launches(params, directions):
-        ascents = torch._foreach_mul(ds, scale.to(ps[0].device, ps[0].dtype))
-        if adaptive:
-            torch._foreach_mul_(ascents, torch._foreach_abs(ps))
-        torch._foreach_add_(ps, ascents)
+        factor = scale.to(ps[0].device, ps[0].dtype)
+        if adaptive:  # the directions are our own memory
+            torch._foreach_mul_(ds, factor)
+            torch._foreach_mul_(ds, torch._foreach_abs(ps))
+        torch._foreach_add_(ps, ds if adaptive else torch._foreach_mul(ds, factor))
     for p in params:
         p.grad = None
     return saved

@@ -1,4 +1,4 @@
-"""The hyperbolic step as one Triton kernel: one launch for all tensors, 12 bytes of memory per weight.
+"""The hyperbolic step as one Triton kernel: one launch for many tensors, 12 bytes of memory per weight.
 
 A table in device memory has a row for each tensor: its address, its gradient's, its number of elements and
 the block at which it begins. A program finds its tensor by binary search, so that tensors of any sizes share
@@ -8,8 +8,9 @@ systematic, and HAM multiplies a weight some 100,000 times.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -22,12 +23,10 @@ INTERPRETED = (
 )  # TRITON_INTERPRET=1: the kernel runs on a CPU, slowly, for tests
 BLOCK = 4096  # elements of a program
 _WARPS = 8
-_COLUMNS = 4
-_HEAD = 3  # entries of the table before its rows: the bits of a, b and the clamp as float64
 _ALIGNMENT = 16  # bytes that a thread loads at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def _kernel(
     table,
     tensors,
@@ -113,7 +112,7 @@ def step_(
     found_inf: Tensor | None,
     clamped: Tensor | None,
 ) -> None:
-    """One launch for the weights and gradients of one device and dtype.
+    """One launch for the weights and gradients of one device and dtype; a second one for unaligned ones.
 
     Args:
         ps: weights, contiguous.
@@ -125,53 +124,72 @@ def step_(
         found_inf: as there.
         clamped: as there.
     """
-    rows, blocks = [], 0
+    bytes_at_once = _ALIGNMENT // ps[0].itemsize
+    aligned: dict[bool, list[tuple[int, int, int]]] = {}
     for p, g in zip(ps, gs, strict=True):
         if p.numel():
-            rows.append((p.data_ptr(), g.data_ptr(), p.numel(), blocks))
-            blocks += triton.cdiv(p.numel(), BLOCK)
-    if not rows:
-        return
-    device, dtype = ps[0].device, ps[0].dtype
-    has_rates = isinstance(a, Tensor)
-    head = [0.0, 0.0, clamp] if has_rates else [a, b, clamp]
-    table = _on_device([*map(_bits, head), *(entry for row in rows for entry in row)], device)
-    is_aligned = all((p | g | numel * ps[0].itemsize) % _ALIGNMENT == 0 for p, g, numel, _ in rows)
+            row = (p.data_ptr(), g.data_ptr(), p.numel())
+            is_aligned = (row[0] | row[1]) % _ALIGNMENT == 0 and row[2] % bytes_at_once == 0
+            aligned.setdefault(is_aligned, []).append(row)
+    device = ps[0].device
+    rates = torch.stack([a, b]) if isinstance(a, Tensor) else None
+    head = [*([0.0, 0.0] if isinstance(a, Tensor) else [a, b]), clamp]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        _kernel[(blocks,)](
-            table,
-            len(rows),
-            torch.stack([a, b]) if has_rates else table,
-            table if found_inf is None else found_inf.to(device),
-            table if clamped is None else clamped,
-            DTYPE=tl.float32 if dtype == torch.float32 else tl.float64,
-            STEPS=(len(rows) - 1).bit_length(),
-            HAS_RATES=has_rates,
-            MASK_ZERO_GRAD=mask_zero_grad,
-            HAS_FOUND_INF=found_inf is not None,
-            COUNTS=clamped is not None,
-            IS_ALIGNED=is_aligned,
-            BLOCK=BLOCK,
-            num_warps=_WARPS,
-            enable_fp_fusion=False,
-        )
+        for is_aligned, rows in aligned.items():
+            table, blocks = _table(head, rows, device)
+            _kernel[(blocks,)](
+                table,
+                len(rows),
+                table if rates is None else rates,
+                table if found_inf is None else found_inf.to(device),
+                table if clamped is None else clamped,
+                DTYPE=tl.float32 if ps[0].dtype == torch.float32 else tl.float64,
+                STEPS=-(-(len(rows) - 1).bit_length() // 4) * 4,  # few different ones: each is compiled
+                HAS_RATES=rates is not None,
+                MASK_ZERO_GRAD=mask_zero_grad,
+                HAS_FOUND_INF=found_inf is not None,
+                COUNTS=clamped is not None,
+                IS_ALIGNED=is_aligned,
+                BLOCK=BLOCK,
+                num_warps=_WARPS,
+                enable_fp_fusion=False,
+            )
 
 
-def agrees(device: torch.device) -> bool:
+def agrees(device: torch.device, reference: Callable[..., None]) -> bool:
     """Does the kernel compile for a device, and give the formula's weights there? Waits for the device."""
-    theta = torch.tensor([-2.0, -0.0, 1e-3, 5.0], dtype=torch.float32, device=device)
-    grad = torch.tensor([0.1, 0.2, -0.3, 40.0], dtype=torch.float32, device=device)
-    expected = theta.double() * torch.exp(torch.clamp(-theta.sign().double() * grad - 1e-3, -5, 5))
-    step_([theta], [grad], -1.0, -1e-3, 5.0, False, None, None)
-    return bool(torch.allclose(theta.double(), expected, rtol=1e-6, atol=0))
+    for dtype, has_all in itertools.product((torch.float32, torch.float64), (False, True)):
+        options = {"dtype": dtype, "device": device}
+        weights = [torch.linspace(-2, 2, size, **options) for size in (4, 5, BLOCK + 1)]
+        grads = [torch.linspace(0.3, -0.2, len(w), **options) for w in weights]
+        grads[1][::2] = 0
+        a, b = (torch.full((), x, **options) if has_all else x for x in (-20.0, -1e-3))
+        results = []
+        for step in (step_, reference):
+            stepped = [w.clone() for w in weights]
+            count = torch.zeros((), dtype=torch.int64, device=device) if has_all else None
+            step(
+                stepped, grads, a, b, 2.0, has_all, torch.zeros((), device=device) if has_all else None, count
+            )
+            results.append([*stepped, *([count] if has_all else [])])
+        for one, other in zip(*results, strict=True):
+            if not torch.allclose(one, other, rtol=1e-6, atol=0) or (one.signbit() != other.signbit()).any():
+                return False
+    return True
 
 
-def _bits(value: float) -> int:
-    """The bits of a float64 as an integer."""
-    return struct.unpack("q", struct.pack("d", value))[0]
+def _table(
+    head: Sequence[float], rows: Sequence[tuple[int, int, int]], device: torch.device
+) -> tuple[Tensor, int]:
+    """The bits of the float64 numbers of `head`, then the rows with their first block; number of blocks."""
+    values, blocks = [struct.unpack("q", struct.pack("d", value))[0] for value in head], 0
+    for row in rows:
+        values += (*row, blocks)
+        blocks += triton.cdiv(row[2], BLOCK)
+    return _copy_to(device, values), blocks
 
 
-def _on_device(values: list[int], device: torch.device) -> Tensor:
+def _copy_to(device: torch.device, values: list[int]) -> Tensor:
     """The integers in the device's memory, without a host sync.
 
     In a CUDA graph each is written by a launch of its own: a copy would read host memory at each replay.

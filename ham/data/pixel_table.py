@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class LookUp:
+class PixelTable:
     """Flips images and replaces each value of a pixel by a number, in one pass without the GIL.
 
     Args:
@@ -22,7 +22,7 @@ class LookUp:
         self._fill = _kernel()
 
     @classmethod
-    def of(cls, function: Callable[[Tensor], Tensor]) -> LookUp:
+    def of(cls, function: Callable[[Tensor], Tensor]) -> PixelTable:
         """The table of a function of uint8 images [N, 3, H, W] that maps each pixel by itself to float32."""
         values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
         return cls(function(values).view(3, 256))
