@@ -266,3 +266,13 @@ def _started(pid: Any) -> str | None:
     except OSError:
         return None
     return None if not status or status[0] in "ZX" else status[19]
+
+
+def age_of_process(pid: int) -> float | None:
+    """Seconds since a process of this machine started; None if it is dead, or the system does not tell."""
+    ticks = _started(pid)
+    try:
+        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        return None if ticks is None else uptime - int(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None

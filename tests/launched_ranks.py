@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOAD = ["torch._dynamo", "torchvision", "hydra", "ham.run.main", "ham.run.finetune", "sklearn.datasets"]
+PRELOAD = ["torch._dynamo", "torchvision", "hydra", "ham.run.main", "ham.run.finetune"]
 
 
 class Rank(multiprocessing.get_context("forkserver").Process):

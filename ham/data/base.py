@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,22 @@ Batch = tuple[Tensor, Tensor]
 
 class DataError(Exception):
     """A data set is missing or invalid; the message names the cure."""
+
+
+@contextmanager
+def explain_killed_workers() -> Iterator[None]:
+    """Raise DataError where a process of torch's DataLoader was killed.
+
+    torch raises from a signal handler, at whatever line the main process is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            "a decoding process was killed, perhaps for lack of memory: set a smaller data.workers"
+        ) from None
 
 
 class Loader(Protocol):

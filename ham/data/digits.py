@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ham.files import one_line
 
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, register
 
@@ -49,17 +56,24 @@ class Digits(ImageData):
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
-    """Float32 images [1797, 8, 8] in [0, 1], and int64 labels [1797]."""
+    """Float32 images [1797, 8, 8] in [0, 1], and int64 labels [1797].
+
+    scikit-learn's file is read without scikit-learn, whose import takes longer than a small training.
+    """
+    package = find_spec("sklearn")
+    if package is None:
+        raise DataError("the digits need scikit-learn: pip install 'hyperbolic-aware-minimization[run]'")
+    (folder,) = package.submodule_search_locations
     try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        if error.name != "sklearn":
-            raise
+        with gzip.open(Path(folder) / "datasets" / "data" / "digits.csv.gz", "rt") as lines:
+            table = np.array([line.split(",") for line in lines], dtype=np.float32).reshape(1797, 65)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            "the digits need scikit-learn: pip install 'hyperbolic-aware-minimization[run]'"
+            f"the digits of scikit-learn cannot be read ({one_line(error)}): "
+            "pip install --force-reinstall scikit-learn"
         ) from None
-    digits = load_digits()
-    return torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long()
+    images, labels = torch.from_numpy(table).split([64, 1], dim=1)
+    return images.reshape(-1, 8, 8) / 16, labels.flatten().long()
 
 
 class TensorLoader:

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
+from .base import (
+    Batch,
+    DataError,
+    ImageData,
+    Loaders,
+    RankSampler,
+    derived_seed,
+    explain_killed_workers,
+    register,
+)
 from .imagenet import CENTER_CROP, Normalize, check_min_crop, folder
 from .images import ImageTree, check_same_classes, open_tree
 
@@ -143,16 +152,11 @@ def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
     end_workers = getattr(batches, "_shutdown_workers", lambda: None)
     atexit.register(end_workers)  # Python ends them with SIGTERM, which they ignore
     try:
-        yield from batches
+        with explain_killed_workers():
+            yield from batches
     except DataError as error:  # from a worker, its text is the worker's traceback
         raise DataError(
             str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)
-        ) from None
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise DataError(
-            "a decoding process was killed, perhaps for lack of memory: set a smaller data.workers"
         ) from None
     finally:
         end_workers()

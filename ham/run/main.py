@@ -12,6 +12,7 @@ import torch
 
 from ham import distributed
 from ham.data import derived_seed
+from ham.data.base import explain_killed_workers
 from ham.files import one_line
 from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
@@ -41,7 +42,11 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
         what = f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
         raise distributed.shared(ConfigError(what))
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
-    with distributed.translate_collective_errors(lambda: "before the first step"), explain_os_errors(folder):
+    with (
+        distributed.translate_collective_errors(lambda: "before the first step"),
+        explain_os_errors(folder),
+        explain_killed_workers(),
+    ):
         distributed.raise_on_all_ranks(lambda: setup_device(cfg))
         if not cfg.resume:
             cfg = replace(cfg, resume=distributed.from_rank_zero(lambda: is_requeued(folder)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from ham.distributed import world
 from ham.files import read_json
+from ham.locks import age_of_process
 from ham.repository import commit, has_changes
 
 _PACKAGES = (
@@ -54,15 +56,25 @@ def provenance(config_hash: str) -> dict[str, Any]:
 
 
 def is_requeued(folder: Path) -> bool:
-    """Did an earlier start of this SLURM job begin the run in this directory?
+    """Did an earlier start of this SLURM job, or of this torchrun, begin the run in this directory?
 
-    A requeued job has its first command line, where `resume=false` is meant for the runs before it.
+    A requeued job has its first command line, where `resume=false` is meant for the runs before it; ranks
+    that `torchrun --max-restarts` starts again have theirs.
     """
+    paths = [part / "provenance.json" for part in (folder, *folder.glob("trial*"))]
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        age = age_of_process(os.getppid())  # of torchrun
+        return age is not None and any(_is_younger(path, age) for path in paths)
     job = os.environ.get("SLURM_JOB_ID")
     if not job or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return False
-    known = (read_json(part / "provenance.json") for part in (folder, *folder.glob("trial*")))
+    known = map(read_json, paths)
     return any(facts is not None and facts.get("slurm_job") == job for facts in known)
+
+
+def _is_younger(path: Path, seconds: float) -> bool:
+    """Was the file written in the last `seconds`?"""
+    return path.exists() and time.time() - path.stat().st_mtime <= seconds
 
 
 def hardware() -> dict[str, Any]:

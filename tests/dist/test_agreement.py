@@ -129,6 +129,23 @@ def test_torchrun_connects_its_ranks(more: str, status: int, words: str, tmp_pat
     assert done.returncode == status and said.count(words) == 1, said
 
 
+def test_torchrun_resumes_ranks_that_it_starts_again(tmp_path: Path) -> None:
+    """Although their command line says resume=false, which is meant for an earlier run."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    argv = [str(TRAIN), *RUN, f"runs_dir={tmp_path}", "epochs=12", "optimizer.lr=0.003", "resume=false"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen([*torchrun, "--max-restarts=1", *argv], env=environment, **pipes) as running:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("*/seed0/last.pt")):
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.02)
+        ranks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        said = running.communicate()[0]
+    assert running.returncode == 0 and said.count("resumed at epoch") == 1, said
+
+
 def test_a_port_that_is_held_ends_all_in_one_line_within_the_timeout(
     launch: Callable, tmp_path: Path
 ) -> None:
@@ -237,6 +254,6 @@ def test_a_rank_that_stops_before_it_arrives_ends_the_others_in_time(
     pair.processes[1].send_signal(signal.SIGSTOP)
     since = time.monotonic()
     assert pair.processes[0].wait() == 1
-    assert time.monotonic() - since < 20
+    assert time.monotonic() - since < 60
     (line,) = complaints(pair.said()[:1])
     assert "rank 1 of 2 did not arrive" in line or "lost another rank" in line

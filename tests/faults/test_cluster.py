@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,6 +250,37 @@ def test_a_run_warns_at_its_start_that_it_cannot_become_a_record(
 
 
 # a requeued job
+
+
+@pytest.mark.parametrize(
+    ("restarts", "age", "restarted"),
+    [
+        ("0", 0, False),
+        ("1", 0, True),
+        ("3", 0, True),
+        ("1", 10**6, False),
+        ("1", None, False),
+        (None, 0, False),
+    ],
+)
+@pytest.mark.parametrize("part", ["", "trial0"])
+def test_a_rank_that_torchrun_starts_again_knows_its_own_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: str | None,
+    age: int | None,
+    restarted: bool,
+    part: str,
+) -> None:
+    """The process above this one stands for torchrun; a file from before it is of another run."""
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if restarts is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    if age is not None:
+        (tmp_path / part).mkdir(exist_ok=True)
+        (tmp_path / part / "provenance.json").write_text("{}")
+        os.utime(tmp_path / part / "provenance.json", (time.time() - age,) * 2)
+    assert is_requeued(tmp_path) is restarted
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from PIL import Image
 from ham.data import DataError, ImageNetFolder, images
 from ham.data.imagenet_source import Source, open_source
 from ham.data.images import class_folders, decode_rgb, open_tree
+from ham.run import loop
 
 COLORS = {"n01": (200, 0, 0), "n02": (0, 200, 0), "n03": (0, 0, 200)}
 
@@ -183,6 +184,22 @@ def test_a_killed_decoding_process_is_one_line(
     monkeypatch.setattr(images, "read_rgb", end)
     with pytest.raises(DataError, match=r"^a decoding process was killed, .*data\.workers$"):
         list(test.batches(0))
+
+
+@pytest.mark.parametrize("place", ["forward_backward", "finish_epoch", "train_step"])
+def test_a_killed_decoding_process_is_one_line_wherever_torch_notices(
+    place: str, command: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Torch raises in a signal handler, in the middle of a step say."""
+
+    def notice(*_: object, **__: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(loop, place, notice)
+    outcome = command("+exp=dense", "+demo=tiny", f"runs_dir={tmp_path}")
+    assert outcome.status == 2
+    (line,) = outcome.complaints
+    assert ": a decoding process was killed, " in line and "data.workers" in line
 
 
 def test_an_image_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from batches import assert_equal, read_epoch
 from torch import Tensor
 
 from ham.data import DataError, Digits, Loaders
+from ham.data import digits as digits_module
 
 CPU = torch.device("cpu")
 
@@ -41,6 +45,32 @@ def split_of_digits() -> tuple[list[bytes], list[bytes], Tensor, Tensor]:
     train, test = ([image[0].numpy().astype(np.int64).tobytes() for image in part] for part in scaled)
     assert {*train, *test} <= {image.tobytes() for image in pixels}
     return train, test, train_images, test_images
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    images, labels = digits_module.read_digits()
+    pixels, numbers = read_digits()
+    assert torch.equal(images.view(-1, 64) * 16, torch.from_numpy(pixels).float())
+    assert torch.equal(labels, torch.from_numpy(numbers).long())
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no gzip", gzip.compress(b"1,2\nx"), gzip.compress(b"1,2")[:-9]]
+)
+def test_a_damaged_scikit_learn_is_one_line(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sklearn" / "datasets" / "data"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "digits.csv.gz").write_bytes(content)
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path / "sklearn")])
+    monkeypatch.setattr(digits_module, "find_spec", lambda name: package)
+    with pytest.raises(DataError, match=r"^the digits of scikit-learn cannot be read .*force-reinstall"):
+        digits_module.read_digits()
+    monkeypatch.setattr(digits_module, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"^the digits need scikit-learn: pip install "):
+        digits_module.read_digits()
 
 
 def test_digits_have_one_split_into_1437_and_360_images() -> None:

@@ -107,7 +107,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def serve() -> None:
     """The starter: an order a line on stdin, an exit status a line on stdout."""
     sys.path.insert(0, str(ROOT))
-    import sklearn.datasets  # noqa: F401
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
