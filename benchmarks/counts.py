@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
-from dispatch_counter import LIMITS, DispatchCounter
+from dispatch_counter import DispatchCounter
+from multi_tensor import LIMITS
 from roofline import GPUS, LAUNCH_US, milliseconds
 from simulated_device import NAME, SimulatedDevice, run_and_exit
 from torch import nn

@@ -8,7 +8,7 @@
   kernel does. Expanded dimensions take no bytes; indexing reads the entries that it selects.
 * A convolution or a reduction may launch more than one kernel; here it counts as one.
 
-A hand-written kernel counts as one launch: see `KERNELS`.
+Hand-written kernels: see `KERNELS`.
 """
 
 from __future__ import annotations
@@ -16,33 +16,17 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import Any
 from unittest.mock import patch
 
+from multi_tensor import has_fast_path, multi_tensor_launches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-KERNELS: dict[str, Callable[..., tuple[Sequence[Tensor], Sequence[Tensor]]]] = {}
-"""Dotted name of a Python function that launches a hand-written kernel, such as "ham.optim.fast.launch"
--> a function of its arguments that returns the tensors which the kernel reads and those which it writes.
-
-Inside a counter the first function is counted and not called, and returns None. A kernel that is registered
-with torch.library is an operation of torch and needs no entry."""
-
-CHUNK = 65536
-"""Elements that one block of a multi-tensor kernel works on."""
-
-LIMITS = {12: ((110, 64, 48, 36, 30), 320), 13: ((770, 448, 336, 252, 210), 2240)}
-"""Version of CUDA -> tensors per launch for 1 to 5 lists of tensors, and blocks per launch: see
-ATen/native/cuda/MultiTensorApply.cuh among torch's headers. A kernel has 4 KB of arguments before CUDA 13."""
-
-SCALAR_LISTS = {12: 96, 13: 672}
-"""Tensors per launch for one list of tensors and a list of scalars; for more lists as above."""
 
 _NORMS = {"_foreach_norm", "_foreach_powsum", "_foreach_max"}
 """Two more launches: one clears the partial results of the blocks, one reduces them (ForeachReduceOp.cu)."""
@@ -75,12 +59,21 @@ class Cost:
         return Cost(self.launches - other.launches, self.read - other.read, self.written - other.written)
 
 
+KERNELS: dict[str, Callable[..., Cost]] = {}
+"""Dotted name of a Python function that launches hand-written kernels, such as "ham.optim.fast.launch", or of
+an entry of a dictionary, "ham.optim.fast.STEPS[triton]" -> a function of its arguments that returns the cost:
+`lambda weights, grads: Cost(1, nbytes([*weights, *grads]), nbytes(weights))`.
+
+Inside a counter the first function is counted and not called, and returns None. A kernel that is registered
+with torch.library is an operation of torch and needs no entry."""
+
+
 class DispatchCounter(TorchDispatchMode):
     """Counts the operations on one kind of device inside its context.
 
     Args:
         device: its type, such as "cuda".
-        cuda: version of CUDA, a key of LIMITS.
+        cuda: version of CUDA, a key of `multi_tensor.LIMITS`.
 
     Attributes:
         total: cost so far.
@@ -98,8 +91,8 @@ class DispatchCounter(TorchDispatchMode):
         self._patches = ExitStack()
 
     def __enter__(self) -> DispatchCounter:
-        for name, tensors in KERNELS.items():
-            self._patches.enter_context(patch(name, partial(self._launch, name, tensors)))
+        for name, cost in KERNELS.items():
+            self._patches.enter_context(_replaced(name, partial(self._launch, name, cost)))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -116,9 +109,8 @@ class DispatchCounter(TorchDispatchMode):
                 self._note_memory(tensor)
         return out
 
-    def _launch(self, name: str, tensors: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        read, written = tensors(*args, **kwargs)
-        self._add(name, Cost(1, _bytes(read), _bytes(written)))
+    def _launch(self, name: str, cost: Callable[..., Cost], *args: Any, **kwargs: Any) -> None:
+        self._add(name, cost(*args, **kwargs))
 
     def _add(self, name: str, cost: Cost) -> None:
         self.total += cost
@@ -143,11 +135,11 @@ class DispatchCounter(TorchDispatchMode):
             for tensor in self._tensors(value)
         ]
         written += results
-        if name in _FREE or func.is_view or not (read or written):
+        if name in _FREE or func.is_view or not any(t.numel() for t in written or read):
             return Cost()
         if name in _SELECTS:
             read = [*read[1:], *results]
-        return Cost(self._launches(func, arguments, results), _bytes(read), _bytes(written))
+        return Cost(self._launches(func, arguments, results), nbytes(read), nbytes(written))
 
     def _launches(self, func: Any, arguments: list[tuple[Any, Any]], results: list[Tensor]) -> int:
         name = func._opname
@@ -162,7 +154,7 @@ class DispatchCounter(TorchDispatchMode):
         if name in _NORMS:
             return 2 + self._multi_tensor(lists, 1)
         depth = len(lists) + bool(results)
-        if name.startswith("_foreach_") and not _has_fast_path(lists, mixed=name == "_foreach_copy_"):
+        if name.startswith("_foreach_") and not has_fast_path(lists, mixed=name == "_foreach_copy_"):
             return sum(t.numel() > 0 for t in lists[0])
         return self._multi_tensor(lists, depth, scalars=func._overloadname == "ScalarList")
 
@@ -183,29 +175,10 @@ class DispatchCounter(TorchDispatchMode):
         self.live -= nbytes
 
 
-def multi_tensor_launches(sizes: Sequence[int], depth: int, *, scalars: bool = False, cuda: int = 13) -> int:
-    """Launches of torch's multi-tensor kernel, which splits tensors into chunks of CHUNK elements.
-
-    A launch ends when its blocks, one per chunk, or its tensors reach the limit. A tensor that is not done
-    goes on in the next launch.
-
-    Args:
-        sizes: elements of each tensor.
-        depth: number of lists of tensors, results included.
-        scalars: does each tensor have a scalar of its own?
-        cuda: a key of LIMITS.
-    """
-    tensors_per_launch, most_blocks = LIMITS[cuda]
-    most_tensors = SCALAR_LISTS[cuda] if scalars and depth == 1 else tensors_per_launch[depth - 1]
-    launches = tensors = blocks = 0
-    for size in filter(None, sizes):
-        tensors, chunks = tensors + 1, ceil(size / CHUNK)
-        while chunks:
-            taken = min(chunks, most_blocks - blocks)
-            blocks, chunks = blocks + taken, chunks - taken
-            if blocks == most_blocks or (tensors == most_tensors and not chunks):
-                launches, blocks, tensors = launches + 1, 0, int(chunks > 0)
-    return launches + (blocks > 0)
+def _replaced(name: str, function: Callable[..., None]) -> AbstractContextManager:
+    """A context in which a name of KERNELS is another function."""
+    place, _, key = name.removesuffix("]").partition("[")
+    return patch.dict(place, {key: function}) if key else patch(place, function)
 
 
 def _bound(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
@@ -228,7 +201,7 @@ def _returned(func: Any, out: Any) -> Sequence[Any]:
     return [out] if len(func._schema.returns) == 1 else out or []
 
 
-def _bytes(tensors: Sequence[Tensor]) -> int:
+def nbytes(tensors: Sequence[Tensor]) -> int:
     """Bytes of distinct tensors, expanded dimensions left out."""
     distinct = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride()): t for t in tensors}
     return sum(
@@ -236,19 +209,3 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
         * prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride or not size)
         for t in distinct.values()
     )
-
-
-def _has_fast_path(lists: list[list[Tensor]], *, mixed: bool) -> bool:
-    """Torch's conditions for multi-tensor kernels (ATen/native/ForeachUtils.h): dtypes and strides agree."""
-    first = lists[0]
-    dtypes = {t.dtype for t in first} if mixed else {t.dtype for tensors in lists for t in tensors}
-    return len(dtypes) == 1 and all(
-        _strides(t) == _strides(t0) and t.shape == t0.shape
-        for tensors in lists[1:]
-        if len(tensors) == len(first)
-        for t, t0 in zip(tensors, first, strict=True)
-    )
-
-
-def _strides(t: Tensor) -> list[int]:
-    return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size != 1]

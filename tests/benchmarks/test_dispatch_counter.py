@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dispatch_counter
 import pytest
 import torch
-from dispatch_counter import CHUNK, KERNELS, Cost, DispatchCounter, multi_tensor_launches
+from dispatch_counter import KERNELS, Cost, DispatchCounter, nbytes
+from multi_tensor import CHUNK, LIMITS, SCALAR_LISTS, multi_tensor_launches
 from torch import Tensor
 
 
@@ -67,6 +67,15 @@ def test_bytes_of_the_last_operation(operation, read, written):
     assert costs[-1] == Cost(1, read, written)
 
 
+def test_operations_without_an_element_do_not_launch():
+    x = torch.ones(0, 3)
+    with counter() as counted:
+        x + 1, x.clone(), x.fill_(2.0), x.double()
+        torch._foreach_add_([x], [x])
+        x.sum()  # a result of one element
+    assert counted.launches == {"sum": 1}
+
+
 def test_other_devices_do_not_count():
     with DispatchCounter("cuda") as counted:
         torch.ones(3) + 1
@@ -103,9 +112,9 @@ def test_launches_of_the_multi_tensor_kernel(sizes, depth, launches_12, launches
     assert multi_tensor_launches(sizes, depth, cuda=13) == launches_13
 
 
-@pytest.mark.parametrize("cuda", dispatch_counter.LIMITS)
+@pytest.mark.parametrize("cuda", LIMITS)
 def test_a_scalar_of_each_tensor_leaves_less_room(cuda):
-    most = dispatch_counter.SCALAR_LISTS[cuda]
+    most = SCALAR_LISTS[cuda]
     assert multi_tensor_launches([10] * most, 1, scalars=True, cuda=cuda) == 1
     assert multi_tensor_launches([10] * (most + 1), 1, scalars=True, cuda=cuda) == 2
     assert multi_tensor_launches([10] * (most + 1), 1, cuda=cuda) == 1
@@ -164,16 +173,22 @@ def launch_of_a_kernel(weights: list[Tensor], grads: list[Tensor], lr: float) ->
     raise AssertionError("a kernel without a device")
 
 
-def test_a_hand_written_kernel_is_one_launch(monkeypatch):
-    name = f"{__name__}.launch_of_a_kernel"
-    monkeypatch.setitem(KERNELS, name, lambda weights, grads, lr: (weights + grads, weights))
+STEPS = {"kernel": launch_of_a_kernel}
+
+
+@pytest.mark.parametrize("place", ["launch_of_a_kernel", "STEPS[kernel]"])
+def test_a_hand_written_kernel_is_counted_and_not_called(monkeypatch, place):
+    name = f"{__name__}.{place}"
+    cost = lambda weights, grads, lr: Cost(1, nbytes(weights + grads), nbytes(weights))  # noqa: E731
+    monkeypatch.setitem(KERNELS, name, cost)
+    call = lambda: STEPS["kernel"] if "[" in place else launch_of_a_kernel  # noqa: E731
     weights, grads = vectors(200), vectors(200)
     with counter() as counted:
-        launch_of_a_kernel(weights, grads, lr=0.1)
+        call()(weights, grads, lr=0.1)
     assert counted.total == Cost(1, 16000, 8000)
     assert counted.launches == {name: 1}
     with pytest.raises(AssertionError):  # outside it is called
-        launch_of_a_kernel(weights, grads, lr=0.1)
+        call()(weights, grads, lr=0.1)
 
 
 def test_a_kernel_registered_with_torch_is_one_launch():
