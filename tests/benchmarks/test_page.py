@@ -76,6 +76,17 @@ def test_spreads_are_shown_where_they_were_recorded(results):
     assert "| b | 3.00 |" in after["masks"]
 
 
+def test_all_benchmarks_show_their_spread(results):
+    change(results, "optimizer", lambda c: c.update(spread_ms={key: [111, 222] for key in c["median_ms"]}))
+    change(results, "molecules", lambda c: c["step"].update(spread={"ours": [333, 444], "stock": [1, 2]}))
+    for kind in ("steps", "overheads"):
+        add = lambda c, kind=kind: [row.update(spread_ms=[555, 666]) for row in c[kind]]  # noqa: E731
+        after = change(results, "throughput-cpu", add)
+    assert after["ham"].count("(111.0 to 222.0)") == 3
+    assert "(333.0 to 444.0)" in after["molecules"]
+    assert "(555 to 666)" in after["steps"] and "(555.0 to 666.0)" in after["overheads"]
+
+
 def test_a_part_that_was_not_measured_says_so(results):
     def keep_ham(content):
         content["overheads"] = [row for row in content["overheads"] if row["part"] == "HAM"]
