@@ -26,6 +26,9 @@ NOT_MEASURED = "not measured yet"
 BARE, LOOP = "bare step", "ham.run's step"
 SGD, OURS, TRACKED = "SGD fused", "SGD fused + HAM", "SGD fused + HAM, track_clamped"
 AUTHORS = "SGD fused + authors' update"
+GPU = "A100 80 GB"
+"""Where the share of what is added is computed."""
+
 Results = dict[str, Any]
 
 
@@ -147,21 +150,23 @@ def counts(r: Results) -> dict[str, str]:
 
 
 def count_table(facts: Results, launch_us: float) -> str:
-    """Launches, bytes, syncs, memory and time of each row, and what it adds to ham.run's step."""
+    """Launches, bytes, host syncs and time of each row; what it adds to ham.run's step, and memory."""
     rows = {row["step"]: row for row in facts["rows"]}
     base = rows.get(LOOP) or rows[BARE]
     head = ("step", "launches", "added", "GB moved", "added, bytes a weight", "host syncs")
-    head += ("kept, MiB", "peak, MiB", *(f"{gpu}, ms" for gpu in GPUS))
+    head += ("kept, bytes a weight", "peak, bytes a weight", *(f"{gpu}, ms" for gpu in GPUS), "time added")
     lines = []
     for name, row in rows.items():
-        has_added = name not in (BARE, LOOP)
         moved, before = (each["read"] + each["written"] for each in (row, base))
-        added = (f"{row['launches'] - base['launches']:,}", f"{(moved - before) / facts['weights']:.1f}")
-        launches, a_weight = added if has_added else ("-", "-")
-        kept = f"{(row['live'] - base['live']) / 2**20:,.0f}" if has_added else "-"
-        times = (f"{milliseconds(row, gpu, launch_us):.2f}" for gpu in GPUS)
+        times = {gpu: milliseconds(row, gpu, launch_us) for gpu in GPUS}
+        launches = a_weight = kept = peak = share = "-"
+        if name not in (BARE, LOOP):
+            more = (moved - before, *(row[key] - base[key] for key in ("live", "peak")))
+            a_weight, kept, peak = (f"{each / facts['weights']:.1f}" for each in more)
+            launches = f"{row['launches'] - base['launches']:,}"
+            share = f"{100 * (times[GPU] / milliseconds(base, GPU, launch_us) - 1):.1f} %"
         cells = (name, f"{row['launches']:,}", launches, f"{moved / 1e9:.2f}", a_weight, row["syncs"])
-        lines.append((*cells, kept, f"{row['peak'] / 2**20:,.0f}", *times))
+        lines.append((*cells, kept, peak, *(f"{ms:.2f}" for ms in times.values()), share))
     return markdown(head, lines)
 
 
