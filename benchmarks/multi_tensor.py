@@ -37,8 +37,8 @@ def multi_tensor_launches(sizes: Sequence[int], depth: int, *, scalars: bool = F
         tensors, chunks = tensors + 1, ceil(size / CHUNK)
         while chunks:
             taken = min(chunks, most_blocks - blocks)
-            blocks, chunks = blocks + taken, chunks - taken
-            if blocks == most_blocks or (tensors == most_tensors and not chunks):
+            blocks, chunks = blocks + taken, chunks - taken  # chunks are left only where the blocks are full
+            if blocks == most_blocks or tensors == most_tensors:
                 launches, blocks, tensors = launches + 1, 0, int(chunks > 0)
     return launches + (blocks > 0)
 

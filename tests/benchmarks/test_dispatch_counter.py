@@ -105,6 +105,8 @@ def test_a_value_is_no_launch():
         ([0] * 5, 1, 0, 0),
         ([10] * 30, 5, 1, 1),
         ([10] * 31, 5, 2, 1),
+        ([CHUNK * 320 + 1] + [10] * 29, 5, 2, 1),  # the rest of the first tensor takes one of 30 places
+        ([CHUNK * 320 + 1] + [10] * 30, 5, 3, 1),
     ],
 )
 def test_launches_of_the_multi_tensor_kernel(sizes, depth, launches_12, launches_13):
