@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 CHUNK = 65536
 """Elements that one block of a multi-tensor kernel works on."""
@@ -44,14 +45,18 @@ def multi_tensor_launches(sizes: Sequence[int], depth: int, *, scalars: bool = F
 
 
 def has_fast_path(lists: list[list[Tensor]], *, mixed: bool) -> bool:
-    """Torch's conditions for multi-tensor kernels (ATen/native/ForeachUtils.h): dtypes and strides agree."""
+    """Torch's conditions for these kernels (ATen/native/ForeachUtils.h): dense, equal types and strides."""
     first = lists[0]
     dtypes = {t.dtype for t in first} if mixed else {t.dtype for tensors in lists for t in tensors}
-    return len(dtypes) == 1 and all(
-        _strides(t) == _strides(t0) and t.shape == t0.shape
-        for tensors in lists[1:]
-        if len(tensors) == len(first)
-        for t, t0 in zip(tensors, first, strict=True)
+    return (
+        len(dtypes) == 1
+        and all(is_non_overlapping_and_dense_or_false(t) for t in first)
+        and all(
+            _strides(t) == _strides(t0) and t.shape == t0.shape
+            for tensors in lists[1:]
+            if len(tensors) == len(first)
+            for t, t0 in zip(tensors, first, strict=True)
+        )
     )
 
 

@@ -149,6 +149,10 @@ def test_unlike_tensors_have_a_launch_each():
     with counter() as counted:
         torch._foreach_add_(vectors(20), [t.double() for t in vectors(20)])
     assert counted.launches["_foreach_add_"] == 20
+    gaps = [torch.ones(3, 8)[:, ::2] for _ in range(20)]
+    with counter() as counted:
+        torch._foreach_mul_(gaps, 2.0)
+    assert counted.launches == {"_foreach_mul_": 20}
     columns = [torch.ones(3, 4).t() for _ in range(20)]
     with counter() as counted:
         torch._foreach_mul_(columns, [torch.ones(4, 3) for _ in columns])
