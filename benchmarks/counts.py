@@ -36,7 +36,7 @@ from ham.run.state import Run
 
 LLAMA = "llama1b"
 BARE, LOOP = "bare step", "ham.run's step"
-NOT_COUNTED = {"fused": "for the CPU alone"}
+NOT_COUNTED = {"fused": "for the CPU alone", "compiled": "torch.compile's kernels are not dispatched"}
 """Implementation of HAM -> why it has no rows."""
 
 COUNTED = "track_clamped"

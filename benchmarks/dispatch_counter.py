@@ -59,7 +59,11 @@ class Cost:
         return Cost(self.launches - other.launches, self.read - other.read, self.written - other.written)
 
 
-KERNELS: dict[str, Callable[..., Cost]] = {}
+KERNELS: dict[str, Callable[..., Cost]] = {
+    "ham.optim.implementations.IMPLEMENTATIONS[triton]": lambda ps, gs, *_: Cost(  # its table is copied first
+        2, nbytes([*ps, *gs]) + 64 * len(ps), nbytes(ps) + 32 * len(ps)
+    ),
+}
 """Dotted name of a Python function that launches hand-written kernels, such as "ham.optim.fast.launch", or of
 an entry of a dictionary, "ham.optim.fast.STEPS[triton]" -> a function of its arguments that returns the cost:
 `lambda weights, grads: Cost(1, nbytes([*weights, *grads]), nbytes(weights))`.
