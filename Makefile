@@ -40,10 +40,15 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/optimizer.py --json benchmarks/results/optimizer.json
-	$(BIN)/python benchmarks/masks.py --json benchmarks/results/masks.json
-	$(BIN)/python benchmarks/throughput.py --rounds 3 --batch 4 --json benchmarks/results/throughput-cpu.json
+RESULTS := benchmarks/results
+bench: $(VENV)/dev.stamp  # all benchmarks in under 10 minutes, then docs/benchmarks.md
+	$(BIN)/python benchmarks/optimizer.py --json $(RESULTS)/optimizer.json
+	$(BIN)/python benchmarks/masks.py --json $(RESULTS)/masks.json
+	$(BIN)/python benchmarks/throughput.py --rounds 3 --batch 4 --json $(RESULTS)/throughput-cpu.json
+	$(BIN)/python benchmarks/graphs.py --sets cora minesweeper --json $(RESULTS)/graphs.json
+	$(BIN)/python benchmarks/molecules.py --graphs 640 --steps 20 --json $(RESULTS)/molecules.json
+	$(BIN)/python benchmarks/counts.py --json $(RESULTS)/counts.json
+	$(BIN)/python benchmarks/page.py --print
 
 figures: $(VENV)/run.stamp
 	$(BIN)/python scripts/theory_runs.py

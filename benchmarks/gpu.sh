@@ -3,7 +3,7 @@
 #   benchmarks/gpu.sh [--seconds 540] [--jobs 3] [--tiny] [tests] [bench] [cells] [-- SWEEP_OPTIONS]
 #
 #   tests     tests/gpu; its output goes to $OUT/tests.txt
-#   bench     benchmarks/throughput.py; its numbers go to $OUT/throughput.json
+#   bench     benchmarks/throughput.py, optimizer.py and masks.py; their numbers go to $OUT/throughput.json and so on
 #   cells     the runs of Table 7, by scripts/sweep.py --local, in runs/gpu. Runs that are not done when the time
 #             is over save and stop; the next slice resumes them. $OUT/cells.tar.gz holds the finished runs:
 #             `python scripts/collect.py out/cells.tar.gz` makes records of them
@@ -91,12 +91,20 @@ gpu_tests() { # seconds; fails if every test is skipped
     [ $ended = 0 ] && grep -q " passed" "$out/tests.txt" || return 1
 }
 
+gpu_benchmarks() { # seconds for all
+    local name ends=$((SECONDS + $1)) device
+    for name in throughput optimizer masks; do
+        device=(--device cuda)
+        [ $name != throughput ] || device=()
+        run timeout $((ends > SECONDS ? ends - SECONDS : 1)) "$python" "benchmarks/$name.py" "${device[@]}" \
+            --json "$out/$name.json" || return 1
+    done
+}
+
 run_stage() { # stage, seconds left
     case $1 in
     tests) gpu_tests $(($2 / 2)) ;;
-    bench)
-        run timeout $(($2 / 2)) "$python" benchmarks/throughput.py --json "$out/throughput.json" || return 1
-        ;;
+    bench) gpu_benchmarks $(($2 / 2)) ;;
     cells)
         local scale=(--runs runs/gpu)
         [ -z "$tiny" ] || scale=(--runs runs/tiny --demo tiny)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import interleaved, medians, spreads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,20 +117,17 @@ def compare(name: str, arch: str, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for version in (Attention.v2, Attention.v1) if cfg.model.conv is Conv.gat else (Attention.v2,):
         cfg.model.attention = version
-        seconds: dict[str, list[float]] = {"ours": [], "stock": []}
         epochs = {"ours": own_epoch(cfg, task)}
         if stock_fits(cfg, task):
             epochs["stock"] = stock_epoch(cfg, task)
-        for turn in range(rounds + 1):
-            for kind, epoch in epochs.items():
-                start = time.process_time()
-                epoch()
-                if turn:  # the first turn warms up
-                    seconds[kind].append(time.process_time() - start)
-        ours, stock = (statistics.median(times) if times else None for times in seconds.values())
+        times = interleaved(epochs, rounds, clock=time.process_time)
+        ours, stock = (medians(times).get(side) for side in ("ours", "stock"))
         label = f"gat {version}" if cfg.model.conv is Conv.gat else arch
         row = {"set": name, "arch": label, "ours_ms": round(1e3 * ours, 1)}
         row |= {"stock_ms": round(1e3 * stock, 1), "ratio": round(stock / ours, 2)} if stock else {}
+        row["spread_ms"] = {
+            side: [round(ms, 1) for ms in pair] for side, pair in spreads(times, 1e-3).items()
+        }
         row |= {"run_seconds": round(ours * cfg.epochs), "epochs": cfg.epochs}
         rows.append(row)
         beside = f"{row['stock_ms']:10.1f} ms{row['ratio']:8.1f} x" if stock else f"{'does not fit':>23}"

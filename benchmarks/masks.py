@@ -1,6 +1,6 @@
 """Time of a mask update on ResNet50's 25.5 M weights: global magnitude top-k compared with torch's functions.
 
-    python benchmarks/masks.py [--json results.json]
+    python benchmarks/masks.py [--device cuda] [--json results.json]
 
 The variants alternate, so that noise of the machine affects all equally; medians are printed.
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torchvision
+from timing import interleaved, medians, spreads
 from torch import Tensor
 
 from ham.run.provenance import hardware
@@ -54,24 +53,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="timed calls per variant")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    times: dict[str, list[float]] = {}
-    calls = variants()
-    for k in range(1 + args.rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if k:
-                times.setdefault(name, []).append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    torch.set_default_device(args.device)
+    times = interleaved(variants(), args.rounds)
+    seconds, spread = medians(times), spreads(times)
     print(f"{'ResNet50, 25.5 M prunable weights':36} {'median s':>9} {'/ ours':>7}")
-    for name, seconds in medians.items():
-        print(f"{name:36} {seconds:9.3f} {seconds / medians[OURS]:7.2f}")
+    for name, value in seconds.items():
+        print(f"{name:36} {value:9.3f} {value / seconds[OURS]:7.2f}")
     if args.json:
         facts = {"hardware": hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__}}
-        content = facts | {"rounds": args.rounds, "sparsity": SPARSITY, "median_s": medians}
+        content = facts | {
+            "rounds": args.rounds,
+            "sparsity": SPARSITY,
+            "median_s": seconds,
+            "spread_s": spread,
+        }
         args.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

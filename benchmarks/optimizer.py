@@ -1,6 +1,6 @@
 """Time and memory of HAM on ResNet50's parameters, compared with torch's fused SGD and the authors' update.
 
-    python benchmarks/optimizer.py [--json results.json]
+    python benchmarks/optimizer.py [--device cuda] [--json results.json]
 
 The variants alternate, so that noise of the machine affects all equally; medians are printed. The authors'
 update is reimplemented from a description of their wrapper: the same operations in the same order.
@@ -12,16 +12,15 @@ import argparse
 import gc
 import inspect
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
+from timing import interleaved, medians, spreads
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -31,6 +30,7 @@ from ham.run.provenance import hardware
 
 LR, ALPHA, BETA = 1e-4, 200.0, 1e-3  # a small rate keeps the weights in range over hundreds of steps
 PLAIN, OURS, AUTHORS = "SGD fused", "SGD fused + HAM", "SGD fused + authors' update"
+TRACKED = "SGD fused + HAM, track_clamped"
 
 
 def resnet50_with_gradients() -> nn.Module:
@@ -68,13 +68,11 @@ def plain_step() -> tuple[Callable[[], object], list[object]]:
     return optimizer.step, [optimizer]
 
 
-def ham_step(implementation: str | None = None) -> tuple[Callable[[], object], list[object]]:
+def ham_step(track_clamped: bool = False) -> tuple[Callable[[], object], list[object]]:
     model = resnet50_with_gradients()
     optimizer = sgd(model)
-    return optimizer.step, [
-        optimizer,
-        HAM(optimizer, model=model, alpha=ALPHA, beta=BETA, implementation=implementation),
-    ]
+    ham = HAM(optimizer, model=model, alpha=ALPHA, beta=BETA, track_clamped=track_clamped)
+    return optimizer.step, [optimizer, ham]
 
 
 def authors_step() -> tuple[Callable[[], object], list[object]]:
@@ -98,21 +96,24 @@ def hyp_step(implementation: str) -> tuple[Callable[[], object], list[object]]:
 VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
     PLAIN: plain_step,
     OURS: ham_step,
+    TRACKED: partial(ham_step, track_clamped=True),
     **{f"HYP* alone, {name}": partial(hyp_step, name) for name in IMPLEMENTATIONS},
     AUTHORS: authors_step,
 }
 
 
-def median_ms(rounds: int, warmup: int = 3) -> dict[str, float]:
-    steps = {name: build()[0] for name, build in VARIANTS.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for k in range(warmup + rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
+def steps() -> dict[str, Callable[[], object]]:
+    """The step of each variant that this device can run."""
+    found = {}
+    for name, build in VARIANTS.items():
+        step, _ = build()
+        try:
             step()
-            if k >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+        else:
+            found[name] = step
+    return found
 
 
 def reachable_bytes(roots: list[object]) -> int:
@@ -140,19 +141,21 @@ def kept_bytes(name: str) -> int:
     return reachable_bytes(roots) - before
 
 
-def peak_resident_mib(name: str) -> float:
-    """Peak resident memory of this process after three steps; run it in a process of its own."""
+def peak_mib(name: str, device: str) -> float:
+    """Peak memory of this process or of the GPU after three steps; run it in a process of its own."""
     step, _ = VARIANTS[name]()
     for _ in range(3):
         step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's size
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def peak_in_a_new_process(name: str) -> float | None:
+def peak_in_a_new_process(name: str, device: str) -> float | None:
     if not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, __file__, "--peak-of", name]
+    command = [sys.executable, __file__, "--peak-of", name, "--device", device]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -160,17 +163,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="timed steps per variant")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     if args.peak_of:
-        print(peak_resident_mib(args.peak_of))
+        print(peak_mib(args.peak_of, args.device))
         return
 
-    ms = median_ms(args.rounds)
+    times = interleaved(steps(), args.rounds, warmup=2)
+    ms, spread = medians(times, 1e-3), spreads(times, 1e-3)
     kept = {name: kept_bytes(name) for name in (PLAIN, OURS, AUTHORS)}
-    peaks = {name: peak_in_a_new_process(name) for name in (PLAIN, OURS, AUTHORS)}
+    peaks = {name: peak_in_a_new_process(name, args.device) for name in (PLAIN, OURS, AUTHORS)}
     base_peak = peaks[PLAIN]
     print(
         f"{'ResNet50, 25.6 M parameters':32} {'median ms':>10} {'/ SGD':>7} {'kept MiB':>9} {'peak MiB':>9}"
@@ -183,10 +189,12 @@ def main() -> None:
         "hardware": hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__},
         "rounds": args.rounds,
         "median_ms": ms,
+        "spread_ms": spread,
         "ham_over_sgd": ms[OURS] / ms[PLAIN],
         "authors_over_ours": ms[AUTHORS] / ms[OURS],
         "authors_added_over_ours_added": (ms[AUTHORS] - ms[PLAIN]) / (ms[OURS] - ms[PLAIN]),
         "bytes_kept_by_ham": kept[OURS] - kept[PLAIN],
+        "bytes_kept_by_authors": kept[AUTHORS] - kept[PLAIN],
         "peak_mib_added": {name: peak - base_peak for name, peak in peaks.items() if peak and name != PLAIN},
     }
     print(f"HAM + SGD / SGD: {results['ham_over_sgd']:.2f}")

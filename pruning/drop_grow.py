@@ -27,6 +27,7 @@ def update_mask(
     name: str = "",
     units: Granularity = _ELEMENT,
     layout: Layout | None = None,
+    kept: int | None = None,
 ) -> Tensor:
     """The mask of one layer after dropping `count` weights, or units, and growing as many.
 
@@ -42,14 +43,16 @@ def update_mask(
         name: of the layer, for errors.
         units: what is dropped and grown as one.
         layout: of the weight; None: its inputs are dimension 1.
+        kept: how many weights the mask keeps; None: counted, with a host sync.
 
     Raises:
         NotFinite: a weight or a score is nan.
     """
     layout = Layout(tuple(theta.shape)) if layout is None else layout
     magnitudes = units.reduce(theta.abs().masked_fill(~mask, -1.0), layout)
-    kept = count_nonzero([mask])[0] // units.unit_size
-    survivors = units.expand(global_topk({name: magnitudes}, kept - count)[name], layout)
+    kept = count_nonzero([mask])[0] if kept is None else kept
+    survivors = global_topk({name: magnitudes}, kept // units.unit_size - count)[name]
+    survivors = units.expand(survivors, layout)
     return survivors | units.grow(growth.abs(), survivors, count, layout, name)
 
 
@@ -93,7 +96,6 @@ class DropAndGrow(RandomMasks, ABC):
             if growth is None:
                 continue
             count = int(on[name] // self.units.unit_size * self.drop_fraction_at(step))
-            masks[name] = update_mask(
-                weight.value, growth, masks[name], count, name, self.units, layout_of[name]
-            )
+            options = dict(name=name, units=self.units, layout=layout_of[name], kept=on[name])
+            masks[name] = update_mask(weight.value, growth, masks[name], count, **options)
         return masks

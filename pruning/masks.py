@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class MaskSet:
         self._weights = {n: Weight.of(w) if isinstance(w, Tensor) else w for n, w in weights.items()}
         self._model = model
         self._masks: dict[str, Tensor] = {}
-        self._off: dict[str, Tensor] = {}  # the inverted masks: inverting them at each step costs a pass
+        self._multipliers: dict[str, Tensor] = {}  # the masks as integers, see `zero_pruned_`; once needed
+        self._fills: list[Tensor] = []  # bits of the values of pruned entries that are not 0; once needed
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -71,7 +72,7 @@ class MaskSet:
     def pruned(self) -> dict[str, Tensor]:
         """Deprecated: name -> bool, True where a weight is pruned. Use `masks`, True where it is kept."""
         warn_renamed("MaskSet.pruned", "MaskSet.masks, which is True where a weight is kept")
-        return dict(self._off)
+        return {name: ~mask for name, mask in self._masks.items()}
 
     def set(self, masks: Mapping[str, Tensor]) -> None:
         """Replace the masks.
@@ -105,7 +106,7 @@ class MaskSet:
                     f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
                 )
         self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
-        self._off = {name: ~mask for name, mask in self._masks.items()}
+        self._multipliers, self._fills = {}, []
         self._check_equal(masks)
 
     def _check_equal(self, given: Mapping[str, Tensor]) -> None:
@@ -131,7 +132,7 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self._masks, self._off = {}, {}
+        self._masks, self._multipliers, self._fills = {}, {}, []
 
     def _follow(self, name: str, weight: Weight) -> None:
         """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
@@ -144,42 +145,60 @@ class MaskSet:
                 "sparsifier after model.to_empty(device=...)"
             )
         self._masks[name] = _placed(mask, reference)
-        self._off[name] = ~self._masks[name]
+        self._multipliers.pop(name, None)
 
-    def _pruned_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """(trained tensor, this rank's part of the inverted mask, value of a pruned entry)."""
+    def _trained_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(trained tensor, this rank's part of the mask for `zero_pruned_`, value of a pruned entry)."""
         may_split = may_be_sharded()
-        for name, off in list(self._off.items()):
+        for name, mask in list(self._masks.items()):
             weight = self._weights[name]
             parameters = weight.parameters
-            if off.device != parameters[0].device or may_split:
+            if mask.device != parameters[0].device or may_split:
                 self._follow(name, weight)
-                off = local(self._off[name])
+            dtype = _INTEGERS.get(parameters[0].element_size(), torch.bool)
+            multiplier = self._multipliers.get(name)
+            if multiplier is None or multiplier.dtype != dtype:
+                multiplier = self._multipliers[name] = local(self._masks[name]).to(dtype)
+                self._fills = []
             for parameter, value in zip(parameters, weight.pruned_value, strict=True):
-                yield parameter, off, value
+                yield parameter, multiplier, value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: without what follows from the masks."""
+        return {**self.__dict__, "_multipliers": {}, "_fills": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; a pickle of an earlier version lacks the last two attributes."""
+        self.__dict__.update({"_multipliers": {}, "_fills": [], **state})
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
-        """Set every pruned weight to its pruned value.
-
-        By `masked_fill_`: a product with a mask would leave -0.0 and nan.
-        """
-        for parameter, off, value in self._pruned_tensors():
-            local(parameter).masked_fill_(off, value)
+        """Set every pruned weight to its pruned value."""
+        trained = list(self._trained_tensors())
+        zero_pruned_([(parameter, multiplier) for parameter, multiplier, _ in trained])
+        filled = [entry for entry in trained if entry[2]]  # the first factors of products
+        if filled and not self._fills:
+            self._fills = [(1 - multiplier) * _bits_of(value, p) for p, multiplier, value in filled]
+        if filled:
+            bits = [local(p).detach().view(multiplier.dtype) for p, multiplier, _ in filled]
+            torch._foreach_add_(bits, self._fills)  # +0.0 has no bits
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
-        for parameter, off, _ in self._pruned_tensors():
-            if parameter.grad is not None:
-                local(parameter.grad).masked_fill_(off, 0.0)
+        trained = self._trained_tensors()
+        zero_pruned_([(p.grad, multiplier) for p, multiplier, _ in trained if p.grad is not None])
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
         """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
-        for parameter, off, _ in self._pruned_tensors():
-            for state in elementwise_state(optimizer, parameter).values():
-                local(state).masked_fill_(off, 0.0)
+        zero_pruned_(
+            [
+                (state, multiplier)
+                for parameter, multiplier, _ in self._trained_tensors()
+                for state in elementwise_state(optimizer, parameter).values()
+            ]
+        )
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
         """(name, weights that the mask keeps, total) of each weight."""
@@ -216,6 +235,36 @@ class MaskSet:
             self.set(masks)
         else:
             self.clear()
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> dtype
+
+
+def _bits_of(value: float, like: Tensor) -> int:
+    """The bits of a number in the dtype of a tensor, as an integer."""
+    dtype = _INTEGERS[like.element_size()]
+    return int(torch.tensor(value, dtype=like.dtype, device="cpu").view(dtype))
+
+
+@torch.no_grad()
+def zero_pruned_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set entries to +0.0, in a few launches for any number of tensors.
+
+    The bits of a number are multiplied as an integer: by 1 they stay, by 0 they become those of +0.0. A
+    product of numbers would leave -0.0 and nan.
+
+    Args:
+        tensors: (tensor, mask of its shape, 0 where it is set to +0.0, else 1). Those whose mask has integers
+            of another size than the tensor's elements are set one by one.
+    """
+    pairs = [(local(tensor).detach(), multiplier) for tensor, multiplier in tensors]
+    equal = [(t, m) for t, m in pairs if t.element_size() == m.element_size() and m.dtype != torch.bool]
+    if equal:
+        torch._foreach_mul_([t.view(m.dtype) for t, m in equal], [m for _, m in equal])
+    if len(equal) < len(pairs):
+        for tensor, multiplier in pairs:
+            if tensor.element_size() != multiplier.element_size() or multiplier.dtype == torch.bool:
+                tensor.masked_fill_(multiplier == 0, 0)
 
 
 @torch.no_grad()

@@ -193,18 +193,23 @@ class Product(Plain):
     @torch.no_grad()
     def add_decay(self) -> None:
         """g_m += w * frobenius * theta + decay * m, g_w += m * frobenius * theta + decay * w."""
-        for weight in self.weights:
-            m, w = weight.parameters
-            if m.grad is None or w.grad is None:
-                continue
-            self.save_gradients((m, w))
-            if self.frobenius > 0:
-                pull = self.frobenius * (m * w)
-                m.grad.addcmul_(w, pull)
-                w.grad.addcmul_(m, pull)
-            if self.decay > 0:
-                m.grad.add_(m, alpha=self.decay)
-                w.grad.add_(w, alpha=self.decay)
+        pairs = [weight.parameters for weight in self.weights]
+        pairs = [(m, w) for m, w in pairs if m.grad is not None and w.grad is not None]
+        self.save_gradients(factor for pair in pairs for factor in pair)
+        together = pairs and pairs[0][0].device.type != "cpu"  # few launches; a CPU's cache holds one layer
+        for some in [pairs] if together else ([pair] for pair in pairs):
+            self._add_decay_to(*map(list, zip(*some, strict=True)))
+
+    def _add_decay_to(self, ms: list[Tensor], ws: list[Tensor]) -> None:
+        grads_m, grads_w = [m.grad for m in ms], [w.grad for w in ws]
+        if self.frobenius > 0:
+            pulls = torch._foreach_mul(ms, ws)
+            torch._foreach_mul_(pulls, self.frobenius)
+            torch._foreach_addcmul_(grads_m, ws, pulls)
+            torch._foreach_addcmul_(grads_w, ms, pulls)
+        if self.decay > 0:
+            torch._foreach_add_(grads_m, ms, alpha=self.decay)
+            torch._foreach_add_(grads_w, ws, alpha=self.decay)
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Zero on the factors."""

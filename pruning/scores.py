@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .ranks import mean_over_ranks
-from .shards import is_sharded, local, sum_over_parts
+from .shards import count_nonzero, is_sharded
 from .topk import check_same_count, split_topk
 from .weights import Weight
 
 Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 _SAMPLE = 1 << 16
+_LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 
@@ -217,20 +218,36 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
     flat = torch.cat([s.flatten() for s in scores.values()])
     if total and flat.max().isnan():
         check_no_nan(scores)
-    keep = torch.zeros_like(flat, dtype=torch.bool)
-    if kept > 0:
-        threshold = kth_largest(flat, kept)
-        torch.gt(flat, threshold, out=keep)
-        missing = kept - int(torch.count_nonzero(keep))
-        keep[(flat == threshold).nonzero().flatten()[:missing]] = True
+    keep = _largest(flat, kept) if kept > 0 else torch.zeros_like(flat, dtype=torch.bool)
     parts = keep.split([s.numel() for s in scores.values()])
     return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
 
+def _largest(flat: Tensor, kept: int) -> Tensor:
+    """True at the `kept` largest entries of a flat tensor without nan; ties go to the lower index."""
+    # sorting needs no host sync, but takes several times as long on a CPU
+    can_sort = flat.device.type != "cpu" and len(flat) <= _LONGEST_SORT
+    return _by_sorting(flat, kept) if can_sort else _by_threshold(flat, kept)
+
+
+def _by_threshold(flat: Tensor, kept: int) -> Tensor:
+    threshold = kth_largest(flat, kept)
+    keep = flat > threshold
+    missing = kept - int(torch.count_nonzero(keep))
+    keep[(flat == threshold).nonzero().flatten()[:missing]] = True
+    return keep
+
+
+def _by_sorting(flat: Tensor, kept: int) -> Tensor:
+    values = flat + 0.0 if flat.is_floating_point() else flat  # -0.0 + 0.0 is 0.0
+    order = values.sort(descending=True, stable=True).indices
+    return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order[:kept], True)
+
+
 def check_no_nan(scores: Mapping[str, Tensor]) -> None:
     """Raise NotFinite, with the name of the layer, where a score is nan; on every rank where one has it."""
-    own = [local(score).isnan().count_nonzero() for score in scores.values()]
-    for name, count in zip(scores, sum_over_parts(own, scores.values()), strict=True):
+    counts = count_nonzero([score.isnan() for score in scores.values()])
+    for name, count in zip(scores, counts, strict=True):
         if count:
             raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
 

@@ -128,8 +128,21 @@ def sum_over_parts(values: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tenso
 
 
 def count_nonzero(tensors: Sequence[Tensor]) -> list[int]:
-    """How many entries of each tensor are not zero, on all ranks together."""
-    return [int(n) for n in sum_over_parts((local(t).count_nonzero() for t in tensors), tensors)]
+    """How many entries of each tensor are not zero, on all ranks together; one host sync per device."""
+    counts = sum_over_parts((local(t).count_nonzero() for t in tensors), tensors)
+    return as_numbers(counts)
+
+
+def as_numbers(values: Sequence[Tensor]) -> list[int]:
+    """The values of 0-dim integer tensors; one host sync per device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for i, value in enumerate(values):
+        by_device.setdefault(value.device, []).append(i)
+    numbers = [0] * len(values)
+    for indices in by_device.values():
+        for i, number in zip(indices, torch.stack([values[i] for i in indices]).tolist(), strict=True):
+            numbers[i] = number
+    return numbers
 
 
 def reshard_(model: nn.Module) -> None:

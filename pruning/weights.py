@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .product import PointwiseProduct, rebalance
-from .shards import is_sharded, local, may_be_sharded, place_like, sum_over_parts
+from .shards import as_numbers, is_sharded, local, may_be_sharded, place_like, sum_over_parts
 
 
 class Weight:
@@ -205,7 +205,7 @@ class NonzeroCounts:
         weights = list(weights)
         if not self._versions or self._versions != _versions(weights):
             self.refresh(weights)
-        return [int(count) for count in self._counts or _count_nonzero(weights)]
+        return as_numbers(self._counts or _count_nonzero(weights))
 
 
 def _versions(weights: Sequence[Weight]) -> tuple[tuple[int, int], ...]:

@@ -35,6 +35,7 @@ LONGEST = (
     "test_resume.py",
     "test_sparsifiers.py",
     "test_experiments.py",
+    "test_counts.py",
     "test_jobs.py",
     "test_ffcv.py",
 )

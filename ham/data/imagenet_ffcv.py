@@ -1,4 +1,7 @@
-"""ImageNet from FFCV files: threads decode, crop and resize; the device flips and normalizes."""
+"""ImageNet from FFCV files: threads decode, crop and resize; the device flips and normalizes.
+
+On a CPU the threads flip and normalize too, by a table: the values are the same.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch import Tensor
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, derived_seed, register
 from .beton import Beton
 from .imagenet import CENTER_CROP, Normalize, check_min_crop, folder
+from .pixel_table import PixelTable
 
 _RATIO, _TRIES = (3 / 4, 4 / 3), 10  # RandomResizedCrop of torchvision and of FFCV
 _PREFETCH = 3  # batches decoded while the device works on one
@@ -139,6 +143,7 @@ class FFCVLoader:
         self.beton, self.sampler, self.size, self.device = beton, sampler, size, device
         self.min_crop = min_crop
         self._pool, self._workers, self._normalize = pool, workers, Normalize(device)
+        self._pixel_table = PixelTable.of(self._normalize) if device.type == "cpu" else None
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -175,16 +180,27 @@ class FFCVLoader:
         # torch reuses pinned memory only after its copy to the device has finished
         pinned = self.device.type == "cuda"
         images = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8, pin_memory=pinned)
-        chunks = (tensor.chunk(self._workers) for tensor in (indices, boxes, images))
-        parts = [self._pool.submit(self.beton.decode, *part) for part in zip(*chunks, strict=True)]
+        on_cpu = self._pixel_table is not None
+        result = torch.empty(len(indices), 3, self.size, self.size) if on_cpu else images
+        chunks = (tensor.chunk(self._workers) for tensor in (indices, boxes, images, flipped, result))
+        parts = [self._pool.submit(self._decode, *part) for part in zip(*chunks, strict=True)]
         labels = self.beton.labels[indices]
         if pinned:
             labels, flipped = labels.pin_memory(), flipped.pin_memory()
-        return _Decoding(parts, images, labels, flipped)
+        return _Decoding(parts, result, labels, flipped)
+
+    def _decode(
+        self, indices: Tensor, boxes: Tensor, images: Tensor, flipped: Tensor, result: Tensor
+    ) -> None:
+        self.beton.decode(indices, boxes, images)
+        if self._pixel_table is not None:
+            self._pixel_table(images, flipped, result)
 
     def _finish(self, batch: _Decoding) -> Batch:
         for part in batch.parts:
             part.result()
+        if self._pixel_table is not None:
+            return batch.images, batch.labels
         images, labels, flipped = (
             tensor.to(self.device, non_blocking=True)
             for tensor in (batch.images, batch.labels, batch.flipped)
@@ -197,7 +213,10 @@ class FFCVLoader:
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A batch being decoded: `parts` write to `images` [n, size, size, 3]."""
+    """A batch being decoded.
+
+    `parts` write to `images`: uint8 [n, size, size, 3], on a CPU flipped and normalized [n, 3, size, size].
+    """
 
     parts: list[Future[None]]
     images: Tensor

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .sparse import Csr, multiply
 
-_CHUNK = 1 << 19  # elements of edges x channels at a time: 2 MiB in float32 fit into a core's cache
+_CHUNK = 1 << 16  # elements of edges x channels at a time: 256 KiB in float32 fit into a core's cache
+_LARGE_CHUNK = 1 << 22  # on other devices, where each chunk costs launches
 
 
 def attend(values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
@@ -104,7 +105,7 @@ class _AdditiveScores(torch.autograd.Function):
 
 def _sums(left: Tensor, right: Tensor, edges: Csr) -> Iterator[tuple[slice, Tensor]]:
     """left[source] + right[target] for a chunk of edges at a time; the caller may overwrite a chunk."""
-    size = max(_CHUNK // left.shape[1], 1)
+    size = max((_CHUNK if left.device.type == "cpu" else _LARGE_CHUNK) // left.shape[1], 1)
     for begin in range(0, len(edges.columns), size):
         part = slice(begin, begin + size)
         yield part, left.index_select(0, edges.columns[part]).add_(right.index_select(0, edges.rows[part]))

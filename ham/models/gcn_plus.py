@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .base import Model, register
 from .graph_encoders import Encoder, WalkEncoder, edge_encoder, node_encoder
-from .graph_layers import dropout
+from .graph_layers import dropout, relu_dropout
 from .messages import Messages, sum_messages
 from .sparse import Csr, to_device
 
@@ -177,17 +177,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
         """The layer's input and its convolution, both [nodes, width] -> [nodes, width]."""
-        z = self._drop(torch.relu(self.norm(convolved)))
+        z = relu_dropout(self.norm(convolved), self.dropout, self.training)
         if self.residual:
             z = z + x
         if not self.feed_forward:
             return z
         z = self.norm_before(z)
-        z = z + self._drop(self.down(self._drop(torch.relu(self.up(z)))))
+        hidden = relu_dropout(self.up(z), self.dropout, self.training)
+        z = z + dropout(self.down(hidden), self.dropout, self.training)
         return self.norm_after(z)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout, self.training)
 
 
 class Positions(nn.Module):

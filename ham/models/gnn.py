@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from torch import Tensor, nn
 
 from .base import Model, register
-from .graph_layers import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear, dropout
+from .graph_layers import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    SAGEConv,
+    SparseLinear,
+    dropout,
+    head,
+    relu_dropout,
+)
 from .receptive import Subgraph
 
 
@@ -111,8 +119,8 @@ class Network(nn.Module):
             z = conv(x, block)
             if self.skips:
                 z = z + self.skips[i](x, block.num_targets)
-            x = dropout(torch.relu(norm(z)), self.dropout, self.training)
-        return self.classifier(x[: subgraph.num_outputs])
+            x = relu_dropout(norm(z), self.dropout, self.training)
+        return self.classifier(head(x, subgraph.num_outputs))
 
 
 def convolution(spec: GNN, width: int) -> nn.Module:

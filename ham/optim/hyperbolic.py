@@ -1,4 +1,4 @@
-"""The hyperbolic step of HAM (HYP*, section 3.1): a slow reference and fast paths equal to it."""
+"""The hyperbolic step of HAM (HYP*, section 3.1); implementations.py computes it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-IMPLEMENTATIONS = ("reference", "foreach", "fused")
-_BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
+from .implementations import IMPLEMENTATIONS, fastest
+
 DTYPES = (torch.float32, torch.float64)
 LOW_PRECISION = (
     "HAM needs float32 or float64 weights, got {}: its relative steps round away in fewer bits; "
@@ -48,8 +48,11 @@ def hyperbolic_step_(
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
         clamped: 0-dim int64 tensor to which the number of exponents at the bound is added, without a host
             sync.
-        implementation: "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels),
-            "fused" (one pass over memory, CPU only) or None for the fastest available.
+        implementation: None for the fastest one that needs no compiler at its first use on a CPU, or
+            "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels),
+            "fused" (one pass over memory, CPU only), "compiled" (the same by torch.compile, which takes some
+            seconds at the first step and a C++ compiler on a CPU) or "triton" (the same in one launch, CUDA
+            only).
 
     Raises:
         ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown
@@ -68,7 +71,7 @@ def hyperbolic_step_(
         lr = lr.item()
     for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
-        step = _STEPS[implementation or _fastest(device, rate)]
+        step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
         a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
         step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
 
@@ -128,79 +131,3 @@ def _representable(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
     """The value limited to the dtype's range: beyond it every exponent is clamped."""
     limit = torch.finfo(dtype).max
     return value if isinstance(value, Tensor) else max(-limit, min(limit, value))
-
-
-def _fastest(device: torch.device, rate: float | Tensor) -> str:
-    if torch.compiler.is_compiling():
-        return "reference"  # the compiler fuses it
-    return "fused" if device.type == "cpu" and not isinstance(rate, Tensor) else "foreach"
-
-
-def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    for p, g in zip(ps, gs, strict=True):
-        exponent = torch.clamp(torch.sign(p) * g * a + b, -clamp, clamp)
-        _mask_(exponent, g, mask_zero_grad, found_inf)
-        if clamped is not None:
-            clamped.add_((exponent.abs() >= clamp).sum())
-        p.mul_(torch.exp(exponent))
-
-
-def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    exponents = torch._foreach_sign(ps)
-    torch._foreach_mul_(exponents, gs)
-    torch._foreach_mul_(exponents, a)
-    torch._foreach_add_(exponents, b)
-    torch._foreach_clamp_min_(exponents, -clamp)
-    torch._foreach_clamp_max_(exponents, clamp)
-    if mask_zero_grad or found_inf is not None:
-        for exponent, g in zip(exponents, gs, strict=True):
-            _mask_(exponent, g, mask_zero_grad, found_inf)
-    if clamped is not None:
-        hits = torch._foreach_div(exponents, clamp)  # exactly +-1 at the bound, smaller elsewhere
-        torch._foreach_trunc_(hits)
-        clamped.add_(torch.stack(torch._foreach_norm(hits, 1)).sum().to(clamped.dtype))
-    torch._foreach_exp_(exponents)
-    torch._foreach_mul_(ps, exponents)
-
-
-def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    """One pass over memory: all operations on one cache-sized block, then the next."""
-    if ps[0].device.type != "cpu" or isinstance(a, Tensor):
-        raise ValueError(
-            "implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None"
-        )
-    buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
-    for p, g in zip(ps, gs, strict=True):
-        flat = _flat_views(p, g)
-        if flat is None:
-            _reference_([p], [g], a, b, clamp, mask_zero_grad, found_inf, clamped)
-            continue
-        for p_block, g_block in zip(*(t.split(_BLOCK) for t in flat), strict=True):
-            exponent = buffer[: p_block.numel()]
-            torch.sign(p_block, out=exponent)
-            torch.addcmul(shift, exponent, g_block, value=a, out=exponent).clamp_(-clamp, clamp)
-            _mask_(exponent, g_block, mask_zero_grad, found_inf)
-            if clamped is not None:
-                clamped.add_((exponent.abs() >= clamp).sum())
-            p_block.mul_(exponent.exp_())
-
-
-def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor | None) -> None:
-    if mask_zero_grad:
-        exponent.masked_fill_(g == 0, 0.0)
-    if found_inf is not None:
-        exponent.masked_fill_(found_inf.to(exponent.device) != 0, 0.0)
-
-
-def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
-    """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
-    if type(g) is not Tensor:  # a subclass has its own dispatch
-        return None
-    if p.is_contiguous() and g.is_contiguous():
-        return p.view(-1), g.view(-1)
-    if p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g)):
-        return p.permute(0, 2, 3, 1).view(-1), g.permute(0, 2, 3, 1).view(-1)
-    return None
-
-
-_STEPS = {"reference": _reference_, "foreach": _foreach_, "fused": _fused_}

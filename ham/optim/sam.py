@@ -47,17 +47,32 @@ def perturbed(
 @torch.no_grad()
 def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
     """Move to the perturbed point, clear the gradients and return the weights to restore."""
-    saved = [p.clone() for p in params]
+    saved = [torch.empty_like(p) for p in params]
+    torch._foreach_copy_(saved, params)
     grads = [p.grad for p in params if p.grad is not None]  # all of them
-    directions = torch._foreach_mul([p.abs() for p in params], grads) if adaptive else grads
+    directions = torch._foreach_mul(torch._foreach_abs(params), grads) if adaptive else grads
     device = params[0].device
     norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in torch._foreach_norm(directions)]))
     scale = rho / (norm + 1e-12)
-    for p, direction in zip(params, directions, strict=True):
-        ascent = direction * scale.to(p.device, p.dtype)
-        p.add_(ascent.mul_(p.abs()) if adaptive else ascent)
+    for ps, ds in _launches(params, directions):
+        factor = scale.to(ps[0].device, ps[0].dtype)
+        if adaptive:  # the directions are our own memory
+            torch._foreach_mul_(ds, factor)
+            torch._foreach_mul_(ds, torch._foreach_abs(ps))
+        torch._foreach_add_(ps, ds if adaptive else torch._foreach_mul(ds, factor))
+    for p in params:
         p.grad = None
     return saved
+
+
+def _launches(params: list[Tensor], directions: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Tensors to compute with together: those of a device and dtype, but one at a time in a CPU's cache."""
+    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for p, direction in zip(params, directions, strict=True):
+        key = id(p) if p.device.type == "cpu" else (p.device, p.dtype)
+        for group, tensor in zip(groups.setdefault(key, ([], [])), (p, direction), strict=True):
+            group.append(tensor)
+    yield from groups.values()
 
 
 @contextmanager

@@ -68,3 +68,27 @@ def test_gpu_tests_that_are_all_skipped_are_not_a_success(tmp_path: Path) -> Non
     output = (tmp_path / "out" / "tests.txt").read_text()
     assert done.returncode == (0 if " passed" in output else 1)
     assert str(ROOT) not in output
+
+
+def test_each_benchmark_writes_its_file(tmp_path: Path) -> None:
+    """With an interpreter that lists the benchmarks instead of running them."""
+    calls, interpreter = tmp_path / "calls", tmp_path / "python"
+    interpreter.write_text(
+        f'#!/bin/sh\ncase $1 in benchmarks/*) echo "$@" >>{calls}; [ "$1" != "$FAILS" ];; '
+        f'*) exec {sys.executable} "$@";; esac\n'
+    )
+    interpreter.chmod(0o755)
+    environment = os.environ | {"OUT": "out", "PYTHON": str(interpreter)}
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--tiny", "bench"]
+    for fails, status in (("", 0), ("benchmarks/optimizer.py", 1)):
+        calls.write_text("")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | {"FAILS": fails})
+        assert done.returncode == status, done.stderr
+        assert (
+            calls.read_text().splitlines()
+            == [
+                "benchmarks/throughput.py --json out/throughput.json",
+                "benchmarks/optimizer.py --device cuda --json out/optimizer.json",
+                "benchmarks/masks.py --device cuda --json out/masks.json",
+            ][: None if status == 0 else 2]
+        )

@@ -28,8 +28,9 @@ def test_a_quick_run_has_every_promised_row(tmp_path: Path) -> None:
             abs(row["images_per_second"] - 1e3 * row["batch_size"] / row["ms"])
             < 1e-6 * row["images_per_second"]
         )
-    assert [row["part"] for row in results["overheads"]] == ["HAM", "AC/DC", "RigL"]
+    assert [row["part"] for row in results["overheads"]] == ["HAM", "AC/DC", "RigL", "STR", "m * w"]
     assert all(0 < row["share"] < 1 for row in results["overheads"])
+    assert all(low <= row["ms"] <= high for row in results["steps"] for low, high in [row["spread_ms"]])
     assert [row["pipeline"] for row in results["pipelines"]] == ["digits"]  # the others' data are not there
     assert results["hardware"]["cores"] and str(tmp_path) not in path.read_text()
     assert all(name in done.stdout for name in expected)

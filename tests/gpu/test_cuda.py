@@ -15,6 +15,7 @@ from runs import RUNS, GraphFiles, run
 from torch import nn
 
 from ham import HAM, hyperbolic_step_
+from ham.optim.implementations import fastest
 from pruning import RandomPruning
 from pruning.export import semi_structured
 
@@ -36,15 +37,42 @@ def tensors(count: int, scale: float) -> list[torch.Tensor]:
     return [(torch.randn(3 + 17 * i, 5, generator=generator) * scale).cuda() for i in range(count)]
 
 
+@pytest.mark.parametrize("implementation", ["foreach", "compiled", "triton"])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
-def test_foreach_equals_the_reference_on_the_cpu(lr: float | torch.Tensor):
+def test_the_step_equals_the_reference_on_the_cpu(implementation: str, lr: float | torch.Tensor):
     weights, grads = tensors(9, 1.0), tensors(9, 0.3)
     expected = [w.double().cpu() for w in weights]
     hyperbolic_step_(expected, [g.double().cpu() for g in grads], lr=0.1, alpha=200, beta=1e-3)
     rate = lr.cuda() if isinstance(lr, torch.Tensor) else lr
-    hyperbolic_step_(weights, grads, lr=rate, alpha=200, beta=1e-3, implementation="foreach")
+    options = dict(lr=rate, alpha=200, beta=1e-3, implementation=implementation)
+    hyperbolic_step_(weights, grads, **options)
     for w, e in zip(weights, expected, strict=True):
         torch.testing.assert_close(w.cpu().double(), e, rtol=64 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_triton_is_the_default():
+    assert fastest(torch.device("cuda", 0), 0.1) == "triton"
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_a_cuda_graph_replays_the_triton_step(lr: float | torch.Tensor):
+    rate = lr.cuda() if isinstance(lr, torch.Tensor) else lr
+    options = dict(lr=rate, alpha=20, beta=1e-3)
+    weights, grads = tensors(9, 1.0), tensors(9, 0.3)
+    expected = [w.clone() for w in weights]
+    for _ in range(3):
+        hyperbolic_step_(expected, grads, **options, implementation="reference")
+    warm_up = torch.cuda.Stream()
+    with torch.cuda.stream(warm_up):
+        hyperbolic_step_([w.clone() for w in weights], grads, **options, implementation="triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        hyperbolic_step_(weights, grads, **options, implementation="triton")
+    for _ in range(3):
+        graph.replay()
+    for w, e in zip(weights, expected, strict=True):
+        torch.testing.assert_close(w, e, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])

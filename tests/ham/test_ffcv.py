@@ -22,6 +22,7 @@ from torch import Tensor
 from ham.data import DataError, ImageNetFFCV, ImageNetFolder, Loaders
 from ham.data.base import RankSampler
 from ham.data.beton import Beton, import_ffcv
+from ham.data.imagenet import Normalize
 from ham.data.imagenet_ffcv import FFCVLoader, center_boxes
 
 try:
@@ -100,6 +101,21 @@ def test_batches_have_the_labels_of_the_folder_tree(loaders: Loaders, photos: Pa
     train = len(loaders.train.beton)
     assert [len(part) for _, part in loaders.train.batches(0)] == [32] * (train // 32)
     assert len(loaders.train) == train // 32
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_on_a_cpu_images_are_those_that_a_device_would_compute(loaders: Loaders, split: str) -> None:
+    """There, uint8 images are flipped and normalized by torch; here, by a table in the decoding threads."""
+    loader = getattr(loaders, split)
+    boxes, flipped = loader._augmentation(2)
+    normalize = Normalize(CPU)
+    for number, (images, _) in enumerate(loader.batches(2)):
+        indices = loader.sampler.indices(2)[number * 32 : number * 32 + 32]
+        raw = torch.empty(len(indices), 64, 64, 3, dtype=torch.uint8)
+        loader.beton.decode(indices, boxes[indices], raw)
+        planes = raw.permute(0, 3, 1, 2)
+        expected = torch.where(flipped[indices].view(-1, 1, 1, 1), planes.flip(3), planes)
+        assert torch.equal(images, normalize(expected))
 
 
 def test_an_epoch_read_twice_is_bit_equal(betons: Path, loaders: Loaders) -> None:

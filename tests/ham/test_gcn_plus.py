@@ -195,6 +195,7 @@ def test_the_network_is_that_of_the_code_base(
     network = small(**options).double().train()
     factors = iter((2.0, 3.0, 4.0) * 2 if feed_forward else (2.0,) * 2)
     monkeypatch.setattr(gcn_plus, "dropout", lambda x, probability, training: x * next(factors))
+    monkeypatch.setattr(gcn_plus, "relu_dropout", lambda x, probability, training: x.relu() * next(factors))
     batch = to_double(GraphTensors(**drawn).batch(torch.tensor(graphs)))
     with torch.no_grad():
         expected = by_formula(network, drawn, graphs, GCNPlus(hidden=12, walk_channels=4, **options))

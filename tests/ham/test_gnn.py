@@ -166,6 +166,36 @@ def test_dropout_has_its_probability_and_keeps_the_mean() -> None:
     assert graph_layers.dropout(x, 0.5, False) is x and graph_layers.dropout(x, 0.0, True) is x
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (1, 1), (0, 4), (64, 33)])
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.75])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relu_and_dropout_together_equal_one_after_the_other(
+    shape: tuple[int, int], probability: float, dtype: torch.dtype
+) -> None:
+    x = torch.randn(shape, dtype=dtype)
+    gradient = torch.randn(shape, dtype=dtype)
+    results = []
+    for forward in (
+        lambda x: graph_layers.dropout(torch.relu(x), probability, True),
+        lambda x: graph_layers.relu_dropout(x, probability, True),
+    ):
+        torch.manual_seed(3)
+        leaf = x.clone().requires_grad_()
+        out = forward(leaf)
+        results.append((out.detach(), *torch.autograd.grad(out, leaf, gradient)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    for off in ((0.0, True), (probability, False)):
+        assert torch.equal(graph_layers.relu_dropout(x, *off), torch.relu(x))
+
+
+def test_all_rows_are_taken_without_a_slice() -> None:
+    x, matrix = torch.randn(4, 3), sparse(torch.eye(4))
+    assert graph_layers.head(x, 4) is x and graph_layers.head(x, None) is x
+    assert graph_layers.head(matrix, 4) is matrix and graph_layers.head(matrix, 2).shape == (2, 4)
+    assert torch.equal(graph_layers.head(x, 2), x[:2])
+
+
 def test_initial_weights_have_the_bounds_of_pyg() -> None:
     """Equal bounds: glorot for GCN and GAT, kaiming with a = sqrt(5) for SAGE and linear maps."""
     torch.manual_seed(0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+from copy import deepcopy
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from pruning import MaskSet
 from pruning.masks import fill_second_moments_, reset_first_moments_
+from pruning.weights import Weight
 
 INF, NAN = float("inf"), float("nan")
 
@@ -344,3 +347,51 @@ def test_channels_last_weights_are_pruned_at_the_right_places(mask_format):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert list(masks.counts()) == [("w", 16, 24)]
     assert masks.masks["w"].stride() == weight.stride()  # masked in one sweep through memory
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+)
+def test_masks_follow_a_model_that_changes_its_dtype(dtype):
+    layer, dtype = nn.Linear(4, 2, bias=False), getattr(torch, dtype)
+    masks = MaskSet({"w": Weight(layer, "weight")})
+    kept = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    for change in (lambda: layer.to(dtype), lambda: layer.float(), lambda: layer.to(dtype)):
+        masks.set({"w": kept})
+        masks.apply_to_weights_()
+        change()
+        with torch.no_grad():
+            layer.weight.fill_(NAN)
+        layer.weight.grad = torch.full_like(layer.weight, INF)
+        masks.apply_to_weights_()
+        masks.apply_to_gradients_()
+        for tensor in (layer.weight.detach(), layer.weight.grad):
+            assert torch.equal(tensor == 0, ~kept)
+
+
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state", [torch.float64, torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_state_of_another_size_than_the_weight_is_zeroed_too(weight, state):
+    """As that of optimizers which keep float32, or 8 bits, for weights of another dtype."""
+    parameter = nn.Parameter(torch.ones(2, 2, dtype=weight))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.state[parameter]["momentum_buffer"] = torch.ones(2, 2, dtype=state)
+    masks = MaskSet({"w": parameter})
+    masks.set({"w": KEPT["b"]})
+    masks.apply_to_optimizer_(optimizer)
+    assert torch.equal(optimizer.state[parameter]["momentum_buffer"] != 0, KEPT["b"])
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda masks: pickle.loads(pickle.dumps(masks))])
+def test_a_copy_masks_its_own_weights(copy):
+    weights = two_layers()
+    masks = masked(weights)
+    masks.apply_to_weights_()
+    other = copy(masks)
+    with torch.no_grad():
+        for weight in (*weights.values(), *(w.parameters[0] for w in other.weights.values())):
+            weight.fill_(2)
+    other.apply_to_weights_()
+    assert [int(w.parameters[0].count_nonzero()) for w in other.weights.values()] == [2, 2]
+    assert all((weight == 2).all() for weight in weights.values())
+    assert not any(part for name, part in other.__getstate__().items() if name in ("_multipliers", "_fills"))

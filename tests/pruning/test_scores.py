@@ -10,7 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning.scores import check_sparsity, global_topk, kept_count, kth_largest, layerwise_topk, magnitude
+from pruning.scores import (
+    _by_sorting,
+    _by_threshold,
+    check_sparsity,
+    global_topk,
+    kept_count,
+    kth_largest,
+    layerwise_topk,
+    magnitude,
+)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -62,6 +71,21 @@ def test_magnitude_is_the_detached_absolute_value():
     assert score.tolist() == [[1.5, 2.0], [0.0, 0.0]]
     assert not score.requires_grad
     assert weight.tolist() == [[1.5, -2.0], [0.0, 0.0]]
+
+
+@given(
+    st.lists(st.sampled_from([-INF, -1.0, -0.0, 0.0, 1e-45, 0.5, 1.0, INF]), min_size=1, max_size=40),
+    st.integers(0, 40),
+)
+def test_both_ways_to_find_the_largest_keep_the_same(values, kept):
+    """By a threshold on a CPU, by sorting on other devices; Python's sort is stable, as ties need."""
+    kept = min(kept, len(values))
+    order = sorted(range(len(values)), key=lambda i: -values[i])[:kept]
+    expected = [i in order for i in range(len(values))]
+    flat = torch.tensor(values)
+    assert _by_sorting(flat, kept).tolist() == expected
+    if kept:
+        assert _by_threshold(flat, kept).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from cells import CELLS, Around, train, write_masks
-from device import SimulatedDevice, register
 from probes import DOES_NOT_WAIT, PROBES, WAITS
 from recorder import Outcome, tensors_of
 from runs import RUNS, GraphFiles, graph_stand_ins, run
+from simulated_device import SimulatedDevice, run_and_exit
 
 
 def observed(
@@ -67,9 +67,8 @@ def _strays(result: object) -> set[str]:
     }
 
 
-def main(file: Path) -> None:
+def main(file: Path, device: torch.device) -> None:
     """Write {kind: {name: what `observed` returns}}."""
-    device = register()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         masks = Path(folder, "masks.pt")
         write_masks(masks)
@@ -91,11 +90,4 @@ def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    status = 1
-    try:
-        main(Path(sys.argv[1]))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(status)
+    run_and_exit(partial(main, Path(sys.argv[1])))

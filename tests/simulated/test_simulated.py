@@ -3,9 +3,10 @@
 One process runs everything (simulate.py); each test here judges one part of what it saw. The places at which
 the host waits for the device are those of the table in docs/benchmarks.md, with reasons, and no others.
 
-Fake tensors have no values, so shapes that depend on values are invented (see device.py): what top-k selects
-is tested elsewhere, here only where its masks are and how often it waits. Not simulated: kernels,
-torch.compile, several ranks, image folders and FFCV, and GAT's attention, whose sparse product is never fake.
+Fake tensors have no values, so shapes that depend on values are invented (benchmarks/simulated_device.py):
+what top-k selects is tested elsewhere, here only where its masks are and how often it waits. Not simulated:
+kernels, torch.compile, several ranks, image folders and FFCV, and GAT's attention, whose sparse product is
+never fake.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ham.tasks.images import ImageClassification
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-TEST = "the test itself"
+ELSEWHERE = "elsewhere"
 REFUSED = {"mixed_devices", "fused_step_of_ham"}
 FIRST_STEP = {"ham/models/sparse.py:starts", "ham/models/sparse.py:Csr.rows"}
 """A graph's transposed edges are computed at the first backward pass and kept."""
@@ -45,7 +46,7 @@ Seen = dict[str, dict[str, Any]]
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """Kind -> name -> what `observed` returns."""
     file = tmp_path_factory.mktemp("simulated") / "seen.json"
-    folders = [ROOT, HERE.parent, HERE.parent / "pruning"]
+    folders = [ROOT, ROOT / "benchmarks", HERE.parent, HERE.parent / "pruning"]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(HERE / "simulate.py"), str(file)],
@@ -129,7 +130,7 @@ def test_the_fused_step_of_ham_refuses_an_accelerator(seen):
 def test_an_operation_waits_for_the_device_as_on_cuda(seen, name):
     operation = seen["waits"][name]
     assert not operation["error"]
-    assert operation["syncs"].keys() == ({TEST} if name in WAITS else set())
+    assert operation["syncs"].keys() == ({ELSEWHERE} if name in WAITS else set())
 
 
 def listed() -> set[str]:
@@ -141,11 +142,14 @@ def listed() -> set[str]:
 
 
 def test_the_host_waits_where_the_table_says(seen):
-    places = {place for kind in seen.values() for work in kind.values() for place in work["syncs"]} - {TEST}
+    places = {place for kind in seen.values() for work in kind.values() for place in work["syncs"]} - {
+        ELSEWHERE
+    }
     table = listed()
     new, gone = sorted(places - table), sorted(table - places)
-    assert not new, f"{new} wait for the device: avoid it, or add them and the reason to docs/benchmarks.md"
-    assert not gone, f"{gone} no longer wait: remove them from docs/benchmarks.md"
+    cure = "benchmarks/page.md, and run python benchmarks/page.py"
+    assert not new, f"{new} wait for the device: avoid it, or add them and the reason to {cure}"
+    assert not gone, f"{gone} no longer wait: remove them from {cure}"
 
 
 def test_a_run_is_built_without_a_parameter_on_the_cpu(tmp_path):

@@ -1,7 +1,12 @@
 """HYP* against an arbitrary-precision oracle, and its fast paths against the reference."""
 
+import itertools
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Sequence
+from unittest.mock import Mock
 
 import mpmath
 import pytest
@@ -11,11 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ham import hyperbolic_step_
-from ham.optim import clip_weight_norm_
-from ham.optim.hyperbolic import _BLOCK
+from ham.optim import clip_weight_norm_, implementations
+from ham.optim.implementations import _BLOCK
 
-IMPLEMENTATIONS = ("reference", "foreach", "fused")
-FAST = ("foreach", "fused")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set by test_triton.py, which runs this file again
+COMPILED = ("compiled",) if shutil.which("g++") else ()
+FAST = ("triton",) if INTERPRETED else ("foreach", "fused", *COMPILED)
+IMPLEMENTATIONS = FAST if INTERPRETED else ("reference", *FAST)
 DTYPES = (torch.float32, torch.float64)
 PAPER = {"lr": 0.25, "alpha": 200.0, "beta": 1e-3}
 
@@ -153,9 +160,13 @@ def test_every_shape_and_layout_equals_the_reference_on_plain_copies(implementat
     weight, grad = pair(dtype)
     grad = grad * 0.1
     expected = weight.clone(memory_format=torch.contiguous_format)
-    hyperbolic_step_([expected], [grad.contiguous()], **PAPER, implementation="reference")
-    kept_grad, stride = grad.clone(), weight.stride()
-    hyperbolic_step_([weight], [grad], **PAPER, implementation=implementation)
+    counts = torch.tensor(0), torch.tensor(0)
+    reference = {**PAPER, "implementation": "reference", "clamped": counts[0]}
+    hyperbolic_step_([expected], [grad.contiguous()], **reference)
+    kept_grad, stride, version = grad.clone(), weight.stride(), weight._version
+    hyperbolic_step_([weight], [grad], **PAPER, implementation=implementation, clamped=counts[1])
+    assert counts[0] == counts[1]
+    assert weight._version > version or not weight.numel(), "autograd has to know of the change"
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(weight, expected, rtol=16 * eps, atol=0, check_stride=False)
     assert weight.stride() == stride
@@ -249,6 +260,59 @@ def test_clamped_counts_exponents_at_the_bound(implementation):
     assert count.item() == 7 + 2 * 3
 
 
+@pytest.mark.skipif(not COMPILED or INTERPRETED, reason="needs a C++ compiler, for torch.compile")
+def test_every_variant_is_compiled_and_not_run_eagerly():
+    """torch.compile gives up after eight variants of one function, and runs it as it is."""
+    torch._dynamo.reset()
+    implementations._compiled_step.cache_clear()
+    graphs = torch._dynamo.utils.counters["stats"]
+    flags = itertools.product(DTYPES, (False, True), (None, torch.tensor(0.0)), (None, torch.tensor(0)))
+    for number, (dtype, mask_zero_grad, found_inf, clamped) in enumerate(flags):
+        before = graphs["unique_graphs"]
+        options = dict(mask_zero_grad=mask_zero_grad, found_inf=found_inf, clamped=clamped)
+        hyperbolic_step_(
+            [randn([5], dtype)], [randn([5], dtype)], **PAPER, **options, implementation="compiled"
+        )
+        assert graphs["unique_graphs"] == before + 1, number
+
+
+@pytest.mark.parametrize(
+    ("agrees", "words"),
+    [
+        (lambda *_: False, "its result differs from the formula"),
+        (Mock(side_effect=RuntimeError("no\ncompiler")), "RuntimeError: no compiler"),
+        (Mock(side_effect=OSError("driver")), "OSError: driver"),
+        (Mock(side_effect=NotImplementedError), "NotImplementedError"),
+        (Mock(side_effect=MemoryError("device")), "MemoryError: device"),
+    ],
+)
+def test_a_triton_kernel_that_does_not_work_is_stated_once_and_not_used(agrees, words, monkeypatch):
+    """On a device that is not there: `agrees` stands for what a real one does."""
+    triton_step = pytest.importorskip("ham.optim.triton_step", reason="needs Triton")
+    monkeypatch.setattr(implementations, "_WORKS", {})
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(triton_step, "agrees", agrees)
+    device = torch.device("cuda", 0)
+    with pytest.warns(
+        UserWarning, match=f"does not work on cuda:0 \\({words}\\): .*implementation='foreach'"
+    ):
+        assert not implementations._triton_works(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not implementations._triton_works(device)
+
+
+def test_without_triton_there_is_no_warning_and_its_name_is_refused(monkeypatch):
+    monkeypatch.setattr(implementations, "_WORKS", {})
+    monkeypatch.setattr(implementations, "find_spec", lambda name: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not implementations._triton_works(torch.device("cuda", 0))
+    with pytest.raises(ValueError, match=r"needs Triton: pip install triton, or use 'foreach' or None"):
+        hyperbolic_step_([torch.ones(2)], [torch.ones(2)], **PAPER, implementation="triton")
+
+
 def test_tensors_of_both_dtypes_go_in_one_call():
     weights = [randn([5]), randn([6], torch.float64), randn([2, 3]), randn([0])]
     grads = [randn(w.shape, w.dtype, seed=9) for w in weights]
@@ -280,7 +344,7 @@ def ones(dtype: torch.dtype) -> Tensor:
         ([ones(torch.float16)], [ones(torch.float16)], {}, "float32 or float64"),
         ([ones(torch.complex64)], [ones(torch.complex64)], {}, "float32 or float64"),
         ([torch.ones(2)], [torch.ones(2).to_sparse()], {}, "sparse=False"),
-        ([torch.ones(2)], [torch.ones(2)], {"implementation": "gpu"}, "reference, foreach, fused or None"),
+        ([torch.ones(2)], [torch.ones(2)], {"implementation": "gpu"}, "reference, .*triton or None"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_changes_nothing(weights, grads, keywords, message):

@@ -9,36 +9,37 @@ invented answer:
 * a shape that depends on values: `nonzero`, boolean indexing, `unique`, `bincount`, `repeat_interleave`;
 * a copy from or to the CPU without `non_blocking=True`, also the implicit one of an index or of a scalar.
 
-A process that has used the device has to end with `os._exit`: the device's autograd thread aborts the
-interpreter's shutdown.
+A process that has used the device has to end with `os._exit`, as `run_and_exit` does: the device's autograd
+thread aborts the interpreter's shutdown.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from simulated_torch import register_autocast, replaced_functions
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensor,
     FakeTensorMode,
-    unset_fake_temporarily,
 )
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "simulated"
-TEST = "the test itself"
-ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = "elsewhere"
+ROOT = Path(__file__).resolve().parents[1]
 DENSITY = 0.2
 """Of every mask, as the answers have it; the sparsity of the contract's methods is 0.8."""
 
@@ -46,7 +47,6 @@ TOTAL = 64
 """Of integers that are added, and of the entries that `repeat_interleave` makes."""
 
 aten = torch.ops.aten
-_AUTOCAST = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 
 
 def register() -> torch.device:
@@ -55,14 +55,26 @@ def register() -> torch.device:
         warnings.simplefilter("ignore")
         _setup_privateuseone_for_python_backend(NAME)
     backend = getattr(torch, NAME)
-    backend.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     backend.get_rng_state, backend.set_rng_state = (
         (lambda device=None: None),
         (lambda state, device=None: None),
     )
     backend.manual_seed_all = lambda seed: None
-    _AUTOCAST.fallback(torch.library.fallthrough_kernel)  # autocast changes dtypes, not devices
+    register_autocast(NAME)
     return torch.device(NAME)
+
+
+def run_and_exit(work: Callable[[torch.device], object]) -> NoReturn:
+    """Call `work` with the device and end this process: status 1 and a traceback if it raises, else 0."""
+    status = 1
+    try:
+        work(register())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class SimulatedDevice(FakeTensorMode):
@@ -80,15 +92,7 @@ class SimulatedDevice(FakeTensorMode):
     @contextmanager
     def used(self) -> Iterator[SimulatedDevice]:
         """Enter, with torch's own functions that need values replaced by ones that do not."""
-        with ExitStack() as stack:
-            stack.enter_context(self)
-            stack.enter_context(patch.object(nn.Module, "_apply", _apply))
-            stack.enter_context(patch.object(torch, "tensor", _tensor(torch.tensor)))
-            new_tensor = lambda like, data: torch.tensor(data, dtype=like.dtype, device=like.device)  # noqa: E731
-            stack.enter_context(patch.object(Tensor, "new_tensor", new_tensor))
-            stack.enter_context(patch.object(torch, "save", _save(torch.save)))
-            stack.enter_context(patch.object(torch, "load", _load(torch.load)))
-            stack.enter_context(patch.object(torch, "set_rng_state", lambda state: None))
+        with self, replaced_functions():
             yield self
 
     def __torch_dispatch__(
@@ -112,6 +116,11 @@ class SimulatedDevice(FakeTensorMode):
             result.answer = round(DENSITY * args[0].numel())
         elif func is aten.sum.default and not result.is_floating_point():
             result.answer = TOTAL
+        elif func is aten.stack.default and not result.is_floating_point():
+            result.answers = [getattr(number, "answer", -1) for number in args[0]]
+        elif func is aten.unbind.int and hasattr(args[0], "answers"):  # of `.tolist()`
+            for number, answer in zip(result, args[0].answers, strict=True):
+                number.answer = answer
         return result
 
     def _value(self, func: Any, types: Any, args: tuple, kwargs: dict[str, Any]) -> float | int | bool:
@@ -151,7 +160,7 @@ def waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 def place() -> str:
-    """ "file:function" of the innermost frame in `ham` or `pruning`; TEST outside of these."""
+    """The "file:function" of the innermost frame in `ham` or `pruning`; ELSEWHERE outside of these."""
     frame = sys._getframe(1)
     while frame is not None:
         file = Path(frame.f_code.co_filename)
@@ -159,7 +168,7 @@ def place() -> str:
             name = re.sub(r"(\.<\w+>)+", "", frame.f_code.co_qualname)
             return f"{file.relative_to(ROOT).as_posix()}:{name}"
         frame = frame.f_back
-    return TEST
+    return ELSEWHERE
 
 
 def _some(shape: Tensor) -> int:
@@ -167,10 +176,16 @@ def _some(shape: Tensor) -> int:
 
 
 def _fused_sgd(params: list[Tensor], grads: list[Tensor], momenta: list[Tensor], **options: Any) -> None:
-    """torch has no fake kernel of this one."""
+    """In place of the kernel, of which torch has no fake one."""
     devices = {t.device for t in [*params, *grads, *momenta]}
     if len(devices) > 1:
         raise RuntimeError(f"fused SGD on tensors of several devices: {sorted(map(str, devices))}")
+
+
+def _convolution_backward(grad: Tensor, images: Tensor, weight: Tensor, bias: list[int] | None, *args: Any):
+    """Gradients in the memory format of what they belong to, as cudnn's; torch's fake ones are contiguous."""
+    shapes = torch.empty_like(images), torch.empty_like(weight), grad.new_empty(bias or 0)
+    return tuple(like if asked else None for like, asked in zip(shapes, args[-1], strict=True))
 
 
 def _unique(values: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False):
@@ -192,59 +207,9 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.masked_select.default: lambda t, mask: t.new_empty(_some(mask)),
     aten._unique2.default: _unique,
     aten._fused_sgd_.default: _fused_sgd,
+    aten.convolution_backward.default: _convolution_backward,
 }
+_KERNELS = {aten._fused_sgd_.default, aten.convolution_backward.default}
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.where.self}
-_MAY_WAIT = (set(_ANSWERS) | _COPIES | _INDEXING) - {aten._fused_sgd_.default}
-
-
-# What torch's own functions do with fake tensors
-
-
-def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply` with new parameters: torch cannot move a fake one in place."""
-    if recurse:
-        for child in module.children():
-            child._apply(fn)
-    with torch.no_grad():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(fn(parameter), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = fn(buffer)
-    return module
-
-
-def _tensor(tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`torch.tensor`, which copies from the CPU."""
-
-    def created(data: Any, *, device: torch.device | None = None, **options: Any) -> Tensor:
-        on_cpu = tensor(data, **options)
-        if device is None or torch.device(device).type == "cpu":
-            return on_cpu
-        return on_cpu.to(device)
-
-    return created
-
-
-def _save(save: Callable[..., None]) -> Callable[..., None]:
-    """`torch.save`, which copies to the CPU; zeros stand in the file for what fake tensors do not have."""
-
-    def saved(content: Any, file: Any) -> None:
-        on_cpu = tree_map_only(Tensor, lambda t: t.detach().cpu(), content)
-        with unset_fake_temporarily():
-            real = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), on_cpu)
-            save(real, file)
-
-    return saved
-
-
-def _load(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.load` of real tensors on the CPU."""
-
-    def loaded(file: Any, **options: Any) -> Any:
-        with unset_fake_temporarily():
-            return load(file, **options)
-
-    return loaded
+_MAY_WAIT = (set(_ANSWERS) - _KERNELS) | _COPIES | _INDEXING

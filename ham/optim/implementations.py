@@ -1,0 +1,198 @@
+"""The hyperbolic step, computed in five ways: a slow reference, and fast paths equal to it.
+
+Each takes weights and gradients of one device and dtype, a = -lr * alpha and b = -lr * beta (numbers, or
+0-dim tensors on that device), and the rest of `ham.hyperbolic_step_`'s arguments.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+
+_BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
+_WORKS: dict[torch.device, bool] = {}  # where Triton's kernel has been tried
+_NOT_INSTALLED = "it is not installed"
+
+
+def fastest(weight: Tensor, rate: float | Tensor) -> str:
+    """Name of the implementation for weights like this one and a learning rate."""
+    if torch.compiler.is_compiling():
+        return "reference"  # the compiler fuses it
+    kind = weight.device.type
+    if kind == "cuda" and _is_plain(weight) and not torch.cuda.is_current_stream_capturing():
+        return "triton" if _triton_works(weight.device) else "foreach"
+    return "fused" if kind == "cpu" and not isinstance(rate, Tensor) else "foreach"
+
+
+def _triton_works(device: torch.device) -> bool:
+    """Does the kernel compile and give the formula's weights? Tried once per device, with a host sync."""
+    if device not in _WORKS:
+        reason = _why_triton_fails(device)
+        _WORKS[device] = not reason
+        if reason and reason != _NOT_INSTALLED:
+            from .checks import outer_stacklevel
+
+            warnings.warn(
+                f"HAM's Triton kernel does not work on {device} ({reason}): torch's multi-tensor kernels are "
+                "used, with equal results; implementation='foreach' chooses them without this warning",
+                stacklevel=outer_stacklevel(),
+            )
+    return _WORKS[device]
+
+
+def _why_triton_fails(device: torch.device) -> str:
+    if find_spec("triton") is None:
+        return _NOT_INSTALLED
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        from .triton_step import agrees
+
+        return "" if agrees(device, _reference_) else "its result differs from the formula"
+    except Exception as error:  # of any compiler or driver: the other kernels do not need it
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    for p, g in zip(ps, gs, strict=True):
+        _step_(p, g, a, b, clamp, mask_zero_grad, found_inf, clamped)
+
+
+def _step_(p, g, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    """The formula on one tensor."""
+    exponent = torch.clamp(torch.sign(p) * g * a + b, -clamp, clamp)
+    _mask_(exponent, g, mask_zero_grad, found_inf)
+    if clamped is not None:
+        clamped.add_((exponent.abs() >= clamp).sum())
+    p.mul_(torch.exp(exponent))
+
+
+def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    exponents = torch._foreach_sign(ps)
+    torch._foreach_mul_(exponents, gs)
+    torch._foreach_mul_(exponents, a)
+    torch._foreach_add_(exponents, b)
+    torch._foreach_clamp_min_(exponents, -clamp)
+    torch._foreach_clamp_max_(exponents, clamp)
+    if mask_zero_grad or found_inf is not None:
+        for exponent, g in zip(exponents, gs, strict=True):
+            _mask_(exponent, g, mask_zero_grad, found_inf)
+    if clamped is not None:
+        hits = torch._foreach_div(exponents, clamp)  # exactly +-1 at the bound, smaller elsewhere
+        torch._foreach_trunc_(hits)
+        clamped.add_(torch.stack(torch._foreach_norm(hits, 1)).sum().to(clamped.dtype))
+    torch._foreach_exp_(exponents)
+    torch._foreach_mul_(ps, exponents)
+
+
+def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    """One pass over memory: all operations on one cache-sized block, then the next."""
+    if ps[0].device.type != "cpu" or isinstance(a, Tensor):
+        raise ValueError(
+            "implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None"
+        )
+    buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
+    for p, g in zip(ps, gs, strict=True):
+        if not p.numel():
+            continue
+        flat = _flat_views(p, g)
+        if flat is None:
+            _reference_([p], [g], a, b, clamp, mask_zero_grad, found_inf, clamped)
+            continue
+        for p_block, g_block in zip(*(t.split(_BLOCK) for t in flat), strict=True):
+            exponent = buffer[: p_block.numel()]
+            torch.sign(p_block, out=exponent)
+            torch.addcmul(shift, exponent, g_block, value=a, out=exponent)
+            counts = clamped is not None and not _is_inside(exponent, clamp)
+            if clamped is None or counts:
+                exponent.clamp_(-clamp, clamp)
+            _mask_(exponent, g_block, mask_zero_grad, found_inf)
+            if counts:
+                clamped.add_((exponent.abs() >= clamp).sum())
+            p_block.mul_(exponent.exp_())
+
+
+def _is_inside(exponent: Tensor, clamp: float) -> bool:
+    """Is every exponent of a CPU tensor inside the bounds? One pass instead of the four that count."""
+    if torch.compiler.is_compiling():
+        return False  # the value would break the graph
+    low, high = exponent.aminmax()
+    return low.item() > -clamp and high.item() < clamp  # False where one is nan
+
+
+@cache
+def _compiled_step(*variant: object) -> Callable[..., None]:
+    """The formula for one tensor, compiled for any number of elements.
+
+    Each variant has a code object of its own: torch.compile gives up after eight variants of one.
+    """
+    own = FunctionType(_step_.__code__.replace(co_name=f"step_{abs(hash(variant))}"), globals())
+    return torch.compile(own, dynamic=True)
+
+
+def _compiled_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    options = {"dtype": ps[0].dtype, "device": ps[0].device}
+    a, b = (x if isinstance(x, Tensor) else torch.full((), x, **options) for x in (a, b))
+    variant = (*options.values(), clamp, mask_zero_grad, found_inf is None, clamped is None)
+    for p, g in zip(ps, gs, strict=True):
+        flat = _flat_views(p, g)
+        step = _step_ if flat is None or p.numel() < 2 else _compiled_step(*variant)  # 0 and 1 are special
+        step(*(flat or (p, g)), a, b, clamp, mask_zero_grad, found_inf, clamped)
+
+
+def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    if find_spec("triton") is None:
+        raise ValueError("implementation='triton' needs Triton: pip install triton, or use 'foreach' or None")
+    from .triton_step import INTERPRETED, step_
+
+    if ps[0].device.type != "cuda" and not INTERPRETED:
+        raise ValueError("implementation='triton' is for CUDA weights; use 'compiled', 'fused' or None")
+    rest = (a, b, clamp, mask_zero_grad, found_inf, clamped)
+    flat = []
+    for p, g in zip(ps, gs, strict=True):
+        if (views := _flat_views(p, g)) is None:
+            _step_(p, g, *rest)
+        else:
+            flat.append(views)
+    if flat:
+        step_(*zip(*flat, strict=True), *rest)
+        torch.autograd.graph.increment_version([p for p, _ in flat])  # a kernel of our own does not
+
+
+def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor | None) -> None:
+    if mask_zero_grad:
+        exponent.masked_fill_(g == 0, 0.0)
+    if found_inf is not None:
+        exponent.masked_fill_(found_inf.to(exponent.device) != 0, 0.0)
+
+
+def _is_plain(t: Tensor) -> bool:
+    return type(t) in (Tensor, nn.Parameter)
+
+
+def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
+    if not (_is_plain(p) and _is_plain(g)):  # a subclass has its own dispatch
+        return None
+    if p.is_contiguous() and g.is_contiguous():
+        return p.view(-1), g.view(-1)
+    if p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g)):
+        return p.permute(0, 2, 3, 1).view(-1), g.permute(0, 2, 3, 1).view(-1)
+    return None
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., None]] = {
+    "reference": _reference_,
+    "foreach": _foreach_,
+    "fused": _fused_,
+    "compiled": _compiled_,
+    "triton": _triton_,
+}
