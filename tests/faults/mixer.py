@@ -122,11 +122,13 @@ class Mixer:
 
     def run(self, case: Case, name: str) -> list[str]:
         """What is wrong with the end of a case; empty if nothing is."""
-        runs, wrong = self.folder / name, []
+        runs, wrong, is_changed = self.folder / name, [], False
         for fault, (file, how) in zip(case.faults, case.files, strict=True):
             statuses, text = self._start(case, runs, fault)
-            wrong += self._check_end(statuses, text, fault)
+            is_refused = is_changed and not self._check_refusal(statuses, text)  # before the fault
+            wrong += [] if is_refused else self._check_end(statuses, text, fault)
             self._change(runs, file, how)
+            is_changed = is_changed or bool(file)
         statuses, text = self._start(case, runs, None)
         if statuses != [0] * case.ranks:
             wrong += self._check_refusal(statuses, text)
