@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ham.files import atomic_write_text, short_path
 from ham.report.odd_files import check_results, check_target, printable
-from ham.report.records import RESULTS, InvalidRecord, metrics_path, read_all, read_diverged
+from ham.report.records import RESULTS, InvalidRecord, read_all, read_diverged
 from ham.report.spec import PlanError
 from ham.report.study import studies, study
 
@@ -46,21 +46,19 @@ def main(argv: list[str] | None = None) -> int:
 def render(name: str, results_folder: Path, folder: Path) -> tuple[list[Path], list[str]]:
     """Write the files of a study; returns their paths and a line for each record that was left out."""
     from ham.report import study_figures, study_page
-    from ham.report.study_results import results
+    from ham.report.study_results import results, with_epochs
 
     plan = study(name)
     records, problems = read_all(plan.demo, results_folder)
     diverged, more = read_diverged(plan.demo, results_folder)
-    for record in [record for record in records.values() if not metrics_path(record.path).exists()]:
-        problems.append(printable(f"{metrics_path(record.path)}: it is missing: collect the run again"))
-        del records[record.run]
+    records, incomplete = with_epochs(records)
     result = results(plan, records, diverged)
     texts = {"md": study_page.page(result), "csv": study_page.comma_separated(result)}
     paths = [folder / "tables" / f"study_{name}.{ending}" for ending in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, text)
-    return [*paths, *study_figures.draw(result, folder / "figures")], [*problems, *more]
+    return [*paths, *study_figures.draw(result, folder / "figures")], [*problems, *more, *incomplete]
 
 
 if __name__ == "__main__":

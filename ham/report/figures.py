@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +15,16 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from . import plan, style
+from .curves import Curve, curve
+from .methods import look
 from .plan import Figure, Panel
 from .records import InvalidRecord, Record, metrics_path
 from .render import DIVERGED, NOT_RUN, PLUS_MINUS
 from .scales import file_name, scaled_down
-from .schema import is_number
 from .spec import RunSpec, canonical
 
 BAND = f"(mean over seeds, band: {PLUS_MINUS} one sample standard deviation)"
 SPAN = 5.0  # range of a grid's colors in accuracy points, so that a failed run does not flatten the others
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Mean over seeds at each epoch, with the sample standard deviation (0 for a single run)."""
-
-    epochs: tuple[int, ...]
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
-
-
-def curve(runs: Sequence[list[dict]], panel: Panel) -> Curve:
-    """One series of a panel.
-
-    Args:
-        runs: the epochs of each seed, as in metrics.jsonl.
-        panel: the metric; every `every`th epoch, counted from 1, is a point.
-
-    Returns:
-        The points at which every run has a finite value.
-    """
-    name = panel.metric
-    by_run = [
-        {line["epoch"] + 1: panel.scale * line[name] for line in lines if is_number(line.get(name))}
-        for lines in runs
-    ]
-    common = set.intersection(*map(set, by_run)) if by_run else set()
-    chosen = tuple(epoch for epoch in sorted(common) if epoch % panel.every == 0)
-    values = [[points[epoch] for points in by_run] for epoch in chosen]
-    stds = tuple(statistics.stdev(v) if len(v) > 1 else 0.0 for v in values)
-    return Curve(chosen, tuple(map(statistics.mean, values)), stds)
 
 
 def draw(
@@ -129,19 +99,19 @@ def draw_panel(axis: Axes, panel: Panel, epochs: Mapping[str, list[list[dict]]])
         epochs: label of a method -> the epochs of each of its runs.
     """
     for label, runs in epochs.items():
-        _line(axis, curve(runs, panel), style.look(label))
+        _line(axis, curve(runs, panel), look(label))
     axis.set_xlabel("epoch")
     axis.set_xlim(left=0)
     axis.ticklabel_format(axis="y", scilimits=(-4, 5), useMathText=True)
     axis.set_ylabel(panel.label)
 
 
-def _line(axis: Axes, points: Curve, look: Mapping[str, Any]) -> None:
-    axis.plot(points.epochs, points.means, markevery=style.mark_every(len(points.epochs)), **look)
+def _line(axis: Axes, points: Curve, own: Mapping[str, Any]) -> None:
+    axis.plot(points.epochs, points.means, markevery=style.mark_every(len(points.epochs)), **own)
     if any(points.stds):
         low = [m - s for m, s in zip(points.means, points.stds, strict=True)]
         high = [m + s for m, s in zip(points.means, points.stds, strict=True)]
-        axis.fill_between(points.epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axis.fill_between(points.epochs, low, high, color=own["color"], alpha=0.18, linewidth=0)
 
 
 def value(

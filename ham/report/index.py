@@ -30,7 +30,7 @@ FOLDERS = {  # folder of results/ -> what its records are
     "node_grid": "Searches for (alpha, beta) in node classification, one record per graph and network",
     "theory": "Simulated data of the theory's figures, with provenance",
 }
-PAGES = ("figures", "tables")  # folders without records
+PAGES = ("figures", "site", "tables")  # folders without records
 _HEAD = f"""\
 # Results
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,16 @@ class NodeReport:
 
 def build_report(runs: Path | None = None) -> NodeReport:
     """The report of the committed records, or of the run directories in `runs`. Raises PlanError."""
+    problems: list[str] = []
+    specs = [run for name in TABLES for run in plan.table(name).runs()]
+    summaries, diverged = _read_summaries(specs, runs, problems)
+    return replace(report_of(summaries, diverged), problems=problems)
+
+
+def report_of(summaries: Mapping[RunSpec, dict[str, Any]], diverged: Collection[RunSpec]) -> NodeReport:
+    """The report of these summaries, and of runs that diverged. Raises PlanError."""
     report = NodeReport()
-    tables = [plan.table(name) for name in TABLES]
-    specs = [run for table in tables for run in table.runs()]
-    summaries, diverged = _read_summaries(specs, runs, report.problems)
-    for table in tables:
+    for table in map(plan.table, TABLES):
         for column, name in enumerate(table.columns):
             base_cell, base = None, {}
             for row in table.rows:

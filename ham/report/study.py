@@ -172,11 +172,12 @@ class Study:
     def possible_runs(self) -> list[RunSpec]:
         """Every run that the outcomes of tuning could ask for, with seed 0: what configs/lock.json lists."""
         tuned = self.tuned_arms
-        rates = self._possible_rates()
+        rates = self.possible_rates()
         trials = [self.run(arm, rate, 0, self.tuning.overrides) for arm in tuned for rate in rates]
         return [*trials, *(self.run(arm, rate, 0) for arm in self.arms for rate in rates)]
 
-    def _possible_rates(self) -> list[float]:
+    def possible_rates(self) -> list[float]:
+        """Every learning rate that tuning could choose."""
         first = sorted(self.tuning.rates)
         between = [math.sqrt(a * b) for a, b in itertools.pairwise(first)]
         return sorted([first[0] / 2, *first, *between, first[-1] * 2])

@@ -18,6 +18,17 @@ MECHANISM = {  # metric of an epoch -> heading, factor
     "below_0.01": ("below 1e-2 [%]", 100.0),
     "train_top1": ("training top-1 [%]", 1.0),
 }
+ARMS = ("arm", "learning rate", "n", "top-1", "sparsity [%]")
+CONTRASTS = ("contrast", "difference", "+ / = / -", "p", "p (Holm)", "sd", "detectable")
+CONTRASTS_NOTE = (
+    "Differences in points, paired by seed: mean with 95 % interval (Student's t); seeds above / equal / "
+    "below 0; p of the two-sided paired t-test; p after Holm's correction over these contrasts; standard "
+    "deviation of the differences, and the difference that this test at 5 % finds with probability 80 %."
+)
+MECHANISM_HEAD = ("arm", *(head for head, _ in MECHANISM.values()))
+MECHANISM_NOTE = (
+    "The weights at the last epoch: means over the seeds; sign flips are those of the last ten epochs."
+)
 INCOMPLETE = "Incomplete: {ended} of {planned} runs. Tests and intervals follow when all runs have ended."
 
 
@@ -31,7 +42,7 @@ def page(result: StudyResult) -> str:
         "plan and its rules: [study.md](../../docs/study.md). Scaled-down runs: these numbers cannot be",
         "compared with the paper's.",
         "",
-        *headlines(result),
+        *(f"- {sentence}" for sentence in headlines(result)),
         "",
         *_table(("claim", "verdict"), [(claim.text, result.verdict(claim)) for claim in study.claims]),
         "",
@@ -47,10 +58,10 @@ def headlines(result: StudyResult) -> list[str]:
     for part in result.parts.values():
         name = part.part.name.capitalize()
         if not part.is_complete:
-            sentences.append(f"- {name} part: {part.ended} of {part.planned} runs have ended; no result yet.")
+            sentences.append(f"{name} part: {part.ended} of {part.planned} runs have ended; no result yet.")
             continue
         found = "; ".join(f"{c.contrast}: {verdict(c)}" for c in part.contrasts)
-        sentences.append(f"- {name} part: {found}.")
+        sentences.append(f"{name} part: {found}.")
     return sentences
 
 
@@ -67,36 +78,31 @@ def verdict(contrast: ContrastResult) -> str:
 def _part(part: PartResult) -> Iterator[str]:
     yield from (f"## {part.part.name.capitalize()} part", "")
     if not part.is_complete:
-        yield from (INCOMPLETE.format(ended=part.ended, planned=part.planned), "")
+        yield from (incomplete(part), "")
     if not part.ended:
         return
-    yield (
+    yield from (arms_note(part), "", *_table(ARMS, map(arm_row, part.arms.values())), "")
+    if part.is_complete:
+        yield from (CONTRASTS_NOTE, "", *_table(CONTRASTS, map(contrast_row, part.contrasts)), "")
+    mechanism = _table(MECHANISM_HEAD, map(mechanism_row, part.arms.values()))
+    yield from (MECHANISM_NOTE, "", *mechanism, "", *(f"- {text}" for text in remarks(part)), "")
+
+
+def incomplete(part: PartResult) -> str:
+    """How many runs of an incomplete part have ended."""
+    return INCOMPLETE.format(ended=part.ended, planned=part.planned)
+
+
+def arms_note(part: PartResult) -> str:
+    """What the columns of `arm_row` are."""
+    return (
         "Top-1 test accuracy in percent at the last epoch: mean ± sample standard deviation over the n of "
         f"{len(part.part.seeds)} seeds that have run."
     )
-    yield from (
-        "",
-        *_table(("arm", "learning rate", "n", "top-1", "sparsity [%]"), map(_arm, part.arms.values())),
-    )
-    yield ""
-    if part.is_complete:
-        yield from _contrasts(part)
-    yield "The weights at the last epoch: means over the seeds; sign flips are those of the last ten epochs."
-    heads = ("arm", *(head for head, _ in MECHANISM.values()))
-    yield from ("", *_table(heads, map(_mechanism, part.arms.values())), "", *_remarks(part))
 
 
-def _contrasts(part: PartResult) -> Iterator[str]:
-    yield (
-        "Differences in points, paired by seed: mean with 95 % interval (Student's t); seeds above / equal / "
-        "below 0; p of the two-sided paired t-test; p after Holm's correction over these contrasts; standard "
-        "deviation of the differences, and the difference that this test at 5 % finds with probability 80 %."
-    )
-    heads = ("contrast", "difference", "+ / = / -", "p", "p (Holm)", "sd", "detectable")
-    yield from ("", *_table(heads, map(_contrast, part.contrasts)), "")
-
-
-def _arm(arm: ArmResult) -> list[str]:
+def arm_row(arm: ArmResult) -> list[str]:
+    """An arm in the columns `ARMS`."""
     if arm.sample is None:
         return [arm.name, _number(arm.rate, "g"), "0", DIVERGED if arm.diverged else NOT_RUN, ""]
     sparsities = [record.content["sparsity"]["overall"] for record in arm.records.values()]
@@ -107,7 +113,8 @@ def _arm(arm: ArmResult) -> list[str]:
     ]
 
 
-def _contrast(result: ContrastResult) -> list[str]:
+def contrast_row(result: ContrastResult) -> list[str]:
+    """A contrast of a complete part in the columns `CONTRASTS`."""
     if result.mean is None:
         return [str(result.contrast), NOT_RUN, *[""] * 5]
     above, below = (sum(sign * d > 1e-9 for d in result.differences.values()) for sign in (1, -1))
@@ -122,48 +129,60 @@ def _contrast(result: ContrastResult) -> list[str]:
     ]
 
 
-def _mechanism(arm: ArmResult) -> list[str]:
+def mechanism_row(arm: ArmResult) -> list[str]:
+    """The weights of an arm in the columns `MECHANISM_HEAD`."""
     values = ((arm.mean_of(metric), factor) for metric, (_, factor) in MECHANISM.items())
     return [arm.name, *("" if value is None else f"{factor * value:.3g}" for value, factor in values)]
 
 
-def _remarks(part: PartResult) -> Iterator[str]:
-    """Runs that diverged, and the processors."""
+def remarks(part: PartResult) -> Iterator[str]:
+    """A sentence for each run that diverged, and for the processors."""
     for arm in part.arms.values():
         for seed, reason in arm.diverged.items():
-            yield f"- {arm.name}, seed {seed}, diverged: {reason}."
+            yield f"{arm.name}, seed {seed}, diverged: {reason}."
     for contrast in part.contrasts:
         if len(contrast.with_chance) > len(contrast.differences):
             mean = mean_of(list(contrast.with_chance.values()))
             holm = _number(contrast.adjusted_with_chance, ".2g")
             after = f", p (Holm) {holm}" if holm else ""
-            yield f"- {contrast.contrast} with {CHANCE:g} % for runs that diverged: {mean}{after}."
+            yield f"{contrast.contrast} with {CHANCE:g} % for runs that diverged: {mean}{after}."
     seeds: dict[str, list[int]] = {}
     for seed, names in sorted(part.processors().items()):
         seeds.setdefault(" and ".join(sorted(names)), []).append(seed)
     for names, own in seeds.items():
         mixed = "; the arms of a seed ran on different ones" if " and " in names else ""
-        yield f"- Processor of seeds {', '.join(map(str, own))}: {names}{mixed}."
-    yield ""
+        yield f"Processor of seeds {', '.join(map(str, own))}: {names}{mixed}."
 
 
 def _tuning(result: StudyResult) -> Iterator[str]:
-    study = result.study
-    ended = sum(map(len, result.trials.values()))
-    yield from ("## Tuning", "")
-    yield (
+    head, rows, chosen = tuning_table(result)
+    marked = [
+        [f"**{cell}**" if place == own else cell for place, cell in enumerate(row)]
+        for row, own in zip(rows, chosen, strict=True)
+    ]
+    yield from ("## Tuning", "", f"{tuning_note(result)} **Bold**: chosen.", "", *_table(head, marked))
+
+
+def tuning_note(result: StudyResult) -> str:
+    """What the table of tuning shows, and how many of its runs have ended."""
+    study, ended = result.study, sum(map(len, result.trials.values()))
+    return (
         f"Validation top-1 in percent of seed {study.tuning.seed}, four learning rates for each arm; {ended} "
-        f"of {4 * len(study.tuned_arms)} runs have ended. **Bold**: chosen."
+        f"of {4 * len(study.tuned_arms)} runs have ended."
     )
+
+
+def tuning_table(result: StudyResult) -> tuple[list[str], list[list[str]], list[int | None]]:
+    """Head and rows of the accuracies by learning rate, and the column of each row's choice."""
     rates = sorted({trial.rate for trials in result.trials.values() for trial in trials})
-    rows = []
+    rows: list[list[str]] = []
+    chosen: list[int | None] = []
     for arm, trials in result.trials.items():
         known = {trial.rate: trial.accuracy for trial in trials}
-        cells = ["" if rate not in known else _trial(known[rate]) for rate in rates]
-        rows.append(
-            [arm, *(f"**{c}**" if r == result.rates[arm] else c for r, c in zip(rates, cells, strict=True))]
-        )
-    yield from ("", *_table(("arm", *(f"{rate:g}" for rate in rates)), rows))
+        rows.append([arm, *("" if rate not in known else _trial(known[rate]) for rate in rates)])
+        own = result.rates[arm]
+        chosen.append(1 + rates.index(own) if own in rates else None)
+    return ["arm", *(f"{rate:g}" for rate in rates)], rows, chosen
 
 
 def _trial(accuracy: float | None) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .records import Record
+from .odd_files import printable
+from .records import Record, metrics_path
 from .spec import PlanError, RunSpec
 from .statistics import Difference, Sample, detectable_difference, holm, mean_of
 from .study import Claim, Contrast, Outcomes, Part, Study, rate_of
@@ -161,6 +162,13 @@ class StudyResult:
         if signs.count(1) >= claim.needed:
             return "supported"
         return "contradicted" if signs.count(-1) >= claim.needed else "inconclusive"
+
+
+def with_epochs(records: Mapping[RunSpec, Record]) -> tuple[dict[RunSpec, Record], list[str]]:
+    """The records of a study that have their epochs, and a line for each that lacks them."""
+    kept = {run: record for run, record in records.items() if metrics_path(record.path).exists()}
+    lost = [metrics_path(record.path) for run, record in records.items() if run not in kept]
+    return kept, [printable(f"{path}: it is missing: collect the run again") for path in lost]
 
 
 def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[RunSpec, str]) -> StudyResult:

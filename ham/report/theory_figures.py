@@ -1,7 +1,7 @@
 """Figures 1, 2b, 3, 4, 6, 7 and 8 from results/theory, which `scripts/theory_runs.py` writes.
 
 Needs matplotlib and numpy. Curves over several seeds are medians, bands are ranges. Colors and line styles
-are those of the methods in style.py; captions.py says what a figure shows.
+are those of the methods in methods.py; captions.py says what a figure shows.
 """
 
 from __future__ import annotations

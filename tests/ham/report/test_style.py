@@ -12,7 +12,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 
-from ham.report import figures, plan, style
+from ham.report import figures, methods, plan, style
 from ham.report import theory_figures as theory
 from ham.report.records import read_all
 from ham.report.spec import PlanError, RunSpec
@@ -32,7 +32,7 @@ def appearance(line: Line2D) -> tuple[Any, ...]:
 
 def test_no_two_methods_look_alike_without_colors() -> None:
     """Line styles are unique; markers are too, but for SAM's, which are the method's own, hollow."""
-    looks = style.METHODS
+    looks = methods.METHODS
     assert len({str(look["linestyle"]) for look in looks.values()}) == len(looks)
     markers = {(look["marker"], look.get("markerfacecolor", "")) for look in looks.values()}
     assert len(markers) == len(looks)
@@ -42,14 +42,14 @@ def test_no_two_methods_look_alike_without_colors() -> None:
 
 
 def test_colors_are_distinct_and_arms_of_one_figure_differ_in_gray() -> None:
-    colors = [to_rgb(look["color"]) for look in style.METHODS.values()]
+    colors = [to_rgb(look["color"]) for look in methods.METHODS.values()]
     distances = [
         sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) ** 0.5 for x, y in combinations(colors, 2)
     ]
     assert min(distances) > 0.12
-    grays = [luminance(style.METHODS[arm]["color"]) for arm in ARMS]
+    grays = [luminance(methods.METHODS[arm]["color"]) for arm in ARMS]
     assert min(abs(a - b) for a, b in combinations(grays, 2)) > 0.09
-    assert max(luminance(look["color"]) for look in style.METHODS.values()) < 0.8  # visible on white
+    assert max(luminance(look["color"]) for look in methods.METHODS.values()) < 0.8  # visible on white
 
 
 def test_shades_of_a_method_go_from_dark_to_light_with_a_line_style_each() -> None:
@@ -70,20 +70,20 @@ def test_shades_of_a_method_go_from_dark_to_light_with_a_line_style_each() -> No
     ],
 )
 def test_labels_name_methods(label: str, method: str) -> None:
-    assert style.look(label) is style.METHODS[method]
+    assert methods.look(label) is methods.METHODS[method]
 
 
 def test_an_unknown_label_is_an_error_that_names_the_cure() -> None:
     for label in ("Adagrad", "Adagrad + HAM", "", "+ "):
         with pytest.raises(
-            PlanError, match=r"no method has the label .*: add it to LABELS in ham/report/style\.py"
+            PlanError, match=r"no method has the label .*: add it to LABELS in ham/report/methods\.py"
         ):
-            style.look(label)
+            methods.look(label)
 
 
 def test_each_label_belongs_to_one_method_and_every_method_has_one() -> None:
-    labels = [label for own in style.LABELS.values() for label in own]
-    assert len(labels) == len(set(labels)) and set(style.LABELS) == set(style.METHODS)
+    labels = [label for own in methods.LABELS.values() for label in own]
+    assert len(labels) == len(set(labels)) and set(methods.LABELS) == set(methods.METHODS)
 
 
 def test_a_method_has_one_look_in_all_figures(tmp_path: Path, write_record: Callable[..., Path]) -> None:
@@ -98,7 +98,7 @@ def test_a_method_has_one_look_in_all_figures(tmp_path: Path, write_record: Call
         with style.styled():
             picture = figures.draw(plan.figure(name), records)
         for label, line in zip(plan.figure(name).series, picture.axes[0].get_lines(), strict=True):
-            (method,) = [key for key, look in style.METHODS.items() if look is style.look(label)]
+            (method,) = [key for key, look in methods.METHODS.items() if look is methods.look(label)]
             looks.setdefault(method, set()).add(appearance(line))
     assert {"base", "ham", "sign_in", "sam", "sam_ham", "product"} <= looks.keys()
     assert all(len(own) == 1 for own in looks.values())
@@ -116,11 +116,11 @@ def test_theory_has_the_same_colors(name: str) -> None:
         for line in axes.get_lines():
             label = line.get_label().split(" (")[0].split(",")[0]
             if label in known and not line.get_label().startswith("HAM, alpha"):
-                assert to_hex(line.get_color()) == style.METHODS[known[label]]["color"].lower(), label
+                assert to_hex(line.get_color()) == methods.METHODS[known[label]]["color"].lower(), label
     if name != "figure04":
         colors = {to_hex(line.get_color()).upper() for axes in picture.axes for line in axes.get_lines()}
         shades = {look["color"].upper() for n in (2, 3, 4) for look in style.shades("ham", n)}
-        assert colors & ({style.METHODS["ham"]["color"]} | shades)
+        assert colors & ({methods.METHODS["ham"]["color"]} | shades)
 
 
 @pytest.mark.parametrize("name", sorted(theory.FIGURES))
