@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-gpu | test-slurm | coverage | mutate | lint | bench | figures | results
+# make demo | test | test-fast | test-gpu | test-slurm | coverage | mutate | lint | bench | figures | results | report
 # Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-gpu test-slurm coverage mutate lint bench figures results clean
+.PHONY: demo test test-fast test-gpu test-slurm coverage mutate lint bench figures results report clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py +exp=acdc_ham_s90 +demo=digits resume=false
@@ -50,7 +50,7 @@ figures: $(VENV)/run.stamp
 	$(BIN)/python scripts/figures.py --theory
 	$(BIN)/python scripts/figures.py
 
-results: $(VENV)/run.stamp  # everything that is made of the committed records, again
+results: $(VENV)/site.stamp  # everything that is made of the committed records, again
 	$(BIN)/python scripts/tables.py
 	$(BIN)/python scripts/tables.py --demo digits
 	$(BIN)/python scripts/tables.py --demo cifar16
@@ -62,7 +62,11 @@ results: $(VENV)/run.stamp  # everything that is made of the committed records, 
 	$(BIN)/python scripts/node_report.py
 	$(BIN)/python scripts/node_grid.py
 	$(BIN)/python scripts/study.py cifar16
+	$(BIN)/python scripts/report.py
 	$(BIN)/python scripts/index.py
+
+report: $(VENV)/site.stamp  # the pages that show the records in a browser
+	$(BIN)/python scripts/report.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -76,7 +80,12 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[run]'
 	@touch $@
 
+$(VENV)/site.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch, what the experiments and the pages need into $(VENV): 5.5 GB, a few minutes once"
+	$(PIP) -e '.[run,site]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing torch, what the experiments need and the test tools into $(VENV): 5.5 GB, a few minutes once"
-	$(PIP) -e '.[run,gnn,ogb,dev]'
+	$(PIP) -e '.[run,site,gnn,ogb,dev]'
 	@touch $@

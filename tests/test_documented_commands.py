@@ -77,6 +77,8 @@ CHECKS: dict[str, Callable[[list[str], Path], Jobs]] = {
     r"python scripts/tables\.py.*": run("--to", "TMP"),
     r"python scripts/study\.py .*": run("--to", "TMP"),
     r"python scripts/node_report\.py": run("--to", "TMP/reading.md"),
+    r"python scripts/report\.py": help_only,  # writes among the results; tests/ham/site runs it
+    r"python scripts/report\.py --to .*": help_only,
     r"python scripts/index\.py": help_only,  # writes among the results; test_index.py runs it
     r"python scripts/node_grid\.py .*": help_only,  # needs the runs of a search
     r"python scripts/figures\.py": run("--to", "TMP"),

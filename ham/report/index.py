@@ -45,6 +45,13 @@ A LaTeX table needs booktabs and fits an `article` at 10 pt with margins of 25 m
 """
 
 
+_SITE = """\
+**In a browser**: [site/index.html](site/index.html), written by `make report`; how to open and publish it:
+[docs/report.md](../docs/report.md).
+
+"""
+
+
 def write_index(results: Path) -> tuple[list[Path], list[str]]:
     """Write coverage.md, figures/README.md and README.md; returns them and a line per invalid record.
 
@@ -91,7 +98,8 @@ def gallery(results: Path) -> str:
 def index(results: Path, records: Mapping[str, Mapping[RunSpec, Record]], grids: Sequence[Grid]) -> str:
     """The page that links every table, figure and valid record."""
     counts = {demo: coverage.of_plan(runs, demo) for demo, runs in records.items()}
-    return _HEAD + "\n".join(
+    head = _HEAD + (_SITE if (results / "site" / "index.html").exists() else "")
+    return head + "\n".join(
         [
             *("## Tables\n", "| table | what it shows | state | files |", "|---|---|---|---|"),
             *_tables(results, counts),

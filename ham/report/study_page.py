@@ -83,8 +83,8 @@ def _part(part: PartResult) -> Iterator[str]:
         return
     yield from (arms_note(part), "", *_table(ARMS, map(arm_row, part.arms.values())), "")
     if part.is_complete:
-        yield from (CONTRASTS_NOTE, "", *_table(CONTRASTS, map(contrast_row, part.contrasts)), "")
-    mechanism = _table(MECHANISM_HEAD, map(mechanism_row, part.arms.values()))
+        yield from (CONTRASTS_NOTE, "", *_table(CONTRASTS, contrast_rows(part)), "")
+    mechanism = _table(MECHANISM_HEAD, mechanism_rows(part))
     yield from (MECHANISM_NOTE, "", *mechanism, "", *(f"- {text}" for text in remarks(part)), "")
 
 
@@ -113,8 +113,12 @@ def arm_row(arm: ArmResult) -> list[str]:
     ]
 
 
-def contrast_row(result: ContrastResult) -> list[str]:
-    """A contrast of a complete part in the columns `CONTRASTS`."""
+def contrast_rows(part: PartResult) -> list[list[str]]:
+    """The contrasts of a complete part in the columns `CONTRASTS`."""
+    return list(map(_contrast, part.contrasts))
+
+
+def _contrast(result: ContrastResult) -> list[str]:
     if result.mean is None:
         return [str(result.contrast), NOT_RUN, *[""] * 5]
     above, below = (sum(sign * d > 1e-9 for d in result.differences.values()) for sign in (1, -1))
@@ -129,8 +133,12 @@ def contrast_row(result: ContrastResult) -> list[str]:
     ]
 
 
-def mechanism_row(arm: ArmResult) -> list[str]:
-    """The weights of an arm in the columns `MECHANISM_HEAD`."""
+def mechanism_rows(part: PartResult) -> list[list[str]]:
+    """The weights of the arms in the columns `MECHANISM_HEAD`."""
+    return list(map(_mechanism, part.arms.values()))
+
+
+def _mechanism(arm: ArmResult) -> list[str]:
     values = ((arm.mean_of(metric), factor) for metric, (_, factor) in MECHANISM.items())
     return [arm.name, *("" if value is None else f"{factor * value:.3g}" for value, factor in values)]
 

@@ -13,7 +13,7 @@ from .diverged import diverged_note
 from .latex import latex
 from .records import RESULTS, Record, read_all, read_runs
 from .spec import PlanError, RunSpec
-from .tables import build_table
+from .tables import TableResult, build_table
 
 FORMATS = ("md", "csv", "tex")
 SHEETS = hyperparameters.SHEETS | qualitative.SHEETS  # tables without runs
@@ -61,6 +61,17 @@ def render_table(
     if name in SHEETS:
         sheet = SHEETS[name]()
         return None if demo else _render(sheet.to_text(), sheet.comma_separated)
+    table = table_result(name, records, demo, diverged)
+    return table and _render(render.to_text(table), lambda: render.comma_separated(table))
+
+
+def table_result(
+    name: str,
+    records: Mapping[RunSpec, Record],
+    demo: str = "",
+    diverged: Mapping[RunSpec, str] | None = None,
+) -> TableResult | None:
+    """The numbers and notes of a table of runs, as `render_table` shows them."""
     if not plan.table(name).has_scale(demo):
         return None
     table = build_table(name, records, demo, diverged or {})
@@ -68,7 +79,7 @@ def render_table(
         return None
     if note := diverged_note(plan.table(name), diverged or {}, records, demo):
         table = replace(table, notes=(*table.notes, note))
-    return _render(render.to_text(table), lambda: render.comma_separated(table))
+    return table
 
 
 def _render(text: render.Text, csv: Callable[[], str]) -> RenderedTable:

@@ -8,19 +8,29 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ham.report.render import PLUS_MINUS
+
 ROOT = Path(__file__).parent
+GENERATOR = '<meta name="generator" content="scripts/report.py of HAM">'
+"""What every page has, and no page of others."""
 NAVIGATION = (  # page -> its name in the menu
     ("index.html", "Overview"),
     ("tables.html", "Tables"),
     ("runs.html", "Runs"),
+    ("curves.html", "Curves"),
     ("study.html", "Study"),
     ("theory.html", "Theory"),
 )
 
 
+def signs(text: str) -> str:
+    """A text of tables with the sign for +-."""
+    return text.replace("+-", PLUS_MINUS)
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(ROOT / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -28,6 +38,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["signs"] = signs
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    return environment
 
 
 def render(template: str, *, page: str, title: str, **context: Any) -> str:

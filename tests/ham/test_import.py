@@ -22,9 +22,11 @@ def test_importing_the_libraries_loads_torch_alone():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-@pytest.mark.parametrize("package", ["report", "sweep"])
+@pytest.mark.parametrize("package", ["report", "sweep", "site"])
 def test_reports_and_sweeps_import_without_torch(package: str):
     """Every module, with torch and the packages of the run layer blocked."""
+    if package == "site":
+        pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
     names = [
         f"ham.{package}" + (f".{path.stem}" if path.stem != "__init__" else "")
         for path in modules(f"ham/{package}")
@@ -101,7 +103,17 @@ def test_only_the_edge_imports_hydra():
     assert {user for user in users if not user.startswith("ham/run/config/")} <= {"train.py"}
 
 
-EXPERIMENTS = ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.data", "ham.models", "ham.optim")
+EXPERIMENTS = (
+    "ham.run",
+    "ham.tasks",
+    "ham.report",
+    "ham.sweep",
+    "ham.site",
+    "ham.data",
+    "ham.models",
+    "ham.optim",
+)
+BELOW = ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning", "torch")
 ABOVE = {  # package or module -> packages that it must not import
     "ham/locks.py": ("ham", "torch"),
     "ham/files.py": (*EXPERIMENTS, "torch"),
@@ -112,21 +124,14 @@ ABOVE = {  # package or module -> packages that it must not import
     "ham/process_group.py": EXPERIMENTS,
     "ham/programs.py": ("ham",),
     "ham/command_line.py": ("ham",),
-    "ham/theory": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.data", "ham.models"),
-    "ham/data": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),
-    "ham/models": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.optim"),
-    "ham/tasks": ("ham.run", "ham.report", "ham.sweep"),
-    "ham/report": (
-        "ham.run",
-        "ham.sweep",
-        "ham.tasks",
-        "ham.data",
-        "ham.models",
-        "ham.optim",
-        "pruning",
-        "torch",
-    ),
-    "ham/sweep": ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning", "torch"),
+    "ham/theory": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.site", "ham.data", "ham.models"),
+    "ham/data": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.site", "ham.optim"),
+    "ham/models": ("ham.run", "ham.tasks", "ham.report", "ham.sweep", "ham.site", "ham.optim"),
+    "ham/tasks": ("ham.run", "ham.report", "ham.sweep", "ham.site"),
+    "ham/run": ("ham.site",),
+    "ham/report": ("ham.sweep", "ham.site", *BELOW),
+    "ham/sweep": ("ham.site", *BELOW),
+    "ham/site": BELOW,
 }
 
 

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+from report_fixtures import finish_run, make_epochs, make_summary, paper, same_picture, write_record
+
+__all__ = ["finish_run", "make_epochs", "make_summary", "paper", "same_picture", "write_record"]
+
+pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
+
+
+@pytest.fixture(scope="session")
+def committed() -> dict[str, str]:
+    """The pages of the committed records, made now: path -> HTML."""
+    from ham.files import RESULTS
+    from ham.site.build import texts
+
+    pages, problems = texts(RESULTS)
+    assert not problems
+    return pages
