@@ -93,9 +93,13 @@ def parse(argv: list[str]) -> tuple[Selection, Options]:
 
 
 def write_page(*state: Any) -> None:
-    """Write the page of --html; jinja2 is imported only then."""
-    from ham.site import sweep
-
+    """Write the page of --html; jinja2 is imported only then. Raises SweepError if it is missing."""
+    try:
+        from ham.site import sweep
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "markupsafe"):
+            raise
+        raise SweepError("--html needs jinja2: pip install -e '.[site]'") from None
     sweep.write_page(*state)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ham.files import atomic_write_text
 
-from . import curves, library, overview, pages, runs, sources, study, tables
+from . import curves, library, overview, pages, runs, sources, study, tables, theory
 
 
 def texts(results: Path) -> tuple[dict[str, str], list[str]]:
@@ -18,7 +18,8 @@ def texts(results: Path) -> tuple[dict[str, str], list[str]]:
     drawn = curves.drawn(found)
     result |= tables.texts(shown, found) | runs.texts(found, drawn) | curves.texts(found, drawn)
     result |= study.texts(studies[0], found)
-    return result, [*found.problems, *studies[1]]
+    result[theory.PAGE], odd = theory.page(results / "theory")
+    return result, [*found.problems, *studies[1], *odd]
 
 
 def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:

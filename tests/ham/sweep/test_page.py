@@ -6,6 +6,7 @@ import fcntl
 import html
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_a_place_that_cannot_hold_the_page_is_an_error_in_one_line(
     assert (status, out) == (2, "")
     line = err.splitlines()[-1]
     assert line.startswith("sweep.py: --html") and re.search(r"give (another|a) ", line)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "markupsafe"])
+def test_a_missing_package_is_one_line_with_the_cure(
+    sweep: Sweep, no_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    stand_in(no_slurm, "squeue", "")
+    for name in [name for name in sys.modules if name.startswith("ham.site")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    result = sweep(*TABLE, "--status", f"--html={tmp_path / 'sweep.html'}")
+    assert result == (2, "", "sweep.py: --html needs jinja2: pip install -e '.[site]'\n")
 
 
 def test_the_page_replaces_the_old_one_at_once(sweep: Sweep, tmp_path: Path) -> None:
