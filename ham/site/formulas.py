@@ -166,17 +166,20 @@ def one_step(data: dict[str, Any]) -> Chart:
     )
 
 
-def path_transform(steps: int) -> list[dict[str, str]]:
-    """Steps of HAM with HYP and HYP* from `start` under the gradient theta - optimum, one after the other."""
-    transform = [calculate("start", "HYP 0"), calculate("start", "HYP* 0")]
+def path_transform(steps: int) -> list[dict[str, Any]]:
+    """Steps of HAM with HYP and HYP* from `start` under the gradient theta - optimum, one after the other.
+
+    Every field has a name of its own: Vega does not calculate an overwritten field again from the start.
+    """
+    transform = [calculate("start", f"{method} 0") for method in STEPS]
     for step in range(steps):
-        for method, sign in (("HYP", "weight"), ("HYP*", "half")):
+        for method, is_signed in (("HYP", True), ("HYP*", False)):
+            weight, half = f"datum['{method} {step}']", f"datum['{method} half {step}']"
+            sign = sign_of(weight if is_signed else half)
             transform += [
-                calculate(f"datum['{method} {step}']", "weight"),
-                calculate("datum.weight - lr * (datum.weight - optimum)", "half"),
+                calculate(f"{weight} - lr * ({weight} - optimum)", f"{method} half {step}"),
                 calculate(
-                    f"datum.half * exp(-lr * alpha * {sign_of(f'datum.{sign}')} * (datum.weight - optimum))",
-                    f"{method} {step + 1}",
+                    f"{half} * exp(-lr * alpha * {sign} * ({weight} - optimum))", f"{method} {step + 1}"
                 ),
             ]
     places = range(steps + 1)

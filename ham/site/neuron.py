@@ -59,21 +59,25 @@ def orbit_transform() -> list[dict[str, Any]]:
     HAM's M_2(w) = v is solved for y = alpha_2 w, y - ln(1 + y) = alpha_2^2 v, by Newton's method from above.
     """
     excess = f"{_regularizer('abs(datum.a)', 'alpha_1')} - balance_ham"
-    newton = "(1 + datum.y) * (log(1 + datum.y) + datum.goal) / datum.y - 1"
-    guarded = "max(1e-9, {})"
     root = f"{_root('datum.a', 'gamma_1')} - {_root('size', 'gamma_1')} + {_root('size', 'gamma_2')}"
-    return [
+    newton = [
+        calculate(
+            f"max(1e-9, (1 + datum.y{step}) * (log(1 + datum.y{step}) + datum.goal) / datum.y{step} - 1)",
+            f"y{step + 1}",
+        )
+        for step in range(NEWTON)
+    ]
+    ham = f"if(datum.v < 0, NaN, if(alpha_2 > 0, datum.y{NEWTON} / alpha_2, sqrt(2 * datum.v)))"
+    return [  # every field has a name of its own: Vega does not calculate an overwritten one again
         calculate("-size + datum.u * (size + 3)", "a"),
         calculate(_reached("0", "abs(datum.a)"), "GD"),
         calculate(excess, "v"),
         calculate("alpha_2 * alpha_2 * datum.v", "goal"),
-        calculate(guarded.format("datum.goal + sqrt(2 * datum.goal)"), "y"),
-        *[calculate(guarded.format(newton), "y")] * NEWTON,
-        calculate("if(alpha_2 > 0, datum.y / alpha_2, sqrt(2 * datum.v))", "w"),
-        calculate(_reached("balance_ham", "if(datum.v >= 0, datum.w, NaN)"), "HAM"),
+        calculate("max(1e-9, datum.goal + sqrt(2 * datum.goal))", "y0"),
+        *newton,
+        calculate(_reached("balance_ham", ham), "HAM"),
         calculate(root, "root"),
-        calculate("sqrt(datum.root * datum.root - gamma_2 * gamma_2)", "w"),
-        calculate(_reached("balance_product", "datum.w"), "m * w"),
+        calculate(_reached("balance_product", "sqrt(datum.root * datum.root - gamma_2 * gamma_2)"), "m * w"),
         calculate("if(datum.a > 0, target / datum.a, NaN)", "a w = p"),
     ]
 
