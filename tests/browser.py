@@ -39,28 +39,32 @@ _CONTRASTS = """() => {
       part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const back = (element) => {
+  const backs = (element) => { // several under a gradient
     for (let at = element; at; at = at.parentElement) {
       const style = getComputedStyle(at);
-      if (style.backgroundImage !== "none") return null; // a gradient: see the picture
+      const stops = [...style.backgroundImage.matchAll(/((?:rgba?|color)\\([^)]*\\)) ([\\d.]+)%/g)];
+      // a color that ends where it begins is not seen
+      const seen = stops.filter(([, , end], place) => Number(end) !== (place ? 100 : 0));
+      if (stops.length) return seen.map(([, color]) => rgb(color));
       const color = rgb(style.backgroundColor);
-      if (color[3] === 255) return color;
+      if (color[3] === 255) return [color];
     }
-    return rgb("white");
+    return [rgb("white")];
   };
   const result = [];
   for (const element of document.querySelectorAll("body *")) {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
     const box = element.getBoundingClientRect();
     if (!own || box.width < 2 || box.height < 2 || element.closest("script, style, noscript")) continue;
-    const behind = back(element);
-    if (behind === null) continue;
     const style = getComputedStyle(element);
     const front = rgb(element instanceof SVGElement ? style.fill : style.color);
     if (front[3] < 255) continue;
-    const [low, high] = [front, behind].map((color) => luminance(color.slice(0, 3))).sort((a, b) => a - b);
+    const ratios = backs(element).map((behind) => {
+      const [low, high] = [front, behind].map((own) => luminance(own.slice(0, 3))).sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    });
     const text = `${element.tagName} ${element.textContent.trim().slice(0, 40)}`;
-    result.push([(high + 0.05) / (low + 0.05), text]);
+    result.push([Math.min(...ratios), text]);
   }
   return result;
 }"""
@@ -132,7 +136,7 @@ def opened(
 
 
 def contrasts(page: Any) -> list[tuple[float, str]]:
-    """The contrast of each text to what is behind it (WCAG), and the text; not of those over gradients."""
+    """The least contrast of each text to what is behind it (WCAG), and the text."""
     return [(ratio, text) for ratio, text in page.evaluate(_CONTRASTS)]
 
 

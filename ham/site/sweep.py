@@ -119,7 +119,7 @@ def _time_left(sweeps: Sweeps, states: States) -> str:
         "the pace of runs that ended or are running": measured,
         "the speed that slurm/resources.yaml assumes": len(left) - measured - unknown,
     }
-    named = (f"from {source} for {pluralize(count)}" for source, count in sources.items() if count)
+    named = (f"by {source} ({pluralize(count)})" for source, count in sources.items() if count)
     missing = f" {pluralize(unknown)} more: unknown." if unknown else ""
     return f"{time} with runs {how}, {' and '.join(named)}.{missing}"
 

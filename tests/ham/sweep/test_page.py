@@ -197,8 +197,8 @@ def test_the_page_names_the_source_of_the_time_left(sweeps: Sweeps) -> None:
     tiny, paper = [RunSpec("dense", seed, demo="tiny") for seed in range(4)], RunSpec("dense", 0)
     assert time_left(sweeps, tiny) == "unknown, because no run like the 4 runs left has been timed."
     hours = re.fullmatch(
-        "at least (.*) with runs one after the other, from the speed that slurm/resources.yaml assumes "
-        "for 1 run. 4 runs more: unknown.",
+        r"at least (.*) with runs one after the other, by the speed that slurm/resources.yaml assumes "
+        r"\(1 run\)\. 4 runs more: unknown\.",
         time_left(sweeps, [paper, *tiny]),
     )
     assert hours and re.fullmatch(r"\d+ h \d+ min", hours[1])
@@ -212,7 +212,7 @@ def test_the_page_names_the_source_of_the_time_left(sweeps: Sweeps) -> None:
     )
     assert time_left(sweeps, tiny) == (  # one has done all its epochs
         f"about {duration(60)} with runs 2 side by side as now, "
-        "from the pace of runs that ended or are running for 3 runs."
+        "by the pace of runs that ended or are running (3 runs)."
     )
     for lock in locks:
         lock.close()
