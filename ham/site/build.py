@@ -13,13 +13,18 @@ from . import curves, library, overview, pages, runs, sources, study, tables, th
 def texts(results: Path) -> tuple[dict[str, str], list[str]]:
     """The pages of a folder of results: path in the site -> HTML, and a line for each invalid record."""
     found = sources.read(results)
-    shown, studies = tables.build(found), study.build(found)
-    result = overview.texts(found, shown, studies[0])
-    drawn = curves.drawn(found)
-    result |= tables.texts(shown, found) | runs.texts(found, drawn) | curves.texts(found, drawn)
-    result |= study.texts(studies[0], found)
+    result, problems = pages_of(found)
     result[theory.PAGE], odd = theory.page(results / "theory")
-    return result, [*found.problems, *studies[1], *odd]
+    return result, [*found.problems, *problems, *odd]
+
+
+def pages_of(found: sources.Sources) -> tuple[dict[str, str], list[str]]:
+    """The pages of these records, and a line for each that lacks its epochs."""
+    shown, (studies, problems) = tables.build(found), study.build(found)
+    drawn = curves.drawn(found)
+    result = overview.texts(found, shown, studies)
+    result |= tables.texts(shown, found) | runs.texts(found, drawn) | curves.texts(found, drawn)
+    return result | study.texts(studies, found), problems
 
 
 def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:

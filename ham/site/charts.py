@@ -38,6 +38,8 @@ class Chart:
         height: in CSS pixels, reserved before the chart is drawn; `INPUTS` of them for its inputs if any.
         head: names of the columns of `rows`.
         rows: the same numbers as a table, which a chart has below it.
+        like: name of an earlier chart of the page whose specification this one shares, but for data and
+            description; "" for none.
     """
 
     name: str
@@ -47,10 +49,14 @@ class Chart:
     height: int = 260
     head: Sequence[str] = ()
     rows: Iterable[Sequence[object]] = ()
+    like: str = ""
 
     @property
     def vega_lite(self) -> dict[str, Any]:
-        """The complete specification; the width is that of the page."""
+        """The complete specification, or what differs from `like`; the width is that of the page."""
+        if self.like:
+            data = {"values": self.spec["data"]["values"]}
+            return {"like": self.like, "description": self.description, "data": data}
         height = self.height - (INPUTS if "params" in self.spec else 0)
         size = {} if "vconcat" in self.spec else {"width": "container", "height": height}
         return {
@@ -98,7 +104,7 @@ def curves(name: str, title: str, axis: str, series: Sequence[Series], height: i
     Args:
         name: of the chart.
         title: heading.
-        axis: label of the y axis.
+        axis: label of the y axis; "" where the title says it.
         series: one curve each, of at least one point; a single one has neither legend nor markers.
         height: in pixels.
     """
@@ -110,7 +116,7 @@ def curves(name: str, title: str, axis: str, series: Sequence[Series], height: i
     spec = curve_spec(axis, [own.label for own in series], [own.method for own in series])
     spec["data"] = {"values": _csv(("series", "epoch", "mean", "low", "high"), rows), "format": _NUMBERS}
     lasts = "; ".join(f"{own.label} {own.points.means[-1]:.4g}".strip() for own in series)
-    return Chart(name, title, f"{axis} over the epochs. At the end: {lasts}.", spec, height)
+    return Chart(name, title, f"{axis or title} over the epochs. At the end: {lasts}.", spec, height)
 
 
 def curve_spec(axis: str, labels: Sequence[str], methods: Sequence[str]) -> dict[str, Any]:

@@ -15,19 +15,19 @@ from . import charts, pages
 from .sources import Group, Sources
 
 ACCURACY = "accuracy"
-PANELS = {  # name -> heading, curve; the metric of the accuracy is the task's
-    ACCURACY: ("Accuracy", Panel("", "accuracy [%]")),
-    "loss": ("Loss", Panel("train_loss", "training loss")),
-    "sparsity": ("Sparsity", Panel("sparsity", "pruned weights [%]", scale=100)),
-    "l1": ("L1", Panel("l1_mean", "mean |weight|")),
-    "flips": ("Sign flips", Panel("sign_flips", "weights that change sign [%]", scale=100)),
-    "clamped": ("Clamped share", Panel("clamped_share", "steps clamped by HAM [%]", scale=100)),
+PANELS = {  # name -> curve; the metric of the accuracy is the task's
+    ACCURACY: Panel("", "accuracy [%]"),
+    "loss": Panel("train_loss", "training loss"),
+    "sparsity": Panel("sparsity", "pruned weights [%]", scale=100),
+    "l1": Panel("l1_mean", "L1: mean |weight|"),
+    "flips": Panel("sign_flips", "weights that change sign in ten epochs [%]", scale=100),
+    "clamped": Panel("clamped_share", "steps clamped by HAM [%]", scale=100),
 }
 POINTS = 31  # of a curve
 _STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
 CHOSEN = 3  # curves that are shown before the reader chooses
 ABOUT = "Means of the chosen runs over the epochs, with bands of one sample standard deviation."
-SLOTS = ("base", "ham", "beta_only", "sign_in", "matched_decay", "pilot", "product", "alpha_only")
+SLOTS = ("base", "ham", "beta_only", "sign_in", "matched_decay", "product", "alpha_only", "product_decay")
 """Methods whose line styles and markers the chosen curves get, in turn; their colors are their own."""
 
 
@@ -79,7 +79,7 @@ def setting(demo: str) -> str:
 def panels_of(group: Group) -> Panels:
     """What the epochs of the runs hold; a dense run has no sparsity."""
     found, histories = {}, thinned(group.histories)
-    for name, (_, panel) in PANELS.items():
+    for name, panel in PANELS.items():
         metric = panel.metric or group.run.info.reported[0].removesuffix("_last")
         points = curve(histories, replace(panel, metric=metric))
         if points.epochs and not (name == "sparsity" and not any(points.means)):
@@ -106,7 +106,7 @@ def _data(groups: Sequence[Group], found: Sequence[Panels], used: Sequence[str])
     """What assets/site.js draws the chosen curves from."""
     empty = charts.curve_spec("", ["", ""], SLOTS[:2])
     return {
-        "panels": {name: PANELS[name][1].label for name in used},
+        "panels": {name: PANELS[name].label for name in used},
         "dashes": list(map(charts.dash, SLOTS)),
         "shapes": list(map(charts.shape, SLOTS)),
         "series": [

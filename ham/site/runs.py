@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,13 @@ def _page(group: Group, panels: Panels) -> str:
 
 
 def _charts(group: Group, panels: Panels) -> list[charts.Chart]:
-    return [
-        charts.curves(
-            name, PANELS[name][0], PANELS[name][1].label, [charts.Series("", group.method, points)], 230
-        )
-        for name, points in panels.items()
-    ]
+    """A chart for each curve; all have the specification of the first one, which saves half of the page."""
+    drawn = []
+    for name, points in panels.items():
+        label, series = PANELS[name].label, [charts.Series("", group.method, points)]
+        chart = charts.curves(name, label[0].upper() + label[1:], "", series, 220)
+        drawn.append(replace(chart, like=drawn[0].name if drawn else ""))
+    return drawn
 
 
 def _numbers(panels: Panels) -> tuple[list[str], list[list[object]]]:
@@ -135,7 +136,7 @@ def _numbers(panels: Panels) -> tuple[list[str], list[list[object]]]:
     own = step(every[-1], ROWS) if every else 1
     shown = [epoch for epoch in every if epoch % own == 0 or epoch == every[-1]]
     rows = [[epoch, *(_spread(own.get(epoch)) for own in known.values())] for epoch in shown]
-    return ["epoch", *(PANELS[name][1].label for name in known)], rows
+    return ["epoch", *(PANELS[name].label for name in known)], rows
 
 
 def _spread(point: tuple[float, float] | None) -> str:

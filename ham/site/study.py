@@ -21,13 +21,13 @@ from .charts import Chart, Interval, Series, curves, forest
 from .curves import thinned
 from .sources import Sources, page_of
 
-PANELS = {  # name -> heading, curve
-    "top1": ("Accuracy", Panel("top1", "test top-1 [%]")),
-    "loss": ("Loss", Panel("train_loss", "training loss")),
-    "l1": ("L1", Panel("l1_mean", "mean |weight|")),
-    "flips": ("Sign flips", Panel("sign_flips", "sign flips per ten epochs [%]", scale=100)),
-    "small": ("Small weights", Panel("below_0.001", "weights below 1e-3 [%]", scale=100)),
-    "clamped": ("Clamped share", Panel("clamped_share", "steps clamped by HAM [%]", scale=100)),
+PANELS = {  # name -> curve
+    "top1": Panel("top1", "test top-1 [%]"),
+    "loss": Panel("train_loss", "training loss"),
+    "l1": Panel("l1_mean", "L1: mean |weight|"),
+    "flips": Panel("sign_flips", "weights that change sign in ten epochs [%]", scale=100),
+    "small": Panel("below_0.001", "weights below 1e-3 [%]", scale=100),
+    "clamped": Panel("clamped_share", "steps clamped by HAM [%]", scale=100),
 }
 ACCURACY = "top1"
 
@@ -115,7 +115,7 @@ class Shown:
         suffix: str = "",
     ) -> Chart | None:
         """The curves of one metric; None where no arm has it."""
-        title, metric = PANELS[panel]
+        metric = PANELS[panel]
         series = [
             Series(name, methods[name], points)
             for name, arm in arms.items()
@@ -123,8 +123,9 @@ class Shown:
         ]
         if not series:
             return None
-        shown = f"{title}: {' and '.join(arms)}" if suffix else title
-        return curves(f"{self.name}-{part.part.name}-{panel}{suffix}", shown, metric.label, series, 300)
+        title = " and ".join(arms) if suffix else metric.label[0].upper() + metric.label[1:]
+        axis = metric.label if suffix else ""
+        return curves(f"{self.name}-{part.part.name}-{panel}{suffix}", title, axis, series, 300)
 
     def run_page(self, arm: ArmResult, sources: Sources) -> str:
         """The page of an arm's runs, "" without any."""

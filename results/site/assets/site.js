@@ -31,8 +31,13 @@ function draw(place, spec) {
   });
 }
 
+const specs = {};
 for (const source of document.querySelectorAll("script[data-chart]")) {
-  draw(document.getElementById(source.dataset.chart), JSON.parse(source.textContent));
+  const { like, ...own } = JSON.parse(source.textContent);
+  const base = specs[like]; // an earlier chart of the page, which differs in its data
+  const spec = base ? { ...base, ...own, data: { ...base.data, ...own.data } } : own;
+  specs[source.dataset.chart] = spec;
+  draw(document.getElementById(source.dataset.chart), spec);
 }
 
 // Curves that the reader chooses
