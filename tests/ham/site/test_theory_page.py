@@ -200,7 +200,7 @@ def test_every_section_says_what_to_look_for_and_cites_the_paper() -> None:
         assert section.look_for.count(". ") == 0 and section.look_for.endswith(".")
         for name in section.functions:
             assert callable(getattr(theory, name))
-    assert text.count('<section class="theory"') == len(SECTIONS) == 10
+    assert text.count('<div class="theory"') == len(SECTIONS) == 10
     assert text == page()[0]
     assert len(text) < 300_000
 
@@ -245,7 +245,7 @@ def test_odd_data_are_named_and_left_out(figure: str, change: Callable[[dict], A
     assert problems[0].startswith(f"{tmp_path / figure}.json: ")
     assert "run" in problems[0]
     left = sum(section.figure != figure for section in SECTIONS)
-    assert left <= text.count('<section class="theory"') < len(SECTIONS)
+    assert left <= text.count('<div class="theory"') < len(SECTIONS)
     assert EVIL not in text
     for spec in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL):
         json.loads(spec, parse_constant=pytest.fail)
@@ -253,7 +253,7 @@ def test_odd_data_are_named_and_left_out(figure: str, change: Callable[[dict], A
 
 def test_missing_and_damaged_data_are_named_with_the_cure(tmp_path: Path) -> None:
     text, problems = page(tmp_path)
-    assert "<section" not in text and "run <code>python scripts/theory_runs.py</code>" in text
+    assert 'class="theory"' not in text and "run <code>python scripts/theory_runs.py</code>" in text
     assert problems == [
         f"{tmp_path / figure}.json is missing: run python scripts/theory_runs.py --figure {figure}"
         for figure in dict.fromkeys(section.figure for section in SECTIONS)
