@@ -1,4 +1,7 @@
-"""Reads pages of the site as a browser would: elements, texts, tables, embedded data."""
+"""Reads pages of the site as a browser would: elements, texts, tables, embedded data.
+
+A test module that imports it is skipped where the pages cannot be made.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
+
+import pytest
+
+pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
 
 VOID = ("meta", "link", "input", "img", "br", "hr")
 

@@ -5,8 +5,6 @@ from report_fixtures import finish_run, make_epochs, make_summary, paper, same_p
 
 __all__ = ["finish_run", "make_epochs", "make_summary", "paper", "same_picture", "write_record"]
 
-pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
-
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, str]:
