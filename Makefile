@@ -1,8 +1,10 @@
 # make demo | test | test-fast | test-gpu | test-slurm | coverage | mutate | lint | bench | figures | results | report
 # Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
+# So with Chromium, in which the pages are tested; BROWSER=no leaves it out.
 PYTHON ?= python3
 FFCV ?= yes
+BROWSER ?= yes
 FAST := -m "not slow" tests/ham/optim tests/ham/theory tests/ham/report tests/pruning --ignore=tests/pruning/test_contract.py \
 	--ignore=tests/pruning/test_contract_ranks.py tests/ham/run/test_config.py tests/ham/run/test_loop.py tests/ham/run/test_golden.py tests/ham/run/test_node.py \
 	tests/ham/test_import.py tests/ham/test_models.py tests/ham/test_gnn.py tests/test_docs.py
@@ -19,6 +21,7 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@[ "$(FFCV)" = no ] || scripts/install_ffcv.sh $(BIN)/python || echo "Continuing without FFCV: its tests are skipped"
+	@[ "$(BROWSER)" = no ] || scripts/install_browser.sh || echo "Continuing without a browser: tests of pages in it are skipped"
 	$(PYTEST)
 
 test-fast: $(VENV)/dev.stamp  # what fails most often, in under 3 minutes

@@ -7,6 +7,7 @@
     python scripts/sweep.py --study cifar16 --local --jobs 2                   the study of docs/study.md
     python scripts/sweep.py --table 7 --local --seconds 540 --pack out.tar.gz  run it in time slices
     python scripts/sweep.py --table 4 --status                                 what runs, and why runs failed
+    python scripts/sweep.py --table 4 --status --html sweep.html               the same as a page
 
 Runs whose masks others take are added and come first. A run that several tables show exists once. The same
 command again launches what is neither done nor active: failed and stopped runs resume from their
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ham.command_line import run_command_line
 from ham.files import ROOT
@@ -71,6 +72,7 @@ def parser() -> Parser:
     add("--jobs", type=int, default=1, metavar="N", help="with --local: runs side by side")
     add("--seconds", type=float, help="with --local: save and stop before this time is over")
     add("--pack", type=Path, metavar="FILE", help="with --local: write an archive of the finished runs")
+    add("--html", type=Path, metavar="FILE", help="with --status: write a page that reloads itself")
     modes = result.add_argument_group("mode").add_mutually_exclusive_group()
     for name, text in MODES.items():
         modes.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=text)
@@ -87,13 +89,24 @@ def parse(argv: list[str]) -> tuple[Selection, Options]:
         *(args.table, args.figure, args.all, args.exp, args.grid, args.only, seeds, args.demo, args.study)
     )
     launch = (args.brief, args.allow_dirty, args.again, args.jobs, args.seconds, args.pack, tuple(extra))
-    return selection, Options(args.mode, args.runs, *launch)
+    return selection, Options(args.mode, args.runs, *launch, html=args.html)
+
+
+def write_page(*state: Any) -> None:
+    """Write the page of --html; jinja2 is imported only then. Raises SweepError if it is missing."""
+    try:
+        from ham.site import sweep
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "markupsafe"):
+            raise
+        raise SweepError("--html needs jinja2: pip install -e '.[site]'") from None
+    sweep.write_page(*state)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
-        return run_command(*parse(sys.argv[1:] if argv is None else argv))
+        return run_command(*parse(sys.argv[1:] if argv is None else argv), write_page)
     except BrokenPipeError:
         raise
     except (PlanError, SweepError, OSError) as error:

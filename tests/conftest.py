@@ -38,6 +38,7 @@ LONGEST = (
     "test_counts.py",
     "test_jobs.py",
     "test_ffcv.py",
+    "test_browser.py",
 )
 """Files of more than a minute start first: of two workers, one would otherwise run the last one alone."""
 

@@ -17,13 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ham.files import RESULTS
-
-from .odd_files import InvalidRecord, read_json
+from .odd_files import InvalidRecord
 from .spec import PlanError
 from .style import line, panels, save, shades, styled
+from .theory_data import DATA, show
 
-DATA = RESULTS / "theory"
 GD, HAM, PRODUCT = line("base"), line("ham"), line("product")
 SIGNED, HYPERBOLIC = line("ham_signed"), line("hyperbolic")
 KINDS = {"gd": ("GD", GD), "product": ("m * w", PRODUCT), "ham": ("HAM", HAM)}
@@ -53,24 +51,13 @@ def draw(names: Sequence[str], out: Path, data: Path = DATA, problems: list[str]
             raise PlanError(f"{source} is missing: run python scripts/theory_runs.py first")
         try:
             with styled():
-                picture = _picture(name, source)
+                picture = show(source, FIGURES[name])
                 paths += save(picture, out / name)
         except InvalidRecord as error:
             if problems is None:
                 raise
             problems.append(str(error))
     return paths
-
-
-def _picture(name: str, source: Path) -> Figure:
-    """A figure of the data in a file. Raises InvalidRecord if they are not what the figure shows."""
-    try:
-        return FIGURES[name](read_json(source))
-    except InvalidRecord as error:
-        raise InvalidRecord(f"{source}: {error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        cure = f"run python scripts/theory_runs.py --figure {name}"
-        raise InvalidRecord(f"{source}: its data are odd ({error!r}): {cure}") from None
 
 
 def inverse_metrics(data: dict[str, Any]) -> Figure:

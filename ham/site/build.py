@@ -7,14 +7,15 @@ from pathlib import Path
 
 from ham.files import atomic_write_text
 
-from . import curves, library, overview, pages, runs, sources, study, tables
+from . import curves, library, overview, pages, runs, sources, study, tables, theory
 
 
 def texts(results: Path) -> tuple[dict[str, str], list[str]]:
     """The pages of a folder of results: path in the site -> HTML, and a line for each invalid record."""
     found = sources.read(results)
     result, problems = pages_of(found)
-    return result, [*found.problems, *problems]
+    result[theory.PAGE], odd = theory.page(results / "theory")
+    return result, [*found.problems, *problems, *odd]
 
 
 def pages_of(found: sources.Sources) -> tuple[dict[str, str], list[str]]:

@@ -193,19 +193,21 @@ def forest(name: str, title: str, axis: str, rows: Sequence[Interval], is_log: b
     scale = {"type": "symlog", "constant": 1} if is_log else {}
     x = {"type": "quantitative", "title": axis, "scale": scale}
     y = {"field": "row", "type": "nominal", "sort": None, "title": None}
+    dots = _mark({"type": "point", "size": 18, "filled": True, "opacity": 0.5}, "seed", x, "circle")
+    diamonds = _mark({"type": "point", "size": 70, "opacity": 1}, "paper", x, "diamond", "var(--ham)")
     spec = {
         "data": {"values": _csv(head, values), "format": _FOREST},
         "encoding": {"y": y},
         "layer": [
             {"mark": {"type": "rule", "color": "currentColor"}, "encoding": {"x": {"datum": 0}, "y": None}},
-            _mark({"type": "point", "size": 18, "filled": True, "opacity": 0.5}, "seed", x, "circle"),
+            *[dots] * any(own.seeds for own in rows),  # Vega warns of a layer without data
             {
                 "transform": [{"filter": "isValid(datum.mean)"}],
                 "mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"},
                 "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}},
             },
             _mark({"type": "point", "size": 70, "filled": True, "opacity": 1}, "mean", x, "square"),
-            _mark({"type": "point", "size": 70, "opacity": 1}, "paper", x, "diamond", "var(--ham)"),
+            *[diamonds] * any(own.paper is not None for own in rows),
         ],
     }
     texts = [

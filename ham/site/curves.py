@@ -26,6 +26,7 @@ PANELS = {  # name -> curve; the metric of the accuracy is the task's
 POINTS = 31  # of a curve
 _STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]
 CHOSEN = 3  # curves that are shown before the reader chooses
+ABOUT = "Means of the chosen runs over the epochs, with bands of one sample standard deviation."
 SLOTS = ("base", "ham", "beta_only", "sign_in", "matched_decay", "product", "alpha_only", "product_decay")
 """Methods whose line styles and markers the chosen curves get, in turn; their colors are their own."""
 
@@ -116,7 +117,7 @@ def _data(groups: Sequence[Group], found: Sequence[Panels], used: Sequence[str])
             }
             for group, panels in zip(groups, found, strict=True)
         ],
-        "spec": charts.Chart("choice", "Chosen curves", "Chosen curves.", empty, 420).vega_lite,
+        "spec": charts.Chart("choice", "Chosen curves", ABOUT, empty, 420).vega_lite,
     }
 
 

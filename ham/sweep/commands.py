@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Options:
         seconds: time limit of mode local; None for none.
         archive: where mode local packs the finished runs; None for nowhere.
         extra: arguments for sbatch, of mode submit.
+        html: where mode status writes a page; None for nowhere.
 
     Raises:
         SweepError: a value is wrong, or belongs to another mode.
@@ -53,6 +55,7 @@ class Options:
     seconds: float | None = None
     archive: Path | None = None
     extra: tuple[str, ...] = ()
+    html: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise SweepError on a wrong value, and on options of another mode."""
@@ -64,10 +67,21 @@ class Options:
             raise SweepError("arguments after -- are for sbatch: give them with --submit")
         if self.mode != "local" and (self.archive or self.seconds):
             raise SweepError("--pack and --seconds are for runs on this machine: give --local")
+        if self.mode != "status" and self.html is not None:
+            raise SweepError("--html writes the state of the runs as a page: give it with --status")
 
 
-def run_command(selection: Selection, options: Options) -> int:
+PageWriter = Callable[[Path, Sweeps, dict[str, list[RunSpec]], dict[RunSpec, RunStatus]], object]
+
+
+def run_command(selection: Selection, options: Options, write_page: PageWriter | None = None) -> int:
     """Execute the command; returns the exit status.
+
+    Args:
+        selection: the runs.
+        options: what to do with them.
+        write_page: writes the page of `options.html`, from its path, the runs' folder, the selected runs and
+            their states.
 
     Raises:
         PlanError, SweepError: it cannot; one line with the cure.
@@ -81,11 +95,14 @@ def run_command(selection: Selection, options: Options) -> int:
     try:
         read_queue(sweeps)
     except SweepError as error:
+        sweeps.queue_error = str(error)
         if options.mode != "local":
             print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
     if options.mode == "local":
         return _local_stages(selection, sweeps, options)
     states = sweeps.survey(runs)
+    if options.html is not None and write_page is not None:
+        write_page(options.html, sweeps, chosen, states)
     return (_status if options.mode == "status" else _dry_run)(chosen, states, options)
 
 

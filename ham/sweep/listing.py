@@ -14,6 +14,9 @@ from .status import RunStatus, Status, blocked, open_runs
 
 SHOWN = (Status.FAILED, Status.DIVERGED, Status.STALE, Status.RUNNING, Status.QUEUED, Status.NOT_LAUNCHED)
 
+MASKS = "their masks"
+"""The name of the part with the runs of `mask_sources`."""
+
 
 def pluralize(runs: int) -> str:
     """1 run, 2 runs."""
@@ -32,9 +35,14 @@ def print_overview(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunSt
         cells, seeds = len({run.spec for run in runs}), len({run.seed for run in runs})
         plural = "s" if seeds > 1 else ""
         print(f"{name:<20} {cells:>3} cells x {seeds} seed{plural}: {counted(states[run] for run in runs)}")
+    if sources := mask_sources(chosen, states):
+        print(f"{MASKS:<20} {len(sources):>3} more runs: {counted(states[run] for run in sources)}")
+
+
+def mask_sources(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
+    """The runs that nobody selected, whose masks selected ones still need."""
     asked = {run for runs in chosen.values() for run in runs}
-    if sources := [state for run, state in states.items() if run not in asked]:
-        print(f"{'their masks':<20} {len(sources):>3} more runs: {counted(sources)}")
+    return [run for run in states if run not in asked]
 
 
 def print_missing(states: dict[RunSpec, RunStatus], kinds: Sequence[Status] = SHOWN) -> None:

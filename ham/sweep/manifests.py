@@ -98,15 +98,27 @@ STOPPED_LINE = "stopped by its sweep: the same command resumes it"
 
 
 def last_log_line(log: Path, start: int = 0) -> str:
-    """The last informative line of a log, without progress bars and srun's echo.
+    """The last informative line of a log; bytes before `start` are ignored. See `last_log_lines`."""
+    return last_log_lines(log, 1, start)[-1]
+
+
+def last_log_lines(log: Path, count: int, start: int = 0) -> list[str]:
+    """The last informative lines of a log, at least one, without progress bars and srun's echo.
 
     Args:
         log: the file.
+        count: how many at most.
         start: bytes before this position are ignored.
     """
-    with log.open("rb") as file:
-        file.seek(max(start, log.stat().st_size - 2**16))
-        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    lines = re.split(r"[\r\n]+", log_end(log, start))
     texts = [text for line in lines if (text := _BAR.sub("", line).strip())]
     clear = [line for line in texts if not _NOISE.match(line)]
-    return (clear or texts or [f"{log} is empty" if not start else f"it added nothing to {log}"])[-1][:200]
+    last = clear or texts or [f"{log} is empty" if not start else f"it added nothing to {log}"]
+    return [line[:200] for line in last[-count:]]
+
+
+def log_end(log: Path, start: int = 0) -> str:
+    """The last 64 KiB of a log; bytes before `start` are ignored."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 2**16))
+        return file.read().decode(errors="replace")

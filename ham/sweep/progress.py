@@ -11,12 +11,13 @@ from ham.files import read_json
 from ham.report.spec import RunSpec
 
 from .listing import pluralize, print_line
+from .pace import Pace, duration, seconds_left
 from .schedule import Ending, Outcome, Schedule
 from .status import Sweeps
 
 
 class LocalReport:
-    """Prints a line for each run that ends. The time left follows from the seconds per epoch of each base.
+    """Prints a line for each run that ends. The time left follows from their seconds per epoch.
 
     Args:
         sweeps: the runs' folder.
@@ -27,7 +28,7 @@ class LocalReport:
     def __init__(self, sweeps: Sweeps, jobs: int, total: int) -> None:
         self._sweeps, self._jobs, self._total = sweeps, jobs, total
         self._started: dict[RunSpec, tuple[float, int]] = {}
-        self._measured: dict[str, tuple[float, int]] = {}  # base -> seconds, epochs
+        self._pace = Pace()
         self._failures: Counter[str] = Counter()
 
     def start(self, run: RunSpec) -> None:
@@ -37,9 +38,7 @@ class LocalReport:
     def end(self, run: RunSpec) -> None:
         """A run has ended, done or not."""
         since, before = self._started.pop(run)
-        seconds, epochs = self._measured.get(run.info.base, (0.0, 0))
-        gained = max(0, self._sweeps.epochs_done(run) - before)
-        self._measured[run.info.base] = seconds + time.monotonic() - since, epochs + gained
+        self._pace.add(run, time.monotonic() - since, max(0, self._sweeps.epochs_done(run) - before))
 
     def print_outcome(self, run: RunSpec, outcome: Outcome, schedule: Schedule) -> None:
         """Print how a run ended."""
@@ -72,15 +71,8 @@ class LocalReport:
 
     def eta_line(self, left: Iterable[RunSpec]) -> str:
         """About how long these runs will take, in words."""
-        pace = {base: seconds / epochs for base, (seconds, epochs) in self._measured.items() if epochs}
-        if not pace:
-            return "time left unknown"
-        usual = sum(pace.values()) / len(pace)
-        seconds = sum(
-            max(0, run.info.epochs - self._sweeps.epochs_done(run)) * pace.get(run.info.base, usual)
-            for run in left
-        )
-        return f"about {_duration(seconds / self._jobs)} left"
+        seconds, unknown = seconds_left(left, self._sweeps, self._pace.of_any)
+        return "time left unknown" if unknown else f"about {duration(seconds / self._jobs)} left"
 
     def _result(self, run: RunSpec) -> str:
         summary = read_json(run.folder(self._sweeps.runs) / "summary.json")
@@ -88,11 +80,3 @@ class LocalReport:
             return "done"
         metrics = (f"{name} {summary['metrics'][name]:.2f}" for name in dict.fromkeys(run.info.reported))
         return f"{', '.join(metrics)}, {summary['timing']['seconds']:.0f} s"
-
-
-def _duration(seconds: float) -> str:
-    """3 h 20 min, 5 min or 40 s."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -81,6 +81,7 @@ class Sweeps(RunsFolder):
 
     Attributes:
         active: line of a manifest -> status, of what SLURM has; `ham.sweep.slurm.read_queue` fills it.
+        queue_error: why SLURM's runs are unknown; "" if they are known.
 
     Raises:
         SweepError: the folder's name cannot stand in a manifest, or it is not a folder.
@@ -90,6 +91,7 @@ class Sweeps(RunsFolder):
         super().__init__(runs)
         self._lenient, self._again = lenient, again
         self.active: dict[str, RunStatus] = {}
+        self.queue_error = ""
 
     def state(self, run: RunSpec, masks: bool = False) -> RunStatus:
         """A run's status.
@@ -120,7 +122,7 @@ class Sweeps(RunsFolder):
         recorded = None if masks or self._again else _recorded(run)
         if refusal and (recorded is None or recorded.kind is not Status.DONE):
             return RunStatus(Status.STALE, f"{folder}: {refusal} (move it away first)")
-        return recorded or self._unfinished(run, folder)
+        return recorded or self._unfinished(run)
 
     def _divergence(self, run: RunSpec) -> str:
         """Why the run diverged, by its directory or its committed record, and the cure; "" if it did not."""
@@ -162,6 +164,12 @@ class Sweeps(RunsFolder):
             return 0
         return len(set(re.findall(rb'^\{"epoch": (\d+)', content, re.MULTILINE)))
 
+    def existing_logs(self, run: RunSpec) -> list[Path]:
+        """The logs of all its attempts, the latest last."""
+        folder = run.folder(self.runs)
+        logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
+        return sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
+
     def _refusal(self, run: RunSpec, folder: Path, summary: dict[str, Any]) -> str:
         """Why a finished run cannot become a record; "" if it can, or if its scale has no records."""
         if self._lenient or run.demo not in ("", *DEMOS):
@@ -176,12 +184,10 @@ class Sweeps(RunsFolder):
             return "it has no metrics.jsonl: run it again"
         return ""
 
-    def _unfinished(self, run: RunSpec, folder: Path) -> RunStatus:
+    def _unfinished(self, run: RunSpec) -> RunStatus:
         """The status of a run without a result: was it launched, and what does its log end with?"""
-        logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
-        existing = sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
-        if existing:
-            last = last_log_line(existing[-1])
+        if logs := self.existing_logs(run):
+            last = last_log_line(logs[-1])
             if last == STOPPED_LINE:  # by the end of a local sweep or of its time: nothing went wrong
                 return RunStatus(Status.NOT_LAUNCHED, "stopped")
             return RunStatus(Status.FAILED, last)

@@ -11,7 +11,7 @@ const LOOK = { // colors follow the color scheme of the page
     domainColor: "var(--line)", tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12,
     titleFontWeight: "normal", labelLimit: 260,
   },
-  axisX: { tickCount: 6 },
+  axisX: { tickCount: 6, titleAnchor: "end" }, // a long title extends over the labels of the y axis
   axisY: { tickCount: 5 },
   legend: { labelColor: "currentColor", orient: "bottom", labelFontSize: 12, symbolSize: 110, symbolStrokeWidth: 0, symbolOpacity: 1 },
   header: { labelColor: "currentColor", titleColor: "currentColor" },

@@ -19,7 +19,8 @@ from ham.report.records import (
     write_divergence,
 )
 from ham.report.spec import RunSpec
-from ham.site import build, sources
+from ham.report.theory_data import DATA, show
+from ham.site import build, sources, theory
 
 ELEMENTS = {
     *(
@@ -173,7 +174,14 @@ def check(site: dict[str, str]) -> None:
             **data_of(page, "data-chart"),
             **{k: v["spec"] for k, v in data_of(page, "data-choice").items()},
         }
-        assert {own for spec in drawn.values() for own in expressions(spec)} <= names, name
+        own_names = names | (theory_expressions() if name == theory.PAGE else set())
+        assert {own for spec in drawn.values() for own in expressions(spec)} <= own_names, name
+
+
+def theory_expressions() -> set[str]:
+    """Those of the theory's charts, constants of ham/site; data are the values of parameters and rows."""
+    shown = [show(DATA / f"{section.figure}.json", section.make) for section in theory.SECTIONS]
+    return {own for chart in shown for own in expressions(chart.vega_lite)}
 
 
 def test_the_committed_pages_pass(committed: dict[str, str]) -> None:
