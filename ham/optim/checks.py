@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from numbers import Real
@@ -59,6 +60,15 @@ def check_hyperparameters(
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}"
+        )
+
+
+def check_implementation(optimizer: Optimizer, implementation: str | None) -> None:
+    """Raise ValueError where no weight is on a device of the implementation."""
+    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+    if implementation == "triton" and devices == {"cpu"} and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"
         )
 
 

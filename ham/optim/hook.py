@@ -13,6 +13,7 @@ from .checks import (
     LearningRate,
     check_group,
     check_hyperparameters,
+    check_implementation,
     check_optimizer,
     initializes_state,
     is_zero,
@@ -96,6 +97,7 @@ class HAM:
         alpha, beta = (_ALPHA if alpha is None else alpha), (_BETA if beta is None else beta)
         check_hyperparameters(alpha, beta, clamp, max_weight_norm, implementation)
         check_optimizer(optimizer, lr)
+        check_implementation(optimizer, implementation)
         self.optimizer = optimizer
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped, self.lr = max_weight_norm, track_clamped, lr

@@ -154,7 +154,9 @@ def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
     from .triton_step import INTERPRETED, step_
 
     if ps[0].device.type != "cuda" and not INTERPRETED:
-        raise ValueError("implementation='triton' is for CUDA weights; use 'compiled', 'fused' or None")
+        raise ValueError(
+            "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"
+        )
     rest = (a, b, clamp, mask_zero_grad, found_inf, clamped)
     flat = []
     for p, g in zip(ps, gs, strict=True):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
-from ham.files import atomic_write_text
+from ham.files import ROOT, atomic_write_text
 
 from . import curves, library, overview, pages, runs, sources, study, tables, theory
+
+FOLDERS = ("runs", "tables")
+"""Folders of the site that have pages."""
+
+
+class InvalidTarget(OSError):
+    """Pages do not belong in this folder; one line with the cure."""
 
 
 def texts(results: Path) -> tuple[dict[str, str], list[str]]:
@@ -30,13 +38,16 @@ def pages_of(found: sources.Sources) -> tuple[dict[str, str], list[str]]:
 def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
     """Write the site into a folder; returns the paths of its pages and a line for each invalid record.
 
-    Pages of an earlier call that no longer exist are removed; other files in the folder are left alone.
+    Pages of an earlier call that no longer exist are removed. Files in assets/ that the site has are
+    replaced; other files in the folder are left alone.
 
     Raises:
         ModuleNotFoundError: jinja2 or vl-convert-python is not installed.
+        InvalidTarget: the folder holds the repository, the results or a page of somebody else's.
         PlanError: configs/lock.json is out of date.
         OSError: a file cannot be read or written.
     """
+    _check_target(results, folder)
     library.write(folder / "assets")  # first: it may be missing
     written, problems = texts(results)
     shutil.copytree(pages.ROOT / "assets", folder / "assets", dirs_exist_ok=True)
@@ -45,7 +56,29 @@ def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
             atomic_write_text(path, text)
-    for path in set(folder.rglob("*.html")) - {folder / page for page in written}:
-        if pages.GENERATOR in path.read_text(encoding="utf-8", errors="replace"):
-            path.unlink()
+    for path in {*_pages_in(folder)} - {folder / page for page in written}:
+        path.unlink()
     return [folder / page for page in written], problems
+
+
+def _check_target(results: Path, folder: Path) -> None:
+    """Raise InvalidTarget where pages do not belong."""
+    place = folder.resolve()
+    for name, kept in (("the repository", ROOT), ("the results", results)):
+        if kept.resolve().is_relative_to(place):
+            raise InvalidTarget(f"{folder} holds {name}: give a folder of its own, such as {folder / 'site'}")
+    index = folder / "index.html"
+    if os.path.lexists(index) and index not in _pages_in(folder):
+        raise InvalidTarget(f"{index} is not a page of this script: give another folder, or move it away")
+
+
+def _pages_in(folder: Path) -> list[Path]:
+    """The pages that this module wrote, in the folders where it writes pages."""
+    places = (folder, *(folder / name for name in FOLDERS))
+    files = [
+        path
+        for place in places
+        for path in place.glob("*.html")
+        if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
+    ]
+    return [path for path in files if pages.GENERATOR in path.read_bytes().decode(errors="replace")]

@@ -191,7 +191,8 @@ def _quadrant_layers() -> list[dict[str, Any]]:
     """The paths, their starts and their ends."""
     looks = by_method(METHODS)
     ends = {"domain": ["learns", "fails"], "range": ["circle", "cross"]}
-    shape = {"field": "end", "type": "nominal", "scale": ends, "title": None}
+    legend = {"symbolStrokeWidth": 2, "symbolStrokeColor": "var(--text)", "symbolFillColor": "transparent"}
+    shape = {"field": "end", "type": "nominal", "scale": ends, "title": None, "legend": legend}
     point = {"type": "point", "opacity": 1, "clip": True}
     return [
         {

@@ -62,9 +62,11 @@ def strengths(data: dict[str, Any]) -> Chart:
     )
     y["axis"]["format"] = "~r"
     band = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    legend = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolStrokeColor": "var(--text)"}
+    scale = {"domain": labels, "range": dashes}
     line = {
         "y": y,
-        "strokeDash": {"field": "method", "title": None, "scale": {"domain": labels, "range": dashes}},
+        "strokeDash": {"field": "method", "title": None, "scale": scale, "legend": legend},
         "strokeWidth": {"condition": {"test": "datum.front", "value": 3}, "value": 1.2},
         "color": {"condition": {"test": "datum.front", "value": color("ham")}, "value": "var(--muted)"},
     }

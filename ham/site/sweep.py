@@ -31,11 +31,15 @@ _GROUPS = {
 States = dict[RunSpec, RunStatus]
 
 
+GENERATOR = '<meta name="generator" content="scripts/sweep.py of HAM">'
+"""What this page has, and no file of others."""
+
+
 def write_page(file: Path, sweeps: Sweeps, chosen: dict[str, list[RunSpec]], states: States) -> None:
     """Write the page of a sweep; a reader finds the old page or the new one.
 
     Args:
-        file: the page; its folder is created.
+        file: the page; its folder is created. It may replace an earlier page, and no other file.
         sweeps: the folder of the runs.
         chosen: name of each part -> its runs.
         states: status of these runs and of those whose masks they need.
@@ -46,6 +50,10 @@ def write_page(file: Path, sweeps: Sweeps, chosen: dict[str, list[RunSpec]], sta
     """
     if file.exists() and not file.is_file():
         raise PlanError(f"--html {printable(file)} exists and is not a regular file: give another name")
+    if file.exists() and GENERATOR not in file.read_text(encoding="utf-8", errors="replace"):
+        raise PlanError(
+            f"--html {printable(file)} is not a page of sweep.py: give another name, or remove it"
+        )
     check_target("--html", file.absolute().parent)
     text = page(sweeps, chosen, states, datetime.now(UTC))
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +69,7 @@ def page(sweeps: Sweeps, chosen: dict[str, list[RunSpec]], states: States, now: 
         "sweep.html",
         page="sweep.html",
         title=f"Sweep: {', '.join(chosen)}",
+        generator=Markup(GENERATOR),
         style=Markup((pages.ROOT / "assets" / "site.css").read_text(encoding="utf-8")),
         seconds=RELOAD_SECONDS,
         written=now.strftime("%Y-%m-%d %H:%M:%S UTC"),

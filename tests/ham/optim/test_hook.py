@@ -956,3 +956,13 @@ def test_a_second_ham_is_refused():
 def test_other_things_than_optimizers_are_refused(thing):
     with pytest.raises(TypeError, match=f"torch.optim.Optimizer, got {type(thing).__name__}"):
         HAM(thing)
+
+
+def test_a_kernel_for_cuda_is_refused_before_the_first_step():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = SGD([weight], lr=0.1)
+    with pytest.raises(ValueError, match="'triton' is for CUDA weights: use 'fused'"):
+        HAM(optimizer, implementation="triton")
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()  # as it was before
+    assert torch.allclose(weight, torch.full((2, 2), 0.9)) and "ham_alpha" not in optimizer.param_groups[0]

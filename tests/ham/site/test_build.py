@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -139,6 +140,55 @@ def test_pages_that_no_longer_exist_are_removed_and_files_of_others_are_kept(
     shutil.rmtree(path.parent)
     build.write_site(results, site)
     assert not page.exists() and (site / "mine.html").exists() and (site / "index.html").exists()
+
+
+@pytest.mark.parametrize("place", ["", ".", "site/..", "results", "foreign"])
+def test_a_folder_of_something_else_is_refused_and_left_as_it_was(
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_record: Callable[..., Path],
+    no_library: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unset variable in a script is "", the folder in which it runs."""
+    results = tmp_path / "results"
+    write_record(results, RunSpec("acdc_s90", 0))
+    assert COMMAND.main(["--results", str(results), "--to", str(tmp_path / "site")]) == 0
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "index.html").write_text("<p>not ours</p>")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert COMMAND.main(["--results", str(results), "--to", place]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give a folder of its own" in line or "give another folder" in line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_repository_is_no_place_for_pages(no_library: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (ROOT, ROOT.parent):
+        assert COMMAND.main(["--to", str(place)]) == 2
+        assert "holds the repository: give a folder of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["folder.html", "dangling.html", "saved.html", "runs/deep/page.html"])
+def test_html_of_others_in_the_folder_is_left_alone(
+    name: str, tmp_path: Path, write_record: Callable[..., Path], no_library: None
+) -> None:
+    write_record(tmp_path / "results", RunSpec("acdc_s90", 0))
+    site = tmp_path / "site"
+    build.write_site(tmp_path / "results", site)
+    other = site / name
+    other.parent.mkdir(parents=True, exist_ok=True)
+    if name.startswith("folder"):
+        other.mkdir()
+    elif name.startswith("dangling"):
+        other.symlink_to("nowhere")
+    else:
+        other.write_text("<p>not ours</p>" if name == "saved.html" else (site / "index.html").read_text())
+    build.write_site(tmp_path / "results", site)
+    assert os.path.lexists(other)
 
 
 def test_an_invalid_record_is_named_and_left_out(

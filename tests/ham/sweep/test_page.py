@@ -93,16 +93,19 @@ def test_a_page_without_status_is_an_error_in_one_line(sweep: Sweep, tmp_path: P
     assert not (tmp_path / "sweep.html").exists()
 
 
-@pytest.mark.parametrize("place", [".", "/dev/null", "file/sweep.html", "link/sweep.html", "/dev/full"])
+@pytest.mark.parametrize(
+    "place", [".", "/dev/null", "file/sweep.html", "link/sweep.html", "/dev/full", "file", "thesis.tex"]
+)
 def test_a_place_that_cannot_hold_the_page_is_an_error_in_one_line(
     sweep: Sweep, no_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     stand_in(no_slurm, "squeue", "")
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("thesis.tex").write_text("ours")
     Path("link").symlink_to("nowhere")
     status, out, err = sweep(*TABLE, "--status", f"--html={place}")
-    assert (status, out) == (2, "")
+    assert (status, out) == (2, "") and Path("thesis.tex").read_text() == "ours"
     line = err.splitlines()[-1]
     assert line.startswith("sweep.py: --html") and re.search(r"give (another|a) ", line)
 
@@ -121,11 +124,13 @@ def test_a_missing_package_is_one_line_with_the_cure(
 
 def test_the_page_replaces_the_old_one_at_once(sweep: Sweep, tmp_path: Path) -> None:
     file = tmp_path / "sweep.html"
-    file.write_text("old")
+    sweep(*TABLE, "--status", f"--html={file}")
+    old = file.read_text() + "<!-- old -->"
+    file.write_text(old)
     with file.open() as reader:
         sweep(*TABLE, "--status", f"--html={file}")
-        assert reader.read() == "old"
-    assert file.read_text().startswith("<!doctype html>")
+        assert reader.read() == old
+    assert file.read_text().startswith("<!doctype html>") and "<!-- old -->" not in file.read_text()
 
 
 def test_the_page_reloads_itself_and_needs_no_other_file(sweep: Sweep, tmp_path: Path) -> None:
