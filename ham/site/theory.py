@@ -104,8 +104,8 @@ SECTIONS = (
     ),
     Section(
         "A path through zero",
-        "HYP* arrives at the optimum first; the difference grows with alpha and vanishes with the learning "
-        "rate.",
+        "With small steps HYP* arrives at the optimum first; the difference grows with alpha and vanishes "
+        "with the learning rate.",
         "Section 3.1, Theorem B.6 and Figure 3 of the paper, for the loss (theta - optimum)^2 / 2",
         ("ham_step",),
         "figure03",
