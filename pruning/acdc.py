@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .base import register
 from .choice import Choice
-from .masks import fill_second_moments_, reset_first_moments_
+from .optimizer_state import fill_second_moments_, reset_first_moments_
 from .scores import magnitude
 from .shards import place_like
 from .target import TargetSparsity

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .deprecation import warn_renamed
-from .masks import FIRST_MOMENTS, elementwise_state
+from .optimizer_state import FIRST_MOMENTS, elementwise_state
 from .product import PointwiseProduct
 from .prunable import parametrize_, prunable_weights
 from .registry import register_in

@@ -254,6 +254,6 @@ def test_a_rank_that_stops_before_it_arrives_ends_the_others_in_time(
     pair.processes[1].send_signal(signal.SIGSTOP)
     since = time.monotonic()
     assert pair.processes[0].wait() == 1
-    assert time.monotonic() - since < 60
+    assert time.monotonic() - since < 20
     (line,) = complaints(pair.said()[:1])
     assert "rank 1 of 2 did not arrive" in line or "lost another rank" in line

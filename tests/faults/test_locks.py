@@ -128,7 +128,7 @@ def test_an_owner_on_another_machine_counts_while_it_renews_its_file(content: st
     os.utime(path, (time.time() + 1000,) * 2)  # the clock of the other machine is ahead
     before = time.monotonic()
     lock = lock_file(tmp_path / "lock")
-    assert 0.5 < time.monotonic() - before < 60
+    assert 0.5 < time.monotonic() - before < 5
     assert json.loads(path.read_text())["pid"] == os.getpid()
     lock.close()
 

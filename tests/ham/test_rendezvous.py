@@ -106,7 +106,7 @@ def test_a_rank_that_does_not_come_is_named_in_time() -> None:
     since = time.monotonic()
     ends = meet([OWN, OWN, None, None], timeout=1.0)
     assert all("ranks 2, 3 of 4 did not arrive at 127.0.0.1" in str(end) for end in ends), ends
-    assert isinstance(ends[0], PeerLostError) and time.monotonic() - since < 60
+    assert isinstance(ends[0], PeerLostError) and time.monotonic() - since < 8
 
 
 def test_without_rank_0_the_others_end_in_time() -> None:

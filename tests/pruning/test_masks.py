@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import MaskSet
-from pruning.masks import fill_second_moments_, reset_first_moments_
+from pruning.optimizer_state import fill_second_moments_, reset_first_moments_
 from pruning.weights import Weight
 
 INF, NAN = float("inf"), float("nan")
@@ -382,6 +382,7 @@ def test_state_of_another_size_than_the_weight_is_zeroed_too(weight, state):
     assert torch.equal(optimizer.state[parameter]["momentum_buffer"] != 0, KEPT["b"])
 
 
+# the bytes that are loaded were written on the same line
 @pytest.mark.parametrize("copy", [deepcopy, lambda masks: pickle.loads(pickle.dumps(masks))])
 def test_a_copy_masks_its_own_weights(copy):
     weights = two_layers()

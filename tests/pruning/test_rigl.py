@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from pruning import Plain, Product, RigL
 from pruning.allocate import kept_counts
-from pruning.masks import elementwise_state
+from pruning.optimizer_state import elementwise_state
 from pruning.rigl import update_mask
 from pruning.scores import NotFinite
 

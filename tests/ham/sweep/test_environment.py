@@ -243,7 +243,7 @@ def test_a_command_of_slurm_that_hangs_is_one_line(
         "",
         f"sweep.py: {name} does not answer within 0.3 s: try again later\n",
     )
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("script", HANGING.values(), ids=HANGING)
@@ -284,7 +284,7 @@ def test_a_process_that_a_command_leaves_behind_is_not_waited_for(
     start = time.monotonic()
     status, out, _ = sweep(*ONE_RUN)
     assert status == 0 and "submitted array 101" in out
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("script", HANGING.values(), ids=HANGING)
