@@ -55,7 +55,9 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"no gzip", gzip.compress(b"1,2\nx"), gzip.compress(b"1,2")[:-9]]
+    "content",
+    [None, b"", b"no gzip", gzip.compress(b"1,2\nx"), gzip.compress(b"1,2")[:-9]],
+    ids=["missing", "empty", "no gzip", "no number", "cut"],
 )
 def test_a_damaged_scikit_learn_is_one_line(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
