@@ -3,7 +3,7 @@
 #   benchmarks/gpu.sh [--seconds 540] [--jobs 3] [--tiny] [tests] [bench] [cells] [-- SWEEP_OPTIONS]
 #
 #   tests     tests/gpu; its output goes to $OUT/tests.txt
-#   bench     benchmarks/throughput.py, optimizer.py and masks.py; their numbers go to $OUT/throughput.json and so on
+#   bench     benchmarks/optimizer.py, masks.py and throughput.py; their numbers go to $OUT/optimizer.json and so on
 #   cells     the runs of Table 7, by scripts/sweep.py --local, in runs/gpu. Runs that are not done when the time
 #             is over save and stop; the next slice resumes them. $OUT/cells.tar.gz holds the finished runs:
 #             `python scripts/collect.py out/cells.tar.gz` makes records of them
@@ -93,7 +93,7 @@ gpu_tests() { # seconds; fails if every test is skipped
 
 gpu_benchmarks() { # seconds for all
     local name ends=$((SECONDS + $1)) device
-    for name in throughput optimizer masks; do
+    for name in optimizer masks throughput; do
         device=(--device cuda)
         [ $name != throughput ] || device=()
         run timeout $((ends > SECONDS ? ends - SECONDS : 1)) "$python" "benchmarks/$name.py" "${device[@]}" \

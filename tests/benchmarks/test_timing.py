@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from overheads import parametrized
-from timing import interleaved, medians, spreads
+from timing import interleaved, medians, repeats_for, seconds, spreads
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -34,6 +34,18 @@ def test_warm_up_is_left_out():
     assert medians(times) == {"a": 3, "b": 4}
     assert medians(times, 1e-3) == {"a": 3000, "b": 4000}
     assert spreads(times, 1e-3) == {"a": [1000, 8000], "b": [2000, 16000]}
+
+
+@pytest.mark.parametrize(("taken", "repeats"), [(1e-3, 50), (0.011, 4), (0.05, 1), (3.0, 1)])
+def test_short_calls_are_timed_together_on_a_gpu(taken, repeats, monkeypatch):
+    assert repeats_for(taken) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert repeats_for(taken) == repeats
+
+
+def test_a_repeated_call_has_its_mean_time():
+    calls: list[int] = []
+    assert seconds(lambda: calls.append(1), clock_of(6), 3) == 2 and len(calls) == 3
 
 
 def test_computed_weights_are_found():
