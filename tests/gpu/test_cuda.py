@@ -27,6 +27,7 @@ pytestmark = [
 
 @pytest.fixture
 def no_sync() -> Iterator[None]:
+    fastest(torch.ones(3, device="cuda"), 0.1)  # HAM's first step on a device waits, to check the kernel
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
@@ -51,7 +52,7 @@ def test_the_step_equals_the_reference_on_the_cpu(implementation: str, lr: float
 
 
 def test_triton_is_the_default():
-    assert fastest(torch.device("cuda", 0), 0.1) == "triton"
+    assert fastest(torch.ones(3, device="cuda"), 0.1) == "triton"
 
 
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
@@ -119,7 +120,7 @@ METHODS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path):
     from ham.run.build import build
-    from ham.run.config import config_hash, load, to_yaml
+    from ham.run.config import config_hash, load
     from ham.run.logger import RunLogger
     from ham.run.loop import train_step
     from ham.tasks.images import ImageClassification
@@ -129,8 +130,7 @@ def test_a_training_step_does_not_wait_for_the_device(name: str, tmp_path: Path)
     loaders = cfg.data.load(batch_size=cfg.batch_size, seed=0, device=device)
     record = RunLogger(tmp_path, cfg)
     run = build(cfg, config_hash(cfg), ImageClassification(cfg, device, loaders), record, device)
-    record.begin({}, to_yaml(cfg))
-    record.open(total_steps=4, step=0)
+    record.start_progress(4, 0)
     batches = iter(loaders.train.batches(epoch=0))
     run.sparsifier.initialize(loaders.train.batches(epoch=0), torch.nn.functional.cross_entropy)
     if name.startswith("acdc"):
