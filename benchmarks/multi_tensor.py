@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
+from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 CHUNK = 65536
 """Elements that one block of a multi-tensor kernel works on."""
 
+HEADER = "ATen/native/cuda/MultiTensorApply.cuh"
+"""The source of these numbers, among torch's headers."""
+
 LIMITS = {12: ((110, 64, 48, 36, 30), 320), 13: ((770, 448, 336, 252, 210), 2240)}
-"""Version of CUDA -> tensors per launch for 1 to 5 lists of tensors, and blocks per launch: see
-ATen/native/cuda/MultiTensorApply.cuh among torch's headers. A kernel has 4 KB of arguments before CUDA 13."""
+"""Version of CUDA -> tensors per launch for 1 to 5 lists of tensors, and blocks per launch. A kernel has 4 KB
+of arguments before CUDA 13. Torch 2.11 keeps to them with CUDA 13, too: see `installed_limits`."""
 
 SCALAR_LISTS = {12: 96, 13: 672}
 """Tensors per launch for one list of tensors and a list of scalars; for more lists as above."""
+
+
+def installed_limits() -> int:
+    """The key of LIMITS for the installed torch, from its header and its CUDA.
+
+    Raises:
+        ValueError: the header has other numbers.
+    """
+    header = (Path(torch.__file__).parent / "include" / HEADER).read_text(encoding="utf-8")
+    known = [version for version, (tensors, _) in LIMITS.items() if str(tensors)[1:-1] in header]
+    if 12 not in known:
+        raise ValueError(f"{HEADER} of torch {torch.__version__} has other limits than LIMITS: update them")
+    return max(
+        version for version in known if version <= max(12, int((torch.version.cuda or "12").split(".")[0]))
+    )
 
 
 def multi_tensor_launches(sizes: Sequence[int], depth: int, *, scalars: bool = False, cuda: int = 13) -> int:

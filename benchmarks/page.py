@@ -149,6 +149,20 @@ def counts(r: Results) -> dict[str, str]:
     }
 
 
+def gpu(r: Results) -> dict[str, str]:
+    """What one GPU printed."""
+    times = [(name, f"{ms:.2f}") for part in ("optimizer_ms", "masks_ms") for name, ms in r[part].items()]
+    shares = [
+        (f"{row['part']}, added to a ResNet18 step", f"{row['ms']:.2f} ({100 * row['share']:.0f} %)")
+        for row in r["overheads"]
+    ]
+    return {
+        "gpu": markdown(("on a GPU", "ms"), [*times, *shares]),
+        "gpu_hardware": f"an {r['hardware']['gpus'][0]} with torch {r['torch']}",
+        "gpu_commit": r["commit"],
+    }
+
+
 def count_table(facts: Results, launch_us: float) -> str:
     """Launches, bytes, host syncs and time of each row; what it adds to ham.run's step, and memory."""
     rows = {row["step"]: row for row in facts["rows"]}
@@ -180,6 +194,7 @@ def figures(results: Path = RESULTS) -> dict[str, str]:
         "graphs": graphs,
         "molecules": molecules,
         "counts": counts,
+        "gpu": gpu,
     }.items():
         made |= write(json.loads((results / f"{name}.json").read_text()))
     return made

@@ -26,9 +26,17 @@ _FARTHEST = 30.0  # shift of the logits that the final correction considers
 
 def sparsity_of(pairs: Pairs, *, factor: float = 1.0, shift: float | Tensor = 0.0) -> Tensor:
     """The fraction of weights with |w| <= sigmoid(factor * logit + shift): a 0-dim tensor, no host sync."""
+    thresholds = (factor * _stacked(pairs) + shift).sigmoid()
+    pruned = [(w.abs() <= t.to(w.device)).sum() for (w, _), t in zip(pairs, thresholds, strict=True)]
+    return torch.stack([count.to(thresholds.device) for count in pruned]).sum() / sum(
+        w.numel() for w, _ in pairs
+    )
+
+
+def _stacked(pairs: Pairs) -> Tensor:
+    """All logits as one vector on the first one's device: few operations serve all layers."""
     device = pairs[0][1].device
-    pruned = [(w.abs() <= (factor * s + shift).sigmoid().view(())).count_nonzero() for w, s in pairs]
-    return torch.stack([count.to(device) for count in pruned]).sum() / sum(w.numel() for w, _ in pairs)
+    return torch.stack([logit.detach().view(()).to(device) for _, logit in pairs])
 
 
 class ThresholdControl:
@@ -76,18 +84,19 @@ class ThresholdControl:
         overshot = (error * self._error < 0) & (error.abs() > self._error.abs() / 2)
         self._gain.mul_(torch.where(overshot, 0.5, 1.25)).clamp_(_MIN_GAIN, 1.0)
         self._error.copy_(error)
+        logits = _stacked(pairs)
         taken = torch.where(
-            (error.abs() < _SMALL) & ~self._at_a_bound(pairs, error), _INTEGRAL * self._gain * error, 0.0
+            (error.abs() < _SMALL) & ~self._at_a_bound(logits, error), _INTEGRAL * self._gain * error, 0.0
         )
         self._drift.add_(taken).clamp_(-_MAX_DRIFT, _MAX_DRIFT)
         shift = self._gain * error if last else self._gain * error + self._drift
         shift = shift.clamp(-_MAX_SHIFT, _MAX_SHIFT)
-        for _, logit in pairs:
-            logit.add_(shift.to(logit.device)).clamp_(self._floor.to(logit.device)).clamp_(max=_CEILING)
+        shifted = (logits + shift).clamp_(self._floor).clamp_(max=_CEILING)
+        targets = [logit.view(()) for _, logit in pairs]
+        torch._foreach_copy_(targets, list(shifted.unbind()))
 
-    def _at_a_bound(self, pairs: Pairs, error: Tensor) -> Tensor:
+    def _at_a_bound(self, logits: Tensor, error: Tensor) -> Tensor:
         """Does a bound stop all logits from moving as `error` asks?"""
-        logits = torch.stack([logit.view(()).to(error.device) for _, logit in pairs])
         return torch.where(error < 0, logits <= self._floor, logits >= _CEILING).all()
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .implementations import IMPLEMENTATIONS, fastest
+from .implementations import IMPLEMENTATIONS, fastest, is_plain
 
 DTYPES = (torch.float32, torch.float64)
 LOW_PRECISION = (
@@ -96,7 +96,7 @@ def _check_pair(p: Tensor, g: Tensor) -> None:
     if p.dtype not in DTYPES:
         raise ValueError(LOW_PRECISION.format(p.dtype))
     check_dense(g)
-    if getattr(p, "placements", None) != getattr(g, "placements", None):
+    if not (is_plain(p) and is_plain(g)) and getattr(p, "placements", None) != getattr(g, "placements", None):
         raise ValueError("a sharded weight and its gradient must be sharded alike: reduce the gradient first")
     if p.shape != g.shape or p.dtype != g.dtype:
         raise ValueError(
@@ -112,7 +112,7 @@ def check_dense(grad: Tensor) -> None:
 
 def local(t: Tensor) -> Tensor:
     """This rank's shard of a DTensor, in the same memory: HAM's step is elementwise."""
-    return t.to_local() if hasattr(t, "to_local") else t
+    return t if is_plain(t) or not hasattr(t, "to_local") else t.to_local()
 
 
 def _by_device_and_dtype(
@@ -120,9 +120,10 @@ def _by_device_and_dtype(
 ) -> Iterator[tuple[torch.device, list[Tensor], list[Tensor]]]:
     groups: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
     for p, g in pairs:
-        ps, gs = groups.setdefault((p.device, p.dtype), ([], []))
-        ps.append(p)
-        gs.append(g)
+        if (group := groups.get(key := (p.device, p.dtype))) is None:
+            group = groups[key] = ([], [])
+        group[0].append(p)
+        group[1].append(g)
     for (device, _), (ps, gs) in groups.items():
         yield device, ps, gs
 

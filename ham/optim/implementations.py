@@ -6,6 +6,7 @@ Each takes weights and gradients of one device and dtype, a = -lr * alpha and b 
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 _BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
 _WORKS: dict[torch.device, bool] = {}  # where Triton's kernel has been tried
+_PLAIN = frozenset((Tensor, nn.Parameter))
 _NOT_INSTALLED = "it is not installed"
 
 
@@ -25,7 +27,7 @@ def fastest(weight: Tensor, rate: float | Tensor) -> str:
     if torch.compiler.is_compiling():
         return "reference"  # the compiler fuses it
     kind = weight.device.type
-    if kind == "cuda" and _is_plain(weight) and not torch.cuda.is_current_stream_capturing():
+    if kind == "cuda" and is_plain(weight) and not torch.cuda.is_current_stream_capturing():
         return "triton" if _triton_works(weight.device) else "foreach"
     return "fused" if kind == "cpu" and not isinstance(rate, Tensor) else "foreach"
 
@@ -158,15 +160,15 @@ def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
             "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"
         )
     rest = (a, b, clamp, mask_zero_grad, found_inf, clamped)
-    flat = []
-    for p, g in zip(ps, gs, strict=True):
-        if (views := _flat_views(p, g)) is None:
-            _step_(p, g, *rest)
-        else:
-            flat.append(views)
-    if flat:
-        step_(*zip(*flat, strict=True), *rest)
-        torch.autograd.graph.increment_version([p for p, _ in flat])  # a kernel of our own does not
+    alike = [_have_one_layout(p, g) for p, g in zip(ps, gs, strict=True)]
+    if not all(alike):
+        for p, g, is_alike in zip(ps, gs, alike, strict=True):
+            if not is_alike:
+                _step_(p, g, *rest)
+        ps, gs = (list(itertools.compress(tensors, alike)) for tensors in (ps, gs))
+    if ps:
+        step_(ps, gs, *rest)
+        torch.autograd.graph.increment_version(ps)  # a kernel of our own does not
 
 
 def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor | None) -> None:
@@ -176,19 +178,27 @@ def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor 
         exponent.masked_fill_(found_inf.to(exponent.device) != 0, 0.0)
 
 
-def _is_plain(t: Tensor) -> bool:
-    return type(t) in (Tensor, nn.Parameter)
+def is_plain(t: Tensor) -> bool:
+    """Is it no subclass, which has its own dispatch, such as a DTensor?"""
+    return type(t) in _PLAIN
+
+
+def _have_one_layout(p: Tensor, g: Tensor) -> bool:
+    """Do both lie in memory without gaps, with the same order of elements?"""
+    if not (is_plain(p) and is_plain(g)):
+        return False
+    if p.is_contiguous() and g.is_contiguous():
+        return True
+    return p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g))
 
 
 def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
     """One-dimensional views of both in the same element order, or None where their memory layouts differ."""
-    if not (_is_plain(p) and _is_plain(g)):  # a subclass has its own dispatch
+    if not _have_one_layout(p, g):
         return None
     if p.is_contiguous() and g.is_contiguous():
         return p.view(-1), g.view(-1)
-    if p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g)):
-        return p.permute(0, 2, 3, 1).view(-1), g.permute(0, 2, 3, 1).view(-1)
-    return None
+    return p.permute(0, 2, 3, 1).view(-1), g.permute(0, 2, 3, 1).view(-1)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., None]] = {

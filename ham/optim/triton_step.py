@@ -115,8 +115,8 @@ def step_(
     """One launch for the weights and gradients of one device and dtype; a second one for unaligned ones.
 
     Args:
-        ps: weights, contiguous.
-        gs: gradients, contiguous.
+        ps: weights without gaps in memory.
+        gs: gradients, each with the memory layout of its weight.
         a: -lr * alpha; a 0-dim tensor on the device is not read by the host.
         b: -lr * beta, of the same kind as `a`.
         clamp: see `hyperbolic_step_`, like the rest.
@@ -124,18 +124,18 @@ def step_(
         found_inf: as there.
         clamped: as there.
     """
-    bytes_at_once = _ALIGNMENT // ps[0].itemsize
-    aligned: dict[bool, list[tuple[int, int, int]]] = {}
+    elements_at_once, device = _ALIGNMENT // ps[0].itemsize, ps[0].device
+    aligned: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
     for p, g in zip(ps, gs, strict=True):
-        if p.numel():
-            row = (p.data_ptr(), g.data_ptr(), p.numel())
-            is_aligned = (row[0] | row[1]) % _ALIGNMENT == 0 and row[2] % bytes_at_once == 0
-            aligned.setdefault(is_aligned, []).append(row)
-    device = ps[0].device
+        weight, grad, numel = row = (p.data_ptr(), g.data_ptr(), p.numel())
+        if numel:
+            aligned[(weight | grad) % _ALIGNMENT == 0 and numel % elements_at_once == 0].append(row)
     rates = torch.stack([a, b]) if isinstance(a, Tensor) else None
     head = [*([0.0, 0.0] if isinstance(a, Tensor) else [a, b]), clamp]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for is_aligned, rows in aligned.items():
+            if not rows:
+                continue
             table, blocks = _table(head, rows, device)
             _kernel[(blocks,)](
                 table,
@@ -185,7 +185,7 @@ def _table(
     values, blocks = [struct.unpack("q", struct.pack("d", value))[0] for value in head], 0
     for row in rows:
         values += (*row, blocks)
-        blocks += triton.cdiv(row[2], BLOCK)
+        blocks += -(-row[2] // BLOCK)  # rounded up; triton.cdiv takes 3 us
     return _copy_to(device, values), blocks
 
 

@@ -38,6 +38,11 @@ def tensors(count: int, scale: float) -> list[torch.Tensor]:
     return [(torch.randn(3 + 17 * i, 5, generator=generator) * scale).cuda() for i in range(count)]
 
 
+@pytest.fixture
+def weights() -> list[torch.Tensor]:
+    return tensors(5, 1.0)
+
+
 @pytest.mark.parametrize("implementation", ["foreach", "compiled", "triton"])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 def test_the_step_equals_the_reference_on_the_cpu(implementation: str, lr: float | torch.Tensor):
@@ -77,8 +82,10 @@ def test_a_cuda_graph_replays_the_triton_step(lr: float | torch.Tensor):
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_the_step_does_not_wait_for_the_device(make: type[torch.optim.Optimizer], no_sync: None):
-    params = [torch.nn.Parameter(w) for w in tensors(5, 1.0)]
+def test_the_step_does_not_wait_for_the_device(
+    make: type[torch.optim.Optimizer], weights: list[torch.Tensor], no_sync: None
+):
+    params = [torch.nn.Parameter(w) for w in weights]
     optimizer = make(params, lr=0.01, fused=True)
     ham = HAM(optimizer, alpha=20, track_clamped=True)
     for _ in range(3):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from dispatch_counter import DispatchCounter
-from multi_tensor import CHUNK, LIMITS
+from multi_tensor import CHUNK, installed_limits
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -32,8 +32,7 @@ OPERATIONS: dict[str, Callable[[list[Tensor]], object]] = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_launches_are_those_counted(name: str, sizes: list[int]):
     tensors = [torch.ones(size, device="cuda") for size in sizes]
-    version = int(torch.version.cuda.partition(".")[0])
-    with DispatchCounter("cuda", max(known for known in LIMITS if known <= version)) as counted:
+    with DispatchCounter("cuda", installed_limits()) as counted:
         OPERATIONS[name](tensors)
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         OPERATIONS[name](tensors)
