@@ -169,6 +169,15 @@ GRAPH = fields({"name": label, "metric": label, "nodes": fields({"valid": intege
 _GRAPHS = fields({"name": label}, {"metric": label, "graphs": _COUNTS})
 
 
+def _answers(value: Any, name: str) -> str:
+    """Correct answers and questions of one task."""
+    if problem := fields({"correct": integer(), "questions": integer(1)}, {"unanswered": integer()})(
+        value, name
+    ):
+        return problem
+    return "" if value["correct"] <= value["questions"] else f"no {name} of that many questions"
+
+
 def results(percents: tuple[str, ...], is_node: bool) -> Rule:
     """The rule for the results of a finished run, with these metrics in percent."""
     graph = {"graph": GRAPH} if is_node else {}
@@ -177,7 +186,7 @@ def results(percents: tuple[str, ...], is_node: bool) -> Rule:
         "graphs": _GRAPHS,
         "ham": mapping(number()),
         "checkpoint": _COUNTS,
-        "answers": mapping(_COUNTS),
+        "answers": mapping(_answers),
         "timing": mapping(number(0)),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ham.files import atomic_write_text
 
 from . import hyperparameters, plan, qualitative, render
+from .answers import answers_note
 from .diverged import diverged_note
 from .latex import latex
 from .records import RESULTS, Record, read_all, read_runs
@@ -77,9 +78,9 @@ def table_result(
     table = build_table(name, records, demo, diverged or {})
     if demo and not any(cell.ours or cell.diverged for cell in table.cells):
         return None
-    if note := diverged_note(plan.table(name), diverged or {}, records, demo):
-        table = replace(table, notes=(*table.notes, note))
-    return table
+    own = plan.table(name)
+    notes = (diverged_note(own, diverged or {}, records, demo), answers_note(own, records, demo))
+    return replace(table, notes=(*table.notes, *filter(None, notes)))
 
 
 def _render(text: render.Text, csv: Callable[[], str]) -> RenderedTable:

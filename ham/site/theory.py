@@ -28,6 +28,7 @@ class Section:
         figure: whose data the chart needs.
         make: the chart of these data.
         lines: the formulas, as text.
+        terms: what their symbols mean.
     """
 
     heading: str
@@ -37,6 +38,7 @@ class Section:
     figure: str
     make: Callable[[dict[str, Any]], Chart]
     lines: tuple[str, ...] = ()
+    terms: str = ""
 
 
 def _from_zero(data: dict[str, Any]) -> Chart:
@@ -67,6 +69,9 @@ SECTIONS = (
         "figure01",
         formulas.inverse_metrics,
         ("GD: 1", "m * w: sqrt(theta^2 + gamma^2)", "HAM: 1 + alpha |theta|"),
+        "theta is one weight. The inverse metric g^-1(theta) is the factor by which a method multiplies the "
+        "gradient step of this weight. m * w trains two factors in place of theta. Its gamma is "
+        "(m^2 - w^2) / 2, and a constant factor of 2 is left out.",
     ),
     Section(
         "Flow through zero",
@@ -77,6 +82,7 @@ SECTIONS = (
         "figure01",
         formulas.flows,
         ("d theta = -g^-1(theta) (theta - 1) dt",),
+        "The flow is training with infinitely small steps; t is the sum of the learning rates.",
     ),
     Section(
         "HAM's Bregman function",
@@ -87,6 +93,8 @@ SECTIONS = (
         "figure02b",
         formulas.bregman,
         ("R_alpha(theta) = ((1 + x) ln(1 + x) - x) / alpha^2 with x = alpha |theta|",),
+        "Of all solutions of an underdetermined problem, training ends at the one with the smallest sum of "
+        "R_alpha over the weights (the implicit bias). The curve is divided by its value at 1.",
     ),
     Section(
         "The sign before and after the gradient step",
@@ -101,11 +109,13 @@ SECTIONS = (
             "HYP: theta_k+1 = theta_k+1/2 exp(-lr alpha sign(theta_k) gradient)",
             "HYP*: theta_k+1 = theta_k+1/2 exp(-lr alpha sign(theta_k+1/2) gradient), as in HAM",
         ),
+        "theta_k is the weight before step k, theta_k+1/2 the weight after the base optimizer's step, here "
+        "gradient descent, and theta_k+1 the weight after HAM's.",
     ),
     Section(
         "A path through zero",
-        "With small steps HYP* arrives at the optimum first; the difference grows with alpha and vanishes "
-        "with the learning rate.",
+        "At the start of the sliders HYP* arrives at the optimum first, and with a smaller learning rate the "
+        "two come closer; with a large rate and alpha both jump over the optimum, and either can be first.",
         "Section 3.1, Theorem B.6 and Figure 3 of the paper, for the loss (theta - optimum)^2 / 2",
         ("ham_step",),
         "figure03",
@@ -124,6 +134,9 @@ SECTIONS = (
             "m * w: M(x) = sqrt(x^2 + gamma^2)",
             "HAM: M(x) = (alpha |x| - ln(1 + alpha |x|)) / alpha^2",
         ),
+        "The neuron a relu(w z) has an inner weight w and an outer weight a, and learns a w = p from inputs "
+        "z. M is a function of a weight whose difference M(a) - M(w) does not change in training. All paths "
+        "start at a = -size, w = size.",
     ),
     Section(
         "One neuron, simulated",

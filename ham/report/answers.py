@@ -1,0 +1,65 @@
+"""A note on how many questions a fine-tuned language model answers, before training and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+from . import plan
+from .records import Record
+from .schema import is_number
+from .spec import RunSpec
+
+NOTE = (
+    "Correct answers of all questions, before training and after it, with 95 % intervals (Wilson's) which "
+    "cover the choice of the questions and not that of the seed: {runs}."
+)
+_Z = NormalDist().inv_cdf(0.975)
+
+
+def wilson(correct: int, questions: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927), as fractions.
+
+    Raises:
+        ValueError: there are no questions, or more correct answers than questions.
+    """
+    if not 0 <= correct <= questions or not questions:
+        raise ValueError(f"{correct} correct answers of {questions} questions")
+    share, z2 = correct / questions, _Z**2
+    center = share + z2 / (2 * questions)
+    half = _Z * math.sqrt(share * (1 - share) / questions + z2 / (4 * questions**2))
+    low, high = ((center + sign * half) / (1 + z2 / questions) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def answers_note(table: plan.Table, records: Mapping[RunSpec, Record], demo: str = "") -> str:
+    """A sentence with the counts of each run of a table; "" where no run has answers.
+
+    Args:
+        table: of the plan.
+        records: run -> record.
+        demo: the scale.
+    """
+    runs = [run for run in table.runs(demo=demo) if run in records and records[run].content.get("answers")]
+    return NOTE.format(runs="; ".join(_counts(run, records[run].content) for run in runs)) if runs else ""
+
+
+def _counts(run: RunSpec, record: Mapping[str, Any]) -> str:
+    answers, metrics = record["answers"], record["metrics"]
+    questions = sum(task["questions"] for task in answers.values())
+    after = _share(sum(task["correct"] for task in answers.values()), questions)
+    shares = [metrics.get(f"before_{name}") for name in answers]
+    is_known = all(is_number(share) and 0 <= share <= 100 for share in shares)
+    sizes = [task["questions"] for task in answers.values()]
+    before = (
+        sum(round(share * size / 100) for share, size in zip(shares, sizes, strict=True)) if is_known else 0
+    )
+    earlier = f"{_share(before, questions)}, then " if is_known else ""
+    return f"{run.exp}, seed {run.seed}: {earlier}{after} of {questions}"
+
+
+def _share(correct: int, questions: int) -> str:
+    low, high = (100 * end for end in wilson(correct, questions))
+    return f"{correct} ({100 * correct / questions:.1f} %, {low:.1f} to {high:.1f})"

@@ -1,0 +1,47 @@
+"""The note on correct answers: Wilson's interval, and counts of all questions before and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from ham.report import plan
+from ham.report.answers import answers_note, wilson
+from ham.report.records import Record
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilsons_interval_is_that_of_scipy(counts):
+    interval = binomtest(*counts).proportion_ci(method="wilson")
+    assert wilson(*counts) == pytest.approx((interval.low, interval.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2)])
+def test_impossible_counts_are_refused(counts):
+    with pytest.raises(ValueError, match="correct answers of"):
+        wilson(*counts)
+
+
+def test_the_note_sums_the_questions_of_all_tasks():
+    table = plan.table("table11")
+    run = next(run for run in table.runs(demo="smollm") if run.exp == "lora_llama1b_ham" and run.seed == 1)
+    answers = {
+        "boolq": {"correct": 3, "questions": 4, "unanswered": 0},
+        "piqa": {"correct": 1, "questions": 6, "unanswered": 5},
+    }
+    metrics = {"before_boolq": 25.0, "before_piqa": 0.0}
+    records = {run: Record(run, {"answers": answers, "metrics": metrics}, Path())}
+    note = answers_note(table, records, "smollm")
+    # by hand: n = 10, z^2 = 3.8415; (0.4 + .19207 -+ 1.96 sqrt(.024 + .009604)) / 1.38415
+    assert "lora_llama1b_ham, seed 1: 1 (10.0 %, 1.8 to 40.4), then 4 (40.0 %, 16.8 to 68.7) of 10." in note
+    del metrics["before_piqa"]
+    assert "seed 1: 4 (40.0 %, 16.8 to 68.7) of 10." in answers_note(table, records, "smollm")
+
+
+def test_other_tables_have_no_such_note():
+    table = plan.table("table17")
+    assert answers_note(table, {run: Record(run, {"metrics": {}}, Path()) for run in table.runs()}) == ""
