@@ -18,7 +18,7 @@ HEADER = "ATen/native/cuda/MultiTensorApply.cuh"
 
 LIMITS = {12: ((110, 64, 48, 36, 30), 320), 13: ((770, 448, 336, 252, 210), 2240)}
 """Version of CUDA -> tensors per launch for 1 to 5 lists of tensors, and blocks per launch. A kernel has 4 KB
-of arguments before CUDA 13. Torch 2.11 keeps to them with CUDA 13, too: see `installed_limits`."""
+of arguments before CUDA 13. Torch 2.11 has the same limits with CUDA 13: see `installed_limits`."""
 
 SCALAR_LISTS = {12: 96, 13: 672}
 """Tensors per launch for one list of tensors and a list of scalars; for more lists as above."""

@@ -28,8 +28,11 @@ def seconds(
 
 
 def repeats_for(taken: float) -> int:
-    """How many calls of `taken` seconds are timed together: on a GPU 50 ms, so that launches overlap."""
-    return max(1, min(50, int(0.05 / taken))) if torch.cuda.is_available() else 1
+    """How many calls of `taken` seconds are timed together, so that launches overlap.
+
+    With a GPU as many as take 50 ms, at most 50; otherwise 1.
+    """
+    return max(1, min(50, int(0.05 / max(taken, 1e-6)))) if torch.cuda.is_available() else 1
 
 
 def interleaved(
@@ -39,7 +42,7 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; every round has all calls.
+    """Mean seconds of each call in each round; every round has all calls.
 
     Args:
         calls: name -> what to measure.

@@ -16,24 +16,24 @@ from .prunable import parametrize_
 class _Shrink(torch.autograd.Function):
     """sign(w) relu(|w| - sigmoid(s)), with gradients in 2 passes over memory instead of autograd's 12.
 
-    `forward` takes the context itself: with a setup_context, torch inspects the signature at each call, which
-    takes longer than the rest.
+    `forward` takes the context itself: with a setup_context torch binds the arguments to the signature at
+    each call, which takes longer than a small layer's operations. Therefore torch.func refuses this function.
     """
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, logit: Tensor) -> Tensor:
-        threshold = logit.sigmoid()
-        bound = threshold.view(())
+        bound = logit.sigmoid().view(())
         theta = w - torch.clamp(w, -bound, bound)  # its zeros are +0.0
-        ctx.save_for_backward(theta, threshold)
+        ctx.save_for_backward(theta, logit)
         return theta
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        theta, threshold = ctx.saved_tensors
+        theta, logit = ctx.saved_tensors
         grad_w = torch.where(theta != 0, upstream, 0.0)
-        grad_threshold = theta.sign().mul_(grad_w).sum().neg_()
-        return grad_w, torch.ops.aten.sigmoid_backward(grad_threshold.expand_as(threshold), threshold)
+        grad_threshold = (theta.sign() * grad_w).sum().neg()
+        threshold = logit.sigmoid()  # again, so that a second derivative sees that it depends on the logit
+        return grad_w, torch.ops.aten.sigmoid_backward(grad_threshold.expand_as(logit), threshold)
 
 
 class SoftThreshold(nn.Module):

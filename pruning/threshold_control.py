@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log, log1p
 from typing import Any, TypeAlias
 
@@ -26,15 +26,22 @@ _FARTHEST = 30.0  # shift of the logits that the final correction considers
 
 def sparsity_of(pairs: Pairs, *, factor: float = 1.0, shift: float | Tensor = 0.0) -> Tensor:
     """The fraction of weights with |w| <= sigmoid(factor * logit + shift): a 0-dim tensor, no host sync."""
-    thresholds = (factor * _stacked(pairs) + shift).sigmoid()
-    pruned = [(w.abs() <= t.to(w.device)).sum() for (w, _), t in zip(pairs, thresholds, strict=True)]
-    return torch.stack([count.to(thresholds.device) for count in pruned]).sum() / sum(
-        w.numel() for w, _ in pairs
-    )
+    return _fraction_of(pairs, [(factor * logit + shift).sigmoid().view(()) for _, logit in pairs])
+
+
+def _fraction_of(pairs: Pairs, thresholds: Iterable[Tensor]) -> Tensor:
+    device = pairs[0][1].device
+    pruned = [
+        (w.abs() <= t.to(w.device)).count_nonzero() for (w, _), t in zip(pairs, thresholds, strict=True)
+    ]
+    return torch.stack([count.to(device) for count in pruned]).sum() / sum(w.numel() for w, _ in pairs)
 
 
 def _stacked(pairs: Pairs) -> Tensor:
-    """All logits as one vector on the first one's device: few operations serve all layers."""
+    """All logits as one vector on the first one's device: few operations serve all layers.
+
+    Its sigmoid can differ in the last bit from that of a single logit, which the ramp corrects later.
+    """
     device = pairs[0][1].device
     return torch.stack([logit.detach().view(()).to(device) for _, logit in pairs])
 
@@ -78,13 +85,13 @@ class ThresholdControl:
         if self._measured_at is None:
             self._floor.copy_(_floor(pairs))
         self._measured_at = step
-        measured = sparsity_of(pairs).clamp(_RESOLUTION, 1 - _RESOLUTION)
+        logits = _stacked(pairs)
+        measured = _fraction_of(pairs, logits.sigmoid()).clamp(_RESOLUTION, 1 - _RESOLUTION)
         aim = min(max(target, _RESOLUTION), 1 - _RESOLUTION)
         error = log(-log1p(-aim)) - (-(-measured).log1p()).log()
         overshot = (error * self._error < 0) & (error.abs() > self._error.abs() / 2)
         self._gain.mul_(torch.where(overshot, 0.5, 1.25)).clamp_(_MIN_GAIN, 1.0)
         self._error.copy_(error)
-        logits = _stacked(pairs)
         taken = torch.where(
             (error.abs() < _SMALL) & ~self._at_a_bound(logits, error), _INTEGRAL * self._gain * error, 0.0
         )

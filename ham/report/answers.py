@@ -57,7 +57,9 @@ def _counts(run: RunSpec, record: Mapping[str, Any]) -> str:
         sum(round(share * size / 100) for share, size in zip(shares, sizes, strict=True)) if is_known else 0
     )
     earlier = f"{_share(before, questions)}, then " if is_known else ""
-    return f"{run.exp}, seed {run.seed}: {earlier}{after} of {questions}"
+    unread = sum(task.get("unanswered", 0) for task in answers.values())
+    unreadable = f" ({unread} have no readable answer, which counts as wrong)" if unread else ""
+    return f"{run.exp}, seed {run.seed}: {earlier}{after} of {questions}{unreadable}"
 
 
 def _share(correct: int, questions: int) -> str:

@@ -175,7 +175,11 @@ def _answers(value: Any, name: str) -> str:
         value, name
     ):
         return problem
-    return "" if value["correct"] <= value["questions"] else f"no {name} of that many questions"
+    return (
+        ""
+        if value["correct"] <= value["questions"]
+        else f"no {name} with at most as many correct answers as questions"
+    )
 
 
 def results(percents: tuple[str, ...], is_node: bool) -> Rule:

@@ -93,8 +93,9 @@ SECTIONS = (
         "figure02b",
         formulas.bregman,
         ("R_alpha(theta) = ((1 + x) ln(1 + x) - x) / alpha^2 with x = alpha |theta|",),
-        "Of all solutions of an underdetermined problem, training ends at the one with the smallest sum of "
-        "R_alpha over the weights (the implicit bias). The curve is divided by its value at 1.",
+        "In linear regression with more weights than data, training with small steps from zero ends at the "
+        "solution with the smallest sum of R_alpha over the weights (the implicit bias). The curve is "
+        "divided by its value at 1.",
     ),
     Section(
         "The sign before and after the gradient step",
@@ -135,8 +136,8 @@ SECTIONS = (
             "HAM: M(x) = (alpha |x| - ln(1 + alpha |x|)) / alpha^2",
         ),
         "The neuron a relu(w z) has an inner weight w and an outer weight a, and learns a w = p from inputs "
-        "z. M is a function of a weight whose difference M(a) - M(w) does not change in training. All paths "
-        "start at a = -size, w = size.",
+        "z. With infinitely small steps M(a) - M(w) does not change, where a and w have an alpha or gamma of "
+        "their own. All paths start at a = -size, w = size.",
     ),
     Section(
         "One neuron, simulated",

@@ -89,7 +89,8 @@ def test_gradcheck(values):
     s = soft.threshold.detach().requires_grad_()
     w = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     call = torch.func.functional_call
-    assert torch.autograd.gradcheck(lambda w, s: call(soft, {"threshold": s}, (w,)), (w, s))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda w, s: call(soft, {"threshold": s}, (w,)), (w, s))
 
 
 def test_a_pruned_weight_takes_no_part_whatever_comes_from_above():

@@ -37,9 +37,10 @@ def test_the_note_sums_the_questions_of_all_tasks():
     records = {run: Record(run, {"answers": answers, "metrics": metrics}, Path())}
     note = answers_note(table, records, "smollm")
     # by hand: n = 10, z^2 = 3.8415; (0.4 + .19207 -+ 1.96 sqrt(.024 + .009604)) / 1.38415
-    assert "lora_llama1b_ham, seed 1: 1 (10.0 %, 1.8 to 40.4), then 4 (40.0 %, 16.8 to 68.7) of 10." in note
+    assert "lora_llama1b_ham, seed 1: 1 (10.0 %, 1.8 to 40.4), then 4 (40.0 %, 16.8 to 68.7) of 10 " in note
+    assert "of 10 (5 have no readable answer, which counts as wrong)." in note
     del metrics["before_piqa"]
-    assert "seed 1: 4 (40.0 %, 16.8 to 68.7) of 10." in answers_note(table, records, "smollm")
+    assert "seed 1: 4 (40.0 %, 16.8 to 68.7) of 10 " in answers_note(table, records, "smollm")
 
 
 def test_other_tables_have_no_such_note():
