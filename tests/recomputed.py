@@ -34,6 +34,7 @@ class Cell:
     seeds: tuple[int, ...]
     paper: tuple[float, ...]
     single_run: bool
+    against: str  # the experiment of the paired difference
 
 
 @cache
@@ -57,6 +58,7 @@ def table(name: str) -> list[list[Cell | None]]:
                 tuple(cell.get("seeds", own)),
                 tuple(cell.get("paper", ())),
                 cell.get("single_run", False),
+                cell.get("against", ""),
             )
             for cell, column, own in zip(row["cells"], plan["columns"], seeds, strict=True)
         ]
@@ -67,6 +69,12 @@ def table(name: str) -> list[list[Cell | None]]:
 def found(cell: Cell, scale: str = "runs") -> dict[int, dict[str, Any]]:
     """The records of a cell by seed."""
     return {seed: own for seed in cell.seeds if (own := record(cell.exp, seed, scale))}
+
+
+def exists(cell: Cell, scale: str) -> bool:
+    """False where the runs of a scale do not measure what the cell shows: a test set that is not there."""
+    records = found(cell, scale).values()
+    return scale == "runs" or not records or any(cell.metric in own["metrics"] for own in records)
 
 
 def metric(records: dict[int, dict[str, Any]], name: str) -> np.ndarray:

@@ -169,17 +169,14 @@ GRAPH = fields({"name": label, "metric": label, "nodes": fields({"valid": intege
 _GRAPHS = fields({"name": label}, {"metric": label, "graphs": _COUNTS})
 
 
+_TASK = fields({"correct": integer(), "questions": integer(1)}, {"unanswered": integer()})
+
+
 def _answers(value: Any, name: str) -> str:
-    """Correct answers and questions of one task."""
-    if problem := fields({"correct": integer(), "questions": integer(1)}, {"unanswered": integer()})(
-        value, name
-    ):
+    """The counts of one task of a language model."""
+    if problem := _TASK(value, name):
         return problem
-    return (
-        ""
-        if value["correct"] <= value["questions"]
-        else f"no {name} with at most as many correct answers as questions"
-    )
+    return f"more correct answers than questions in {name}" if value["correct"] > value["questions"] else ""
 
 
 def results(percents: tuple[str, ...], is_node: bool) -> Rule:

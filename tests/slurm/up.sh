@@ -63,7 +63,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min
 SlurmdParameters=config_overrides
 ReturnToService=2
 MaxArraySize=1001
-KillWait=20
+KillWait=10
 MinJobAge=3600
 InactiveLimit=0
 PreemptType=preempt/partition_prio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from scipy.stats import binomtest
 
 from ham.report import plan
 from ham.report.answers import answers_note, wilson
-from ham.report.records import Record
+from ham.report.records import RESULTS, Record
+from ham.report.schema import results
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -46,3 +48,22 @@ def test_the_note_sums_the_questions_of_all_tasks():
 def test_other_tables_have_no_such_note():
     table = plan.table("table17")
     assert answers_note(table, {run: Record(run, {"metrics": {}}, Path()) for run in table.runs()}) == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        ({"correct": 3, "questions": 2}, "more correct answers than questions"),
+        ({"correct": 3}, "questions"),
+        ({"correct": 0, "questions": 0}, "questions"),
+        ({"correct": -1, "questions": 2}, "correct"),
+        ({"correct": 1.0, "questions": 2}, "correct"),
+        ([], "answers"),
+    ],
+)
+def test_a_record_with_odd_answers_is_refused(task, problem):
+    content = json.loads((RESULTS / "smollm" / "lora_llama1b" / "seed0.json").read_text())
+    rule = results((), is_node=False)
+    assert rule(content, "record") == ""
+    content["answers"]["boolq"] = task
+    assert problem in rule(content, "record")
