@@ -150,7 +150,7 @@ def counts(r: Results) -> dict[str, str]:
 
 
 def gpu(r: Results) -> dict[str, str]:
-    """What one GPU printed."""
+    """What was read of the results of one GPU."""
     times = [(name, f"{ms:.2f}") for part in ("optimizer_ms", "masks_ms") for name, ms in r[part].items()]
     shares = [
         (f"{row['part']}, added to a ResNet18 step", f"{row['ms']:.2f} ({100 * row['share']:.0f} %)")

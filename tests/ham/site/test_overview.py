@@ -102,13 +102,15 @@ def test_the_findings_are_those_of_the_page_on_node_classification(overview: Ele
 
 
 def test_every_table_with_intervals_is_summed_up(committed: dict[str, str], overview: Element) -> None:
-    rows = grid(table(overview, "Intervals of all tables"))
-    assert len(rows) == 4
-    for row in rows:
-        page = parse(committed[row[0].all("a")[0].attrs["href"]])
-        cells = [own for own in page.all("td") if own.text and "data-value" in own.attrs]
+    expected = {}
+    for name, text in committed.items():
+        cells = [own for own in parse(text).all("td") if own.text and "data-value" in own.attrs]
         counts = [sum(mark in own.classes for own in cells) for mark in ("above", "within", "below", "open")]
-        assert [int(own.text) for own in row[2:]] == counts
+        if name.startswith("tables/") and any(counts):
+            expected[name] = counts
+    rows = grid(table(overview, "Intervals of all tables"))
+    assert {row[0].all("a")[0].attrs["href"]: [int(own.text) for own in row[2:]] for row in rows} == expected
+    assert len(rows) == len(expected) >= 5
 
 
 # Commands
