@@ -2,6 +2,7 @@
 
 A mutant is one changed expression or statement. The tests that import its module run on a copy of the tree
 that holds it; a mutant whose tests all pass survives, and a test is missing or the mutant is equivalent.
+A test that fails with a mutant runs again without it: if it fails there too, it is left out.
 tests/equivalent_mutants.yaml lists those that change nothing that matters, with the reason.
 Results are kept in .mutants.jsonl: the same command resumes. Exit status: 1 when too few mutants are killed.
 """
@@ -28,8 +29,10 @@ import yaml
 from mutants import CODE, Mutant, mutants_of, related_tests
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_timeout"}  # a faster start
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not slurm")
-KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
+KILLED, SURVIVED, UNDECIDED = "killed", "survived", "undecided"
+LIMIT_S = 3600.0  # of all tests of one mutant; one test ends earlier, by --timeout
 
 
 class UsageError(Exception):
@@ -50,40 +53,81 @@ class Trees:
                     shutil.copy2(root / name, tree / name)
             self._free.put(tree)
 
-    def run(self, arguments: list[str], timeout: float, mutant: Mutant | None = None) -> tuple[str, str]:
-        """Run pytest with a mutant in place; returns how it ended and what it printed."""
+    def run(self, arguments: list[str], mutant: Mutant | None = None) -> tuple[str, list[str]]:
+        """Run pytest, with a mutant in place when one is given; returns how it ended and what failed."""
         tree = self._free.get()
         try:
             if mutant is not None:
                 (tree / mutant.file).write_text(mutant.source)
-            return run_pytest(tree, arguments, timeout)
+            return run_pytest(tree, arguments)
         finally:
             if mutant is not None:
                 shutil.copy2(self.root / mutant.file, tree / mutant.file)
             self._free.put(tree)
 
 
-def run_pytest(tree: Path, arguments: list[str], timeout: float) -> tuple[str, str]:
-    """How pytest ended in `tree`, and what it printed; after `timeout` seconds it is stopped."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+def run_pytest(tree: Path, arguments: list[str], limit: float = LIMIT_S) -> tuple[str, list[str]]:
+    """How pytest ended in `tree`, and the tests that failed; after `limit` seconds it is stopped."""
+    environment = os.environ | PLUGINS | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, *PYTEST, *arguments]
     process = subprocess.Popen(command, cwd=tree, env=environment, start_new_session=True, **pipes)
     try:
-        output = process.communicate(timeout=timeout)[0]
+        output = process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
-        return TIMEOUT, ""
+        return UNDECIDED, []
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that the tests started
             process.communicate()
-    return (SURVIVED if process.returncode in (0, 5) else KILLED), output  # 5: no test was collected
+    if process.returncode == 4:
+        raise UsageError(f"pytest refused its options: {output.strip().splitlines()[-1]}")
+    # 5: no test was collected
+    return (SURVIVED if process.returncode in (0, 5) else KILLED), failing(output)
 
 
 def failing(output: str) -> list[str]:
-    """The tests that failed without a mutant, from pytest's summary."""
+    """The tests that failed, and the test files that could not be imported, from pytest's summary."""
     lines = [line.partition(" - ")[0].partition(" ") for line in output.splitlines()]
-    return [name for word, _, name in lines if word in ("FAILED", "ERROR") and "::" in name]
+    return [name for word, _, name in lines if word in ("FAILED", "ERROR") and ".py" in name]
+
+
+class Judge:
+    """Runs the tests of a mutant in copies of the repository, and leaves out those that always fail.
+
+    Args:
+        trees: The copies.
+        timeout: Seconds of one test; a mutant that makes a test endless is killed by it.
+    """
+
+    def __init__(self, trees: Trees, timeout: float) -> None:
+        self.trees = trees
+        self.broken: set[str] = set()
+        self._sound: set[str] = set()
+        self._options = ["-x", f"--timeout={timeout:g}"]
+
+    def status(self, mutant: Mutant, tests: list[str]) -> str:
+        """How the tests of a mutant end.
+
+        Raises:
+            UsageError: none of its test files can be imported.
+        """
+        while True:
+            files = [file for file in tests if file not in self.broken]
+            if tests and not files:
+                raise UsageError(
+                    f"no test of {mutant.file} can run without a mutant: pytest {' '.join(tests)}"
+                )
+            left_out = [f"--deselect={name}" for name in sorted(self.broken - {*tests})]
+            status, failed = self.trees.run([*self._options, *left_out, *files], mutant)
+            unknown = [name for name in failed if name not in self._sound]
+            if status != KILLED or not unknown:
+                return status
+            always = {*self.trees.run([*self._options[1:], *unknown])[1]}
+            self._sound |= {*unknown} - always
+            self.broken |= always
+            if not always:
+                return KILLED
 
 
 class Results:
@@ -96,8 +140,9 @@ class Results:
 
     def status(self, mutant: Mutant, tests: str) -> str | None:
         """Of an earlier run: a killed one stays killed; a survivor counts while its tests are the same."""
-        line = self._known.get(mutant.key)
-        return line["status"] if line and (line["status"] != SURVIVED or line["tests"] == tests) else None
+        line = self._known.get(mutant.key, {"status": UNDECIDED})
+        kept = line["status"] == KILLED or (line["status"] == SURVIVED and line["tests"] == tests)
+        return line["status"] if kept else None
 
     def add(self, mutant: Mutant, status: str, tests: str) -> None:
         """Append one line."""
@@ -158,29 +203,17 @@ def run_all(root: Path, sample: list[Mutant], options: argparse.Namespace) -> di
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees = Trees(root, Path(folder), options.jobs if remaining else 0)
-        files, broken = sorted({mutant.file for mutant in remaining}), set()
-        unchanged = pool.map(lambda file: trees.run(tests[file], 10 * options.timeout), files)
-        for file, (status, output) in zip(files, unchanged, strict=True):
-            if status != SURVIVED and not failing(output):
-                raise UsageError(
-                    f"no test of {file} can run without a mutant: pytest {' '.join(tests[file])}"
-                )
-            broken |= {*failing(output)}
-        if broken:
-            print(f"left out, because they fail without a mutant: {', '.join(sorted(broken))}", flush=True)
-        skip = [f"--deselect={name}" for name in broken]
-
-        def run(mutant: Mutant) -> str:
-            return trees.run(["-x", *skip, *tests[mutant.file]], options.timeout, mutant)[0]
-
-        started = {pool.submit(run, mutant): mutant for mutant in remaining}
+        judge = Judge(trees, options.timeout)
+        started = {pool.submit(judge.status, mutant, tests[mutant.file]): mutant for mutant in remaining}
         for number, done in enumerate(as_completed(started), start=1):
             mutant, status = started[done], done.result()
             results.add(mutant, status, digests[mutant.file])
             found[mutant] = status
             left = (time.monotonic() - start) / number * (len(remaining) - number)
             place = f"{mutant.file}:{mutant.line}"
-            print(f"{number}/{len(remaining)}  {status:<9}{place}  {left / 60:.0f} min left", flush=True)
+            print(f"{number}/{len(remaining)}  {status:<10}{place}  {left / 60:.0f} min left", flush=True)
+    if judge.broken:
+        print(f"left out, because they fail without a mutant: {', '.join(sorted(judge.broken))}", flush=True)
     return found
 
 
@@ -196,7 +229,7 @@ def main(argv: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--sample", type=int, default=60, help="number of mutants, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one mutant")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one test")
     parser.add_argument("--files", type=int, default=None, help="run the closest test files only, this many")
     parser.add_argument("--at-least", type=float, default=95.0, help="percent of mutants to kill")
     parser.add_argument("--results", default=".mutants.jsonl")
@@ -211,9 +244,9 @@ def main(argv: list[str], root: Path = ROOT) -> int:
     except UsageError as error:
         print(f"mutate.py: {error}", file=sys.stderr)
         return 2
-    survivors = [mutant for mutant, status in found.items() if status == SURVIVED]
+    survivors = [mutant for mutant, status in found.items() if status != KILLED]
     for mutant in survivors:
-        print(f"survived: {mutant.file}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
+        print(f"{found[mutant]}: {mutant.file}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
     killed = 100 * (1 - len(survivors) / max(len(found), 1))
     print(f"{len(found) - len(survivors)} of {len(found)} mutants killed: {killed:.1f} %")
     return int(killed < options.at_least)

@@ -152,6 +152,32 @@ def test_modules_changed_since_a_commit_are_the_default(repository: Path) -> Non
     assert mutate.targets(repository, [], "HEAD") == ["pruning/used.py"]
 
 
-def test_an_endless_mutant_is_stopped_and_counts_as_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "limit", "expected"),
+    [
+        (["--timeout=1"], 60.0, (mutate.KILLED, ["test_endless.py::test_endless"])),
+        ([], 1.0, (mutate.UNDECIDED, [])),
+    ],
+)
+def test_an_endless_test_kills_and_endless_tests_decide_nothing(
+    options: list[str], limit: float, expected: tuple[str, list[str]], tmp_path: Path
+) -> None:
     (tmp_path / "test_endless.py").write_text("def test_endless():\n    while True:\n        pass\n")
-    assert mutate.run_pytest(tmp_path, ["test_endless.py"], timeout=1) == (mutate.TIMEOUT, "")
+    assert mutate.run_pytest(tmp_path, [*options, "test_endless.py"], limit) == expected
+
+
+def test_what_is_undecided_is_not_counted_as_killed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mutate, "run_pytest", lambda tree, arguments: (mutate.UNDECIDED, []))
+    assert mutate.main(["pruning/clipping.py"], repository) == 1
+    out = capsys.readouterr().out
+    assert "undecided: pruning/clipping.py:3" in out and "0 of 4 mutants killed: 0.0 %" in out
+    monkeypatch.undo()
+    assert mutate.main(["pruning/clipping.py"], repository) == 1  # what is undecided runs again
+    assert "4 mutants, 0 of them finished earlier" in capsys.readouterr().out
+
+
+def test_options_that_pytest_refuses_end_it(repository: Path) -> None:
+    with pytest.raises(mutate.UsageError, match="pytest refused its options"):
+        mutate.run_pytest(repository, ["--no-such-option"])
