@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
-from ham.data import DataError, Graph, graph_download, graph_files, graphs
+from ham.data import DataError, Graph, graph_download, graph_facts, graph_files, graphs
 from ham.data.graph_files import SETS
 from ham.data.graphs import Split, per_class
 
@@ -180,3 +180,11 @@ def test_a_download_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DataError, match="cannot download"):
         graph_download.fetch("chameleon", tmp_path / "to")
     assert list(path.parent.iterdir()) == []
+
+
+def test_digests_are_those_of_files_that_the_sets_name() -> None:
+    named = {Path(path).name for name in SETS for path in graph_facts.sources(name)}
+    planetoid = {file for facts in SETS.values() if facts.reader == "Planetoid" for file in facts.files}
+    assert planetoid < {*graph_facts.SHA256} < named
+    assert all(len(digest) == 64 and int(digest, 16) for digest in graph_facts.SHA256.values())
+    assert len({*graph_facts.SHA256.values()}) == len(graph_facts.SHA256)  # no digest is copied
