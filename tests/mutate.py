@@ -3,6 +3,7 @@
 A mutant is one changed expression or statement. The tests that import its module run on a copy of the tree
 that holds it; a mutant whose tests all pass survives, and a test is missing or the mutant is equivalent.
 A test that fails with a mutant runs again without it: if it fails there too, it is left out.
+With --contexts, of a run of pytest --cov --cov-context=test, the tests that execute the line run first.
 tests/equivalent_mutants.yaml lists those that change nothing that matters, with the reason.
 Results are kept in .mutants.jsonl: the same command resumes. Exit status: 1 when too few mutants are killed.
 """
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import yaml
+from covering import CoveringTests
 from mutants import CODE, Mutant, mutants_of, related_tests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,10 @@ LIMIT_S = 3600.0  # of all tests of one mutant; one test ends earlier, by --time
 
 class UsageError(Exception):
     """What keeps this from starting, in one line."""
+
+
+class CannotRunError(UsageError):
+    """None of the tests can run: they fail without a mutant, or the mutant changes their names."""
 
 
 class Trees:
@@ -81,7 +87,8 @@ def run_pytest(tree: Path, arguments: list[str], limit: float = LIMIT_S) -> tupl
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that the tests started
             process.communicate()
     if process.returncode == 4:
-        raise UsageError(f"pytest refused its options: {output.strip().splitlines()[-1]}")
+        kind = CannotRunError if "ERROR: not found" in output else UsageError
+        raise kind(f"pytest refused its options: {output.strip().splitlines()[-1]}")
     # 5: no test was collected
     return (SURVIVED if process.returncode in (0, 5) else KILLED), failing(output)
 
@@ -98,24 +105,34 @@ class Judge:
     Args:
         trees: The copies.
         timeout: Seconds of one test; a mutant that makes a test endless is killed by it.
+        covering: Knows the tests of a line.
     """
 
-    def __init__(self, trees: Trees, timeout: float) -> None:
-        self.trees = trees
+    def __init__(self, trees: Trees, timeout: float, covering: CoveringTests | None = None) -> None:
+        self.trees, self.covering = trees, covering
         self.broken: set[str] = set()
         self._sound: set[str] = set()
         self._options = ["-x", f"--timeout={timeout:g}"]
 
-    def status(self, mutant: Mutant, tests: list[str]) -> str:
-        """How the tests of a mutant end.
+    def status(self, mutant: Mutant, related: list[str]) -> str:
+        """How the tests of a mutant end: those that execute its line, then all of the related files.
 
         Raises:
             UsageError: none of its test files can be imported.
         """
+        try:
+            covering = self.covering.of(mutant, related) if self.covering else []
+            if covering and self._status(mutant, covering) == KILLED:
+                return KILLED
+        except CannotRunError:
+            pass
+        return self._status(mutant, related)
+
+    def _status(self, mutant: Mutant, tests: list[str]) -> str:
         while True:
             files = [file for file in tests if file not in self.broken]
             if tests and not files:
-                raise UsageError(
+                raise CannotRunError(
                     f"no test of {mutant.file} can run without a mutant: pytest {' '.join(tests)}"
                 )
             left_out = [f"--deselect={name}" for name in sorted(self.broken - {*tests})]
@@ -203,7 +220,7 @@ def run_all(root: Path, sample: list[Mutant], options: argparse.Namespace) -> di
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees = Trees(root, Path(folder), options.jobs if remaining else 0)
-        judge = Judge(trees, options.timeout)
+        judge = Judge(trees, options.timeout, options.contexts and CoveringTests(options.contexts))
         started = {pool.submit(judge.status, mutant, tests[mutant.file]): mutant for mutant in remaining}
         for number, done in enumerate(as_completed(started), start=1):
             mutant, status = started[done], done.result()
@@ -232,6 +249,7 @@ def main(argv: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one test")
     parser.add_argument("--files", type=int, default=None, help="run the closest test files only, this many")
     parser.add_argument("--at-least", type=float, default=95.0, help="percent of mutants to kill")
+    parser.add_argument("--contexts", type=Path, help="coverage data that name the tests of each line")
     parser.add_argument("--results", default=".mutants.jsonl")
     options = parser.parse_args(argv)
     try:

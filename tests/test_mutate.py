@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import mutate
 import pytest
 import yaml
+from covering import CoveringTests
 from mutants import mutants_of, related_tests
 
 MODULE = """\
@@ -181,3 +184,30 @@ def test_what_is_undecided_is_not_counted_as_killed(
 def test_options_that_pytest_refuses_end_it(repository: Path) -> None:
     with pytest.raises(mutate.UsageError, match="pytest refused its options"):
         mutate.run_pytest(repository, ["--no-such-option"])
+
+
+def test_tests_that_execute_the_line_run_first(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = repository / "contexts"
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--cov=pruning", "--cov-context=test"]
+    environment = os.environ | {"COVERAGE_FILE": str(data), "PYTHONPATH": str(repository)}
+    subprocess.run(
+        [sys.executable, *command, "tests/pruning/test_clipping.py"], cwd=repository, env=environment
+    )
+    clipped = "tests/pruning/test_clipping.py::test_clipped"
+    mutants = mutants_of("pruning/clipping.py", MODULE)
+    covering, related = CoveringTests(data), related_tests(repository, "pruning/clipping.py")
+    assert [covering.of(mutant, related) for mutant in mutants] == [[clipped]] * 4
+    assert covering.of(mutants_of("pruning/alone.py", "LIMIT = 3\n")[0], related) == []
+    assert CoveringTests(data, most=0).of(mutants[0], related) == []
+
+    ran: list[list[str]] = []
+
+    def run(tree: Path, arguments: list[str]) -> tuple[str, list[str]]:
+        ran.append([argument for argument in arguments if argument.startswith("tests")])
+        if clipped in arguments and len(ran) == 1:
+            raise mutate.CannotRunError("not found")
+        return mutate.SURVIVED, []
+
+    monkeypatch.setattr(mutate, "run_pytest", run)
+    assert mutate.main(["pruning/clipping.py", "--contexts", str(data)], repository) == 1
+    assert ran == [[clipped], related] * 4  # a survivor, and one whose test is not found: all related files
