@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing.util  # noqa: F401 - registers its exit function, see _end_all_workers
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,7 @@ class ImageNetFolder(ImageData):
     Args:
         root: the folder; empty: $HAM_DATA/imagenet.
         min_crop: minimum fraction of an image's area that a training crop covers.
-        workers: number of decoding processes.
+        workers: number of decoding processes for training, and as many for validation.
     """
 
     num_classes: int = 1000
@@ -91,18 +93,34 @@ class ImageNetFolder(ImageData):
 
 
 class _Seeded(torch.utils.data.Dataset):
-    """Seeds the augmentation of image i with (epoch seed, i), so that a resumed epoch has the same crops."""
+    """Items are (epoch seed, i), which seed the augmentation of image i: a resumed epoch has equal crops."""
 
-    def __init__(self, dataset: ImageTree, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: ImageTree) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self.seed, index))
-            return self.dataset[index]
+            torch.default_generator.manual_seed(derived_seed(*item))
+            return self.dataset[item[1]]
+
+
+class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch, which is set before the loader is iterated."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.seed, self.indices = 0, torch.empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            batch = self.indices[start : start + self.batch_size]
+            yield [(self.seed, index) for index in batch.tolist()]
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -111,8 +129,17 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_STARTED: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators that have worker processes
+
+
+@atexit.register  # after multiprocessing has registered its own, so before it: that sends SIGTERM and waits
+def _end_all_workers() -> None:
+    for batches in list(_STARTED):
+        batches._shutdown_workers()
+
+
 class FolderLoader:
-    """Decoded batches, normalized on the device.
+    """Decoded batches, normalized on the device. Worker processes start once and wait between epochs.
 
     Args:
         dataset: a tree that yields uint8 images of one size.
@@ -122,42 +149,58 @@ class FolderLoader:
     """
 
     def __init__(self, dataset: ImageTree, sampler: RankSampler, workers: int, device: torch.device) -> None:
-        self.dataset, self.sampler, self.workers, self.device = dataset, sampler, workers, device
+        self.sampler, self.workers, self.device = sampler, workers, device
         self._normalize = Normalize(device)
+        self._calls = 0
+        self._order = _Order(sampler.local_batch_size)
+        self._loader = torch.utils.data.DataLoader(
+            _Seeded(dataset),
+            batch_sampler=self._order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_stop_signals,
+            generator=torch.Generator(),  # the loader's own draw must not advance the global stream
+        )
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from batch `start` on; earlier ones are not decoded."""
-        loader = torch.utils.data.DataLoader(
-            _Seeded(self.dataset, derived_seed(self.sampler.seed or 0, f"crops {epoch}")),
-            batch_size=self.sampler.local_batch_size,
-            sampler=self.sampler.indices(epoch)[start * self.sampler.local_batch_size :].tolist(),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_ignore_stop_signals,
-            generator=torch.Generator(),  # the loader's own draw must not advance the global stream
-        )
-        for images, labels in _until_closed(loader):
+        """The batches of `epoch` from batch `start` on; earlier ones are not decoded.
+
+        Raises:
+            RuntimeError: a later call has begun; the worker processes read one epoch at a time.
+        """
+        self._calls += 1
+        call = self._calls
+        self._order.seed = derived_seed(self.sampler.seed or 0, f"crops {epoch}")
+        self._order.indices = self.sampler.indices(epoch)[start * self.sampler.local_batch_size :]
+        for images, labels in self._decoded():
             yield (
                 self._normalize(images.to(self.device, non_blocking=True)),
                 labels.to(self.device, non_blocking=True),
             )
+            if call != self._calls:
+                raise RuntimeError(
+                    "another pass over this FolderLoader has begun: finish one before the next"
+                )
 
+    def _decoded(self) -> Iterator[Any]:
+        try:
+            with explain_killed_workers():
+                batches = iter(self._loader)
+                if self.workers:
+                    _STARTED.add(batches)
+                yield from batches
+        except Exception as error:
+            self._end_workers()
+            if not isinstance(error, DataError):
+                raise
+            last = str(error).strip().splitlines()[-1]  # from a worker, its text is the worker's traceback
+            raise DataError(last.partition("DataError: ")[2] or str(error)) from None
 
-def _until_closed(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
-    """The loader's batches; its workers end with the iteration, at the latest with the process."""
-    batches = iter(loader)
-    end_workers = getattr(batches, "_shutdown_workers", lambda: None)
-    atexit.register(end_workers)  # Python ends them with SIGTERM, which they ignore
-    try:
-        with explain_killed_workers():
-            yield from batches
-    except DataError as error:  # from a worker, its text is the worker's traceback
-        raise DataError(
-            str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)
-        ) from None
-    finally:
-        end_workers()
-        atexit.unregister(end_workers)
+    def _end_workers(self) -> None:
+        batches, self._loader._iterator = self._loader._iterator, None
+        if batches is not None and self.workers:
+            batches._shutdown_workers()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -98,6 +101,53 @@ def test_crops_of_a_folder_depend_only_on_seed_epoch_and_image(tree: Path) -> No
     assert min(map(len, variants)) >= 5
     for one, other in combinations(variants, 2):  # small images can have the same fallback crop
         assert len(one & other) <= 2
+
+
+def children() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_workers_start_once_and_end_with_the_loaders(tree: Path) -> None:
+    before = children()
+    loaders, alone = folder(tree, workers=2), folder(tree)
+    list(loaders.train.batches(0))
+    workers = children() - before
+    assert len(workers) == 2
+    left = loaders.train.batches(1)
+    next(left)
+    left.close()  # an epoch that is not read to its end changes nothing in the next
+    for epoch in (1, 2):
+        assert_equal(list(loaders.train.batches(epoch)), list(alone.train.batches(epoch)))
+    assert children() - before == workers
+    list(loaders.test.batches(0))
+    assert len(children() - before) == 4
+    del loaders, left
+    assert children() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_passes_at_the_same_time_are_refused(workers: int, tree: Path) -> None:
+    loaders = folder(tree, workers=workers)
+    first, second = loaders.train.batches(0), loaders.train.batches(1)
+    next(first)
+    batch = next(second)
+    with pytest.raises(RuntimeError, match="another pass over this FolderLoader has begun"):
+        next(first)
+    assert_equal([batch, *second], list(folder(tree).train.batches(1)))
+
+
+def test_a_process_ends_in_mid_epoch(tree: Path) -> None:
+    """The workers ignore SIGTERM, with which multiprocessing would end them, and wait for them."""
+    script = (
+        "import sys, torch; from ham.data import ImageNetFolder\n"
+        "data = ImageNetFolder(root=sys.argv[1], workers=2, num_classes=3, image_size=16)\n"
+        "loaders = data.load(batch_size=4, seed=0, device=torch.device('cpu'))\n"
+        "batches = loaders.train.batches(0)\n"
+        "print(len(next(batches)[1]), len(next(loaders.test.batches(0))[1]))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tree)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4 4\n", "")
 
 
 def write_tree(root: Path, change: str) -> None:
