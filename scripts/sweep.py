@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ham.command_line import run_command_line
-from ham.files import ROOT
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
-from ham.sweep.commands import Options, run_command
+from ham.sweep.commands import RUNS, Options, run_command
 from ham.sweep.manifests import SweepError
 from ham.sweep.selection import Selection
 
@@ -65,7 +64,7 @@ def parser() -> Parser:
     add("--seeds", type=int, nargs="+", help="instead of the paper's")
     add("--demo", default="", choices=[name for name in lock() if name], help="scaled down")
     add = result.add_argument_group("launch").add_argument
-    add("--runs", type=Path, default=ROOT / "runs", help="where run directories go")
+    add("--runs", type=Path, default=RUNS, help="where run directories go")
     add("--again", action="store_true", help="also runs that have a committed record")
     add("--allow-dirty", action="store_true", help="launch uncommitted code, and count its runs as done")
     add("--brief", action="store_true", help="with --dry-run and --status: counts only")

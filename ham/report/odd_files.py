@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,18 @@ def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Pa
 
 
 def check_results(folder: Path) -> None:
-    """Raise PlanError, with the cure, unless the folder of `--results` can hold the folders of records."""
+    """Raise PlanError, with the cure, unless the folder of `--results` can hold the folders of records.
+
+    That it holds none is a line on stderr: every cell will be empty.
+    """
     check_folder("--results", folder)
-    if any((folder / name).is_dir() for name in FOLDERS):
+    if any((folder / name).is_dir() for name in (*FOLDERS, "theory")):
         return
     if any(any(folder.glob(f"{pattern}seed*.json")) for pattern in ("", "*/", "*/*/")):
         raise PlanError(f"--results {printable(folder)} holds records itself: give the folder above it")
     if (folder / "results").is_dir():
         raise PlanError(f"--results {printable(folder)} has no records: give {printable(folder / 'results')}")
+    print(f"--results {printable(folder)} has no records yet: scripts/collect.py adds them", file=sys.stderr)
 
 
 def check_folder(option: str, folder: Path) -> None:

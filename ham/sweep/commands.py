@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ham.files import one_line
+from ham.files import ROOT, one_line
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
@@ -24,6 +24,9 @@ from .resources import resources
 from .selection import Selection
 from .slurm import read_queue, submit, sweep_lock
 from .status import RunStatus, Status, Sweeps, open_runs
+
+RUNS = ROOT / "runs"
+"""Where run directories go; it exists once a run was launched."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
             print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
     if options.mode == "local":
         return _local_stages(selection, sweeps, options)
+    if options.runs != RUNS and not options.runs.exists():
+        print(f"sweep.py: --runs {options.runs} does not exist: only records count", file=sys.stderr)
     states = sweeps.survey(runs)
     if options.html is not None and write_page is not None:
         write_page(options.html, sweeps, chosen, states)

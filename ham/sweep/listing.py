@@ -33,8 +33,10 @@ def print_overview(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunSt
     """Print the runs of each table by status."""
     for name, runs in chosen.items():
         cells, seeds = len({run.spec for run in runs}), len({run.seed for run in runs})
-        plural = "s" if seeds > 1 else ""
-        print(f"{name:<20} {cells:>3} cells x {seeds} seed{plural}: {counted(states[run] for run in runs)}")
+        size = f"x {seeds} seed{'s' if seeds > 1 else ''}"
+        if cells * seeds != len(runs):  # cells differ in their number of seeds
+            size = f"with {pluralize(len(runs))}"
+        print(f"{name:<20} {cells:>3} cells {size}: {counted(states[run] for run in runs)}")
     if sources := mask_sources(chosen, states):
         print(f"{MASKS:<20} {len(sources):>3} more runs: {counted(states[run] for run in sources)}")
 

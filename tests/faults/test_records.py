@@ -484,6 +484,10 @@ def test_a_wrong_folder_of_results_is_one_line_with_the_cure(
     for folder, cure in cures.items():
         status, lines, _ = call(command, *chosen, "--results", folder)
         assert (status, len(lines)) == (2, 1) and lines[0].endswith(cure), folder
+    (tmp_path / "empty").mkdir()
+    assert call(command, *chosen, "--results", "empty")[1][0].endswith(
+        "--results empty has no records yet: scripts/collect.py adds them"
+    )
     if command != "index":
         status, lines, _ = call(command, *chosen, "--results", "results", "--to", "file")
         assert (status, len(lines)) == (2, 1) and lines[0].endswith("it is a file: give a folder")

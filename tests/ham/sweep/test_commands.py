@@ -183,6 +183,19 @@ def test_experiments_have_the_seeds_of_the_paper(sweep: Sweep) -> None:
     }
 
 
+def test_cells_with_other_numbers_of_seeds_are_counted_in_runs(sweep: Sweep) -> None:
+    _, out, _ = sweep("--exp node/cora_gcn node/squirrel_gcn", "--brief")
+    assert "2 cells with 15 runs: 15 not launched" in out
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--status"])
+def test_a_folder_of_runs_that_does_not_exist_is_said(mode: str, sweep: Sweep, tmp_path: Path) -> None:
+    line = f"sweep.py: --runs {tmp_path / 'runs'} does not exist: only records count\n"
+    assert line in sweep("--table=12", mode)[2]
+    (tmp_path / "runs").mkdir()
+    assert line not in sweep("--table=12", mode)[2]
+
+
 def test_a_search_is_that_of_the_paper(sweep: Sweep, tmp_path: Path) -> None:
     selection = Selection(grids=["node/amazon_photo_gcn"], seeds=(0,))
     grid = selection.runs(Sweeps(tmp_path / "runs"))["node/amazon_photo_gcn (search)"]
