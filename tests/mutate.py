@@ -3,7 +3,8 @@
 A mutant is one changed expression or statement. The tests that import its module run on a copy of the tree
 that holds it; a mutant whose tests all pass survives, and a test is missing or the mutant is equivalent.
 A test that fails with a mutant runs again without it: if it fails there too, it is left out.
-With --contexts, of a run of pytest --cov --cov-context=test, the tests that execute the line run first.
+With --contexts, of a run of pytest --cov --cov-context=test, the tests that execute the line run first,
+and with --times, of its --junitxml, the quickest of them.
 tests/equivalent_mutants.yaml lists those that change nothing that matters, with the reason.
 Results are kept in .mutants.jsonl: the same command resumes. Exit status: 1 when too few mutants are killed.
 """
@@ -220,7 +221,9 @@ def run_all(root: Path, sample: list[Mutant], options: argparse.Namespace) -> di
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees = Trees(root, Path(folder), options.jobs if remaining else 0)
-        judge = Judge(trees, options.timeout, options.contexts and CoveringTests(options.contexts))
+        judge = Judge(
+            trees, options.timeout, options.contexts and CoveringTests(options.contexts, options.times)
+        )
         started = {pool.submit(judge.status, mutant, tests[mutant.file]): mutant for mutant in remaining}
         for number, done in enumerate(as_completed(started), start=1):
             mutant, status = started[done], done.result()
@@ -250,6 +253,7 @@ def main(argv: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--files", type=int, default=None, help="run the closest test files only, this many")
     parser.add_argument("--at-least", type=float, default=95.0, help="percent of mutants to kill")
     parser.add_argument("--contexts", type=Path, help="coverage data that name the tests of each line")
+    parser.add_argument("--times", type=Path, help="what --junitxml wrote in that run")
     parser.add_argument("--results", default=".mutants.jsonl")
     options = parser.parse_args(argv)
     try:

@@ -198,7 +198,11 @@ def test_tests_that_execute_the_line_run_first(repository: Path, monkeypatch: py
     covering, related = CoveringTests(data), related_tests(repository, "pruning/clipping.py")
     assert [covering.of(mutant, related) for mutant in mutants] == [[clipped]] * 4
     assert covering.of(mutants_of("pruning/alone.py", "LIMIT = 3\n")[0], related) == []
-    assert CoveringTests(data, most=0).of(mutants[0], related) == []
+    times = repository / "times.xml"
+    case = '<testcase classname="tests.pruning.test_clipping" name="test_clipped" time="7"/>'
+    times.write_text(f"<testsuites>{case}</testsuites>")
+    assert CoveringTests(data, times, seconds=7).of(mutants[0], related) == [clipped]
+    assert CoveringTests(data, times, seconds=6).of(mutants[0], related) == []
 
     ran: list[list[str]] = []
 
