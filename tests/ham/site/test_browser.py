@@ -61,8 +61,10 @@ def pages(site: Path) -> list[Path]:
     return result
 
 
-def test_pages_load_without_errors_network_and_shifts(browser: Any, pages: list[Path]) -> None:
-    """In a narrow window."""
+def test_pages_load_without_errors_network_and_shifts_and_everything_has_a_name(
+    browser: Any, pages: list[Path]
+) -> None:
+    """In a narrow window; names are those of everything that is operated or looked at."""
     complaints = {}
     for path in pages:
         with opened(browser, path, width=360, height=740) as own:
@@ -70,55 +72,43 @@ def test_pages_load_without_errors_network_and_shifts(browser: Any, pages: list[
             shifted = own.page.evaluate("window.shifted")
             found = [*own.problems, *[f"scrolls to {wide} px"] * (wide > 360)]
             found += [f"shifts by {shifted:.3f}"] * (shifted >= 0.1)
+            found += [f"has no name: {element}" for element in nameless(own.page)]
+            assert own.page.evaluate("document.documentElement.lang") == "en"
+            assert own.page.title().strip() and own.page.locator("h1").count() == 1
         if found:
             complaints[path.name] = found
     assert not complaints
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_page_scrolls_sideways_or_shifts_in_a_wide_window(
+def test_wide_pages_do_not_scroll_sideways_or_shift_and_have_contrast_and_described_charts(
     browser: Any, pages: list[Path], theme: str
 ) -> None:
+    charts = 0
     for path in pages:
         with opened(browser, path, width=1600, height=1000, theme=theme) as own:
             assert own.page.evaluate("document.documentElement.scrollWidth") <= 1600, path.name
             assert own.page.evaluate("window.shifted") < 0.1, path.name
             assert not own.problems, path.name
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_has_contrast_in_both_themes(browser: Any, pages: list[Path], theme: str) -> None:
-    for path in pages:
-        with opened(browser, path, theme=theme) as own:
-            ratios = contrasts(own.page)
             back = own.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            ratios = contrasts(own.page)
+            charts += check_charts(own.page, path.name)
         assert len(ratios) > 5 and (back == "rgb(255, 255, 255)") == (theme == "light"), path.name
         assert not [(text, ratio) for ratio, text in ratios if ratio < 4.5][:5], path.name
-
-
-def test_everything_that_is_operated_or_looked_at_has_a_name(browser: Any, pages: list[Path]) -> None:
-    for path in pages:
-        with opened(browser, path) as own:
-            assert own.page.evaluate("document.documentElement.lang") == "en"
-            assert own.page.title().strip() and own.page.locator("h1").count() == 1
-            assert nameless(own.page) == [], path.name
-
-
-def test_charts_have_a_description_and_axes_with_labels_for_screen_readers(
-    browser: Any, pages: list[Path]
-) -> None:
-    charts = 0
-    for path in pages:
-        with opened(browser, path) as own:
-            for plot in own.page.locator(".plot:has(svg)").all():
-                charts += 1
-                assert plot.get_attribute("role") == "graphics-document"
-                label, title = plot.get_attribute("aria-label"), plot.get_attribute("aria-labelledby")
-                assert label and len(label) > 20 and title is None, path.name  # which would replace the label
-                axes = plot.locator("[aria-roledescription=axis]")
-                names = axes.evaluate_all("(all) => all.map((axis) => axis.getAttribute('aria-label'))")
-                assert len(names) >= 2 and all(names), (path.name, names)
     assert charts >= len(theory.SECTIONS)
+
+
+def check_charts(page: Any, name: str) -> int:
+    """Each chart has a description and axes with labels for screen readers; returns their number."""
+    plots = page.locator(".plot:has(svg)").all()
+    for plot in plots:
+        assert plot.get_attribute("role") == "graphics-document"
+        label, title = plot.get_attribute("aria-label"), plot.get_attribute("aria-labelledby")
+        assert label and len(label) > 20 and title is None, name  # which would replace the label
+        axes = plot.locator("[aria-roledescription=axis]")
+        names = axes.evaluate_all("(all) => all.map((axis) => axis.getAttribute('aria-label'))")
+        assert len(names) >= 2 and all(names), (name, names)
+    return len(plots)
 
 
 def test_every_slider_moves_its_curve_by_keyboard_and_shows_its_value(browser: Any, site: Path) -> None:

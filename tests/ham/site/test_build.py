@@ -267,7 +267,7 @@ def test_a_thousand_records_take_less_than_20_seconds(
         metrics_path(path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     start = time.process_time()
     written, problems = build.write_site(tmp_path, tmp_path / "site")
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < (20 if sys.gettrace() is None else 60)  # coverage traces every line
     rows = parse((tmp_path / "site" / "runs.html").read_text()).all("tbody")[0].all("tr")
     assert (len(rows), problems) == (1000, []) and len(written) > 200
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_a_survey_of_every_run_is_fast(sweeps: Sweeps) -> None:
         finish(run, sweeps, dirty=True)
     begun = time.process_time()
     assert {state.kind for state in sweeps.survey(runs).values()} == {Status.DONE}
-    assert time.process_time() - begun < 4  # of 725 runs, whose records are read with all their epochs
+    limit = 4 if sys.gettrace() is None else 20  # coverage traces every line
+    assert time.process_time() - begun < limit  # of 725 runs, whose records are read with all their epochs
 
 
 def test_runs_that_train_on_this_machine_are_not_started_again(sweeps: Sweeps, sweep: Sweep) -> None:
