@@ -32,12 +32,10 @@ UPDATE, BASE, STEP = "RigL's update", "base step", "complete step"
 
 def overhead_rows(rounds: int, tiny: bool) -> list[dict[str, Any]]:
     """Time of each part and its share of a step."""
-    dense = make("resnet18", "dense", False, BATCH_SIZE, tiny=tiny)
+    make_run = partial(make, "resnet18", batch_size=4 if tiny else BATCH_SIZE, tiny=tiny)
+    dense = make_run("dense", False)
     step = interleaved({STEP: full_step(dense)}, rounds)
-    runs = {
-        part: make("resnet18", "dense" if part == "HAM" else part, part == "HAM", BATCH_SIZE, tiny=tiny)
-        for part in BUDGETS
-    }
+    runs = {part: make_run("dense" if part == "HAM" else part, part == "HAM") for part in BUDGETS}
     for run in (dense, *runs.values()):
         forward_backward(run, run.task.loaders.train.batch)  # gradients
     calls = {part: partial(_repeated, added_work(run, part)) for part, run in runs.items()}

@@ -105,6 +105,38 @@ def throughput(r: Results) -> dict[str, str]:
     }
 
 
+def loops(r: Results) -> dict[str, str]:
+    """Epochs and pipelines beside those of others."""
+    names = {"resnet18": "ResNet18", "deit_tiny": "DeiT-Tiny"}
+    epochs = [
+        (names[row["model"]], with_spread(row["seconds"]["ours"], row["spread"]["ours"], 2))
+        + tuple(f"{row[key][peer]:.2f}" for peer in ("timm", "bare") for key in ("steps_over", "over"))
+        + (f"{row['after_steps']:.2f}",)
+        for row in r["epochs"]
+    ]
+    head = ("epoch", "ours, s", "steps: timm / ours", "epoch: timm / ours")
+    head += ("steps: bare / ours", "epoch: bare / ours", "ours after the steps, s")
+    rates = [
+        (row["pipeline"], row["workers"])
+        + tuple(
+            with_spread(row["images_per_second"][name], row["spread"][name], 0)
+            for name in ("ours", row["peer"])
+        )
+        + (row["peer"], f"{row['over_peer']:.2f}")
+        for row in r["pipelines"]
+    ]
+    first = r["epochs"][0]
+    return {
+        "epochs": markdown(head, epochs),
+        "epoch_steps": str(first["steps"]),
+        "epoch_batch": str(first["batch_size"]),
+        "peers": markdown(
+            ("pipeline", "workers", "ours, images/s", "peer, images/s", "peer", "ratio"), rates
+        ),
+        "loop_threads": "one core" if r["threads"] == 1 else f"{r['threads']} cores",
+    }
+
+
 def graphs(r: Results) -> dict[str, str]:
     """The lowest and highest ratio of each architecture."""
     rows = []
@@ -191,6 +223,7 @@ def figures(results: Path = RESULTS) -> dict[str, str]:
         "optimizer": ham,
         "masks": masks,
         "throughput-cpu": throughput,
+        "loops": loops,
         "graphs": graphs,
         "molecules": molecules,
         "counts": counts,

@@ -21,23 +21,39 @@ from ham.files import ROOT
 
 
 @contextmanager
+def photo_files(quick: bool) -> Iterator[dict[str, Path]]:
+    """Name of a pipeline -> the files that it reads: the photos' folder, and the same images as beton files.
+
+    Empty with `quick` and where the photos are missing; without the beton files where FFCV is missing.
+    """
+    photos = _data_folder() / "photos"
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Path] = {}
+        if photos.is_dir() and not quick:
+            files["image folder"] = photos
+            script = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
+            if subprocess.run([*script, "--to", folder], capture_output=True).returncode == 0:
+                files["FFCV"] = Path(folder)
+        yield files
+
+
+@contextmanager
 def data_sets(quick: bool) -> Iterator[dict[str, tuple[Data, int]]]:
     """Name -> data set and batch size, of the data sets that exist on this machine."""
-    data = Path(os.environ.get("HAM_DATA", ROOT.parent / "shared" / "data"))
     available: dict[str, tuple[Data, int]] = {"digits": (Digits(), 64)}
-    with tempfile.TemporaryDirectory() as folder:
-        if (data / "cifar-100-python").is_dir():
-            available["CIFAR-100"] = (Cifar100(root=str(data / "cifar-100-python")), 512)
-        photos = data / "photos"
-        if photos.is_dir() and not quick:
-            cores = os.cpu_count() or 1
-            shape = dict(num_classes=5, workers=cores)
-            available["image folder, 224 px"] = (ImageNetFolder(root=str(photos), **shape), 48)
-            script = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
-            done = subprocess.run([*script, "--to", folder], capture_output=True)
-            if done.returncode == 0:
-                available["FFCV, 224 px"] = (ImageNetFFCV(root=folder, **shape), 48)
+    cifar = _data_folder() / "cifar-100-python"
+    if cifar.is_dir():
+        available["CIFAR-100"] = (Cifar100(root=str(cifar)), 512)
+    with photo_files(quick) as files:
+        for name, root in files.items():
+            kind = ImageNetFFCV if name == "FFCV" else ImageNetFolder
+            data = kind(root=str(root), num_classes=5, workers=os.cpu_count() or 1)
+            available[f"{name}, 224 px"] = (data, 48)
         yield available
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("HAM_DATA", ROOT.parent / "shared" / "data"))
 
 
 def pipeline_rows(rounds: int, quick: bool) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -85,7 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--quick", action="store_true", help="smoke test: a tiny ResNet18 and two rounds")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     models, rounds = (["resnet18"], 2) if args.quick else (args.models, args.rounds)
     steps = []
     for model in models:
