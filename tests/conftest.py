@@ -62,6 +62,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let it end them, which some libraries ask for."""
+    gc.unfreeze()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command line ended."""
