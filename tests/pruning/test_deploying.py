@@ -1,12 +1,14 @@
-"""Graphs of sparse models: torch.export and ONNX of plain and parametrized ones compute the same outputs."""
+"""Sparse models after training: torch.export and ONNX compute the same outputs; copies and their zeros."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning import STR, Product, RandomPruning, Sparsifier
+from pruning import STR, Dense, Product, RandomPruning, RigL, Sparsifier
 from pruning.export import plain_state_dict, remove_parametrizations_
 
 
@@ -55,3 +57,22 @@ def test_onnx_of_a_parametrized_model_computes_the_plain_weights(kind):
         [found] = [value for value in stored if value.shape == mask.shape]
         torch.testing.assert_close(found, state[name])
         assert torch.equal(found != 0, mask)
+
+
+def test_a_copy_keeps_its_zeros_with_a_sparsifier_of_its_own() -> None:
+    """And without one loses them, as docs/deploying.md says."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+    sparsifier = RigL(sparsity=0.9, interval=5)
+    sparsifier.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), total_epochs=1, steps_per_epoch=30)
+    kept = sparsifier.kept()["0.weight"]
+    for is_attached in (True, False):
+        copied = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.1)
+        if is_attached:
+            Dense().attach(copied, optimizer, total_epochs=1, masks=sparsifier.kept())
+        for _ in range(3):
+            loss = torch.nn.functional.cross_entropy(copied(torch.randn(32, 8)), torch.randint(2, (32,)))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert bool((copied[0].weight[~kept] == 0).all()) == is_attached
