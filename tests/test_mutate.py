@@ -14,6 +14,8 @@ import yaml
 from covering import CoveringTests
 from mutants import mutants_of, related_tests
 
+from ham.files import ROOT
+
 MODULE = """\
 def clipped(value, bound):
     \"\"\"At most `bound`.\"\"\"
@@ -215,3 +217,11 @@ def test_tests_that_execute_the_line_run_first(repository: Path, monkeypatch: py
     monkeypatch.setattr(mutate, "run_pytest", run)
     assert mutate.main(["pruning/clipping.py", "--contexts", str(data)], repository) == 1
     assert ran == [[clipped], related] * 4  # a survivor, and one whose test is not found: all related files
+
+
+def test_the_listed_mutants_exist_and_have_reasons() -> None:
+    listed = yaml.safe_load((ROOT / "tests" / "equivalent_mutants.yaml").read_text())
+    mutants = [
+        m for file in {entry["file"] for entry in listed} for m in mutants_of(file, (ROOT / file).read_text())
+    ]
+    assert len(mutants) - len(mutate.without_equivalent(mutants, listed)) >= len(listed)
