@@ -211,7 +211,8 @@ def test_the_ports_of_steps_jobs_and_restarts_differ() -> None:
 def test_outside_of_slurm_a_port_must_be_given(port: str | None) -> None:
     with pytest.raises(StartError, match=r"MASTER_PORT.* start all ranks with torchrun or srun"):
         endpoint_of({} if port is None else {"MASTER_PORT": port})
-    assert endpoint_of({"MASTER_PORT": "29500"}) == Endpoint("127.0.0.1", (29500,))
+    for good in (1, 29500, 65535):
+        assert endpoint_of({"MASTER_PORT": str(good)}) == Endpoint("127.0.0.1", (good,))
 
 
 def test_two_steps_with_the_same_first_port_both_start() -> None:
