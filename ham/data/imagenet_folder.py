@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing.util  # noqa: F401 - registers its exit function, see _end_all_workers
+import os
 import signal
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,24 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-_STARTED: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators that have worker processes
+_STARTED: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""Iterators that have worker processes -> the process that started these."""
 
 
-@atexit.register  # after multiprocessing has registered its own, so before it: that sends SIGTERM and waits
+def _end_at_exit(batches: Any) -> None:
+    """Let this process end the workers of an iterator before multiprocessing waits for them.
+
+    Its SIGTERM, which they ignore, would not end them.
+    """
+    if os.getpid() not in _STARTED.values():  # a copy of a process does not inherit the finalizers
+        Finalize(None, _end_all_workers, exitpriority=20)  # before the queues close, at 10
+    _STARTED[batches] = os.getpid()
+
+
 def _end_all_workers() -> None:
-    for batches in list(_STARTED):
-        batches._shutdown_workers()
+    for batches, process in list(_STARTED.items()):
+        if process == os.getpid():
+            batches._shutdown_workers()
 
 
 class FolderLoader:
@@ -191,7 +202,7 @@ class FolderLoader:
             with explain_killed_workers():
                 batches = iter(self._loader)
                 if self.workers:
-                    _STARTED.add(batches)
+                    _end_at_exit(batches)
                 yield from batches
         except Exception as error:
             self._end_workers()

@@ -136,18 +136,30 @@ def test_two_passes_at_the_same_time_are_refused(workers: int, tree: Path) -> No
     assert_equal([batch, *second], list(folder(tree).train.batches(1)))
 
 
-def test_a_process_ends_in_mid_epoch(tree: Path) -> None:
+LOADS = """
+import multiprocessing, sys, torch
+from ham.data import ImageNetFolder
+
+def work(status):
+    global loaders, batches  # that nothing deletes before the process ends
+    data = ImageNetFolder(root=sys.argv[1], workers=2, num_classes=3, image_size=16)
+    loaders = data.load(batch_size=4, seed=0, device=torch.device("cpu"))
+    batches = loaders.train.batches(0)
+    print(len(next(batches)[1]), len(list(loaders.test.batches(0))), flush=True)
+    sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("place", ["the process itself", "a child"])
+def test_a_process_ends_in_mid_epoch(place: str, tree: Path) -> None:
     """The workers ignore SIGTERM, with which multiprocessing would end them, and wait for them."""
-    script = (
-        "import sys, torch; from ham.data import ImageNetFolder\n"
-        "data = ImageNetFolder(root=sys.argv[1], workers=2, num_classes=3, image_size=16)\n"
-        "loaders = data.load(batch_size=4, seed=0, device=torch.device('cpu'))\n"
-        "batches = loaders.train.batches(0)\n"
-        "print(len(next(batches)[1]), len(next(loaders.test.batches(0))[1]))"
-    )
+    child = "child = multiprocessing.get_context('fork').Process(target=work, args=(3,)); child.start(); "
+    child += "child.join(90); print(child.exitcode, flush=True); child.kill()"
+    script = LOADS + ("work(3)" if place == "the process itself" else child)
     command = [sys.executable, "-W", "ignore", "-c", script, str(tree)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "4 4\n", "")
+    expected = (3, "4 3\n") if place == "the process itself" else (0, "4 3\n3\n")
+    assert (done.returncode, done.stdout, done.stderr) == (*expected, "")
 
 
 def write_tree(root: Path, change: str) -> None:
