@@ -29,7 +29,8 @@ class CoveringTests:
     def of(self, mutant: Mutant, related: list[str]) -> list[str]:
         """Tests that execute the mutant's line, the quickest first, then by the order of `related` files.
 
-        None if the line runs at import. Of a statement of several lines, coverage may know only the first.
+        Empty if the line runs at import alone, or if its quickest test takes longer than `seconds`. Of a
+        statement of several lines coverage may know only the first, so the nearest line above counts.
         """
         lines = self._of_file(mutant.file)
         line = max((n for n in lines if n <= mutant.line), default=0)

@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_timeout"}  # a faster start
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not slurm")
 KILLED, SURVIVED, UNDECIDED = "killed", "survived", "undecided"
+REFUSED = "refused"  # pytest could not start: a test is not found, or a conftest.py cannot be imported
 LIMIT_S = 3600.0  # of all tests of one mutant; one test ends earlier, by --timeout
 
 
@@ -43,7 +45,7 @@ class UsageError(Exception):
 
 
 class CannotRunError(UsageError):
-    """None of the tests can run: they fail without a mutant, or the mutant changes their names."""
+    """None of the tests can run without a mutant."""
 
 
 class Trees:
@@ -88,17 +90,16 @@ def run_pytest(tree: Path, arguments: list[str], limit: float = LIMIT_S) -> tupl
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that the tests started
             process.communicate()
-    if process.returncode == 4:
-        kind = CannotRunError if "ERROR: not found" in output else UsageError
-        raise kind(f"pytest refused its options: {output.strip().splitlines()[-1]}")
-    # 5: no test was collected
-    return (SURVIVED if process.returncode in (0, 5) else KILLED), failing(output)
+    statuses = {0: SURVIVED, 5: SURVIVED, 4: REFUSED}  # 5: no test was collected
+    return statuses.get(process.returncode, KILLED), failing(output)
 
 
 def failing(output: str) -> list[str]:
     """The tests that failed, and the test files that could not be imported, from pytest's summary."""
-    lines = [line.partition(" - ")[0].partition(" ") for line in output.splitlines()]
-    return [name for word, _, name in lines if word in ("FAILED", "ERROR") and ".py" in name]
+    summary = output.rpartition("short test summary info")[2]
+    return re.findall(
+        r"^(?:FAILED|ERROR) (\S+?\.py(?:::[^\[\n]*?(?:\[.*?\])?)?)(?: - .*)?$", summary, re.MULTILINE
+    )
 
 
 class Judge:
@@ -107,7 +108,7 @@ class Judge:
     Args:
         trees: The copies.
         timeout: Seconds of one test; a mutant that makes a test endless is killed by it.
-        covering: Knows the tests of a line.
+        covering: Finds the tests that execute a line; None: all related tests run.
     """
 
     def __init__(self, trees: Trees, timeout: float, covering: CoveringTests | None = None) -> None:
@@ -120,7 +121,7 @@ class Judge:
         """How the tests of a mutant end: those that execute its line, then all of the related files.
 
         Raises:
-            UsageError: none of its test files can be imported.
+            CannotRunError: none of the related files can be imported, or pytest cannot start.
         """
         try:
             covering = self.covering.of(mutant, related) if self.covering else []
@@ -137,16 +138,20 @@ class Judge:
                 raise CannotRunError(
                     f"no test of {mutant.file} can run without a mutant: pytest {' '.join(tests)}"
                 )
-            left_out = [f"--deselect={name}" for name in sorted(self.broken - {*tests})]
-            status, failed = self.trees.run([*self._options, *left_out, *files], mutant)
-            unknown = [name for name in failed if name not in self._sound]
-            if status != KILLED or not unknown:
+            arguments = [*(f"--deselect={name}" for name in sorted(self.broken - {*tests})), *files]
+            status, failed = self.trees.run([*self._options, *arguments], mutant)
+            unknown = {*failed} - self._sound
+            if status in (SURVIVED, UNDECIDED) or (failed and not unknown):
                 return status
-            always = {*self.trees.run([*self._options[1:], *unknown])[1]}
-            self._sound |= {*unknown} - always
-            self.broken |= always
-            if not always:
-                return KILLED
+            again, always = self.trees.run([*self._options[1:], *(sorted(unknown) or arguments)])
+            if status == again == REFUSED:
+                raise CannotRunError(f"pytest cannot start without a mutant: pytest {' '.join(files)}")
+            self._sound |= unknown - {*always}
+            if status == REFUSED or again in (SURVIVED, REFUSED) or unknown - {*always}:
+                return KILLED  # a test that is not found without the mutant is one that it made
+            if not {*always} - self.broken:
+                return UNDECIDED  # pytest ends without a mutant too, and names no test
+            self.broken |= {*always}
 
 
 class Results:
@@ -168,6 +173,15 @@ class Results:
         line = {"key": mutant.key, "file": mutant.file, "line": mutant.line, "status": status, "tests": tests}
         with self.path.open("a") as file:
             file.write(json.dumps(line | {"before": mutant.before, "after": mutant.after}) + "\n")
+
+
+def check_contexts(contexts: Path | None, times: Path | None) -> None:
+    """Raise UsageError unless --contexts and --times name files."""
+    for option, file in (("--contexts", contexts), ("--times", times)):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{option} {file} is not a file: see CONTRIBUTING.md")
+    if times is not None and contexts is None:
+        raise UsageError("--times needs --contexts")
 
 
 def targets(root: Path, paths: Iterable[str], base: str) -> list[str]:
@@ -226,13 +240,17 @@ def run_all(root: Path, sample: list[Mutant], options: argparse.Namespace) -> di
             trees, options.timeout, options.contexts and CoveringTests(options.contexts, options.times)
         )
         started = {pool.submit(judge.status, mutant, tests[mutant.file]): mutant for mutant in remaining}
-        for number, done in enumerate(as_completed(started), start=1):
-            mutant, status = started[done], done.result()
-            results.add(mutant, status, digests[mutant.file])
-            found[mutant] = status
-            left = (time.monotonic() - start) / number * (len(remaining) - number)
-            place = f"{mutant.file}:{mutant.line}"
-            print(f"{number}/{len(remaining)}  {status:<10}{place}  {left / 60:.0f} min left", flush=True)
+        try:
+            for number, done in enumerate(as_completed(started), start=1):
+                mutant, status = started[done], done.result()
+                results.add(mutant, status, digests[mutant.file])
+                found[mutant] = status
+                left = (time.monotonic() - start) / number * (len(remaining) - number)
+                place = f"{mutant.file}:{mutant.line}"
+                print(f"{number}/{len(remaining)}  {status:<10}{place}  {left / 60:.0f} min left", flush=True)
+        except UsageError:
+            pool.shutdown(cancel_futures=True)
+            raise
     if judge.broken:
         print(f"left out, because they fail without a mutant: {', '.join(sorted(judge.broken))}", flush=True)
     return found
@@ -258,6 +276,7 @@ def main(argv: list[str], root: Path = ROOT) -> int:
     parser.add_argument("--results", default=".mutants.jsonl")
     options = parser.parse_args(argv)
     try:
+        check_contexts(options.contexts, options.times)
         names = targets(root, options.paths, options.base)
         every = [mutant for name in names for mutant in mutants_of(name, (root / name).read_text())]
         listed = root / "tests" / "equivalent_mutants.yaml"

@@ -183,9 +183,60 @@ def test_what_is_undecided_is_not_counted_as_killed(
     assert "4 mutants, 0 of them finished earlier" in capsys.readouterr().out
 
 
-def test_options_that_pytest_refuses_end_it(repository: Path) -> None:
-    with pytest.raises(mutate.UsageError, match="pytest refused its options"):
-        mutate.run_pytest(repository, ["--no-such-option"])
+def test_a_test_that_the_mutant_made_kills_it(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "pruning" / "alone.py").write_text("LIMIT = 3\n")
+    (repository / "tests" / "pruning" / "test_alone.py").write_text(
+        "import pytest\nfrom pruning.alone import LIMIT\n\n\n"
+        "@pytest.mark.parametrize('x', range(LIMIT))\ndef test_small(x):\n    assert x < 3\n"
+    )
+    status = mutate.main(["pruning/alone.py"], repository)
+    out = capsys.readouterr().out
+    assert "LIMIT = (2)" not in out or status == 1
+    assert "survived: pruning/alone.py:1\n  - LIMIT = 3\n  + LIMIT = (4)" not in out
+
+
+def test_a_conftest_that_the_mutant_breaks_kills_it(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "pruning" / "used.py").write_text("def number():\n    return 1\n")
+    (repository / "tests" / "conftest.py").write_text(
+        "from pruning.used import number\n\nassert number() == 1\n"
+    )
+    (repository / "tests" / "pruning" / "test_used.py").write_text(
+        "import pruning.used\n\n\ndef test_nothing():\n    pass\n"
+    )
+    assert mutate.main(["pruning/used.py"], repository) == 0
+    assert "2 of 2 mutants killed" in capsys.readouterr().out
+
+
+def test_a_crash_that_also_happens_without_the_mutant_decides_nothing(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "tests" / "pruning" / "test_used.py").write_text(
+        "import os\n\nimport pruning.used\n\n\ndef test_crash():\n    os._exit(3)\n"
+    )
+    (repository / "pruning" / "used.py").write_text("def number():\n    return 1\n")
+    assert mutate.main(["pruning/used.py"], repository) == 1
+    assert "undecided: pruning/used.py:2" in capsys.readouterr().out
+
+
+def test_a_line_of_a_log_is_no_test() -> None:
+    log = "ERROR    ham:test_m.py:4 boom\n"
+    summary = "=== short test summary info ===\nFAILED tests/test_a.py::test_b[x - y] - assert 1 == 2\n"
+    summary += "ERROR tests/test_c.py\n"
+    assert mutate.failing(log + summary) == ["tests/test_a.py::test_b[x - y]", "tests/test_c.py"]
+    assert mutate.failing(log) == []
+
+
+def test_missing_files_of_contexts_and_times_are_one_line(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, complaint in (
+        (["--contexts", "none"], "--contexts none is not a file"),
+        (["--times", str(repository / "pruning" / "used.py")], "--times needs --contexts"),
+    ):
+        assert mutate.main(["pruning", *argv], repository) == 2
+        assert complaint in capsys.readouterr().err
 
 
 def test_tests_that_execute_the_line_run_first(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,13 +261,11 @@ def test_tests_that_execute_the_line_run_first(repository: Path, monkeypatch: py
 
     def run(tree: Path, arguments: list[str]) -> tuple[str, list[str]]:
         ran.append([argument for argument in arguments if argument.startswith("tests")])
-        if clipped in arguments and len(ran) == 1:
-            raise mutate.CannotRunError("not found")
         return mutate.SURVIVED, []
 
     monkeypatch.setattr(mutate, "run_pytest", run)
     assert mutate.main(["pruning/clipping.py", "--contexts", str(data)], repository) == 1
-    assert ran == [[clipped], related] * 4  # a survivor, and one whose test is not found: all related files
+    assert ran == [[clipped], related] * 4  # all related files of a survivor
 
 
 def test_the_listed_mutants_exist_and_have_reasons() -> None:
