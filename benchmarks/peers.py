@@ -1,4 +1,4 @@
-"""What others' code does with the same model and files: a loop of timm's parts, a bare one, and loaders."""
+"""Training loops and data loaders of other packages, for comparison."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def timm_epoch(run: Run, folder: Path) -> float:
 
 
 def bare_epoch(run: Run, folder: Path) -> float:
-    """The least: steps, correctly classified images, a checkpoint; returns when the steps ended."""
+    """A minimal loop: steps, correctly classified images, a checkpoint; returns when the steps ended."""
     model, optimizer = run.model, run.optimizer
     model.train()
     for images, labels in run.task.loaders.train.batches(0):
@@ -73,14 +73,14 @@ def timm_loader(files: Path, batch_size: int, workers: int) -> Iterable[Batch]:
     from timm.data import create_dataset, create_loader
 
     dataset = create_dataset("", root=str(files), split="train")
-    options: dict[str, Any] = dict(is_training=True, use_prefetcher=False, num_workers=workers)
+    options: dict[str, Any] = dict(is_training=True, num_workers=workers, device=torch.device("cpu"))
     options |= dict(no_aug=False, hflip=0.5, color_jitter=None, interpolation="bilinear")
     options |= dict(persistent_workers=True, pin_memory=False)
     return create_loader(dataset, input_size=(3, SIZE, SIZE), batch_size=batch_size, **options)
 
 
 def ffcv_loader(files: Path, batch_size: int, workers: int) -> Iterable[Batch]:
-    """FFCV's own loader with the pipeline of its ImageNet example, and normalized float32 images."""
+    """FFCV's loader: random crops and flips, normalized to float32 on the CPU, in channels_last layout."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -88,7 +88,7 @@ def ffcv_loader(files: Path, batch_size: int, workers: int) -> Iterable[Batch]:
 
     mean, std = (255 * np.asarray(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     images = [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip()]
-    images += [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage(channels_last=False)]
+    images += [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()]
     return Loader(
         str(files / ImageNetFFCV.train),
         batch_size=batch_size,

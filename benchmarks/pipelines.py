@@ -32,8 +32,13 @@ def photo_files(quick: bool) -> Iterator[dict[str, Path]]:
         if photos.is_dir() and not quick:
             files["image folder"] = photos
             script = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
-            if subprocess.run([*script, "--to", folder], capture_output=True).returncode == 0:
+            done = subprocess.run([*script, "--to", folder], capture_output=True, text=True)
+            if done.returncode == 0:
                 files["FFCV"] = Path(folder)
+            else:
+                print(f"FFCV is skipped: {(done.stderr.splitlines() or ['?'])[-1]}", file=sys.stderr)
+        elif not quick:
+            print(f"image folder and FFCV are skipped: there is no {photos}", file=sys.stderr)
         yield files
 
 

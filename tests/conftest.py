@@ -63,7 +63,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let it end them, which some libraries ask for."""
+    """Unfreeze them, so that the last collection of the interpreter runs their finalizers."""
     gc.unfreeze()
 
 
