@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_target("--results", args.results)
         if args.results.exists():
-            check_results(args.results)
+            check_results(args.results, is_read=False)
         result = collect(args.sources or [ROOT / "runs"], args.demo, args.results)
     except (UsageError, PlanError, OSError) as error:
         print(printable(f"collect.py: {error}"), file=sys.stderr)

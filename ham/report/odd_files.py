@@ -108,10 +108,11 @@ def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Pa
     return sorted(files), problems
 
 
-def check_results(folder: Path) -> None:
+def check_results(folder: Path, *, is_read: bool = True) -> None:
     """Raise PlanError, with the cure, unless the folder of `--results` can hold the folders of records.
 
-    That it holds none is a line on stderr: every cell will be empty.
+    A folder without them, of which everything that is written would be empty, is a line on stderr if the
+    command only reads it.
     """
     check_folder("--results", folder)
     if any((folder / name).is_dir() for name in (*FOLDERS, "theory")):
@@ -120,7 +121,10 @@ def check_results(folder: Path) -> None:
         raise PlanError(f"--results {printable(folder)} holds records itself: give the folder above it")
     if (folder / "results").is_dir():
         raise PlanError(f"--results {printable(folder)} has no records: give {printable(folder / 'results')}")
-    print(f"--results {printable(folder)} has no records yet: scripts/collect.py adds them", file=sys.stderr)
+    if is_read:
+        print(
+            f"--results {printable(folder)} has no records yet: scripts/collect.py adds them", file=sys.stderr
+        )
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -501,6 +501,8 @@ def test_a_wrong_folder_of_runs_is_one_line(tmp_path: Path, call: Callable) -> N
     (tmp_path / "empty").mkdir()
     status, lines, out = call("collect", tmp_path / "empty", "--results", tmp_path / "results")
     assert (status, lines) == (0, []) and f"{tmp_path / 'empty'}: no run has finished there" in out
+    (tmp_path / "no records").mkdir()
+    assert call("collect", tmp_path / "empty", "--results", tmp_path / "no records")[:2] == (0, [])
     status, lines, _ = call("collect", tmp_path / "empty", "--results", tmp_path / "file")
     assert (status, len(lines)) == (2, 1) and "it is a file: give a folder" in lines[0]
 
