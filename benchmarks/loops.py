@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -130,6 +130,12 @@ def epoch_row(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     }
 
 
+def read(batches: Iterable[Batch], images: int) -> None:
+    """Read an epoch. Raises RuntimeError if it has another number of images: rates could not be compared."""
+    if (found := sum(len(labels) for _, labels in batches)) != images:
+        raise RuntimeError(f"an epoch has {found} images, not {images}: choose a batch size that fits both")
+
+
 def pipeline_row(name: str, workers: int, files: Path, rounds: int) -> dict[str, Any]:
     """Images per second of one epoch of this repository's pipeline and of its peer's."""
     shape = dict(num_classes=5, workers=workers)
@@ -137,14 +143,15 @@ def pipeline_row(name: str, workers: int, files: Path, rounds: int) -> dict[str,
     batch_size, epochs = 32, iter(range(1000))
     ours = data.load(batch_size=batch_size, seed=0, device=CPU).train
     peer = (ffcv_loader if name == "FFCV" else timm_loader)(files, batch_size, workers)
+    images = batch_size * len(ours)
     times = interleaved(
         {
-            "ours": lambda: [len(labels) for _, labels in ours.batches(next(epochs))],
-            PEERS[name]: lambda: [len(labels) for _, labels in peer],
+            "ours": lambda: read(ours.batches(next(epochs)), images),
+            PEERS[name]: lambda: read(peer, images),
         },
         rounds,
     )
-    images, middle = batch_size * len(ours), medians(times)
+    middle = medians(times)
     return {
         "pipeline": name,
         "workers": workers,

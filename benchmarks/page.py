@@ -130,6 +130,7 @@ def loops(r: Results) -> dict[str, str]:
         "epochs": markdown(head, epochs),
         "epoch_steps": str(first["steps"]),
         "epoch_batch": str(first["batch_size"]),
+        "peer_images": str(r["pipelines"][0]["images"]) if rates else NOT_MEASURED,
         "peers": markdown(
             ("pipeline", "workers", "ours, images/s", "peer, images/s", "peer", "ratio"), rates
         ),

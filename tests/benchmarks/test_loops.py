@@ -46,6 +46,13 @@ def test_all_loops_take_the_same_steps(tmp_path: Path) -> None:
     torch.testing.assert_close(weights[2], weights[0], rtol=0, atol=0)
 
 
+def test_an_epoch_with_another_number_of_images_is_an_error() -> None:
+    batches = loops.random_batches(2, 4, torch.Generator()).contents
+    loops.read(batches, 8)
+    with pytest.raises(RuntimeError, match="an epoch has 8 images, not 7"):
+        loops.read(batches, 7)
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
