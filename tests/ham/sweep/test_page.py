@@ -115,6 +115,7 @@ def test_a_missing_package_is_one_line_with_the_cure(
     sweep: Sweep, no_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     stand_in(no_slurm, "squeue", "")
+    (tmp_path / "runs").mkdir(exist_ok=True)
     for name in [name for name in sys.modules if name.startswith("ham.site")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
