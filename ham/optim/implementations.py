@@ -70,11 +70,18 @@ def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None
 
 def _step_(p, g, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
     """The formula on one tensor."""
-    exponent = torch.clamp(torch.sign(p) * g * a + b, -clamp, clamp)
+    exponent = torch.clamp(_sign(p) * g * a + b, -clamp, clamp)
     _mask_(exponent, g, mask_zero_grad, found_inf)
     if clamped is not None:
         clamped.add_((exponent.abs() >= clamp).sum())
     p.mul_(torch.exp(exponent))
+
+
+def _sign(p: Tensor) -> Tensor:
+    """The sign of weights; for a compiler in operations that take half the time of `torch.sign` on a CPU."""
+    if torch.compiler.is_compiling():
+        return torch.where(p == 0, p, torch.copysign(torch.ones_like(p), p))
+    return torch.sign(p)
 
 
 def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:

@@ -32,6 +32,7 @@ _PATHS = (
     *("model.checkpoint", "model.gguf", "sparsifier.source"),
 )
 """Keys whose values are paths."""
+_REGISTERED: dict[tuple[str | None, str], type] = {}
 
 
 def load(overrides: Sequence[str]) -> Config:
@@ -81,12 +82,13 @@ def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def register() -> None:
-    """Give Hydra the schemas; `load` does it too."""
-    store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
-    for group, schemas in SCHEMAS.items():
-        for name, node in schemas.items():
-            store.store(group=group, name=f"{name}_schema", node=node)
+    """Give Hydra the schemas; `load` does it too. Those that it has are not given again, which takes time."""
+    schemas = {(None, "config"): Config}
+    schemas |= {(group, name): node for group, own in SCHEMAS.items() for name, node in own.items()}
+    for (group, name), node in schemas.items():
+        if _REGISTERED.get((group, name)) is not node:
+            ConfigStore.instance().store(group=group, name=f"{name}_schema", node=node)
+            _REGISTERED[group, name] = node
 
 
 def _typed(node: DictConfig, parsed: list[Override]) -> Config:
