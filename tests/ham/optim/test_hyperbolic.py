@@ -216,6 +216,16 @@ def test_clamp_bounds_the_exponent(implementation, clamp):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("clamp", [5.0, 80.0, 81.0, 200.0, math.inf])
+def test_zeros_stay_zero_whatever_the_clamp(implementation, clamp):
+    weight = torch.tensor([0.0, -0.0, 0.0, -0.0])
+    grad = torch.tensor([1e30, 1e30, -1e30, -1e30])
+    after = stepped(weight, grad, **PAPER, clamp=clamp, implementation=implementation)
+    assert after.tolist() == [0.0] * 4
+    assert torch.equal(after.signbit(), weight.signbit())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_alpha_and_beta_zero_change_no_bit(implementation, dtype):
     weight, grad = randn([1003], dtype), randn([1003], dtype, 1)
