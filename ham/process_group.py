@@ -8,19 +8,23 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import torch
 from torch import distributed, nn
-from torch.distributed import Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
 from ham.distributed import World, difference_over_ranks, reason, translate_collective_errors, world
 from ham.endpoint import Endpoint, endpoint_of
 from ham.rendezvous import Listener, connect
+
+_KEY = "ham rank 0"  # in torchrun's store: where rank 0 listens
 
 
 def init_distributed(identity: Identity, timeout: float) -> None:
@@ -62,25 +66,32 @@ def _meet(me: World, identity: Identity, timeout: float) -> Store:
     """The store of torch, after the ranks were compared. torchrun has one; else rank 0 creates it."""
     duration = timedelta(seconds=timeout)
     agent = _agent_store(me, duration) if "TORCHELASTIC_RUN_ID" in os.environ else None
-    if agent is not None:
-        port = 0 if me.is_main_process else int(agent.get("ham port"))
-        endpoint = Endpoint(os.environ["MASTER_ADDR"], (port,))
-    else:
-        endpoint = endpoint_of(os.environ)
 
-    def create_store(port: int) -> Store:
+    def create_store(endpoint: Endpoint, port: int) -> Store:
+        if agent is not None:  # it also holds what an earlier start of the ranks has left
+            return PrefixStore(endpoint.run, agent)
         options = dict(is_master=me.is_main_process, timeout=duration, wait_for_workers=False)
-        return agent or TCPStore(endpoint.address, port, me.size, **options)
+        return TCPStore(endpoint.address, port, me.size, **options)
 
     if not me.is_main_process:
-        return create_store(connect(endpoint, me.rank, me.size, identity, timeout))
-    listener = Listener(endpoint, me.size)
+        find = partial(endpoint_of, os.environ) if agent is None else partial(_endpoint_in, agent)
+        return create_store(*connect(find, me.rank, me.size, identity, timeout))
+    own = (
+        Endpoint(os.environ["MASTER_ADDR"], (0,), secrets.token_hex(8)) if agent else endpoint_of(os.environ)
+    )
+    listener = Listener(own, me.size)
     if agent is not None:
-        agent.set("ham port", str(listener.port))
+        agent.set(_KEY, f"{listener.port} {own.run}")
     listener.collect(identity, timeout)
-    store = create_store(0)
+    store = create_store(own, 0)
     listener.answer(getattr(store, "port", 0))
     return store
+
+
+def _endpoint_in(agent: Store) -> Endpoint:
+    """Where rank 0 listens, of which it tells the other ranks in torchrun's store."""
+    port, run = agent.get(_KEY).decode().split()
+    return Endpoint(os.environ["MASTER_ADDR"], (int(port),), run)
 
 
 def _agent_store(me: World, duration: timedelta) -> Store:

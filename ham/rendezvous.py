@@ -13,6 +13,7 @@ import secrets
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,33 +196,39 @@ def _listen(endpoint: Endpoint) -> socket.socket:
     raise PeerLostError(f"rank 0 cannot listen on port {ports} ({reason}): set another MASTER_PORT")
 
 
-def connect(endpoint: Endpoint, rank: int, world_size: int, own: Identity, timeout: float) -> int:
-    """Announce a rank other than 0 to rank 0; returns the port of torch's store.
+def connect(
+    find: Callable[[], Endpoint], rank: int, world_size: int, own: Identity, timeout: float
+) -> tuple[Endpoint, int]:
+    """Announce a rank other than 0 to rank 0; returns where that was found and the port of torch's store.
+
+    `find` says where rank 0 listens. It is called before each try: its first answer may be of a start before.
 
     Raises:
         PeerLostError: rank 0 was not found, or ended.
         StartError: rank 0's answer is an error.
     """
     deadline = time.monotonic() + timeout
-    line = {"run": endpoint.run, "rank": rank, "world_size": world_size, "identity": own}
+    line = {"rank": rank, "world_size": world_size, "identity": own}
     line["token"] = secrets.token_hex(8)  # of this process, which may have to connect again
     found = "nothing listens there"
+    endpoint = find()
     while time.monotonic() < deadline:
         for port in endpoint.ports:
             try:
                 with socket.create_connection((endpoint.address, port), _REPLY_SECONDS) as client:
-                    client.sendall(json.dumps(line).encode() + b"\n")
+                    client.sendall(json.dumps(line | {"run": endpoint.run}).encode() + b"\n")
                     replies = client.makefile("rb")
                     acknowledged = _parse(replies.readline(_LONGEST))
                     if acknowledged.get("run") == endpoint.run:
                         client.settimeout(max(deadline - time.monotonic(), 0) + 2 * _LINGER_SECONDS)
-                        return _store_port(_parse(replies.readline(_LONGEST)))
+                        return endpoint, _store_port(_parse(replies.readline(_LONGEST)))
                     found = f"another program listens on port {port}"
             except ConnectionRefusedError:
                 continue
             except OSError as error:
                 found = str(error.strerror or error)
         time.sleep(0.1)
+        endpoint = find()
     where = f"at {endpoint.address}:{endpoint.ports[0]} within {timeout:g} s (compute.timeout; {found})"
     raise PeerLostError(f"rank {rank} of {world_size} did not find rank 0 {where}: {_HOW}")
 

@@ -65,6 +65,11 @@ def lead(endpoint: Endpoint, size: int, own: dict, timeout: float) -> int:
     return listener.port
 
 
+def join(endpoint: Endpoint, rank: int, size: int, own: dict, timeout: float) -> int:
+    """The port of the store that a rank other than 0 learns."""
+    return connect(lambda: endpoint, rank, size, own, timeout)[1]
+
+
 def meet(identities: list[dict | None], *, ports: tuple[int, ...] = (), timeout: float = 10.0) -> list:
     """Each rank's port of the store (of rank 0: where it listens) or its error; None never starts."""
     endpoint = Endpoint("127.0.0.1", ports or (free_port(),), "run 7")
@@ -73,7 +78,7 @@ def meet(identities: list[dict | None], *, ports: tuple[int, ...] = (), timeout:
         ends = [pool.submit(lead, endpoint, size, identities[0], timeout)]
         for rank, own in enumerate(identities[1:], start=1):
             if own is not None:
-                ends.append(pool.submit(connect, endpoint, rank, size, own, timeout))
+                ends.append(pool.submit(join, endpoint, rank, size, own, timeout))
         return [end.exception() or end.result() for end in ends]
 
 
@@ -111,7 +116,27 @@ def test_a_rank_that_does_not_come_is_named_in_time() -> None:
 
 def test_without_rank_0_the_others_end_in_time() -> None:
     with pytest.raises(PeerLostError, match=r"rank 1 of 2 did not find rank 0 at .* nothing listens there"):
-        connect(Endpoint("127.0.0.1", (free_port(),)), 1, 2, OWN, 0.5)
+        join(Endpoint("127.0.0.1", (free_port(),)), 1, 2, OWN, 0.5)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_rank_asks_again_where_rank_0_listens(listens: bool) -> None:
+    """What it hears first is of an earlier start: nothing listens there, or another run's rank 0."""
+    other = Listener(Endpoint("127.0.0.1", (0,), "run 6"), 2)
+    own = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 2)
+    if not listens:
+        other.close()
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(listener.collect, OWN, 1.5) for listener in ([other] if listens else [])]
+        early, right = (
+            Endpoint("127.0.0.1", (o.port,), run) for o, run in ((other, "run 5"), (own, "run 7"))
+        )
+        answers = iter([early, early])
+        end = pool.submit(connect, lambda: next(answers, right), 1, 2, OWN, 10.0)
+        own.collect(OWN, 10.0)
+        own.answer(4242)
+        assert end.result() == (right, 4242)
+        assert all("rank 1 of 2 did not arrive" in str(e.exception()) for e in ends)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +147,7 @@ def test_a_port_that_another_program_holds_is_passed_over(answer: bytes) -> None
         free = free_port()
         assert meet([OWN, OWN], ports=(taken, free)) == [free, 4242]
         with pytest.raises(PeerLostError, match=r"another program listens|timed out"):
-            connect(Endpoint("127.0.0.1", (taken,), "run 7"), 1, 2, OWN, 0.5)
+            join(Endpoint("127.0.0.1", (taken,), "run 7"), 1, 2, OWN, 0.5)
         with pytest.raises(PeerLostError, match=r"cannot listen on port .* set another MASTER_PORT"):
             Listener(Endpoint("127.0.0.1", (taken,)), 2)
 
@@ -145,7 +170,7 @@ def test_strangers_at_the_port_of_rank_0_do_no_harm(text: bytes) -> None:
     with ThreadPoolExecutor() as pool, socket.create_connection(("127.0.0.1", listener.port)) as stranger:
         collected = pool.submit(listener.collect, OWN, 10.0)
         stranger.sendall(text)
-        port = pool.submit(connect, Endpoint("127.0.0.1", (listener.port,), "run 7"), 1, 2, OWN, 10.0)
+        port = pool.submit(join, Endpoint("127.0.0.1", (listener.port,), "run 7"), 1, 2, OWN, 10.0)
         collected.result()
         listener.answer(99)
         assert port.result() == 99
@@ -156,12 +181,12 @@ def test_a_second_process_of_one_rank_is_refused_and_the_first_stays() -> None:
     endpoint = Endpoint("127.0.0.1", (listener.port,))
     with ThreadPoolExecutor() as pool:
         collected = pool.submit(listener.collect, OWN, 10.0)
-        ends = [pool.submit(connect, endpoint, 1, 3, OWN, 10.0) for _ in range(2)]
+        ends = [pool.submit(join, endpoint, 1, 3, OWN, 10.0) for _ in range(2)]
         while not any(end.done() for end in ends):
             time.sleep(0.01)
         refused = next(end for end in ends if end.done())
         assert "another process is rank 1 already" in str(refused.exception())
-        ends.append(pool.submit(connect, endpoint, 2, 3, OWN, 10.0))
+        ends.append(pool.submit(join, endpoint, 2, 3, OWN, 10.0))
         collected.result()
         listener.answer(7)
         assert [end.result() for end in ends if end is not refused] == [7, 7]
@@ -172,7 +197,7 @@ def test_ranks_that_count_differently_end_with_both_numbers(sizes: tuple[int, in
     endpoint = Endpoint("127.0.0.1", (free_port(),))
     with ThreadPoolExecutor() as pool:
         first = pool.submit(lead, endpoint, sizes[0], OWN, 10.0)
-        second = pool.submit(connect, endpoint, 1, sizes[1], OWN, 10.0)
+        second = pool.submit(join, endpoint, 1, sizes[1], OWN, 10.0)
         words = f"rank 1 counts {sizes[1]} ranks, rank 0 counts {sizes[0]}"
         assert words in str(first.exception()) and words in str(second.exception())
 
@@ -219,7 +244,7 @@ def test_two_steps_with_the_same_first_port_both_start() -> None:
     ports = (free_port(), free_port())
     endpoints = [Endpoint("127.0.0.1", ports, run) for run in ("9.0.0", "9.1.0")]
     with ThreadPoolExecutor() as pool:
-        ends = [pool.submit(connect, endpoint, 1, 2, OWN, 10.0) for endpoint in endpoints]
+        ends = [pool.submit(join, endpoint, 1, 2, OWN, 10.0) for endpoint in endpoints]
         listeners = [Listener(endpoint, 2) for endpoint in endpoints]
         assert tuple(listener.port for listener in listeners) == ports
         collected = [pool.submit(listener.collect, OWN, 10.0) for listener in listeners]
