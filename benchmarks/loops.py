@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from peers import PEERS, bare_epoch, ffcv_loader, timm_epoch, timm_loader
 from pipelines import photo_files
-from timing import interleaved, medians, spreads
+from timing import interleaved, medians, ratio_spread, spreads
 
 from ham.data import Batch, ImageNetFFCV, ImageNetFolder, Loaders
 from ham.run.build import build
@@ -126,7 +128,9 @@ def epoch_row(model: str, rounds: int, quick: bool) -> dict[str, Any]:
         "spread": spreads(times),
         "after_steps": middle["ours"] - middle_steps["ours"],
         "over": {name: middle[name] / middle["ours"] for name in others},
+        "over_spread": {name: ratio_spread(times, name, "ours") for name in others},
         "steps_over": {name: middle_steps[name] / middle_steps["ours"] for name in others},
+        "steps_over_spread": {name: ratio_spread(in_steps, name, "ours") for name in others},
     }
 
 
@@ -162,6 +166,7 @@ def pipeline_row(name: str, workers: int, files: Path, rounds: int) -> dict[str,
             each: [images / value for value in values[::-1]] for each, values in spreads(times).items()
         },
         "over_peer": middle[PEERS[name]] / middle["ours"],
+        "over_peer_spread": ratio_spread(times, PEERS[name], "ours"),
     }
 
 
@@ -194,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "versions": {name: version(name) for name in ("timm", "ffcv") if find_spec(name)},
         "rounds": rounds,
         "epochs": [epoch_row(model, rounds, args.quick) for model in MODELS],
         "pipelines": [],

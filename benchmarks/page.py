@@ -110,7 +110,11 @@ def loops(r: Results) -> dict[str, str]:
     names = {"resnet18": "ResNet18", "deit_tiny": "DeiT-Tiny"}
     epochs = [
         (names[row["model"]], with_spread(row["seconds"]["ours"], row["spread"]["ours"], 2))
-        + tuple(f"{row[key][peer]:.2f}" for peer in ("timm", "bare") for key in ("steps_over", "over"))
+        + tuple(
+            with_spread(row[key][peer], row.get(f"{key}_spread", {}).get(peer), 2)
+            for peer in ("timm", "bare")
+            for key in ("steps_over", "over")
+        )
         + (f"{row['after_steps']:.2f}",)
         for row in r["epochs"]
     ]
@@ -122,7 +126,7 @@ def loops(r: Results) -> dict[str, str]:
             with_spread(row["images_per_second"][name], row["spread"][name], 0)
             for name in ("ours", row["peer"])
         )
-        + (row["peer"], f"{row['over_peer']:.2f}")
+        + (row["peer"], with_spread(row["over_peer"], row.get("over_peer_spread"), 2))
         for row in r["pipelines"]
     ]
     first = r["epochs"][0]
@@ -134,6 +138,7 @@ def loops(r: Results) -> dict[str, str]:
         "peers": markdown(
             ("pipeline", "workers", "ours, images/s", "peer, images/s", "peer", "ratio"), rates
         ),
+        "peer_versions": " and ".join(f"{name} {text}" for name, text in r.get("versions", {}).items()),
         "loop_threads": "one core" if r["threads"] == 1 else f"{r['threads']} cores",
     }
 

@@ -13,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.nn import functional as F
 
 from ham.data import Batch, ImageNetFFCV
+from ham.data.beton import import_ffcv
 from ham.run.state import Run
 
 SIZE = 224
@@ -81,6 +82,7 @@ def timm_loader(files: Path, batch_size: int, workers: int) -> Iterable[Batch]:
 
 def ffcv_loader(files: Path, batch_size: int, workers: int) -> Iterable[Batch]:
     """FFCV's loader: random crops and flips, normalized to float32 on the CPU, in channels_last layout."""
+    import_ffcv()  # before FFCV starts numba's threads, which else do not end on one core
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption

@@ -69,3 +69,9 @@ def medians(times: Mapping[str, Sequence[float]], unit: float = 1.0) -> dict[str
 def spreads(times: Mapping[str, Sequence[float]], unit: float = 1.0) -> dict[str, list[float]]:
     """Name -> the smallest and the largest value in `unit` seconds."""
     return {name: [min(values) / unit, max(values) / unit] for name, values in times.items()}
+
+
+def ratio_spread(times: Mapping[str, Sequence[float]], over: str, under: str) -> list[float]:
+    """The smallest and the largest of the rounds' quotients `over` / `under`."""
+    ratios = [a / b for a, b in zip(times[over], times[under], strict=True)]
+    return [min(ratios), max(ratios)]
