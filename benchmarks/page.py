@@ -130,6 +130,7 @@ def loops(r: Results) -> dict[str, str]:
         for row in r["pipelines"]
     ]
     first = r["epochs"][0]
+    versions = list(r.get("versions", {}).items()) or [("timm",), ("FFCV",)]
     return {
         "epochs": markdown(head, epochs),
         "epoch_steps": str(first["steps"]),
@@ -138,7 +139,7 @@ def loops(r: Results) -> dict[str, str]:
         "peers": markdown(
             ("pipeline", "workers", "ours, images/s", "peer, images/s", "peer", "ratio"), rates
         ),
-        "peer_versions": " and ".join(f"{name} {text}" for name, text in r.get("versions", {}).items()),
+        "peer_versions": " and ".join(" ".join(peer) for peer in versions),
         "loop_threads": "one core" if r["threads"] == 1 else f"{r['threads']} cores",
     }
 
