@@ -93,16 +93,25 @@ def check_optimizer(optimizer: Optimizer, lr: LearningRate | None) -> None:
             raise ValueError(
                 f"{name} keeps no learning rate in its groups: pass lr=..., a function of the group, to HAM"
             )
-        check_group(group, name, lr)
+        check_group(group, optimizer, lr)
 
 
-def check_group(group: dict, name: str, lr: LearningRate | None) -> None:
-    """Raise ValueError where the group has no rate, or where the step of optimizer `name` spoils p.grad."""
+def check_group(group: dict, optimizer: Optimizer, lr: LearningRate | None) -> None:
+    """Raise ValueError where the group has no rate or unusable values, or where the step spoils p.grad."""
     if lr is None and group["lr"] is None:
+        name = type(optimizer).__name__
         raise ValueError(
             f"{name} has lr=None in a group: give it a rate, or pass lr=..., a function of the group, to HAM"
         )
-    check_gradient_preserved(group)
+    if group.get("differentiable"):
+        raise ValueError("HAM's step is not differentiable: set differentiable=False in the optimizer")
+    for key in ("ham_alpha", "ham_beta"):
+        value = group.get(key)
+        if isinstance(value, Real) and not (math.isfinite(value) and (value >= 0 or key == "ham_alpha")):
+            positive = "" if key == "ham_alpha" else " and not negative"
+            raise ValueError(f"{key} of a group must be finite{positive}, got {value}")
+    if isinstance(optimizer, torch.optim.SGD):
+        check_gradient_preserved(group)
 
 
 def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:
@@ -158,7 +167,7 @@ def check_gradient_preserved(group: dict) -> None:
 
     With weight decay that step works on a copy of the gradient.
     """
-    if not group.get("nesterov") or group.get("weight_decay") != 0 or "momentum" not in group:
+    if not group.get("nesterov") or group.get("weight_decay") != 0:
         return
     if group.get("foreach") is False or group.get("fused"):
         return

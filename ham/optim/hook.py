@@ -44,8 +44,9 @@ class HAM:
     hooks: attach HAM to the copy again.
 
     Where HAM acts, in this order: a group that carries `ham_alpha` and `ham_beta` (from `param_groups`) uses
-    these for all its parameters; with `model`, parameters are selected by module type; with neither,
-    one-dimensional parameters are left out. A third key, `ham_explicit`, marks the groups of the first kind.
+    these for all its parameters; with `model`, its parameters are selected by module type, and others are
+    left out, with a warning; with neither, one-dimensional parameters are left out. A
+    third key, `ham_explicit`, marks the groups of the first kind.
 
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
     itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
@@ -94,7 +95,7 @@ class HAM:
     ) -> None:
         optimizer = unwrapped(optimizer)
         given = {"ham_alpha": alpha, "ham_beta": beta}
-        alpha, beta = (_ALPHA if alpha is None else alpha), (_BETA if beta is None else beta)
+        alpha, beta = (_ALPHA if alpha is None else float(alpha)), (_BETA if beta is None else float(beta))
         check_hyperparameters(alpha, beta, clamp, max_weight_norm, implementation)
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)
@@ -163,7 +164,8 @@ class HAM:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, on the device of the weights."""
-        self._counts.load_state_dict(state, self.optimizer.param_groups[0]["params"][0].device)
+        device = next(p.device for group in self.optimizer.param_groups for p in group["params"])
+        self._counts.load_state_dict(state, device)
 
     def _prepare_groups(self) -> None:
         """Before the base step: fill in groups that were added or changed, refuse those that do not fit."""
@@ -172,7 +174,7 @@ class HAM:
         for group in self.optimizer.param_groups:
             rename_old_key(group)
             fill_missing(group, [self.optimizer.defaults[key] for key in KEYS])
-            check_group(group, type(self.optimizer).__name__, self.lr)
+            check_group(group, self.optimizer, self.lr)
 
     def _read_gradients_of(self) -> list[Tensor]:
         """The parameters whose gradients change what HAM does."""
@@ -193,6 +195,7 @@ class HAM:
         self._first_step.examine(type(optimizer).__name__)
         if self._first_step.must_count(optimizer):
             counts = first = ClampCounts()
+        self._watch.check_gradients_kept()
         rates = self._rates()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
@@ -256,7 +259,7 @@ class HAM:
         for group, before in zip(optimizer.param_groups, self._keys_before_load, strict=True):
             rename_old_key(group)
             fill_missing(group, [before[key] for key in KEYS])
-            check_group(group, type(optimizer).__name__, self.lr)
+            check_group(group, optimizer, self.lr)
         self._warn_of_lost_values(
             [
                 {key: value for key, value in self._given.items() if before[key] == value}

@@ -67,8 +67,7 @@ def hyperbolic_step_(
     pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
     for p, g in pairs:
         _check_pair(p, g)
-    if isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling():
-        lr = lr.item()
+    lr, alpha, beta = (_number(value) for value in (lr, alpha, beta))
     for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
         step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
@@ -126,6 +125,14 @@ def _by_device_and_dtype(
         group[1].append(g)
     for (device, _), (ps, gs) in groups.items():
         yield device, ps, gs
+
+
+def _number(value: float | Tensor) -> float | Tensor:
+    """The value, as a number where that needs no host sync."""
+    is_on_host = (
+        isinstance(value, Tensor) and value.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
+    return value.item() if is_on_host else value
 
 
 def _representable(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:

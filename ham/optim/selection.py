@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from weakref import ref
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,31 +18,75 @@ from .keys import fill_missing, has_own_values, keys_of
 class SelectedParameters:
     """Where HAM acts: by the group's own values, else by `model` and a filter, else by the shape.
 
+    Layers that `model` gets later count as its own. Parameters that it does not have are left alone, with a
+    warning.
+
     Raises:
         ValueError: `model` owns none of the optimizer's parameters.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None, is_selected: ParamFilter) -> None:
-        self._optimizer = optimizer
-        self._by_id: dict[int, bool] = {}  # parameter id -> does HAM act; for others the shape decides
-        groups = [group for group in optimizer.param_groups if not has_own_values(group)]
-        if not groups:
+        self._optimizer, self._is_selected = optimizer, is_selected
+        self._model = ref(model) if model is not None else None  # it may end before the optimizer
+        self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and does HAM act on it
+        self._warned = False
+        params = [p for group in optimizer.param_groups if not has_own_values(group) for p in group["params"]]
+        if not params:
             return
-        params = [p for group in groups for p in group["params"]]
         if model is not None:
-            self._by_id = _by_id(params, model, is_selected)
+            self._read_model()
+            if not any(self._is_known(p) for p in params):
+                raise ValueError(
+                    "the optimizer holds no parameter of this model: pass the model that it trains"
+                )
             return
         if any(p.ndim < 2 for p in params):
-            warnings.warn(
-                "HAM leaves one-dimensional parameters alone; pass model=... to leave out only norms",
-                stacklevel=outer_stacklevel(),
+            _warn("HAM leaves one-dimensional parameters alone; pass model=... to leave out only norms")
+        if len({p.numel() == 1 for p in params if p.ndim >= 2}) == 2:
+            _warn(
+                "HAM also acts on single numbers, such as STR's thresholds; pass model=... to leave them out"
             )
 
     def of(self, group: dict) -> list[Tensor]:
         """The parameters of `group` that HAM acts on."""
         if has_own_values(group):
             return group["params"]
-        return [p for p in group["params"] if self._by_id.get(id(p), p.ndim >= 2)]
+        if self._model is None:
+            return [p for p in group["params"] if p.ndim >= 2]
+        selected = []
+        for p in group["params"]:  # in each step: no function call for what is known
+            entry = self._known.get(id(p))
+            if entry is None or not (torch.compiler.is_compiling() or entry[0]() is p):
+                entry = self._look_up(p)
+            if entry[1]:
+                selected.append(p)
+        return selected
+
+    def _look_up(self, p: Tensor) -> tuple[ref, bool]:
+        """Whether HAM acts on a parameter that was not there before, or has the id of one that is gone."""
+        self._read_model()
+        if not self._is_known(p):
+            self._known[id(p)] = ref(p), False
+            self._warn_of_stranger(p)
+        return self._known[id(p)]
+
+    def _is_known(self, p: Tensor) -> bool:
+        entry = self._known.get(id(p))
+        return entry is not None and entry[0]() is p
+
+    def _read_model(self) -> None:
+        model = self._model()
+        for name, module, p in owned_parameters(model, frozen=True) if model is not None else ():
+            if not self._is_known(p):
+                self._known[id(p)] = ref(p), bool(self._is_selected(name, module, p))
+
+    def _warn_of_stranger(self, p: Tensor) -> None:
+        if not self._warned:
+            self._warned = True
+            _warn(
+                f"HAM leaves alone what model=... does not have, such as a parameter of {tuple(p.shape)}: "
+                "pass a module that has all, or set ham_alpha and ham_beta in its group"
+            )
 
     def check_dtypes(self, alpha: float, beta: float) -> None:
         """Raise ValueError where HAM would act on weights of low precision, with these default values."""
@@ -56,12 +102,5 @@ class SelectedParameters:
                     )
 
 
-def _by_id(params: list[Tensor], model: nn.Module, is_selected: ParamFilter) -> dict[int, bool]:
-    selected = {
-        id(p): bool(is_selected(name, module, p)) for name, module, p in owned_parameters(model, frozen=True)
-    }
-    if not any(id(p) in selected for p in params):
-        raise ValueError(
-            "the optimizer holds no parameter of this model: pass the model whose parameters it trains"
-        )
-    return selected
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=outer_stacklevel())

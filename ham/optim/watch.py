@@ -42,8 +42,9 @@ class GradientWatch:
         watched: Callable[[], Iterable[Tensor]],
         prepare: Callable[[], None],
     ) -> None:
-        self._watched, self._prepare = watched, prepare
+        self._optimizer, self._watched, self._prepare = optimizer, watched, prepare
         self._record: list[tuple[Tensor, Tensor | None, int]] | None = None  # None: this step is not compared
+        self._has_gradients = False  # before this step
         self._open_steps = 0
         self._before = optimizer.register_step_pre_hook(self._before_step)
         self._after = optimizer.register_step_post_hook(self._after_step)
@@ -53,6 +54,15 @@ class GradientWatch:
     def is_inside_step(self) -> bool:
         """Is another step of the same optimizer, which called the present one, still to end?"""
         return self._open_steps > 0
+
+    def check_gradients_kept(self) -> None:
+        """Raise ValueError if all gradients of this step are gone: a hook before HAM's has cleared them."""
+        if torch.compiler.is_compiling() or not self._has_gradients or _have_gradients(self._optimizer):
+            return
+        raise ValueError(
+            "a step hook that was registered before HAM clears the gradients, which HAM reads after the "
+            "step: register it after HAM(...)"
+        )
 
     def remove(self) -> None:
         """Remove both hooks."""
@@ -68,7 +78,7 @@ class GradientWatch:
         if self._open_steps > 1:
             return None
         self._prepare()
-        self._record = None
+        self._record, self._has_gradients = None, False
         _hooks(optimizer, "post").move_to_end(self._after.id, last=False)
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._recorded_after(kwargs["closure"])}
@@ -95,6 +105,7 @@ class GradientWatch:
                 check_dense(grad)
             record.append((p, grad, _version(grad)))
         self._record = record
+        self._has_gradients = _have_gradients(self._optimizer)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -122,6 +133,10 @@ def _count_open_steps(optimizer: Optimizer) -> int:
         count += frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer
         frame = frame.f_back
     return count
+
+
+def _have_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _hooks(optimizer: Optimizer, kind: str) -> OrderedDict[int, Callable]:

@@ -1,0 +1,191 @@
+"""Which parameters HAM acts on when the model or the optimizer changes later, and values that it refuses."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from ham import HAM
+from pruning import STR
+
+DECAY = {"alpha": 0, "beta": 1.0}
+"""With the rate 0.1, HAM multiplies weights by exp(-0.1)."""
+
+
+def factors(optimizer: Optimizer) -> list[float]:
+    """By what a step without gradients multiplies each parameter, which is 1 before it."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    with torch.no_grad():
+        for p in params:
+            p.fill_(1.0)
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return [p.detach().mean().item() for p in params]
+
+
+def acted(optimizer: Optimizer) -> list[bool]:
+    return [value == pytest.approx(0.904837, rel=1e-5) for value in factors(optimizer)]
+
+
+def test_what_the_model_does_not_have_is_left_alone_with_a_warning() -> None:
+    model, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    with pytest.warns(UserWarning, match=r"leaves alone what model=... does not have, such as .*\(4, 4\)"):
+        HAM(optimizer, model=model, select="weight", **DECAY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert acted(optimizer) == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("not_norm", [True, True, False, False]),
+        ("0.*", [False] * 4),
+        ("*.weight", [True, False, True, False]),
+        ("everything", [True] * 4),
+    ],
+)
+def test_layers_that_the_model_gets_later_are_selected_as_its_own(select: str, expected: list[bool]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model, select=select, **DECAY)
+    model.append(nn.Linear(4, 4))
+    model.append(nn.LayerNorm(4))
+    optimizer.add_param_group({"params": [*model[1].parameters(), *model[2].parameters()]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert acted(optimizer)[2:] == expected
+
+
+def test_a_parameter_in_the_memory_of_one_that_is_gone_is_another_one() -> None:
+    for _ in range(40):
+        model = nn.ModuleDict(
+            {"body": nn.Linear(4, 4), "head": nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))}
+        )
+        optimizer = SGD(model["body"].parameters(), lr=0.1)
+        HAM(optimizer, model=model, **DECAY)
+        model["head"] = nn.Identity()
+        model["head"] = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        optimizer.add_param_group({"params": list(model["head"].parameters())})
+        assert acted(optimizer) == [True, True, True, True, False, False, True, True]
+
+
+def test_a_model_may_end_before_its_optimizer() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=nn.Sequential(model), **DECAY)
+    assert acted(optimizer) == [True, True]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 3))]})
+    with pytest.warns(UserWarning, match="does not have"):
+        assert acted(optimizer) == [True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:HAM leaves one-dimensional")
+def test_thresholds_are_named_where_ham_does_not_know_the_model() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    STR(sparsity=0.5).attach(model, total_epochs=1)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="also acts on single numbers, such as STR's thresholds"):
+        HAM(optimizer).remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HAM(optimizer, model=model)
+
+
+def test_gradients_that_an_earlier_hook_clears_are_missed_aloud() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    handle = optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    HAM(optimizer, model=model, **DECAY)
+    with pytest.raises(ValueError, match=r"registered before HAM clears the gradients.*register it after"):
+        factors(optimizer)
+    handle.remove()
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    assert acted(optimizer) == [True, True]
+    optimizer.step()  # without gradients there is nothing to do
+
+
+def test_an_optimizer_through_whose_step_autograd_goes_is_refused() -> None:
+    optimizer = SGD([torch.ones(3, 3, requires_grad=True).clone()], lr=0.1, differentiable=True)
+    with pytest.raises(ValueError, match="set differentiable=False"):
+        HAM(optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ham_alpha", float("nan"), "ham_alpha of a group must be finite, got nan"),
+        ("ham_alpha", float("inf"), "ham_alpha of a group must be finite, got inf"),
+        ("ham_beta", -1.0, "ham_beta of a group must be finite and not negative, got -1.0"),
+        ("ham_beta", numpy.float32("nan"), "ham_beta of a group must be finite and not negative"),
+    ],
+)
+def test_values_of_a_group_are_checked_before_each_step(key: str, value: float, words: str) -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model)
+    optimizer.param_groups[0][key] = value
+    with pytest.raises(ValueError, match=words):
+        factors(optimizer)
+    assert all((p == 1).all() for p in model.parameters())
+
+
+class Normalized(Optimizer):
+    """A step of its own under the names of SGD's options."""
+
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        super().__init__(params, dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0, foreach=True))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.1 * p.grad.sign())
+
+
+def test_options_with_the_names_of_sgds_are_not_taken_for_sgds() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = Normalized(list(model.parameters()))
+    HAM(optimizer, model=model, **DECAY)
+    assert acted(optimizer) == [True, True]
+    with pytest.raises(ValueError, match="overwrites the gradient"):
+        HAM(SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True), model=model)
+
+
+def weights_after(alpha: object, scheduled: object = None) -> Tensor:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model, alpha=alpha)
+    if scheduled is not None:
+        optimizer.param_groups[0]["ham_alpha"] = scheduled
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("alpha", [numpy.float64(20), numpy.float32(20), torch.tensor(20.0), 20])
+def test_alpha_may_be_any_kind_of_number(alpha: object) -> None:
+    expected = weights_after(20.0)
+    assert torch.equal(weights_after(alpha), expected)
+    if not isinstance(alpha, numpy.floating):  # torch.load does not take numpy's
+        assert torch.equal(weights_after(1.0, scheduled=alpha), expected)
+
+
+def test_counts_are_restored_where_the_first_group_is_empty() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD([{"params": []}, {"params": list(model.parameters())}], lr=0.1)
+    ham = HAM(optimizer, model=model, track_clamped=True)
+    ham.load_state_dict({"clamped": 1, "seen": 4})
+    assert ham.clamped_share() == 0.25
