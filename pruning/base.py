@@ -13,8 +13,11 @@ from torch.optim import Optimizer
 from .checks import (
     NotAttachedError,
     check_before_parametrizing,
+    check_counts,
     check_model,
+    check_separate,
     check_takes_masks,
+    unwrapped,
     warn_at_caller,
     warn_of_empty_layers,
     warn_of_low_coverage,
@@ -25,8 +28,9 @@ from .inspection import Inspection
 from .loop_checks import LoopChecks
 from .masks import MaskSet
 from .parameterization import Plain
-from .prunable import prunable_weights
+from .prunable import as_list, prunable_weights
 from .registry import register_in
+from .undo import undone_on_error
 from .weights import NonzeroCounts, Weight
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
@@ -88,7 +92,8 @@ class Sparsifier(LoopChecks, Inspection):
                 `sparsity` holds for the others. The first glob that matches counts.
 
         Raises:
-            ValueError: the model does not fit, or a parameterization is given to a method with its own.
+            ValueError: the model does not fit, a number of epochs or steps is none, or a parameterization is
+                given to a method with its own. The model and the sparsifier are then as they were.
         """
         replaces = self.reparametrizes or type(parameterization or Plain()) is not Plain
         if replaces and optimizer is not None:
@@ -96,25 +101,35 @@ class Sparsifier(LoopChecks, Inspection):
                 f"{self._name_of(parameterization)} replaces parameters: call attach(model, ...), create the "
                 "optimizer from sparsifier.param_groups(model.parameters()), then call hook(optimizer)"
             )
-        if (hook := self.__dict__.get("_hook")) is not None:
-            hook.remove()
-        self.model, self.seed, self.step = model, seed, 0
-        self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
-        self._include, self._exclude = ([g] if isinstance(g, str) else list(g) for g in (include, exclude))
-        self._expect_first_step()
-        self.parameterization = self._parameterize(parameterization or Plain())
-        weights = self._parametrize_and_find()
-        self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
-        self._set_layer_sparsities(sparsities or {})
-        self._check_layers()
-        if optimizer is not None:
-            self.check(optimizer)  # before anything is pruned
-        initial = [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
-        self._on_attach()
-        if masks is not None:
-            self._set_given_masks(masks, initial)
-        if optimizer is not None:
-            self.hook(optimizer)
+        check_counts(total_epochs, steps_per_epoch)
+        former = self.__dict__.get("_hook")
+        if former is not None and model is not self.model:
+            warn_at_caller(
+                f"{type(self).__name__} leaves the model that it was attached to, whose pruned weights are "
+                "trained from now on: create a sparsifier for each model"
+            )
+        with undone_on_error(self, model):
+            self.model, self.seed, self.step = model, seed, 0
+            self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
+            self._include, self._exclude = as_list(include), as_list(exclude)
+            self._expect_first_step()
+            self.parameterization = self._parameterize(parameterization or Plain())
+            weights = self._parametrize_and_find()
+            self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
+            self._set_layer_sparsities(sparsities or {})
+            self._check_layers()
+            if optimizer is not None:
+                self.check(optimizer)  # before anything is pruned
+            initial = (
+                [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
+            )
+            self._on_attach()
+            if masks is not None:
+                self._set_given_masks(masks, initial)
+            if optimizer is not None:
+                self.hook(optimizer)
+        if former is not None:
+            former.remove()
 
     def _parametrize_and_find(self) -> dict[str, Weight]:
         """The prunable weights, after the parameterization was put on the model."""
@@ -123,12 +138,13 @@ class Sparsifier(LoopChecks, Inspection):
             check_before_parametrizing(model, self._name_of(self.parameterization))
         given = {name: patterns for name, patterns in globs.items() if patterns}
         self.parameterization.attach(model, total_epochs=self.total_epochs, **given)
-        own = [*self._exclude, *getattr(self, "exclude", ())]
-        weights = prunable_weights(model, own, self._include)
+        own = as_list(getattr(self, "exclude", ()))
+        weights = prunable_weights(model, [*self._exclude, *own], self._include)
         if not self.reparametrizes:
             check_takes_masks(weights)
+        check_separate(weights)
         if type(self) is not Dense:
-            warn_of_low_coverage(model, prunable_weights(model, **globs))
+            warn_of_low_coverage(model, prunable_weights(model, **globs, computed=own))
         return weights
 
     @torch.no_grad()
@@ -145,14 +161,15 @@ class Sparsifier(LoopChecks, Inspection):
     def hook(self, optimizer: Optimizer) -> OptimizerHook:
         """Let `optimizer.step()` call `after_backward`, `add_decay` and `after_step`, see `OptimizerHook`.
 
-        Call it once, after `attach`; of the explicit calls only those for epochs are left. The number of
-        steps is part of `state_dict`. Returns the hook, which has `remove()`.
+        Call it after `attach`; of the explicit calls only those for epochs are left. A hook on another
+        optimizer ends. The number of steps is part of `state_dict`. Returns the hook, which has `remove()`.
 
         Raises:
             TypeError: it is not an optimizer.
-            ValueError: the optimizer does not fit, or there is a hook already.
+            ValueError: the optimizer does not fit, or has this sparsifier's hook already.
         """
-        if self._hook is not None:
+        former = self._hook
+        if former is not None and former.optimizer is unwrapped(optimizer):
             raise ValueError("this sparsifier has a hook already: call remove() on the first one")
         if self.prunes_at_end and self.steps_per_epoch is None:
             warn_at_caller(
@@ -160,6 +177,8 @@ class Sparsifier(LoopChecks, Inspection):
                 "sparsifier.on_end() after the last step"
             )
         self._hook = OptimizerHook(self, optimizer)
+        if former is not None:
+            former.remove()
         return self._hook
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:

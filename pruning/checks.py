@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
@@ -25,6 +27,31 @@ class SparsityWarning(UserWarning):
 
 class NotAttachedError(RuntimeError, AttributeError):
     """A sparsifier is used before `attach`."""
+
+
+def check_counts(total_epochs: int, steps_per_epoch: int | None) -> None:
+    """Raise ValueError unless both are positive whole numbers, or `steps_per_epoch` is None."""
+    for name, value in (("total_epochs", total_epochs), ("steps_per_epoch", steps_per_epoch)):
+        is_count = isinstance(value, Integral) and value >= 1
+        if not is_count and not (name == "steps_per_epoch" and value is None):
+            raise ValueError(
+                f"{name} must be positive and a whole number, got {value}: count calls of optimizer.step(), "
+                "also where gradients are accumulated"
+            )
+
+
+def check_separate(weights: Mapping[str, Weight]) -> None:
+    """Raise ValueError where two weights are different parameters that start at the same place in memory."""
+    places: dict[tuple[torch.device, int], str] = {}
+    for name, weight in weights.items():
+        for p in weight.parameters:
+            if type(p.data) is not Tensor or p.layout is not torch.strided or p.device.type == "meta":
+                continue
+            if (first := places.setdefault((p.device, p.data_ptr()), name)) != name and p.data_ptr():
+                raise ValueError(
+                    f"{first} and {name} are two parameters in the same memory, and would get two masks: "
+                    "make them one parameter, or exclude one"
+                )
 
 
 def check_before_parametrizing(model: nn.Module, method: str) -> None:

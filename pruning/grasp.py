@@ -16,7 +16,7 @@ from .at_initialization import AtInitialization
 from .base import register
 from .checks import check_not_sharded_yet
 from .ranks import mean_over_ranks
-from .scores import evaluation_mode
+from .scores import check_pair, evaluation_mode, losses_in_parts
 from .weights import Weight
 
 _MICROBATCH = 64  # the graph of the second backward pass takes about twice the memory of SNIP's
@@ -52,12 +52,13 @@ def grasp(
         tensors[names[id(first)]] = leaves[name]  # of a product m * w: theta * 1
         tensors.update({names[id(other)]: torch.ones_like(other) for other in others})
 
+    def forward(inputs: Tensor) -> Tensor:
+        return functional_call(model, tensors, (inputs,)) / temperature
+
     def losses() -> Iterator[Tensor]:
         for inputs, targets in batches:
-            for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
-                with torch.autocast(part.device.type, enabled=False):
-                    outputs = functional_call(model, tensors, (part,)) / temperature
-                    yield loss_fn(outputs, labels) * (len(part) / len(inputs) / len(batches))
+            for loss in losses_in_parts(inputs, targets, forward, loss_fn, _MICROBATCH):
+                yield loss / len(batches)
 
     def total(gradients: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         sums = [torch.zeros_like(leaf) for leaf in leaves.values()]
@@ -119,7 +120,7 @@ class GraSP(AtInitialization):
         check_not_sharded_yet(self.masks.weights, "GraSP")
         if loss_fn is None:
             raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
-        data = list(islice(batches, self.batches))
+        data = [check_pair(batch) for batch in islice(batches, self.batches)]
         if other := [type(inputs).__name__ for inputs, _ in data if not isinstance(inputs, Tensor)]:
             raise ValueError(f"GraSP needs tensors as inputs, got {other[0]}: choose SNIP")
         if len(data) < self.batches:

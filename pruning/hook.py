@@ -142,7 +142,7 @@ class OptimizerHook:
         own = {id(p): name for name, w in self.sparsifier.masks.weights.items() for p in w.parameters}
         for hook in self._pre_hooks.values():
             other = getattr(hook, "__self__", None)
-            if isinstance(other, OptimizerHook):
+            if isinstance(other, OptimizerHook) and other.sparsifier is not self.sparsifier:
                 for weight in other.sparsifier.masks.weights.values():
                     for name in (own[id(p)] for p in weight.parameters if id(p) in own):
                         raise ValueError(

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from .base import register
+from .checks import warn_at_caller
 from .export import load_masks
 from .scores import global_topk, kept_count
 from .target import TargetSparsity
@@ -34,6 +37,7 @@ class MaskFrom(TargetSparsity):
 
     elementwise: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.005
+    slightly: ClassVar[float] = 0.05
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range, or without a source."""
@@ -73,6 +77,7 @@ class MaskFrom(TargetSparsity):
                 f"such as {different[0]}"
             )
         if margins:
+            self._warn_if_far(masks)
             total = sum(m.numel() for m in margins.values())
             masks = global_topk(margins, kept_count(total, self.sparsity))
         self.set_masks(masks)
@@ -80,6 +85,18 @@ class MaskFrom(TargetSparsity):
             raise ValueError(
                 f"the masks in {self.source} prune {self.achieved_sparsity():.4f}, not {self.sparsity:g}: "
                 f"choose that sparsity, or another source"
+            )
+
+    def _warn_if_far(self, masks: Mapping[str, Tensor]) -> None:
+        """Warn where masks of thresholds have another sparsity than slightly different."""
+        kept, total = (
+            sum(count(m) for m in masks.values()) for count in (Tensor.count_nonzero, Tensor.numel)
+        )
+        found = 1 - int(kept) / total
+        if abs(found - self.sparsity) > self.slightly:
+            warn_at_caller(
+                f"the masks in {self.source} prune {found:.4f}, and are changed to {self.sparsity:g} by the "
+                "weights' distance to their threshold: choose that sparsity to keep them"
             )
 
     def stats(self) -> dict[str, Any]:

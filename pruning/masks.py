@@ -184,8 +184,14 @@ class MaskSet:
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
         """Set every pruned weight's gradient to +0.0."""
-        trained = self._trained_tensors()
-        zero_pruned_([(p.grad, multiplier) for p, multiplier, _ in trained if p.grad is not None])
+        gradients = [
+            (p.grad, multiplier) for p, multiplier, _ in self._trained_tensors() if p.grad is not None
+        ]
+        if any(gradient.is_sparse for gradient, _ in gradients):
+            raise ValueError(
+                "a weight has sparse gradients, which take no mask: set sparse=False in its layer"
+            )
+        zero_pruned_(gradients)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:

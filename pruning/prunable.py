@@ -30,12 +30,17 @@ Parametrization = TypeVar("Parametrization", bound=nn.Module)
 
 
 def prunable_weights(
-    model: nn.Module, exclude: Iterable[str] = (), include: Iterable[str] = ()
+    model: nn.Module,
+    exclude: Iterable[str] = (),
+    include: Iterable[str] = (),
+    *,
+    computed: Iterable[str] = (),
 ) -> dict[str, Weight]:
     """Qualified name -> weight of linear, convolution, attention and recurrent layers; no biases, no norms.
 
     Also those of transformers' `Conv1D` and of its fused experts (three-dimensional parameters). Left out are
-    frozen weights, and embeddings with every weight tied to them unless `include` matches.
+    frozen weights, those without elements, and embeddings with every weight tied to them unless `include`
+    matches.
 
     Args:
         model: any module; a weight shared by several layers appears once. Names are those of the plain model:
@@ -43,6 +48,7 @@ def prunable_weights(
             the order of `model.named_modules()`.
         exclude: globs of names to keep dense, such as "conv1.weight" or "head.*".
         include: globs of further parameters to prune, such as "embed.weight".
+        computed: globs of weights that need not be parameters.
 
     Raises:
         ValueError: a glob matches no weight, no weight remains to prune, or a weight is not a parameter.
@@ -55,10 +61,10 @@ def prunable_weights(
     for name, module, attribute in weight_locations(model, include):
         weight = weight_of(module, attribute)
         first = weight.parameters[0]
-        if not _matches(name, exclude):
+        if not _matches(name, exclude) and not _matches(name, computed):
             _check_parameter(name, first)
         identity, included = id(first), _matches(name, include)
-        if not first.requires_grad or (identity in embedded and not included):
+        if not first.requires_grad or not _has_elements(first) or (identity in embedded and not included):
             continue
         if first_names.setdefault(identity, name) != name:
             repeated.add(name)
@@ -129,7 +135,7 @@ def _is_prunable(module: nn.Module, attribute: str) -> bool:
     if _is_conv1d(module):
         return attribute == "weight"
     if _has_experts(module):
-        return getattr(module, attribute).ndim == 3
+        return getattr(module, attribute).ndim == 3 and "bias" not in attribute
     return any(isinstance(module, kind) and attribute in names for kind, names in _LAYERS.items())
 
 
@@ -164,8 +170,17 @@ def _is_conv1d(module: nn.Module) -> bool:
     return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in classes)
 
 
+def as_list(globs: str | Iterable[str]) -> list[str]:
+    """A glob or several, as a list."""
+    return [globs] if isinstance(globs, str) else list(globs)
+
+
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _has_elements(tensor: Tensor) -> bool:
+    return isinstance(tensor, UninitializedParameter) or tensor.numel() > 0
 
 
 def _check_parameter(name: str, tensor: Tensor) -> None:
@@ -207,6 +222,8 @@ def parametrize_(
             )
         if name not in prunable:
             continue
+        if prunable[name].parameters[0].is_complex():
+            raise ValueError(f"{name} is complex: exclude it, or use a method that sets masks, such as RigL")
         if len(places := owners[id(getattr(module, attribute))]) > 1:
             raise ValueError(f"{places[-1]} shares its weight with {places[0]}: untie them first")
         if isinstance(module, nn.RNNBase):

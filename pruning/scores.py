@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -21,6 +21,7 @@ Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 _SAMPLE = 1 << 16
 _LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
+_LOSS_TOLERANCE = 1e-3  # of the derivatives
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 
@@ -63,17 +64,18 @@ def snip(
     """|sum over batches of dL/dtheta * theta|, which is |dL/dmask| at mask 1 (Lee et al., 2019).
 
     The absolute value is taken after the sum, which is averaged over ranks. The model runs in eval mode,
-    without autocast, on at most 128 images at once, and does not change.
+    without autocast, on at most 128 samples at once, and does not change.
 
     Args:
         model: maps inputs [N, ...] to outputs.
         weights: name -> prunable weight.
-        batches: of (inputs, targets), used one after the other. Inputs that are an object of another kind,
-            such as a batch of graphs, are not split.
+        batches: of (inputs, targets), used one after the other. Only tensors of one length are split: a batch
+            of graphs is not, nor are inputs [T, N, ...].
         loss_fn: the mean loss over a batch.
 
     Raises:
-        ValueError: a batch is not a pair of inputs and targets, or a weight is frozen.
+        ValueError: a batch is not a pair of inputs and targets, a weight is frozen, or the loss of a batch of
+            more than 128 samples is not the mean over samples.
     """
     for name, weight in weights.items():
         if not all(p.requires_grad for p in weight.parameters):
@@ -82,9 +84,8 @@ def snip(
     sums = [torch.zeros_like(p) for p in parameters]
     with evaluation_mode(model):
         for batch in batches:
-            for part, labels, share in _in_parts(*check_pair(batch)):
-                with torch.enable_grad(), torch.autocast(labels.device.type, enabled=False):
-                    loss = loss_fn(model(part), labels) * share
+            for loss in losses_in_parts(*check_pair(batch), model, loss_fn, _MICROBATCH):
+                with torch.enable_grad(), torch.autocast(loss.device.type, enabled=False):
                     # not loss.backward(), which would change p.grad and run DistributedDataParallel's hooks
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -98,13 +99,61 @@ def snip(
     return scores
 
 
-def _in_parts(inputs: Any, targets: Tensor) -> Iterator[tuple[Any, Tensor, float]]:
-    """Inputs, targets and share in the batch's mean of at most 128 samples; only tensors are split."""
-    if not isinstance(inputs, Tensor):
-        yield inputs, targets, 1.0
+def losses_in_parts(
+    inputs: Any,
+    targets: Any,
+    forward: Callable[[Any], Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    size: int,
+) -> Iterator[Tensor]:
+    """Losses of at most `size` samples each, without autocast; their sum is the loss of the batch.
+
+    Raises:
+        ValueError: at the end, if it is not: a loss with weights of classes, say, is no mean over samples.
+    """
+    device = next((x.device.type for x in (inputs, targets) if isinstance(x, Tensor)), "cpu")
+    is_split = all(isinstance(x, Tensor) and x.ndim for x in (inputs, targets)) and len(inputs) == len(
+        targets
+    )
+    batches = zip(inputs.split(size), targets.split(size), strict=True) if is_split else [(inputs, targets)]
+    kept = []
+    for part, labels in batches:
+        with torch.enable_grad(), torch.autocast(device, enabled=False):
+            outputs = forward(part)
+            loss = loss_fn(outputs, labels) * (len(part) / len(inputs) if is_split else 1.0)
+        yield loss
+        kept.append((outputs.detach(), labels) if isinstance(outputs, Tensor) else None)
+    if len(kept) > 1 and all(kept):
+        _check_is_mean(kept, targets, loss_fn)
+
+
+@torch.enable_grad()
+def _check_is_mean(
+    parts: Sequence[tuple[Tensor, Tensor]], targets: Tensor, loss_fn: Callable[[Any, Any], Tensor]
+) -> None:
+    """Raise ValueError unless the loss's derivatives by the outputs are those of the mean over the parts.
+
+    The values say less: near the start of a training all losses are alike.
+    """
+
+    def slope(outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs = outputs.clone().requires_grad_()
+        with torch.autocast(outputs.device.type, enabled=False):
+            return torch.autograd.grad(loss_fn(outputs, labels), outputs)[0]
+
+    outputs = torch.cat([output for output, _ in parts])
+    if len(outputs) != len(targets):  # samples are not the outputs' first dimension
         return
-    for part, labels in zip(inputs.split(_MICROBATCH), targets.split(_MICROBATCH), strict=True):
-        yield part, labels, len(part) / len(inputs)
+    whole = slope(outputs, targets)
+    mean = torch.cat([slope(output, labels) * (len(labels) / len(targets)) for output, labels in parts])
+    if float(torch.linalg.vector_norm(whole - mean)) > _LOSS_TOLERANCE * float(
+        torch.linalg.vector_norm(whole)
+    ):
+        size = len(parts[0][1])
+        raise ValueError(
+            f"the loss of a batch is not the mean over its parts of {size} samples (class weights, say): "
+            f"give batches of at most {size}, or a loss that is the mean over samples"
+        )
 
 
 def check_pair(batch: Any) -> tuple[Any, Any]:
@@ -184,11 +233,16 @@ def synflow_masks(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards every module has the mode that it had before."""
+    """Put a model into eval mode; afterwards every module has the mode that it had before.
+
+    cuDNN, which has no backward pass of recurrent layers in this mode, is off where there are such layers.
+    """
     modes = {module: module.training for module in model.modules()}
+    has_recurrent = any(isinstance(module, nn.RNNBase) for module in modes)
     model.eval()
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=False) if has_recurrent else nullcontext():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

@@ -72,6 +72,12 @@ class Spred(FactoredPruning):
         self._prune_from = self.total_epochs - epochs
         if self.factors is Factors.independent:
             generator = torch.Generator().manual_seed(self.seed)
+            for name, weight in self.masks.weights.items():
+                if weight.value.ndim < 2:
+                    raise ValueError(
+                        f"{name} has one dimension, and independent factors are drawn for two and more: "
+                        'exclude it, or set factors="balanced"'
+                    )
             for weight in self._factors.weights:
                 for factor in weight.parameters:
                     draw = torch.empty(factor.shape, dtype=factor.dtype)

@@ -42,6 +42,8 @@ class TargetSparsity(Sparsifier):
     def __post_init__(self) -> None:
         """Raise ValueError on a target outside [0, 1), or on a granularity that the method lacks."""
         check_sparsity(self.sparsity)
+        if isinstance(self.exclude, str):
+            self.exclude = [self.exclude]
         granularity(self.granularity)  # its own checks
         if self.elementwise and self.granularity != "element":
             raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")

@@ -1,0 +1,29 @@
+"""Leave a model and a sparsifier as they were where `attach` fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def undone_on_error(owner: object, model: nn.Module) -> Iterator[None]:
+    """If the block raises, give `owner` its attributes back and the layers of `model` theirs.
+
+    This removes parametrizations that the block has registered. Values of weights are not copied.
+    """
+    attributes = dict(vars(owner))
+    layers = [(m, type(m), dict(m._parameters), dict(m._modules)) for m in model.modules()]
+    try:
+        yield
+    except BaseException:
+        vars(owner).clear()
+        vars(owner).update(attributes)
+        for layer, kind, parameters, children in layers:
+            layer.__class__ = kind
+            for place, kept in ((layer._parameters, parameters), (layer._modules, children)):
+                place.clear()
+                place.update(kept)
+        raise

@@ -1,0 +1,314 @@
+"""`attach` and `hook` a second time, and where they fail: nothing is lost, half done or silently dense."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pruning import (
+    ACDC,
+    GMP,
+    SET,
+    SNIP,
+    STR,
+    GraSP,
+    OneShotMagnitude,
+    PILoT,
+    Product,
+    RandomPruning,
+    RigL,
+    SparsityWarning,
+    Spred,
+)
+from pruning.prunable import prunable_weights
+
+HALF = pytest.approx(0.5, abs=0.01)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+def sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 3) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+
+
+def zeros(model: nn.Module) -> float:
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def test_a_failed_attach_leaves_the_former_one_working() -> None:
+    model = network()
+    optimizer, sparsifier = sgd(model), RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, optimizer, total_epochs=1)
+    for wrong in ({"exclude": ["typo"]}, {"sparsities": {"typo": 0.5}}, {"total_epochs": 0}):
+        with pytest.raises(ValueError, match=r"typo|total_epochs"):
+            sparsifier.attach(model, optimizer, **{"total_epochs": 1, **wrong})
+        steps(model, optimizer)
+        assert zeros(model) == HALF and sparsifier.achieved_sparsity() == HALF
+    with pytest.raises(ValueError, match="does not train"):
+        sparsifier.attach(network(), optimizer, total_epochs=1)
+    steps(model, optimizer)
+    assert zeros(model) == HALF and sparsifier.model is model
+
+
+def test_another_model_is_announced() -> None:
+    one, other = network(), network()
+    optimizers, sparsifier = [sgd(one), sgd(other)], RandomPruning(sparsity=0.75)
+    sparsifier.attach(one, optimizers[0], total_epochs=1)
+    with pytest.warns(SparsityWarning, match="leaves the model that it was attached to.*for each model"):
+        sparsifier.attach(other, optimizers[1], total_epochs=1)
+    steps(other, optimizers[1])
+    assert zeros(other) == pytest.approx(0.75, abs=0.01) and not optimizers[0]._optimizer_step_pre_hooks
+
+
+def test_attach_again_draws_masks_again_with_one_hook() -> None:
+    model = network()
+    optimizer, sparsifier = sgd(model), RandomPruning(sparsity=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            sparsifier.attach(model, optimizer, total_epochs=1, seed=seed)
+    steps(model, optimizer)
+    assert len(optimizer._optimizer_step_pre_hooks) == 1 and sparsifier.step == 3
+
+
+def test_a_second_optimizer_takes_the_hook_over() -> None:
+    model = network()
+    first, sparsifier = sgd(model), RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, first, total_epochs=1)
+    steps(model, first)
+    second = torch.optim.Adam(model.parameters(), lr=0.01)
+    sparsifier.hook(second)
+    assert not first._optimizer_step_pre_hooks and not first._optimizer_step_post_hooks
+    steps(model, second)
+    assert zeros(model) == HALF and sparsifier.step == 6
+    with pytest.raises(ValueError, match="does not train"):
+        sparsifier.hook(sgd(network()))
+    steps(model, second)
+    assert zeros(model) == HALF
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "right"),
+    [
+        (lambda: STR(sparsity=0.5, calibrate="ramp"), {}, {"steps_per_epoch": 3}),
+        (
+            lambda: RigL(sparsity=0.5),
+            {"parameterization": Product()},
+            {"parameterization": Product(), "steps_per_epoch": 3},
+        ),
+        (
+            lambda: ACDC(sparsity=0.5),
+            {"parameterization": Product(), "sparsities": {"typo": 0.1}, "total_epochs": 30},
+            {"parameterization": Product(), "total_epochs": 30},
+        ),
+        (lambda: Spred(sparsity=0.5), {"include": ["*.bias"]}, {}),
+    ],
+    ids=["STR", "RigL", "AC/DC", "spred"],
+)
+def test_a_model_is_not_left_parametrized(method, wrong, right) -> None:
+    model = network()
+    before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    kinds = [type(m) for m in model.modules()]
+    sparsifier = method()
+    try:
+        sparsifier.attach(model, **{"total_epochs": 1, **wrong})
+    except ValueError:
+        assert [type(m) for m in model.modules()] == kinds
+        assert all(model.get_parameter(name) is p and torch.equal(p, v) for name, (p, v) in before.items())
+        sparsifier.attach(model, **{"total_epochs": 1, **right})
+    optimizer = torch.optim.SGD(sparsifier.param_groups(model.parameters()), lr=0.01)
+    sparsifier.hook(optimizer)
+
+
+COUNTED = [
+    RandomPruning(0.5),
+    PILoT(0.9),
+    Spred(0.9),
+    OneShotMagnitude(0.9),
+    STR(sparsity=0.9, calibrate="ramp"),
+    GMP(0.9),
+    SET(0.9),
+    ACDC(0.9),
+]
+
+
+@pytest.mark.parametrize("sparsifier", COUNTED, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    ("total_epochs", "steps_per_epoch", "name"),
+    [
+        (1, 3.5, "steps_per_epoch"),
+        (1, 0, "steps_per_epoch"),
+        (0, 3, "total_epochs"),
+        (2.5, 3, "total_epochs"),
+        (-1, None, "total_epochs"),
+    ],
+)
+def test_counts_that_are_none_are_refused(sparsifier, total_epochs, steps_per_epoch, name) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive and a whole number, got"):
+        sparsifier.attach(network(), total_epochs=total_epochs, steps_per_epoch=steps_per_epoch)
+
+
+def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets, weight=torch.tensor([0.1, 1.0, 5.0, 20.0]))
+
+
+@pytest.mark.parametrize("method", [SNIP, GraSP])
+def test_a_loss_that_is_no_mean_over_samples_is_not_computed_in_parts(method) -> None:
+    model, generator = network(), torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 8, generator=generator), torch.randint(4, (300,), generator=generator)
+    sparsifier = method(sparsity=0.5, batches=1)
+    sparsifier.attach(model, total_epochs=1)
+    with pytest.raises(ValueError, match="mean over samples"):
+        sparsifier.initialize([(x, y)], weighted)
+    sparsifier.initialize([(x[:60], y[:60])], weighted)  # in one part
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.5, abs=0.01)
+
+
+class Recurrent(nn.Module):
+    """Takes inputs [T, N, F]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 4]."""
+        return self.head(self.lstm(x)[0][-1])
+
+
+class Named(nn.Module):
+    """Takes and gives dictionaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Outputs by name."""
+        return {"logits": self.layer(x)}
+
+
+@pytest.mark.parametrize("method", [SNIP, GraSP])
+def test_what_cannot_be_split_is_computed_as_a_whole(method) -> None:
+    sparsifier = method(sparsity=0.5, batches=1)
+    sparsifier.attach(Recurrent(), total_epochs=1)
+    sparsifier.initialize([(torch.randn(150, 20, 8), torch.randint(4, (20,)))], cross_entropy)
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.5, abs=0.01)
+
+
+def test_snip_takes_targets_of_any_kind() -> None:
+    sparsifier = SNIP(sparsity=0.5, batches=1)
+    sparsifier.attach(Named(), total_epochs=1)
+    batch = (torch.randn(200, 8), {"labels": torch.randint(4, (200,))})
+    sparsifier.initialize([batch], lambda out, targets: cross_entropy(out["logits"], targets["labels"]))
+    assert sparsifier.achieved_sparsity() == 0.5
+
+
+def test_grasp_says_what_a_batch_is() -> None:
+    sparsifier = GraSP(sparsity=0.5, batches=1)
+    sparsifier.attach(network(), total_epochs=1)
+    with pytest.raises(ValueError, match=r"pairs \(inputs, targets\), got tuple of 3"):
+        sparsifier.initialize([(torch.ones(4, 8), torch.zeros(4), torch.zeros(4))], cross_entropy)
+
+
+@pytest.mark.parametrize("exclude", [["0.weight"], "0.weight"])
+@pytest.mark.parametrize("place", ["field", "attach"])
+def test_a_computed_weight_can_be_excluded(exclude, place) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 16)), nn.Linear(16, 64))
+    with pytest.raises(ValueError, match=r"0.weight is not a parameter .*or exclude it"):
+        RandomPruning(sparsity=0.5).attach(model, total_epochs=1)
+    fields, given = ({"exclude": exclude}, {}) if place == "field" else ({}, {"exclude": exclude})
+    sparsifier = RandomPruning(sparsity=0.5, **fields)
+    sparsifier.attach(model, total_epochs=1, **given)
+    assert list(sparsifier.masks.weights) == ["1.weight"]
+
+
+@pytest.mark.parametrize("method", [RandomPruning, RigL, SET])
+def test_a_layer_without_elements_has_nothing_to_prune(method) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(0, 4))
+    sparsifier = method(sparsity=0.5)
+    sparsifier.attach(model, total_epochs=2, steps_per_epoch=3)
+    assert list(sparsifier.masks.weights) == ["0.weight", "1.weight"]
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "method", [lambda: STR(0.5), lambda: PILoT(0.5), lambda: Spred(0.5)], ids=["STR", "PILoT", "spred"]
+)
+def test_complex_weights_are_not_parametrized(method) -> None:
+    model = nn.Sequential(nn.Linear(8, 16, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"0.weight is complex: exclude it, or use a method that sets masks"):
+        method().attach(model, total_epochs=1)
+
+
+def test_two_parameters_in_one_memory_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+    model[1].weight = nn.Parameter(model[0].weight.data.t())
+    with pytest.raises(ValueError, match=r"0.weight and 1.weight are two parameters in the same memory"):
+        RandomPruning(sparsity=0.5).attach(model, total_epochs=1)
+    RandomPruning(sparsity=0.5).attach(model, total_epochs=1, exclude=["1.weight"])
+
+
+def test_views_of_one_tensor_are_separate_where_they_do_not_overlap() -> None:
+    whole = torch.randn(16, 16)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(8, 16))
+    for layer, part in zip(model, whole.split(8, dim=1), strict=True):
+        layer.weight = nn.Parameter(part)
+    RandomPruning(sparsity=0.5).attach(model, total_epochs=1)
+
+
+class SmallExperts(nn.Module):
+    """One matrix and one bias per expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 8, 8))
+        self.bias = nn.Parameter(torch.randn(3, 1, 8))
+
+
+def test_biases_of_experts_are_not_pruned() -> None:
+    assert list(prunable_weights(nn.ModuleDict({"experts": SmallExperts()}))) == ["experts.weight"]
+
+
+def test_sparse_gradients_that_come_later_are_named() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(20, 8, sparse=True), "head": nn.Linear(8, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, optimizer, total_epochs=1, include=["table.weight"])
+    model["head"](torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model["head"](model["table"](torch.tensor([1, 2]))).sum().backward()
+    with pytest.raises(ValueError, match="sparse gradients, which take no mask: set sparse=False"):
+        optimizer.step()
+
+
+def test_a_state_is_one_that_torch_loads_safely() -> None:
+    model = network()
+    sparsifier = RandomPruning(sparsity=0.5)
+    sparsifier.attach(model, sgd(model), total_epochs=1)
+    file = io.BytesIO()
+    torch.save(sparsifier.state_dict(), file)
+    file.seek(0)
+    sparsifier.load_state_dict(torch.load(file, weights_only=True))
