@@ -12,10 +12,10 @@ collected, 1 a run was left out, 2 wrong use or a damaged archive.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import ROOT, short_path
 from ham.report.collect import CollectResult, UsageError, collect
 from ham.report.odd_files import check_results, check_target, printable
@@ -25,7 +25,7 @@ from ham.report.spec import PlanError
 
 def main(argv: list[str] | None = None) -> int:
     """Collect finished runs; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", type=Path, help="folders of runs or archives (default: runs)")
     parser.add_argument("--demo", default="", choices=DEMOS, help="collect scaled-down runs instead")
     parser.add_argument(
@@ -64,4 +64,4 @@ def print_result(result: CollectResult, demo: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -10,10 +10,12 @@ sizes, the network's cost and the Python lines that load it. Exit status: 0 done
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
+from ham.report.odd_files import check_target
+from ham.report.spec import PlanError
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError
 from ham.run.export import export
@@ -21,13 +23,16 @@ from ham.run.export import export
 
 def main(argv: list[str] | None = None) -> int:
     """Export one run; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run directory, such as runs/acdc_ham_s90/seed0")
     parser.add_argument("--to", type=Path, help="folder to write to (default: RUN/export)")
     args = parser.parse_args(argv)
+    target = args.to or args.run / "export"
     try:
-        result = export(args.run, args.to or args.run / "export")
-    except (ConfigError, CheckpointError, ValueError) as error:
+        if args.to:
+            check_target("--to", target)
+        result = export(args.run, target)
+    except (ConfigError, CheckpointError, PlanError, ValueError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -47,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import short_path
 from ham.report.odd_files import check_results, check_target, printable
 from ham.report.plan import figure_name
@@ -24,7 +25,7 @@ from ham.report.spec import PlanError
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the figures; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--figure", nargs="+", metavar="NAME", help="2a, 11, figure05, ...")
     which.add_argument("--all", action="store_true", help="all figures (the default)")
@@ -78,4 +79,4 @@ def draw(args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -7,10 +7,10 @@ Needs no torch. Exit status: 0 done, 1 a record was left out, 2 wrong use, or a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import short_path
 from ham.report.index import write_index
 from ham.report.odd_files import check_results, printable
@@ -20,7 +20,7 @@ from ham.report.spec import PlanError
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the results (default: results)"
     )
@@ -39,4 +39,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

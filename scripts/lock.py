@@ -7,9 +7,9 @@ Run it after a change to configs; a test compares the file with the configuratio
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from ham.command_line import Parser, run_script
 from ham.files import ROOT, atomic_write_text
 from ham.report.spec import LOCK, PlanError
 from ham.run.config import ConfigError
@@ -18,7 +18,7 @@ from ham.run.lock import lock_text
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file; returns the exit status."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    Parser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         atomic_write_text(LOCK, lock_text())
     except (ConfigError, PlanError, OSError) as error:
@@ -29,4 +29,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

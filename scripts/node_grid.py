@@ -9,10 +9,10 @@ alone. Needs no torch. Exit status: 0 done, 1 a grid was left out, 2 wrong use o
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import atomic_write_text
 from ham.report.grid import FOLDER, read_all, record_all
 from ham.report.grid_page import PAGE, page
@@ -22,7 +22,7 @@ from ham.report.spec import PlanError
 
 def main(argv: list[str] | None = None) -> int:
     """Record grids and write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="first record the complete grids of these run directories")
     parser.add_argument(
         "--records", type=Path, default=FOLDER, metavar="DIR", help="default: results/node_grid"
@@ -54,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

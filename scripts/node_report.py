@@ -9,10 +9,10 @@ from results/node_grid. Needs no torch. Exit status: 0 done, 1 a summary or reco
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import RESULTS, atomic_write_text
 from ham.report.grid import FOLDER, read_all
 from ham.report.node_report import PAGE, page
@@ -23,7 +23,7 @@ from ham.report.spec import PlanError
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="read run directories instead of the committed records")
     parser.add_argument("--to", type=Path, metavar="FILE", help="the page to write")
     args = parser.parse_args(argv)
@@ -53,4 +53,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sweep
 
+from ham.command_line import Parser, run_script
 from ham.report import search_grid
 
 
 def main(argv: list[str] | None = None) -> int:
     """Translate the command line, print the new command, and run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--sets", nargs="+", required=True)
     parser.add_argument("--archs", nargs="+", default=["gcn", "gat", "sage"])
     parser.add_argument("--methods", nargs="+", default=["base", "ham", "nham"])
@@ -45,4 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -10,18 +10,20 @@ be obtained or are wrong.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.prepare import RECIPES, prepare
+from ham.report.odd_files import check_target
+from ham.report.spec import PlanError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare one data set; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="name", metavar="DATA", required=True)
     for name, recipe in RECIPES.items():
         command = commands.add_parser(name, help=recipe.about, description=recipe.about)
@@ -29,8 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")))
     args = parser.parse_args(argv)
     try:
+        check_target("--to", args.to)
         print(prepare(RECIPES[args.name], args.source, args.to))
-    except (DataError, OSError) as error:
+    except (DataError, PlanError, OSError) as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -40,4 +43,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

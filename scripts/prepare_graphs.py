@@ -14,21 +14,23 @@ ranks needs this cache. Exit status 2, and one line for each set whose files can
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.data import OGBG, DataError, graph_download
 from ham.data.damaged import DamagedError
 from ham.data.graph_files import SETS, fixed_split, read
 from ham.data.ogbg import download as ogbg_download
 from ham.data.ogbg import sets as ogbg_sets
+from ham.report.odd_files import check_target
+from ham.report.spec import PlanError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Download and check; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     choices = [*SETS, "all", *ogbg_sets.SETS]
     parser.add_argument("sets", nargs="+", choices=choices, metavar="SET", help=", ".join(choices))
     parser.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")), metavar="DIR")
@@ -40,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     names = [name for name in args.sets if name != "all"]
     for name in dict.fromkeys([*(SETS if "all" in args.sets else ()), *names]):
         try:
+            check_target("--to", args.to)
             print(prepare(name, root, args.walk_steps))
-        except (DataError, OSError) as error:
+        except (DataError, PlanError, OSError) as error:
             print(f"prepare_graphs.py: {error}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
@@ -90,4 +93,4 @@ def _check_graphs(name: str, root: Path, walk_steps: int | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

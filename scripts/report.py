@@ -9,10 +9,10 @@ vl-convert-python, no torch. Exit status: 0 done, 1 a record was left out, 2 wro
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import short_path
 from ham.report.odd_files import check_results, check_target, printable
 from ham.report.records import RESULTS, InvalidRecord
@@ -24,7 +24,7 @@ PACKAGES = {"jinja2": "jinja2", "markupsafe": "jinja2", "vl_convert": "vl-conver
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the records (default: results)"
     )
@@ -52,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -9,10 +9,10 @@ record was left out, 2 wrong use.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import atomic_write_text, short_path
 from ham.report.odd_files import check_results, check_target, printable
 from ham.report.records import RESULTS, InvalidRecord, read_all, read_diverged
@@ -22,7 +22,7 @@ from ham.report.study import studies, study
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page, the csv and the figures; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=studies(), help="name of a study")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the records (default: results)"
@@ -62,4 +62,4 @@ def render(name: str, results_folder: Path, folder: Path) -> tuple[list[Path], l
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -22,9 +22,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ham.command_line import run_command_line
+from ham.command_line import Parser, is_of_output, run_command_line
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
 from ham.sweep.commands import RUNS, Options, run_command
@@ -37,14 +37,6 @@ MODES = {
     "local": "run it on this machine, without SLURM",
     "status": "print every run that is not done, with the reason if it failed",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> Parser:
@@ -106,9 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
         return run_command(*parse(sys.argv[1:] if argv is None else argv), write_page)
-    except BrokenPipeError:
-        raise
     except (PlanError, SweepError, OSError) as error:
+        if is_of_output(error):
+            raise
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

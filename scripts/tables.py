@@ -11,10 +11,10 @@ and files that are in no run's place, are reported and left out. Exit status: 0 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.files import short_path
 from ham.report.odd_files import check_results, check_target, printable
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_diverged
@@ -24,7 +24,7 @@ from ham.report.table_files import FORMATS, full_names, read_records, render_tab
 
 def main(argv: list[str] | None = None) -> int:
     """Write the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--table", nargs="+", metavar="NAME", help="4, table04, control_str, ...")
     which.add_argument("--all", action="store_true", help="all tables (the default)")
@@ -60,4 +60,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ham import theory
+from ham.command_line import Parser, run_script
 from ham.files import RESULTS, atomic_write_text
 from ham.report.plan import figure_name
 from ham.run.provenance import provenance
@@ -143,7 +143,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Simulate and write; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure", nargs="+", metavar="NAME", help="6, 2b, figure06, ... (default: all)")
     parser.add_argument("--to", type=Path, default=DATA, help="folder to write to (default: results/theory)")
     args = parser.parse_args(argv)
@@ -184,4 +184,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

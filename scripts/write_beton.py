@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.beton_encoder import WorkerKilledError
 from ham.data.beton_writer import Format, write_split
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="source", type=Path, required=True, help="folder tree or archives")
     parser.add_argument("--to", type=Path, required=True, help="folder to write to")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
@@ -68,4 +69,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

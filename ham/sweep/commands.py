@@ -70,6 +70,8 @@ class Options:
             raise SweepError("arguments after -- are for sbatch: give them with --submit")
         if self.mode != "local" and (self.archive or self.seconds):
             raise SweepError("--pack and --seconds are for runs on this machine: give --local")
+        if self.mode != "local" and self.jobs > 1:
+            raise SweepError("--jobs is the number of runs side by side on this machine: give --local")
         if self.mode != "status" and self.html is not None:
             raise SweepError("--html writes the state of the runs as a page: give it with --status")
 

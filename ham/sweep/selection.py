@@ -59,6 +59,8 @@ class Selection:
             raise SweepError(
                 "--study selects its runs and their scale: leave out other selections and --demo"
             )
+        if "" in self.only:
+            raise SweepError("--only has an empty text, which all names contain: give a part of a name")
         if wrong := [seed for seed in self.seeds or () if seed not in SEEDS]:
             raise SweepError(f"--seeds must be from 0 to {SEEDS[-1]}, got {wrong[0]}")
 

@@ -167,7 +167,8 @@ def test_what_has_no_caption_is_an_error_that_names_the_cure(
 ) -> None:
     (tmp_path / "study").mkdir()
     assert COMMAND.main(["--results", str(tmp_path)]) == 2
-    assert "no caption for results/study: add it to FOLDERS in ham/report/index.py" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'study'} is no folder of results: move it away, or add it to FOLDERS" in said
     (tmp_path / "study").rmdir()
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "forest.png").touch()

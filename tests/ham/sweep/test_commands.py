@@ -147,6 +147,9 @@ def test_torch_is_not_imported() -> None:
         ),
         ("--grid=node/cora_gcn --demo=digits", "leave --demo out"),
         ("--table=4 --seconds=9", "give --local"),
+        ("--table=4 --jobs=2", "--jobs is the number of runs side by side on this machine: give --local"),
+        ("--table=4 --only=", "--only has an empty text, which all names contain"),
+        ("--table=4 --runs=", "argument --runs: the path is empty"),
         *(
             (f"--table=4 --local --seconds={value}", f"--seconds must be finite and above 0, got {value}")
             for value in ("0", "-1", "nan", "inf", "-inf")

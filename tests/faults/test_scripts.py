@@ -1,0 +1,100 @@
+"""Scripts whose output goes nowhere, and options that a shell has left empty."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ham import command_line
+from ham.command_line import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "tables.py": ["--table", "4", "--demo", "digits", "--to", "TMP"],
+    "study.py": ["cifar16", "--to", "TMP"],
+    "node_report.py": ["--to", "TMP/page.md"],
+    "sweep.py": ["--table", "4"],
+    "prepare_data.py": ["--help"],
+}
+
+
+def start(name: str, argv: list[str], **streams: object) -> subprocess.Popen:
+    command = [sys.executable, "-u", str(ROOT / "scripts" / name), *argv]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **streams)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_output_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    argv = [text.replace("TMP", str(tmp_path)) for text in SCRIPTS[name]]
+    with open("/dev/full", "w") as full, start(name, argv, stdout=full) as full_run:
+        said = full_run.communicate()[1].splitlines()
+    assert full_run.returncode == 1
+    line = f"{name}: its output cannot be written (No space left on device): send it to another file"
+    assert said[-1] == line and not [text for text in said[:-1] if not text.startswith("sweep.py: queued")]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_reader_that_leaves_ends_a_script_silently(name: str, tmp_path: Path) -> None:
+    argv = [text.replace("TMP", str(tmp_path)) for text in SCRIPTS[name]]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with start(name, argv, stdout=writer) as left:
+        os.close(writer)
+        said = left.communicate()[1].splitlines()
+    assert left.returncode == 141
+    assert not [text for text in said if not text.startswith("sweep.py: queued")]
+
+
+@pytest.mark.parametrize("given", ["--to=", "--to", "--results="])
+def test_an_empty_path_is_an_error(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="some.py")
+    for option in ("--to", "--results"):
+        parser.add_argument(option, type=Path)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([given, *([""] if given == "--to" else [])])
+    option = given.rstrip("=")
+    line = f"some.py: argument {option}: the path is empty: give one, or leave the option out\n"
+    assert ended.value.code == 2 and capsys.readouterr().err == line
+    assert parser.parse_args(["--to", "a b"]).to == Path("a b")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_every_script_reports_in_one_line(script: str) -> None:
+    text = (ROOT / "scripts" / script).read_text()
+    assert "argparse.ArgumentParser(" not in text, "take ham.command_line.Parser"
+    assert "sys.exit(run_script(main))" in text or "sys.exit(run_command_line(main, sys.argv[1:]))" in text
+
+
+def test_an_error_of_a_file_is_the_scripts_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["some.py"])
+
+    def main(argv: list[str]) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "records")
+
+    with pytest.raises(FileNotFoundError, match="records"):
+        command_line.run_script(main)
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        ("prepare_data.py", ["commonsense", "--to", "FILE"]),
+        ("prepare_data.py", ["cifar100", "--to", "FILE/new"]),
+        ("prepare_graphs.py", ["cora", "--to", "FILE"]),
+        ("export.py", ["run", "--to", "FILE"]),
+        ("export.py", ["run", "--to", "FILE/new"]),
+    ],
+)
+def test_a_file_where_a_folder_is_wanted(script: str, argv: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with start(script, [text.replace("FILE", str(file)) for text in argv], stdout=subprocess.PIPE) as run:
+        out, err = run.communicate()
+    target = argv[-1].replace("FILE", str(file))
+    line = f"{script}: --to {target} cannot be written: {file}: it is a file: give a folder\n"
+    assert (run.returncode, out, err) == (2, "", line)
