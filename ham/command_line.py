@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from errno import EDQUOT, EIO, ENOSPC, EPIPE
+from errno import EDQUOT, EIO, ENOSPC
 from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGPIPE
@@ -17,11 +17,11 @@ _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors in one line, among them an empty path, as of a variable that is not set."""
+    """Reports errors in one line. An empty path, as from an unset shell variable, is an error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register("type", Path, _path)  # what type=Path of an option stands for
+        self.register("type", Path, _path)  # reads options with type=Path
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -34,68 +34,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def run_script(main: Callable[[list[str]], int]) -> int:
-    """Run a script's `main` with the command line's arguments, as `run_command_line` does.
-
-    The script may take an OSError for one of its files: it gets none of standard output.
-    """
-    output = sys.stdout
-
-    def checked(argv: list[str]) -> int:
-        sys.stdout = _Output(output)
-        try:
-            return main(argv)
-        finally:
-            sys.stdout = output
-
-    try:
-        return run_command_line(checked if output is not None else main, sys.argv[1:])
-    except _OutputError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
-            ignore_broken_pipe()
-            return 128 + SIGPIPE
-        return _fail_to_print(error.__cause__)
-
-
-def is_of_output(error: Exception) -> bool:
-    """Does it say that standard output cannot be written? Errors of files name them."""
-    is_of_no_file = isinstance(error, OSError) and error.filename is None
-    return is_of_no_file and error.errno in (EPIPE, ENOSPC, EDQUOT, EIO)
-
-
-def _fail_to_print(error: OSError) -> int:
-    ignore_broken_pipe()  # what is still to be written fails too
-    name, reason = Path(sys.argv[0]).name, error.strerror
-    print(f"{name}: its output cannot be written ({reason}): send it to another file", file=sys.stderr)
-    return 1
-
-
-class _OutputError(Exception):
-    """Standard output cannot be written. No OSError: commands take these for errors of their files."""
-
-
-class _Output:
-    """Standard output whose errors are `_OutputError`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """As of a file."""
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            raise _OutputError from error
-
-    def flush(self) -> None:
-        """As of a file."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            raise _OutputError from error
+class OutputError(Exception):
+    """Standard output cannot be written. It is no OSError, which commands take for errors of their files."""
 
 
 def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
@@ -103,6 +43,32 @@ def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
 
     It is 141 if the reader of its output has left, as of `| head`, and 1 if the output cannot be written.
     """
+    try:
+        return _run(main, argv)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (ENOSPC, EDQUOT, EIO):
+            raise
+        return _fail_to_print(error)
+
+
+def run_script(main: Callable[[list[str]], int]) -> int:
+    """Run a script's `main` with the command line's arguments, as `run_command_line` does.
+
+    Errors of standard output are handled here, so an OSError that `main` catches is one of its files.
+    """
+
+    def checked(argv: list[str]) -> int:
+        output = sys.stdout
+        sys.stdout = _Output(output)
+        try:
+            return main(argv)
+        finally:
+            sys.stdout = output
+
+    return _run(checked, sys.argv[1:])
+
+
+def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
     _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not so in a notebook, and after >&-
@@ -112,14 +78,46 @@ def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
             return main(argv)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()
+                _Output(sys.stdout).flush()
     except BrokenPipeError:
         ignore_broken_pipe()
         return 128 + SIGPIPE
-    except OSError as error:
-        if not is_of_output(error):
-            raise
-        return _fail_to_print(error)
+    except OutputError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            ignore_broken_pipe()
+            return 128 + SIGPIPE
+        return _fail_to_print(error.__cause__)
+
+
+def _fail_to_print(error: OSError) -> int:
+    ignore_broken_pipe()  # what is still to be written fails too
+    name, reason = Path(sys.argv[0]).name, error.strerror
+    print(f"{name}: its output cannot be written ({reason}): send it to another file", file=sys.stderr)
+    return 1
+
+
+class _Output:
+    """Standard output whose errors are `OutputError`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write; raises OutputError where the stream fails."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise OutputError from error
+
+    def flush(self) -> None:
+        """Flush; raises OutputError where the stream fails."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OutputError from error
 
 
 def _open_missing_streams() -> None:

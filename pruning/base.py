@@ -23,7 +23,7 @@ from .checks import (
     warn_of_low_coverage,
 )
 from .groups import split_by_weight_decay
-from .hook import OptimizerHook
+from .hook import OptimizerHook, check_hook
 from .inspection import Inspection
 from .loop_checks import LoopChecks
 from .masks import MaskSet
@@ -92,8 +92,9 @@ class Sparsifier(LoopChecks, Inspection):
                 `sparsity` holds for the others. The first glob that matches counts.
 
         Raises:
-            ValueError: the model does not fit, a number of epochs or steps is none, or a parameterization is
-                given to a method with its own. The model and the sparsifier are then as they were.
+            ValueError: the model does not fit, `total_epochs` or `steps_per_epoch` is not a positive whole
+                number, or a parameterization is given to a method with its own. The model and the sparsifier
+                are then as they were.
         """
         replaces = self.reparametrizes or type(parameterization or Plain()) is not Plain
         if replaces and optimizer is not None:
@@ -103,11 +104,7 @@ class Sparsifier(LoopChecks, Inspection):
             )
         check_counts(total_epochs, steps_per_epoch)
         former = self.__dict__.get("_hook")
-        if former is not None and model is not self.model:
-            warn_at_caller(
-                f"{type(self).__name__} leaves the model that it was attached to, whose pruned weights are "
-                "trained from now on: create a sparsifier for each model"
-            )
+        weights_before = self.masks.weights if former is not None else {}
         with undone_on_error(self, model):
             self.model, self.seed, self.step = model, seed, 0
             self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
@@ -119,7 +116,7 @@ class Sparsifier(LoopChecks, Inspection):
             self._set_layer_sparsities(sparsities or {})
             self._check_layers()
             if optimizer is not None:
-                self.check(optimizer)  # before anything is pruned
+                check_hook(self, optimizer)  # before anything is pruned
             initial = (
                 [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
             )
@@ -130,6 +127,12 @@ class Sparsifier(LoopChecks, Inspection):
                 self.hook(optimizer)
         if former is not None:
             former.remove()
+            kept = {id(p) for weight in self.masks.weights.values() for p in weight.parameters}
+            if not any(id(p) in kept for weight in weights_before.values() for p in weight.parameters):
+                warn_at_caller(
+                    f"{type(self).__name__} has left the model that it was attached to, whose pruned weights "
+                    "are trained from now on: create a sparsifier for each model"
+                )
 
     def _parametrize_and_find(self) -> dict[str, Weight]:
         """The prunable weights, after the parameterization was put on the model."""
@@ -161,8 +164,9 @@ class Sparsifier(LoopChecks, Inspection):
     def hook(self, optimizer: Optimizer) -> OptimizerHook:
         """Let `optimizer.step()` call `after_backward`, `add_decay` and `after_step`, see `OptimizerHook`.
 
-        Call it after `attach`; of the explicit calls only those for epochs are left. A hook on another
-        optimizer ends. The number of steps is part of `state_dict`. Returns the hook, which has `remove()`.
+        Call it after `attach`; of the explicit calls only those for epochs are left. The sparsifier's hook
+        on another optimizer is removed. The number of steps is part of `state_dict`. Returns the hook, which
+        has `remove()`.
 
         Raises:
             TypeError: it is not an optimizer.

@@ -30,14 +30,13 @@ class NotAttachedError(RuntimeError, AttributeError):
 
 
 def check_counts(total_epochs: int, steps_per_epoch: int | None) -> None:
-    """Raise ValueError unless both are positive whole numbers, or `steps_per_epoch` is None."""
+    """Raise ValueError unless both are positive integers, or `steps_per_epoch` is None."""
     for name, value in (("total_epochs", total_epochs), ("steps_per_epoch", steps_per_epoch)):
-        is_count = isinstance(value, Integral) and value >= 1
-        if not is_count and not (name == "steps_per_epoch" and value is None):
-            raise ValueError(
-                f"{name} must be positive and a whole number, got {value}: count calls of optimizer.step(), "
-                "also where gradients are accumulated"
-            )
+        if name == "steps_per_epoch" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            cure = ": count the calls of optimizer.step()" if name == "steps_per_epoch" else ""
+            raise ValueError(f"{name} must be positive and an integer, got {value!r}{cure}")
 
 
 def check_separate(weights: Mapping[str, Weight]) -> None:

@@ -52,12 +52,14 @@ def grasp(
         tensors[names[id(first)]] = leaves[name]  # of a product m * w: theta * 1
         tensors.update({names[id(other)]: torch.ones_like(other) for other in others})
 
+    device = next(iter(leaves.values())).device
+
     def forward(inputs: Tensor) -> Tensor:
         return functional_call(model, tensors, (inputs,)) / temperature
 
     def losses() -> Iterator[Tensor]:
         for inputs, targets in batches:
-            for loss in losses_in_parts(inputs, targets, forward, loss_fn, _MICROBATCH):
+            for loss in losses_in_parts(inputs, targets, forward, loss_fn, _MICROBATCH, device):
                 yield loss / len(batches)
 
     def total(gradients: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:

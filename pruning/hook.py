@@ -38,10 +38,7 @@ class OptimizerHook:
     """
 
     def __init__(self, sparsifier: Sparsifier, optimizer: Optimizer) -> None:
-        self.sparsifier, self.optimizer = sparsifier, unwrapped(optimizer)
-        sparsifier.check(self.optimizer)
-        _check_weight_decay(sparsifier, self.optimizer)
-        self._check_other_hooks()
+        self.sparsifier, self.optimizer = sparsifier, check_hook(sparsifier, optimizer)
         self.is_active = False
         self._acts = self._skips = self._dropped = False
         self._group_values: list[dict[str, Any]] = []
@@ -137,19 +134,6 @@ class OptimizerHook:
             p.grad = None
         self._group_values = self._group_values or [_numbers(group) for group in groups]
 
-    def _check_other_hooks(self) -> None:
-        """Raise ValueError where another sparsifier's hook on this optimizer acts on the same weight."""
-        own = {id(p): name for name, w in self.sparsifier.masks.weights.items() for p in w.parameters}
-        for hook in self._pre_hooks.values():
-            other = getattr(hook, "__self__", None)
-            if isinstance(other, OptimizerHook) and other.sparsifier is not self.sparsifier:
-                for weight in other.sparsifier.masks.weights.values():
-                    for name in (own[id(p)] for p in weight.parameters if id(p) in own):
-                        raise ValueError(
-                            f"the hook of another {type(other.sparsifier).__name__} on this optimizer acts "
-                            f"on {name}: call remove() on that hook first"
-                        )
-
     def _remove_decay(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         """With `decoupled_decay`, give HAM the gradient without the penalty."""
         self.sparsifier.parameterization.remove_decay()
@@ -166,6 +150,29 @@ class OptimizerHook:
         sparsifier.step += 1
         if sparsifier.steps_per_epoch is not None and sparsifier.step == sparsifier.total_steps:
             sparsifier.on_end()
+
+
+def check_hook(sparsifier: Sparsifier, optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer inside wrappers. Raises as `OptimizerHook` where that does not fit it."""
+    optimizer = unwrapped(optimizer)
+    sparsifier.check(optimizer)
+    _check_weight_decay(sparsifier, optimizer)
+    _check_other_hooks(sparsifier, optimizer)
+    return optimizer
+
+
+def _check_other_hooks(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
+    """Raise ValueError where another sparsifier's hook on this optimizer acts on the same weight."""
+    own = {id(p): name for name, w in sparsifier.masks.weights.items() for p in w.parameters}
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        other = getattr(hook, "__self__", None)
+        if isinstance(other, OptimizerHook) and other.sparsifier is not sparsifier:
+            for weight in other.sparsifier.masks.weights.values():
+                for name in (own[id(p)] for p in weight.parameters if id(p) in own):
+                    raise ValueError(
+                        f"the hook of another {type(other.sparsifier).__name__} on this optimizer acts "
+                        f"on {name}: call remove() on that hook first"
+                    )
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:

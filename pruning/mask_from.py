@@ -37,7 +37,7 @@ class MaskFrom(TargetSparsity):
 
     elementwise: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.005
-    slightly: ClassVar[float] = 0.05
+    largest_difference: ClassVar[float] = 0.05
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range, or without a source."""
@@ -88,12 +88,12 @@ class MaskFrom(TargetSparsity):
             )
 
     def _warn_if_far(self, masks: Mapping[str, Tensor]) -> None:
-        """Warn where masks of thresholds have another sparsity than slightly different."""
+        """Warn where the sparsity of the masks is more than 0.05 away from the target."""
         kept, total = (
             sum(count(m) for m in masks.values()) for count in (Tensor.count_nonzero, Tensor.numel)
         )
         found = 1 - int(kept) / total
-        if abs(found - self.sparsity) > self.slightly:
+        if abs(found - self.sparsity) > self.largest_difference:
             warn_at_caller(
                 f"the masks in {self.source} prune {found:.4f}, and are changed to {self.sparsity:g} by the "
                 "weights' distance to their threshold: choose that sparsity to keep them"

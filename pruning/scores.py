@@ -69,8 +69,8 @@ def snip(
     Args:
         model: maps inputs [N, ...] to outputs.
         weights: name -> prunable weight.
-        batches: of (inputs, targets), used one after the other. Only tensors of one length are split: a batch
-            of graphs is not, nor are inputs [T, N, ...].
+        batches: of (inputs, targets), used one after the other. Inputs and targets that are tensors of equal
+            length are split along their first dimension, which must be the samples.
         loss_fn: the mean loss over a batch.
 
     Raises:
@@ -81,11 +81,11 @@ def snip(
         if not all(p.requires_grad for p in weight.parameters):
             raise ValueError(f"{name} is frozen and has no gradient: freeze it before attach, or exclude it")
     parameters = [p for weight in weights.values() for p in weight.parameters]
-    sums = [torch.zeros_like(p) for p in parameters]
+    sums, device = [torch.zeros_like(p) for p in parameters], parameters[0].device
     with evaluation_mode(model):
         for batch in batches:
-            for loss in losses_in_parts(*check_pair(batch), model, loss_fn, _MICROBATCH):
-                with torch.enable_grad(), torch.autocast(loss.device.type, enabled=False):
+            for loss in losses_in_parts(*check_pair(batch), model, loss_fn, _MICROBATCH, device):
+                with torch.enable_grad(), torch.autocast(device.type, enabled=False):
                     # not loss.backward(), which would change p.grad and run DistributedDataParallel's hooks
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -105,51 +105,49 @@ def losses_in_parts(
     forward: Callable[[Any], Any],
     loss_fn: Callable[[Any, Any], Tensor],
     size: int,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Losses of at most `size` samples each, without autocast; their sum is the loss of the batch.
 
     Raises:
-        ValueError: at the end, if it is not: a loss with weights of classes, say, is no mean over samples.
+        ValueError: after the second part, if the loss is no mean over samples, as one with class weights.
     """
-    device = next((x.device.type for x in (inputs, targets) if isinstance(x, Tensor)), "cpu")
     is_split = all(isinstance(x, Tensor) and x.ndim for x in (inputs, targets)) and len(inputs) == len(
         targets
     )
     batches = zip(inputs.split(size), targets.split(size), strict=True) if is_split else [(inputs, targets)]
-    kept = []
-    for part, labels in batches:
-        with torch.enable_grad(), torch.autocast(device, enabled=False):
+    first = None
+    for number, (part, labels) in enumerate(batches):
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             outputs = forward(part)
             loss = loss_fn(outputs, labels) * (len(part) / len(inputs) if is_split else 1.0)
         yield loss
-        kept.append((outputs.detach(), labels) if isinstance(outputs, Tensor) else None)
-    if len(kept) > 1 and all(kept):
-        _check_is_mean(kept, targets, loss_fn)
+        if is_split and number < 2 and isinstance(outputs, Tensor) and len(outputs) == len(labels):
+            second, first = first, (outputs.detach(), labels)
+            if second is not None:
+                _check_is_mean([second, first], loss_fn, size)
 
 
 @torch.enable_grad()
 def _check_is_mean(
-    parts: Sequence[tuple[Tensor, Tensor]], targets: Tensor, loss_fn: Callable[[Any, Any], Tensor]
+    parts: Sequence[tuple[Tensor, Tensor]], loss_fn: Callable[[Any, Any], Tensor], size: int
 ) -> None:
-    """Raise ValueError unless the loss's derivatives by the outputs are those of the mean over the parts.
+    """Raise ValueError unless the loss of two parts together is the mean over their samples.
 
-    The values say less: near the start of a training all losses are alike.
+    Its derivatives by the outputs are compared: early in a training the losses of all parts are nearly equal.
     """
 
     def slope(outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = outputs.clone().requires_grad_()
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32), copy=True).requires_grad_()
         with torch.autocast(outputs.device.type, enabled=False):
             return torch.autograd.grad(loss_fn(outputs, labels), outputs)[0]
 
-    outputs = torch.cat([output for output, _ in parts])
-    if len(outputs) != len(targets):  # samples are not the outputs' first dimension
-        return
+    outputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     whole = slope(outputs, targets)
     mean = torch.cat([slope(output, labels) * (len(labels) / len(targets)) for output, labels in parts])
     if float(torch.linalg.vector_norm(whole - mean)) > _LOSS_TOLERANCE * float(
         torch.linalg.vector_norm(whole)
     ):
-        size = len(parts[0][1])
         raise ValueError(
             f"the loss of a batch is not the mean over its parts of {size} samples (class weights, say): "
             f"give batches of at most {size}, or a loss that is the mean over samples"
@@ -235,7 +233,8 @@ def synflow_masks(
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode; afterwards every module has the mode that it had before.
 
-    cuDNN, which has no backward pass of recurrent layers in this mode, is off where there are such layers.
+    cuDNN has no backward pass of recurrent layers in this mode: with such layers, it is off for the entire
+    model.
     """
     modes = {module: module.training for module in model.modules()}
     has_recurrent = any(isinstance(module, nn.RNNBase) for module in modes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 @contextmanager
@@ -16,6 +17,7 @@ def undone_on_error(owner: object, model: nn.Module) -> Iterator[None]:
     """
     attributes = dict(vars(owner))
     layers = [(m, type(m), dict(m._parameters), dict(m._modules)) for m in model.modules()]
+    classes = {type(m): set(vars(type(m))) for m in model.modules() if parametrize.is_parametrized(m)}
     try:
         yield
     except BaseException:
@@ -23,6 +25,8 @@ def undone_on_error(owner: object, model: nn.Module) -> Iterator[None]:
         vars(owner).update(attributes)
         for layer, kind, parameters, children in layers:
             layer.__class__ = kind
+            for name in set(vars(kind)) - classes.get(kind, set(vars(kind))):
+                delattr(kind, name)  # a layer that is parametrized has a class of its own
             for place, kept in ((layer._parameters, parameters), (layer._modules, children)):
                 place.clear()
                 place.update(kept)

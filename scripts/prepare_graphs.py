@@ -38,13 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.walk_steps is not None and args.walk_steps < 0:
         parser.error(f"--walk-steps must not be negative, got {args.walk_steps}")
+    try:
+        check_target("--to", args.to)
+    except PlanError as error:
+        print(f"prepare_graphs.py: {error}", file=sys.stderr)
+        return 2
     root, status = args.to / "graphs", 0
     names = [name for name in args.sets if name != "all"]
     for name in dict.fromkeys([*(SETS if "all" in args.sets else ()), *names]):
         try:
-            check_target("--to", args.to)
             print(prepare(name, root, args.walk_steps))
-        except (DataError, PlanError, OSError) as error:
+        except (DataError, OSError) as error:
             print(f"prepare_graphs.py: {error}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:

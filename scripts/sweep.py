@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ham.command_line import Parser, is_of_output, run_command_line
+from ham.command_line import Parser, run_script
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
 from ham.sweep.commands import RUNS, Options, run_command
@@ -99,8 +99,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_command(*parse(sys.argv[1:] if argv is None else argv), write_page)
     except (PlanError, SweepError, OSError) as error:
-        if is_of_output(error):
-            raise
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -109,4 +107,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(main, sys.argv[1:]))
+    sys.exit(run_script(main))

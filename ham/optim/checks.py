@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
+
+
+def as_number(value: Any) -> Any:
+    """A number of another package, or in a tensor, as a float; anything else as it is."""
+    return float(value) if isinstance(value, Tensor | Real) else value
 
 
 def check_hyperparameters(
@@ -105,7 +111,7 @@ def check_group(group: dict, optimizer: Optimizer, lr: LearningRate | None) -> N
         )
     if group.get("differentiable"):
         raise ValueError("HAM's step is not differentiable: set differentiable=False in the optimizer")
-    for key in ("ham_alpha", "ham_beta"):
+    for key in ("ham_alpha", "ham_beta") if not torch.compiler.is_compiling() else ():
         value = group.get(key)
         if isinstance(value, Real) and not (math.isfinite(value) and (value >= 0 or key == "ham_alpha")):
             positive = "" if key == "ham_alpha" else " and not negative"

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from .checks import (
     LearningRate,
+    as_number,
     check_group,
     check_hyperparameters,
     check_implementation,
@@ -95,7 +96,10 @@ class HAM:
     ) -> None:
         optimizer = unwrapped(optimizer)
         given = {"ham_alpha": alpha, "ham_beta": beta}
-        alpha, beta = (_ALPHA if alpha is None else float(alpha)), (_BETA if beta is None else float(beta))
+        alpha, beta = (
+            as_number(_ALPHA if alpha is None else alpha),
+            as_number(_BETA if beta is None else beta),
+        )
         check_hyperparameters(alpha, beta, clamp, max_weight_norm, implementation)
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)

@@ -18,8 +18,8 @@ from .keys import fill_missing, has_own_values, keys_of
 class SelectedParameters:
     """Where HAM acts: by the group's own values, else by `model` and a filter, else by the shape.
 
-    Layers that `model` gets later count as its own. Parameters that it does not have are left alone, with a
-    warning.
+    Layers added to `model` later are included, as long as it exists: only a weak reference to it is kept.
+    Parameters that it does not have are not changed, with a warning.
 
     Raises:
         ValueError: `model` owns none of the optimizer's parameters.
@@ -27,7 +27,7 @@ class SelectedParameters:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None, is_selected: ParamFilter) -> None:
         self._optimizer, self._is_selected = optimizer, is_selected
-        self._model = ref(model) if model is not None else None  # it may end before the optimizer
+        self._model = ref(model) if model is not None else None  # it may be deleted before the optimizer
         self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and does HAM act on it
         self._warned = False
         params = [p for group in optimizer.param_groups if not has_own_values(group) for p in group["params"]]
@@ -53,10 +53,10 @@ class SelectedParameters:
             return group["params"]
         if self._model is None:
             return [p for p in group["params"] if p.ndim >= 2]
-        selected = []
-        for p in group["params"]:  # in each step: no function call for what is known
+        selected, is_compiling = [], torch.compiler.is_compiling()
+        for p in group["params"]:  # in each step
             entry = self._known.get(id(p))
-            if entry is None or not (torch.compiler.is_compiling() or entry[0]() is p):
+            if entry is None or not (is_compiling or entry[0]() is p):
                 entry = self._look_up(p)
             if entry[1]:
                 selected.append(p)
@@ -67,7 +67,7 @@ class SelectedParameters:
         self._read_model()
         if not self._is_known(p):
             self._known[id(p)] = ref(p), False
-            self._warn_of_stranger(p)
+            self._warn_of_unknown_parameter(p)
         return self._known[id(p)]
 
     def _is_known(self, p: Tensor) -> bool:
@@ -80,12 +80,12 @@ class SelectedParameters:
             if not self._is_known(p):
                 self._known[id(p)] = ref(p), bool(self._is_selected(name, module, p))
 
-    def _warn_of_stranger(self, p: Tensor) -> None:
+    def _warn_of_unknown_parameter(self, p: Tensor) -> None:
         if not self._warned:
             self._warned = True
             _warn(
-                f"HAM leaves alone what model=... does not have, such as a parameter of {tuple(p.shape)}: "
-                "pass a module that has all, or set ham_alpha and ham_beta in its group"
+                f"HAM does not change parameters that are not in model=..., for example one of shape "
+                f"{tuple(p.shape)}: pass a module that has all, or set ham_alpha and ham_beta in its group"
             )
 
     def check_dtypes(self, alpha: float, beta: float) -> None:

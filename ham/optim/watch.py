@@ -60,8 +60,8 @@ class GradientWatch:
         if torch.compiler.is_compiling() or not self._has_gradients or _have_gradients(self._optimizer):
             return
         raise ValueError(
-            "a step hook that was registered before HAM clears the gradients, which HAM reads after the "
-            "step: register it after HAM(...)"
+            "the gradients are gone after the step, and HAM reads them then: register a step hook that "
+            "clears them after HAM(...)"
         )
 
     def remove(self) -> None:
@@ -118,6 +118,7 @@ class GradientWatch:
         hooks = _hooks(optimizer, "pre")
         if next(reversed(hooks)) != self._before.id:  # in the post-hook: torch iterates over them in a step
             hooks.move_to_end(self._before.id)
+            self._has_gradients = False  # the other hook may have cleared them
             return
         if record is None or getattr(optimizer, "grad_scale", None) is not None:
             return

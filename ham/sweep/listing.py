@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ham.command_line import ignore_broken_pipe
+from ham.command_line import OutputError, ignore_broken_pipe
 from ham.report.spec import RunSpec
 
 from .resources import resource_class, resources
@@ -103,5 +103,5 @@ def print_line(line: str) -> None:
     """Print at once; a reader that has left, as of `| head`, stops neither a submission nor a run."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputError):
         ignore_broken_pipe()

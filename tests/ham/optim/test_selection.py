@@ -36,7 +36,7 @@ def acted(optimizer: Optimizer) -> list[bool]:
 def test_what_the_model_does_not_have_is_left_alone_with_a_warning() -> None:
     model, other = nn.Linear(4, 4), nn.Linear(4, 4)
     optimizer = SGD([*model.parameters(), *other.parameters()], lr=0.1)
-    with pytest.warns(UserWarning, match=r"leaves alone what model=... does not have, such as .*\(4, 4\)"):
+    with pytest.warns(UserWarning, match=r"parameters that are not in model=.*of shape \(4, 4\)"):
         HAM(optimizer, model=model, select="weight", **DECAY)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -83,7 +83,7 @@ def test_a_model_may_end_before_its_optimizer() -> None:
     HAM(optimizer, model=nn.Sequential(model), **DECAY)
     assert acted(optimizer) == [True, True]
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 3))]})
-    with pytest.warns(UserWarning, match="does not have"):
+    with pytest.warns(UserWarning, match="that are not in model"):
         assert acted(optimizer) == [True, True, False]
 
 
@@ -104,12 +104,21 @@ def test_gradients_that_an_earlier_hook_clears_are_missed_aloud() -> None:
     optimizer = SGD(model.parameters(), lr=0.1)
     handle = optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
     HAM(optimizer, model=model, **DECAY)
-    with pytest.raises(ValueError, match=r"registered before HAM clears the gradients.*register it after"):
+    with pytest.raises(ValueError, match=r"gradients are gone after the step.* clears them after HAM"):
         factors(optimizer)
     handle.remove()
     optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
     assert acted(optimizer) == [True, True]
     optimizer.step()  # without gradients there is nothing to do
+
+
+def test_a_later_pre_hook_that_drops_gradients_skips_a_step() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model, **DECAY)
+    optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad())
+    for _ in range(3):
+        assert factors(optimizer) == [1.0, 1.0]
 
 
 def test_an_optimizer_through_whose_step_autograd_goes_is_refused() -> None:
@@ -181,6 +190,12 @@ def test_alpha_may_be_any_kind_of_number(alpha: object) -> None:
     assert torch.equal(weights_after(alpha), expected)
     if not isinstance(alpha, numpy.floating):  # torch.load does not take numpy's
         assert torch.equal(weights_after(1.0, scheduled=alpha), expected)
+
+
+def test_text_is_no_number() -> None:
+    model = nn.Linear(4, 4)
+    with pytest.raises(TypeError):
+        HAM(SGD(model.parameters(), lr=0.1), model=model, alpha="200")
 
 
 def test_counts_are_restored_where_the_first_group_is_empty() -> None:
