@@ -14,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .at_initialization import AtInitialization
 from .base import register
+from .batches import check_pair, losses_in_parts
 from .checks import check_not_sharded_yet
 from .ranks import mean_over_ranks
-from .scores import check_pair, evaluation_mode, losses_in_parts
+from .scores import evaluation_mode
 from .weights import Weight
 
 _MICROBATCH = 64  # the graph of the second backward pass takes about twice the memory of SNIP's

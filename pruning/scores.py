@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .batches import check_pair, losses_in_parts
 from .ranks import mean_over_ranks
 from .shards import count_nonzero, is_sharded
 from .topk import check_same_count, split_topk
@@ -21,7 +22,6 @@ Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 _SAMPLE = 1 << 16
 _LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
-_LOSS_TOLERANCE = 1e-3  # of the derivatives
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 
@@ -97,77 +97,6 @@ def snip(
         gradient = weight.gradient_from([mean_over_ranks(next(parts)) for _ in weight.parameters])
         scores[name] = (gradient * weight.value).abs()
     return scores
-
-
-def losses_in_parts(
-    inputs: Any,
-    targets: Any,
-    forward: Callable[[Any], Any],
-    loss_fn: Callable[[Any, Any], Tensor],
-    size: int,
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """Losses of at most `size` samples each, without autocast; their sum is the loss of the batch.
-
-    Raises:
-        ValueError: after the second part, if the loss is no mean over samples, as one with class weights.
-    """
-    is_split = all(isinstance(x, Tensor) and x.ndim for x in (inputs, targets)) and len(inputs) == len(
-        targets
-    )
-    batches = zip(inputs.split(size), targets.split(size), strict=True) if is_split else [(inputs, targets)]
-    first = None
-    for number, (part, labels) in enumerate(batches):
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            outputs = forward(part)
-            loss = loss_fn(outputs, labels) * (len(part) / len(inputs) if is_split else 1.0)
-        yield loss
-        if is_split and number < 2 and isinstance(outputs, Tensor) and len(outputs) == len(labels):
-            second, first = first, (outputs.detach(), labels)
-            if second is not None:
-                _check_is_mean([second, first], loss_fn, size)
-
-
-@torch.enable_grad()
-def _check_is_mean(
-    parts: Sequence[tuple[Tensor, Tensor]], loss_fn: Callable[[Any, Any], Tensor], size: int
-) -> None:
-    """Raise ValueError unless the loss of two parts together is the mean over their samples.
-
-    Its derivatives by the outputs are compared: early in a training the losses of all parts are nearly equal.
-    """
-
-    def slope(outputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32), copy=True).requires_grad_()
-        with torch.autocast(outputs.device.type, enabled=False):
-            return torch.autograd.grad(loss_fn(outputs, labels), outputs)[0]
-
-    outputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    whole = slope(outputs, targets)
-    mean = torch.cat([slope(output, labels) * (len(labels) / len(targets)) for output, labels in parts])
-    if float(torch.linalg.vector_norm(whole - mean)) > _LOSS_TOLERANCE * float(
-        torch.linalg.vector_norm(whole)
-    ):
-        raise ValueError(
-            f"the loss of a batch is not the mean over its parts of {size} samples (class weights, say): "
-            f"give batches of at most {size}, or a loss that is the mean over samples"
-        )
-
-
-def check_pair(batch: Any) -> tuple[Any, Any]:
-    """The inputs and the targets of a batch. Raises ValueError where it is not such a pair."""
-    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
-    if not is_pair or isinstance(batch[0], str | bytes | int | float | Mapping | Sequence):
-        kind = (
-            f"{type(batch).__name__} of {len(batch)}"
-            if isinstance(batch, tuple | list)
-            else type(batch).__name__
-        )
-        raise ValueError(
-            f"batches must be pairs (inputs, targets), got {kind}: pass a generator such as "
-            "((batch['x'], batch['y']) for batch in loader)"
-        )
-    return batch[0], batch[1]
 
 
 def synflow(

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
+from .batches import check_pair
 from .checks import check_not_sharded_yet
-from .scores import check_pair, synflow_masks
+from .scores import synflow_masks
 
 
 @register("synflow")
