@@ -100,7 +100,13 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
         for folder in ("ham/optim", "ham/theory", "ham/integrations", "pruning", "pruning/integrations")
         for path in (ROOT / folder).glob("*.py")
     }
-    expected |= {"ham/__init__.py", "ham/py.typed", "pruning/py.typed"}
+    expected |= {
+        "ham/__init__.py",
+        "ham/c_code.py",
+        "ham/py.typed",
+        "ham/optim/cpu_step.c",
+        "pruning/py.typed",
+    }
     names = set(zipfile.ZipFile(wheel).namelist())
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == expected

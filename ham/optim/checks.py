@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hyperbolic import IMPLEMENTATIONS
+from . import cpu_step
+from .hyperbolic import DTYPES, IMPLEMENTATIONS
 
 LearningRate = Callable[[dict], float | Tensor]
 """Parameter group -> the rate of the base step that was just taken."""
@@ -70,8 +71,12 @@ def check_hyperparameters(
 
 
 def check_implementation(optimizer: Optimizer, implementation: str | None) -> None:
-    """Raise ValueError where no weight is on a device of the implementation."""
-    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+    """Raise ValueError where no weight is on a device of the implementation, or a C compiler is missing."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    devices = {p.device.type for p in params}
+    if implementation == "compiled":
+        for dtype in {p.dtype for p in params if p.device.type == "cpu"} & {*DTYPES}:
+            cpu_step.load(dtype)
     if implementation == "triton" and devices == {"cpu"} and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"

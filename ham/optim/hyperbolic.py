@@ -48,15 +48,15 @@ def hyperbolic_step_(
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
         clamped: 0-dim int64 tensor to which the number of exponents at the bound is added, without a host
             sync.
-        implementation: None for the fastest one that needs no compiler at its first use on a CPU, or
-            "reference" (the formula, tensor by tensor), "foreach" (torch's multi-tensor kernels),
-            "fused" (one pass over memory, CPU only), "compiled" (the same by torch.compile, which takes some
-            seconds at the first step and a C++ compiler on a CPU) or "triton" (the same in one launch, CUDA
-            only).
+        implementation: None for the fastest one that works here, or "reference" (the formula, tensor by
+            tensor), "foreach" (torch's multi-tensor kernels), "fused" (in blocks that stay in the cache, CPU
+            only), "compiled" (one pass over memory: on a CPU C code, which needs a C compiler, elsewhere
+            torch.compile, which takes some seconds at the first step) or "triton" (the same in one launch,
+            CUDA only).
 
     Raises:
         ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown
-            implementation.
+            implementation, no C compiler for "compiled" on a CPU.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The hyperbolic step, computed in five ways: a slow reference, and fast paths equal to it.
+"""The hyperbolic step, computed in several ways: a slow reference, and fast paths equal to it.
 
 Each takes weights and gradients of one device and dtype, a = -lr * alpha and b = -lr * beta (numbers, or
 0-dim tensors on that device), and the rest of `ham.hyperbolic_step_`'s arguments.
@@ -7,7 +7,6 @@ Each takes weights and gradients of one device and dtype, a = -lr * alpha and b 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -16,11 +15,14 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
+from ham import c_code
+
+from . import cpu_step
+from .trials import works
+
 _BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
 _LARGEST_CLAMP = 80.0  # exp of it is finite in float32 too
-_WORKS: dict[torch.device, bool] = {}  # where Triton's kernel has been tried
 _PLAIN = frozenset((Tensor, nn.Parameter))
-_NOT_INSTALLED = "it is not installed"
 
 
 def fastest(weight: Tensor, rate: float | Tensor) -> str:
@@ -29,39 +31,15 @@ def fastest(weight: Tensor, rate: float | Tensor) -> str:
         return "reference"  # the compiler fuses it
     kind = weight.device.type
     if kind == "cuda" and is_plain(weight) and not torch.cuda.is_current_stream_capturing():
-        return "triton" if _triton_works(weight.device) else "foreach"
-    return "fused" if kind == "cpu" and not isinstance(rate, Tensor) else "foreach"
-
-
-def _triton_works(device: torch.device) -> bool:
-    """Does the kernel compile and give the formula's weights? Tried once per device, with a host sync."""
-    if device not in _WORKS:
-        reason = _why_triton_fails(device)
-        _WORKS[device] = not reason
-        if reason and reason != _NOT_INSTALLED:
-            from .checks import outer_stacklevel
-
-            warnings.warn(
-                f"HAM's Triton kernel does not work on {device} ({reason}): torch's multi-tensor kernels are "
-                "used, with equal results; implementation='foreach' chooses them without this warning",
-                stacklevel=outer_stacklevel(),
-            )
-    return _WORKS[device]
-
-
-def _why_triton_fails(device: torch.device) -> str:
-    if find_spec("triton") is None:
-        return _NOT_INSTALLED
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("default")
-    try:
-        from .triton_step import agrees
-
-        return "" if agrees(device, _reference_) else "its result differs from the formula"
-    except Exception as error:  # of any compiler or driver: the other kernels do not need it
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        can_try = find_spec("triton") is not None
+        return (
+            "triton" if can_try and works("triton", weight, _triton_, _reference_, "foreach") else "foreach"
+        )
+    elif kind == "cpu" and not isinstance(rate, Tensor):
+        own, can_try, instead = "compiled", is_plain(weight) and c_code.has_compiler(), "fused"
+    else:
+        return "foreach"
+    return own if can_try and works(own, weight, IMPLEMENTATIONS[own], _reference_, instead) else instead
 
 
 def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
@@ -154,6 +132,28 @@ def _compiled_step(*variant: object) -> Callable[..., None]:
 
 
 def _compiled_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    if torch.compiler.is_compiling():
+        step_ = _reference_  # the compiler fuses it
+    else:
+        step_ = _in_c_ if ps[0].device.type == "cpu" else _by_torch_compile_
+    step_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
+
+
+def _in_c_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    a, b = (x.item() if isinstance(x, Tensor) else x for x in (a, b))
+    if clamp > cpu_step.LARGEST_CLAMP:
+        return _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
+    if found_inf is not None and found_inf.item():
+        return None
+    ps, gs = _step_unlike_(ps, gs, a, b, clamp, mask_zero_grad, None, clamped)
+    if ps:
+        at_bound = cpu_step.step_(ps, gs, a, b, clamp, mask_zero_grad)
+        torch.autograd.graph.increment_version(ps)  # code of our own does not
+        if clamped is not None:
+            clamped.add_(at_bound)
+
+
+def _by_torch_compile_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
     options = {"dtype": ps[0].dtype, "device": ps[0].device}
     a, b = (x if isinstance(x, Tensor) else torch.full((), x, **options) for x in (a, b))
     variant = (*options.values(), clamp, mask_zero_grad, found_inf is None, clamped is None)
@@ -173,15 +173,21 @@ def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
             "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"
         )
     rest = (a, b, clamp, mask_zero_grad, found_inf, clamped)
-    alike = [_have_one_layout(p, g) for p, g in zip(ps, gs, strict=True)]
-    if not all(alike):
-        for p, g, is_alike in zip(ps, gs, alike, strict=True):
-            if not is_alike:
-                _step_(p, g, *rest)
-        ps, gs = (list(itertools.compress(tensors, alike)) for tensors in (ps, gs))
+    ps, gs = _step_unlike_(ps, gs, *rest)
     if ps:
         step_(ps, gs, *rest)
         torch.autograd.graph.increment_version(ps)  # a kernel of our own does not
+
+
+def _step_unlike_(ps, gs, *rest) -> tuple[list[Tensor], list[Tensor]]:
+    """Change weights whose gradients lie otherwise in memory by the formula; returns the other pairs."""
+    alike = [_have_one_layout(p, g) for p, g in zip(ps, gs, strict=True)]
+    if all(alike):
+        return ps, gs
+    for p, g, is_alike in zip(ps, gs, alike, strict=True):
+        if not is_alike:
+            _step_(p, g, *rest)
+    return list(itertools.compress(ps, alike)), list(itertools.compress(gs, alike))
 
 
 def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor | None) -> None:

@@ -8,9 +8,8 @@ systematic, and HAM multiplies a weight some 100,000 times.
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -154,28 +153,6 @@ def step_(
                 num_warps=_WARPS,
                 enable_fp_fusion=False,
             )
-
-
-def agrees(device: torch.device, reference: Callable[..., None]) -> bool:
-    """Does the kernel compile for a device, and give the formula's weights there? Waits for the device."""
-    for dtype, has_all in itertools.product((torch.float32, torch.float64), (False, True)):
-        options = {"dtype": dtype, "device": device}
-        weights = [torch.linspace(-2, 2, size, **options) for size in (4, 5, BLOCK + 1)]
-        grads = [torch.linspace(0.3, -0.2, len(w), **options) for w in weights]
-        grads[1][::2] = 0
-        a, b = (torch.full((), x, **options) if has_all else x for x in (-20.0, -1e-3))
-        results = []
-        for step in (step_, reference):
-            stepped = [w.clone() for w in weights]
-            count = torch.zeros((), dtype=torch.int64, device=device) if has_all else None
-            step(
-                stepped, grads, a, b, 2.0, has_all, torch.zeros((), device=device) if has_all else None, count
-            )
-            results.append([*stepped, *([count] if has_all else [])])
-        for one, other in zip(*results, strict=True):
-            if not torch.allclose(one, other, rtol=1e-6, atol=0) or (one.signbit() != other.signbit()).any():
-                return False
-    return True
 
 
 def _table(

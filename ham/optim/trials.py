@@ -1,0 +1,70 @@
+"""Do the Triton kernel and the C code work here? Each is tried on small tensors before it is the default."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Step = Callable[..., None]
+_WORKS: dict[tuple[str, torch.device, torch.dtype], bool] = {}
+
+
+def works(name: str, weight: Tensor, step_: Step, reference_: Step, instead: str) -> bool:
+    """Does an implementation give the formula's weights, on the device and in the dtype of `weight`?
+
+    It is tried once, which waits for a GPU. If it does not, a warning names what is used instead.
+    """
+    key = name, weight.device, weight.dtype
+    if key not in _WORKS:
+        reason = _why_it_fails(weight, step_, reference_)
+        _WORKS[key] = not reason
+        if reason:
+            from .checks import outer_stacklevel
+
+            warnings.warn(
+                f"HAM's implementation {name!r} does not work on {weight.device} ({reason}): {instead!r} is "
+                f"used, with equal results; implementation={instead!r} chooses it without this warning",
+                stacklevel=outer_stacklevel(),
+            )
+    return _WORKS[key]
+
+
+def _why_it_fails(weight: Tensor, step_: Step, reference_: Step) -> str:
+    """The reason in one line, or ''."""
+    on_gpu = weight.device.type == "cuda"
+    before = torch.cuda.get_sync_debug_mode() if on_gpu else 0
+    try:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+        return "" if agrees(weight, step_, reference_) else "its result differs from the formula"
+    except Exception as error:  # of any compiler or driver: another implementation does not need it
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+    finally:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+def agrees(weight: Tensor, step_: Step, reference_: Step) -> bool:
+    """Do both give equal weights and counts, with and without all options?"""
+    options = {"dtype": weight.dtype, "device": weight.device}
+    weights = [
+        torch.linspace(-2, 2, size, **options) for size in (4, 5, 70_004)
+    ]  # no exponent is at the bound
+    grads = [torch.linspace(0.3, -0.2, len(w), **options) for w in weights]
+    grads[1][::2] = 0
+    for has_all in (False, True):
+        a, b = (torch.full((), x, **options) if has_all else x for x in (-20.0, -1e-3))
+        results = []
+        for step in (step_, reference_):
+            stepped = [w.clone() for w in weights]
+            count = torch.zeros((), dtype=torch.int64, device=weight.device) if has_all else None
+            found_inf = torch.zeros((), device=weight.device) if has_all else None
+            step(stepped, grads, a, b, 2.0, has_all, found_inf, count)
+            results.append([*stepped, *([count] if has_all else [])])
+        for one, other in zip(*results, strict=True):
+            if not torch.allclose(one, other, rtol=1e-6, atol=0) or (one.signbit() != other.signbit()).any():
+                return False
+    return True
