@@ -25,7 +25,14 @@ MODELS = {"resnet18": "ResNet18", "resnet50": "ResNet50", "deit": "DeiT-Small", 
 NOT_MEASURED = "not measured yet"
 BARE, LOOP = "bare step", "ham.run's step"
 SGD, OURS, TRACKED = "SGD fused", "SGD fused + HAM", "SGD fused + HAM, track_clamped"
+COMPILED = "SGD fused + HAM, compiled"
 AUTHORS = "SGD fused + authors' update"
+FORMULAS = {
+    "compiled": "in C",
+    "fused": "in blocks that stay in the cache, HAM's default",
+    "foreach": "by torch's multi-tensor kernels",
+    "reference": "tensor by tensor",
+}
 GPU = "A100 80 GB"
 """Where the share of what is added is computed."""
 
@@ -51,6 +58,7 @@ def ham(r: Results) -> dict[str, str]:
         SGD: ("torch SGD with momentum, fused", "its momentum"),
         OURS: ("torch SGD + HAM", _more(r["bytes_kept_by_ham"])),
         TRACKED: ("the same, exponents at the bound counted as in ham.run", "two counts"),
+        COMPILED: ('torch SGD + HAM, `implementation="compiled"`', "nothing more"),
         AUTHORS: ("torch SGD + the authors' published update", _more(r.get("bytes_kept_by_authors", 0))),
     }
     rows = [
@@ -59,9 +67,15 @@ def ham(r: Results) -> dict[str, str]:
         for name, (label, kept) in labels.items()
         if name in ms
     ]
-    alone = {f"ham_{name}": f"{ms[f'HYP* alone, {name}']:.1f}" for name in ("fused", "foreach", "reference")}
-    return alone | {
+    added = ms[AUTHORS] - ms[SGD]
+    alone = []
+    for implementation, how in FORMULAS.items():
+        if (name := f"HYP* alone, {implementation}") in ms:
+            ratios = (f"{ms[name] / ms[SGD]:.2f}", f"{added / ms[name]:.0f}")
+            alone.append((f"`{implementation}`: {how}", with_spread(ms[name], spread.get(name)), *ratios))
+    return {
         "ham": markdown(("step", "median ms", "/ SGD", "memory kept", "peak added"), rows),
+        "ham_alone": markdown(("formula", "median ms", "/ SGD", "authors' update / this"), alone),
         "ham_added": f"{ms[OURS] - ms[SGD]:.1f}",
         "authors_over_ours": f"{ms[AUTHORS] / ms[OURS]:.0f}",
     }

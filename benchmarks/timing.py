@@ -1,7 +1,8 @@
-"""Times of calls that alternate, so that noise of the machine affects all equally."""
+"""Times of calls that alternate in random order, so that noise of the machine affects all equally."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,9 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Mean seconds of each call in each round; every round has all calls.
+    """Mean seconds of each call in each round; every round has all calls, in an order of its own.
+
+    A call can slow the next one down, by what it leaves in the caches: in a fixed order always the same one.
 
     Args:
         calls: name -> what to measure.
@@ -51,13 +54,15 @@ def interleaved(
         clock: `time.process_time` for CPU seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order, generator = list(calls), random.Random(0)
     repeats = dict.fromkeys(calls, 1)
     for _ in range(warmup + torch.cuda.is_available()):
         for name, call in calls.items():
             repeats[name] = repeats_for(seconds(call, clock))
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(seconds(call, clock, repeats[name]))
+        generator.shuffle(order)
+        for name in order:
+            times[name].append(seconds(calls[name], clock, repeats[name]))
     return times
 
 

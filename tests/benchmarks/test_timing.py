@@ -19,17 +19,32 @@ def clock_of(*durations: float):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
-def test_calls_alternate(warmup):
-    order: list[str] = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = interleaved(calls, 2, warmup=warmup)
-    assert order == list("abc") * (warmup + 2)
-    assert [len(values) for values in times.values()] == [2, 2, 2]
+def test_every_round_has_all_calls_in_an_order_of_its_own(warmup):
+    made: list[str] = []
+    calls = {name: lambda name=name: made.append(name) for name in "abcd"}
+    times = interleaved(calls, 20, warmup=warmup)
+    rounds = ["".join(made[k : k + 4]) for k in range(0, len(made), 4)]
+    assert rounds[:warmup] == ["abcd"] * warmup
+    assert {*map("".join, map(sorted, rounds))} == {"abcd"}
+    assert len({*rounds[warmup:]}) > 8
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abcd", 20)
+
+
+def test_no_call_always_follows_the_same_one():
+    made: list[str] = []
+    interleaved({name: lambda name=name: made.append(name) for name in "abcd"}, 40)
+    before_a = [first for first, second in itertools.pairwise(made) if second == "a"]
+    assert {*before_a} == {*"abcd"} and max(map(before_a.count, "bcd")) < 25
 
 
 def test_warm_up_is_left_out():
-    clock = clock_of(100, 200, 1, 2, 3, 4, 8, 16)  # a and b in turn
-    times = interleaved({"a": int, "b": int}, 3, clock=clock)
+    """Each call takes another time in each round, the first of which is the warm-up."""
+    now, taken = [0.0], {"a": iter([100, 1, 3, 8]), "b": iter([200, 2, 4, 16])}
+
+    def call(name: str) -> None:
+        now[0] += next(taken[name])
+
+    times = interleaved({"a": lambda: call("a"), "b": lambda: call("b")}, 3, clock=lambda: now[0])
     assert times == {"a": [1, 3, 8], "b": [2, 4, 16]}
     assert medians(times) == {"a": 3, "b": 4}
     assert medians(times, 1e-3) == {"a": 3000, "b": 4000}
