@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sparse import Csr, multiply
+from .graph_kernels import for_tensors
+from .sparse import Csr
 
 _CHUNK = 1 << 16  # elements of edges x channels at a time: 256 KiB in float32 fit into a core's cache
 _LARGE_CHUNK = 1 << 22  # on other devices, where each chunk costs launches
@@ -49,12 +50,16 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
+        ctx.edges = edges
+        if code := for_tensors(values, scores):
+            weights, out = code.attend(edges.row_starts, edges.columns, scores, values)
+            ctx.save_for_backward(values, weights, out)
+            return out
         rows, count = edges.rows, edges.shape[0]
         row_max = scores.new_full((count,), -torch.inf).scatter_reduce_(0, rows, scores, "amax")
         weights = (scores - row_max[rows]).exp_()
         weights /= scores.new_zeros(count).scatter_add_(0, rows, weights)[rows]
-        out = multiply(edges.tensor(weights), values)
-        ctx.edges = edges
+        out = edges.times(values, weights)
         ctx.save_for_backward(values, weights, out)
         return out
 
@@ -62,7 +67,10 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         values, weights, out = ctx.saved_tensors
         edges, gradient = ctx.edges, gradient.contiguous()
-        grad_values = multiply(edges.transposed(weights), gradient)
+        grad_values = edges.transposed_times(gradient, weights)
+        if code := for_tensors(values, weights, out, gradient):
+            entries = (edges.row_starts, edges.columns)
+            return grad_values, code.attend_backward(*entries, weights, values, out, gradient), None
         dots = torch.sparse.sampled_addmm(
             edges.tensor(torch.zeros_like(weights)), gradient, values.t(), beta=0.0
         )
@@ -75,17 +83,23 @@ class _AdditiveScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, attention: Tensor, edges: Csr, slope: float) -> Tensor:
+        ctx.edges, ctx.slope = edges, slope
+        ctx.save_for_backward(left, right, attention)
+        if code := for_tensors(left, right, attention):
+            return code.additive_scores(edges.row_starts, edges.columns, left, right, attention, slope)
         scores = slope * ((left @ attention)[edges.columns] + (right @ attention)[edges.rows])
         for part, sums in _sums(left, right, edges):
             scores[part] += (1 - slope) * (torch.mv(sums.clamp_(min=0), attention))
-        ctx.edges, ctx.slope = edges, slope
-        ctx.save_for_backward(left, right, attention)
         return scores
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         left, right, attention = ctx.saved_tensors
         edges, slope = ctx.edges, ctx.slope
+        if code := for_tensors(left, right, attention, gradient):
+            transposed = (edges.column_starts, edges.rows_by_column, edges.by_column)
+            given = (edges.row_starts, edges.columns, transposed, left, right, attention, slope, gradient)
+            return *code.additive_scores_backward(*given), None, None
         sum_left = gradient.new_zeros(len(left)).index_add_(0, edges.columns, gradient)
         sum_right = gradient.new_zeros(len(right)).index_add_(0, edges.rows, gradient)
         grad_attention = slope * (sum_left @ left + sum_right @ right)

@@ -116,10 +116,9 @@ class Network(nn.Module):
         if self.first is not None:
             x = dropout(self.first(x), self.dropout, self.training)
         for i, (conv, norm, block) in enumerate(zip(self.convs, self.norms, subgraph.blocks, strict=True)):
-            z = conv(x, block)
-            if self.skips:
-                z = z + self.skips[i](x, block.num_targets)
-            x = relu_dropout(norm(z), self.dropout, self.training)
+            z = conv(x, block, self.skips[i] if self.skips else None)
+            new = not isinstance(norm, nn.Identity)  # the convolution may need z in its backward pass
+            x = relu_dropout(norm(z), self.dropout, self.training, inplace=new)
         return self.classifier(head(x, subgraph.num_outputs))
 
 

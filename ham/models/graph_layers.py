@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import additive_scores, attend
+from .graph_kernels import for_tensors
 from .receptive import Block
 from .sparse import Csr
 
@@ -23,11 +24,14 @@ class GCNConv(nn.Module):
         super().__init__()
         self.weight, self.bias = _glorot(width, hidden), nn.Parameter(torch.zeros(hidden))
 
-    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
-        """[sources, width] -> [targets, hidden]."""
+    def forward(self, x: Tensor | Csr, block: Block, skip: SparseLinear | None = None) -> Tensor:
+        """[sources, width] -> [targets, hidden]; with `skip`, its map of the targets' inputs is added."""
+        bias = self.bias if skip is None else self.bias + skip.bias
         if isinstance(x, Csr):
-            return block.operator @ (x @ self.weight) + self.bias
-        return torch.addmm(self.bias, block.gather(x), self.weight)
+            z = block.operator @ (x @ self.weight) + bias
+        else:
+            z = torch.addmm(bias, block.gather(x), self.weight)
+        return z if skip is None else _add_times(z, x, skip.weight)
 
 
 class SAGEConv(nn.Module):
@@ -37,12 +41,19 @@ class SAGEConv(nn.Module):
         super().__init__()
         self.left, self.right = SparseLinear(width, hidden), _uniform(width, hidden)
 
-    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
-        """[sources, width] -> [targets, hidden]."""
-        own = _times(x, self.right, block.num_targets)
+    def forward(self, x: Tensor | Csr, block: Block, skip: SparseLinear | None = None) -> Tensor:
+        """[sources, width] -> [targets, hidden]; with `skip`, its map of the targets' inputs is added.
+
+        Both W_r and the skip's weight multiply a target's input: it is multiplied by their sum.
+        """
+        right, bias = self.right, self.left.bias
+        if skip is not None:
+            right, bias = right + skip.weight, bias + skip.bias
         if isinstance(x, Csr):
-            return block.operator @ (x @ self.left.weight) + self.left.bias + own
-        return self.left(block.gather(x)) + own
+            z = block.operator @ (x @ self.left.weight) + bias
+        else:
+            z = torch.addmm(bias, block.gather(x), self.left.weight)
+        return _add_times(z, x, right)
 
 
 class GATConv(nn.Module):
@@ -53,13 +64,14 @@ class GATConv(nn.Module):
         self.weight = _glorot(width, hidden)
         self.att_source, self.att_target = _glorot(1, hidden), _glorot(1, hidden)
 
-    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
-        """[sources, width] -> [targets, hidden]."""
+    def forward(self, x: Tensor | Csr, block: Block, skip: SparseLinear | None = None) -> Tensor:
+        """[sources, width] -> [targets, hidden]; with `skip`, its map of the targets' inputs is added."""
         values, edges = x @ self.weight, block.operator
         source_scores = (values @ self.att_source.t()).flatten()
         target_scores = (head(values, block.num_targets) @ self.att_target.t()).flatten()
         scores = source_scores[edges.columns] + target_scores[edges.rows]
-        return attend(values, nn.functional.leaky_relu(scores, _SLOPE), edges)
+        z = attend(values, nn.functional.leaky_relu(scores, _SLOPE), edges)
+        return z if skip is None else _add_times(z + skip.bias, x, skip.weight)
 
 
 class GATv2Conv(nn.Module):
@@ -70,10 +82,12 @@ class GATv2Conv(nn.Module):
         self.left, self.right = _glorot(width, hidden), _glorot(width, hidden)
         self.att = _glorot(1, hidden)
 
-    def forward(self, x: Tensor | Csr, block: Block) -> Tensor:
-        """[sources, width] -> [targets, hidden]."""
+    def forward(self, x: Tensor | Csr, block: Block, skip: SparseLinear | None = None) -> Tensor:
+        """[sources, width] -> [targets, hidden]; with `skip`, its map of the targets' inputs is added."""
         left, right = x @ self.left, _times(x, self.right, block.num_targets)
-        return attend(left, additive_scores(left, right, self.att[0], block.operator, _SLOPE), block.operator)
+        scores = additive_scores(left, right, self.att[0], block.operator, _SLOPE)
+        z = attend(left, scores, block.operator)
+        return z if skip is None else _add_times(z + skip.bias, x, skip.weight)
 
 
 class SparseLinear(nn.Module):
@@ -92,6 +106,12 @@ class SparseLinear(nn.Module):
         if isinstance(x, Csr):
             return _times(x, self.weight, rows) + self.bias
         return torch.addmm(self.bias, head(x, rows), self.weight)
+
+
+def _add_times(z: Tensor, x: Tensor | Csr, weight: Tensor) -> Tensor:
+    """The sum of z and the product of x's first rows, as many as z has, with a weight; z is overwritten."""
+    x = head(x, len(z))
+    return z + x @ weight if isinstance(x, Csr) else z.addmm_(x, weight)
 
 
 def _times(x: Tensor | Csr, weight: Tensor, rows: int | None) -> Tensor:
@@ -120,13 +140,13 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     return _Dropout.apply(x, probability) if training and probability > 0 else x
 
 
-def relu_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """`dropout` of relu(x), in fewer passes over memory."""
+def relu_dropout(x: Tensor, probability: float, training: bool, *, inplace: bool = False) -> Tensor:
+    """`dropout` of relu(x), in fewer passes over memory; `inplace` where nothing else needs x."""
     if not training or probability == 0:
-        return torch.relu(x)
+        return torch.relu_(x) if inplace else torch.relu(x)
     if x.dtype not in (torch.float32, torch.float64):  # others cannot hold a draw exactly
         return dropout(torch.relu(x), probability, training)
-    return _ReluDropout.apply(x, probability)
+    return _ReluDropout.apply(x, probability, inplace)
 
 
 def _draws(x: Tensor, probability: float) -> tuple[Tensor, int, float]:
@@ -155,16 +175,24 @@ class _ReluDropout(torch.autograd.Function):
     """An output is positive where its input is and was kept, so that the output itself is the mask."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, probability: float, inplace: bool) -> Tensor:
         draws, threshold, ctx.scale = _draws(x, probability)
+        if (code := for_tensors(x)) and x.is_contiguous():
+            if inplace:
+                ctx.mark_dirty(x)
+            out = code.relu_dropout(x, draws, threshold, ctx.scale, x if inplace else torch.empty_like(x))
+            ctx.save_for_backward(out)
+            return out
         out = _where_above(x, draws.to(x.dtype), threshold - 0.5).clamp_min_(0).mul_(ctx.scale)
         ctx.save_for_backward(out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (out,) = ctx.saved_tensors
-        return _where_above(gradient, out, 0).mul_(ctx.scale), None
+        if code := for_tensors(gradient, out):
+            return code.relu_dropout_backward(gradient, out, ctx.scale), None, None
+        return _where_above(gradient, out, 0).mul_(ctx.scale), None, None
 
 
 def _where_above(x: Tensor, values: Tensor, threshold: float) -> Tensor:

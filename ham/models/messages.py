@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .sparse import Csr, multiply, to_device
+from .sparse import Csr, to_device
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class _SumMessages(torch.autograd.Function):
         sent.relu_()
         ctx.messages = messages
         ctx.save_for_backward(sent)
-        return multiply(messages.incoming.tensor(), sent)
+        return messages.incoming.times(sent)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (sent,), messages = ctx.saved_tensors, ctx.messages
-        grad_messages = multiply(messages.outgoing.tensor(), gradient)
+        grad_messages = messages.outgoing.times(gradient)
         grad_messages = torch.ops.aten.threshold_backward(
             grad_messages, sent, 0
         )  # of ReLU; masked_fill_ is slower
-        grad_x = multiply(messages.by_sender.tensor(), grad_messages) if ctx.needs_input_grad[0] else None
-        grad_edges = multiply(messages.by_kind.tensor(), grad_messages) if ctx.needs_input_grad[1] else None
+        grad_x = messages.by_sender.times(grad_messages) if ctx.needs_input_grad[0] else None
+        grad_edges = messages.by_kind.times(grad_messages) if ctx.needs_input_grad[1] else None
         return grad_x, grad_edges, None
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .graph_kernels import for_tensors
+
 
 class Csr:
     """A constant sparse matrix [rows, columns] in CSR format; repeated entries add up.
@@ -76,7 +78,7 @@ class Csr:
 
     @cached_property
     def _transposed_tensor(self) -> Tensor:
-        return self.transpose.tensor() if self.transpose else self.transposed()
+        return self.transposed()
 
     def head(self, rows: int, width: int | None = None) -> Csr:
         """The first rows; with `width`, also only the first columns, which must contain all their entries."""
@@ -102,6 +104,22 @@ class Csr:
     @cached_property
     def _head_cache(self) -> dict[tuple[int, int], Csr]:
         return {}
+
+    def times(self, dense: Tensor, values: Tensor | None = None) -> Tensor:
+        """The product with a dense matrix, optionally with other values; for the passes of a Function."""
+        given = self.values if values is None else values
+        if code := for_tensors(dense, given):
+            return code.multiply(self.row_starts, self.columns, given, None, dense)
+        return _multiply(self._tensor if values is None else self.tensor(values), dense)
+
+    def transposed_times(self, dense: Tensor, values: Tensor | None = None) -> Tensor:
+        """The product of the transposed matrix with a dense one, as `times`."""
+        if values is None and self.transpose:
+            return self.transpose.times(dense)
+        given = self.values if values is None else values
+        if code := for_tensors(dense, given):
+            return code.multiply(self.column_starts, self.rows_by_column, given, self.by_column, dense)
+        return _multiply(self._transposed_tensor if values is None else self.transposed(values), dense)
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """[rows, columns] @ [columns, channels] -> [rows, channels]; differentiable in `dense`."""
@@ -134,7 +152,7 @@ def _silence_beta_warning() -> None:
         torch.sparse_csr_tensor(torch.zeros(2).long(), torch.zeros(0).long(), torch.zeros(0), (1, 1))
 
 
-def multiply(matrix: Tensor, dense: Tensor) -> Tensor:
+def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
     """A CSR tensor times a dense one; torch's own CPU kernel is up to eight times as fast as MKL's."""
     if dense.device.type != "cpu":
         return matrix @ dense
@@ -147,8 +165,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, csr: Csr) -> Tensor:
         ctx.csr = csr
-        return multiply(csr._tensor, dense)
+        return csr.times(dense)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return multiply(ctx.csr._transposed_tensor, gradient), None
+        return ctx.csr.transposed_times(gradient), None

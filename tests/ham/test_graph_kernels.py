@@ -1,0 +1,209 @@
+"""The C code of graph networks against dense float64 formulas and against the same operations of torch."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ham import c_code
+from ham.models import attention, gnn, graph_kernels, graph_layers, sparse
+from ham.models.receptive import Block
+from ham.models.sparse import Csr
+
+pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+MODULES = (sparse, attention, graph_layers)
+SIZES = st.tuples(
+    st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.sampled_from((1, 3, 16, 64, 67))
+)
+
+
+def random_matrix(rows: int, columns: int, entries: int, dtype: torch.dtype, seed: int) -> Csr:
+    """Entries anywhere, also repeated; rows may be empty."""
+    draw = torch.Generator().manual_seed(seed)
+    places = (
+        torch.randint(rows, (entries,), generator=draw),
+        torch.randint(columns, (entries,), generator=draw),
+    )
+    values = torch.randn(entries, dtype=dtype, generator=draw)
+    return Csr.from_entries(*places, values, (rows, columns))
+
+
+def randn(*shape: int, dtype: torch.dtype, seed: int = 0, grad: bool = False) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_(grad)
+
+
+def without_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in MODULES:
+        monkeypatch.setattr(module, "for_tensors", lambda *tensors: None)
+
+
+def dense_attention(values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
+    """A loop over the rows."""
+    out = values.new_zeros(edges.shape[0], values.shape[1])
+    for row in edges.rows.unique().tolist():
+        of_row = edges.rows == row
+        weights = torch.softmax(scores[of_row], dim=0)
+        out = out.index_add(0, torch.tensor([row]), (weights @ values[edges.columns[of_row]])[None])
+    return out
+
+
+def dense_scores(left: Tensor, right: Tensor, weights: Tensor, edges: Csr, slope: float) -> Tensor:
+    sums = left[edges.columns] + right[edges.rows]
+    return torch.where(sums > 0, sums, slope * sums) @ weights
+
+
+def gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weights = randn(*out.shape, dtype=out.dtype, seed=99)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True)]
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor], dtype: torch.dtype) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        tolerance = 1e-12 if dtype is torch.float64 else 2e-5
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZES, st.integers(0, 1000), st.sampled_from((torch.float32, torch.float64)), st.integers(1, 3))
+def test_every_operation_equals_its_dense_formula(sizes, seed, dtype, threads):
+    rows, columns, entries, channels = sizes
+    edges = random_matrix(rows, columns, entries, dtype, seed)
+    x, left = (randn(columns, channels, dtype=dtype, seed=seed + k, grad=True) for k in (1, 2))
+    right = randn(rows, channels, dtype=dtype, seed=seed + 3, grad=True)
+    weights = randn(channels, dtype=dtype, seed=seed + 4, grad=True)
+    scores = randn(entries, dtype=dtype, seed=seed + 5, grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_kernels, "_SMALLEST_SHARE", 16)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        dense = edges.tensor().to_dense() if entries else x.new_zeros(rows, columns)
+        assert_equal(gradients(edges @ x, [x]), gradients(dense @ x, [x]), dtype)
+        pairs = (
+            (attention.attend(x, scores, edges), dense_attention(x, scores, edges), [x, scores]),
+            (
+                attention.additive_scores(left, right, weights, edges, 0.2),
+                dense_scores(left, right, weights, edges, 0.2),
+                [left, right, weights],
+            ),
+        )
+        for ours, formula, inputs in pairs if entries else ():
+            assert_equal(gradients(ours, inputs), gradients(formula, inputs), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_code_and_torch_agree_on_a_larger_graph_with_any_number_of_threads(dtype, threads, monkeypatch):
+    edges = random_matrix(3000, 2500, 20_000, dtype, 1)
+    left, right = randn(2500, 32, dtype=dtype, grad=True), randn(3000, 32, dtype=dtype, seed=1, grad=True)
+    weights = randn(32, dtype=dtype, seed=2, grad=True)
+
+    def outputs() -> list[Tensor]:
+        scores = attention.additive_scores(left, right, weights, edges, 0.2)
+        torch.manual_seed(5)
+        out = graph_layers.relu_dropout(attention.attend(left, scores, edges) + edges @ left, 0.3, True)
+        return gradients(out, [left, right, weights])
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    ours = outputs()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = outputs()
+    assert all(torch.equal(one, other) for one, other in zip(ours[:3], alone[:3], strict=True))
+    without_c(monkeypatch)
+    theirs = outputs()
+    scales = [float(t.abs().max()) for t in theirs]
+    for others in (alone, theirs):  # the gradient of `weights` is a sum over all rows, in parts
+        pairs = ([t / scale for t, scale in zip(each, scales, strict=True)] for each in (ours, others))
+        assert_equal(*pairs, dtype)
+
+
+def test_nan_stays_visible():
+    edges = Csr.from_entries(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), torch.ones(3), (2, 2))
+    x = torch.tensor([[torch.nan, 1.0], [2.0, 3.0]])
+    assert torch.equal((edges @ x).isnan(), torch.tensor([[True, False], [False, False]]))
+    out = attention.attend(torch.ones(2, 2), torch.tensor([torch.nan, 0.0, 0.0]), edges)
+    assert torch.equal(out.isnan(), torch.tensor([[True, True], [False, False]]))
+    scores = attention.additive_scores(x, torch.zeros(2, 2), torch.ones(2), edges, 0.2)
+    assert torch.equal(scores.isnan(), torch.tensor([True, False, False]))
+    kept = graph_layers.relu_dropout(torch.full((1000,), torch.nan), 0.5, True)
+    assert 400 < int(kept.isnan().sum()) < 600
+
+
+@pytest.mark.parametrize("probability", [1e-6, 0.5, 0.99999])
+def test_dropout_of_any_probability_keeps_its_share(probability):
+    x = torch.ones(400_000)
+    kept = int((graph_layers.relu_dropout(x, probability, True) != 0).sum())
+    rounded = round(probability * 65536) / 65536
+    expected = len(x) * (1 - rounded)
+    assert abs(kept - expected) <= 5 * (len(x) * rounded * (1 - rounded)) ** 0.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("probability", [0.0, 0.4])
+def test_relu_in_place_gives_the_same(training, probability):
+    x, results = randn(50, 7, dtype=torch.float32), []
+    for inplace in (False, True):
+        leaf = x.clone().requires_grad_()
+        before = leaf * 2
+        torch.manual_seed(0)
+        out = graph_layers.relu_dropout(before, probability, training, inplace=inplace)
+        assert (out.data_ptr() == before.data_ptr()) == inplace
+        results.append([out.detach(), *torch.autograd.grad(out.sum(), leaf)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "v1", "v2"])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_skip_inside_a_layer_is_the_sum_of_both(kind, is_sparse):
+    torch.manual_seed(0)
+    conv = gnn.Conv.gat if kind in ("v1", "v2") else gnn.Conv(kind)
+    version = gnn.Attention(kind) if conv is gnn.Conv.gat else gnn.Attention.v2
+    layer = gnn.convolution(gnn.GNN(conv=conv, attention=version, hidden=5), 4).double()
+    skip = graph_layers.SparseLinear(4, 5).double()
+    block = Block(random_matrix(6, 8, 30, torch.float64, 3))
+    x = randn(8, 4, dtype=torch.float64)
+    x = sparse.Csr.from_entries(*x.nonzero(as_tuple=True), x.flatten(), (8, 4)) if is_sparse else x
+    inputs = [*layer.parameters(), *skip.parameters()]
+    together = gradients(layer(x, block, skip), inputs)
+    apart = gradients(layer(x, block) + skip(x, 6), inputs)
+    assert_equal(together, apart, torch.float64)
+
+
+def test_second_derivatives_are_those_of_torchs_operations():
+    """Where autograd records the backward pass, as for a Hessian-vector product, torch's operations run."""
+    edges = random_matrix(5, 5, 12, torch.float64, 0)
+    x = randn(5, 3, dtype=torch.float64, grad=True)
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad(((edges @ (x**2)) ** 2).sum(), x, create_graph=True)[0]
+
+    dense = edges.tensor().to_dense()
+    direction = randn(5, 3, dtype=torch.float64, seed=4)
+    (ours,) = torch.autograd.grad(gradient(x), x, direction)
+    (formula,) = torch.autograd.grad(
+        torch.autograd.grad(((dense @ (x**2)) ** 2).sum(), x, create_graph=True)[0], x, direction
+    )
+    torch.testing.assert_close(ours, formula, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_compiler_torch_computes_the_same_and_a_broken_one_is_named(monkeypatch):
+    edges, x = random_matrix(6, 7, 20, torch.float32, 0), randn(7, 4, dtype=torch.float32)
+    expected = edges @ x
+    with monkeypatch.context() as patch:
+        patch.setattr(c_code, "has_compiler", lambda: False)
+        graph_kernels._kernels.cache_clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(edges @ x, expected)
+    with monkeypatch.context() as patch:
+        patch.setenv("CC", "false")
+        graph_kernels._kernels.cache_clear()
+        c_code.load.cache_clear()
+        with pytest.warns(UserWarning, match=r"graph networks are slower here: it needs a C compiler"):
+            torch.testing.assert_close(edges @ x, expected)
+    graph_kernels._kernels.cache_clear()
+    c_code.load.cache_clear()
