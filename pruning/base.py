@@ -146,13 +146,13 @@ class Sparsifier(LoopChecks, Inspection):
         if not self.reparametrizes:
             check_takes_masks(weights)
         check_separate(weights)
-        if type(self) is not Dense:
+        if not isinstance(self, Dense):
             warn_of_low_coverage(model, prunable_weights(model, **globs, computed=own))
         return weights
 
     @torch.no_grad()
     def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
-        if not self.masks.active and type(self) is not Dense:
+        if not self.masks.active and not isinstance(self, Dense):
             raise ValueError(
                 f"{type(self).__name__} finds its masks during the training: give them to Dense, "
                 "RandomPruning, RigL or another method that starts with masks"
