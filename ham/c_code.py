@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from ctypes import CDLL
 from functools import cache
 from itertools import pairwise
@@ -20,10 +20,11 @@ import torch
 _OPTIONS = ("-std=c11", "-O3", "-fPIC", "-shared", "-fopenmp-simd")
 _ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")  # nan and infinity stay
 _TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+_NAMES = ("cc", "gcc", "clang")
 
 
 class CompilerError(ValueError):
-    """There is no C compiler, or it fails; the message is one line."""
+    """C code cannot be compiled or loaded; the message says why, and the cure where it is known."""
 
 
 def has_compiler() -> bool:
@@ -32,7 +33,7 @@ def has_compiler() -> bool:
 
 
 def _found() -> str | None:
-    return next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    return next((name for name in _NAMES if shutil.which(name)), None)
 
 
 @cache
@@ -45,26 +46,31 @@ def load(source: Path, dtype: torch.dtype) -> CDLL:
         CompilerError: there is no C compiler, or it fails.
     """
     command = [*_compiler(), *_OPTIONS, *_ARITHMETIC, *(["-DDOUBLE"] if dtype == torch.float64 else [])]
-    with tempfile.TemporaryDirectory(prefix="ham-") as folder:
-        path = Path(folder) / "code.so"
-        for target in _TARGETS:
-            error = _run([*command, *target, str(source), "-o", str(path), "-lm"])
-            if not error:
-                break
-        else:
-            raise CompilerError(f"it needs a C compiler ({error})")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="ham-") as folder:
+            path = Path(folder) / "code.so"
+            for target in _TARGETS:
+                error = _run([*command, *target, str(source), "-o", str(path), "-lm"])
+                if not error:
+                    break
+            else:
+                raise CompilerError(f"the C compiler {command[0]} fails ({error})")
             return CDLL(str(path))
-        except OSError as reason:
-            raise CompilerError(f"its code cannot be loaded ({reason})") from None
+    except OSError as error:
+        raise CompilerError(
+            f"compiled code cannot be written or loaded ({error}); TMPDIR must name a folder for programs"
+        ) from None
 
 
 def _compiler() -> list[str]:
     given = os.environ.get("CC", "")
     try:
-        return shlex.split(given) or [_found() or "cc"]
+        command = shlex.split(given)
     except ValueError as error:
         raise CompilerError(f"CC={given!r} cannot be read ({error})") from None
+    if not command and not (found := _found()):
+        raise CompilerError(f"there is no C compiler ({', '.join(_NAMES)}); install one, or name it in CC")
+    return command or [found]
 
 
 def _run(command: list[str]) -> str:
@@ -73,19 +79,35 @@ def _run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-    return lines[-1] if done.returncode else ""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    first = next((line.strip() for line in lines if "error" in line.lower()), lines[-1].strip())
+    return first if done.returncode else ""
 
 
 def in_threads(call: Callable[[int, int, int], Any], bounds: Sequence[int]) -> list[Any]:
     """The results of call(0, bounds[0], bounds[1]), call(1, bounds[1], bounds[2]), ..., in a thread each.
 
-    The first runs in this one. ctypes releases the interpreter's lock while C code runs.
+    The first runs in this one. ctypes releases the interpreter's lock while C code runs. Whatever happens, it
+    returns when all have ended: the memory that they use may be freed then.
     """
     first, *others = ((number, *share) for number, share in enumerate(pairwise(bounds)))
-    pool = _threads(os.getpid(), len(others)) if others else None
-    started = [pool.submit(call, *share) for share in others]
-    return [call(*first), *(share.result() for share in started)]
+    started: list[Future] = []
+    try:
+        for share in others:
+            started.append(_start(call, share))
+        result = call(*first)
+    finally:
+        wait(started)
+    return [result, *(share.result() for share in started)]
+
+
+def _start(call: Callable[[int, int, int], Any], share: tuple[int, int, int]) -> Future:
+    try:
+        return _threads(os.getpid()).submit(call, *share)
+    except RuntimeError:  # the main thread has ended, and starts no other ones
+        done: Future = Future()
+        done.set_result(call(*share))
+        return done
 
 
 def equal_shares(count: int, smallest: int) -> list[int]:
@@ -95,6 +117,6 @@ def equal_shares(count: int, smallest: int) -> list[int]:
 
 
 @cache
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of its parent do not exist after a fork."""
-    return ThreadPoolExecutor(count, thread_name_prefix="ham")
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The threads of this process, started as they are needed; those of its parent end at a fork."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ham")

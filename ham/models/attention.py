@@ -52,7 +52,7 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
         ctx.edges = edges
         if code := for_tensors(values, scores):
-            weights, out = code.attend(edges.row_starts, edges.columns, scores, values)
+            weights, out = code.attend(edges.pattern, scores, values)
             ctx.save_for_backward(values, weights, out)
             return out
         rows, count = edges.rows, edges.shape[0]
@@ -69,8 +69,7 @@ class _Attend(torch.autograd.Function):
         edges, gradient = ctx.edges, gradient.contiguous()
         grad_values = edges.transposed_times(gradient, weights)
         if code := for_tensors(values, weights, out, gradient):
-            entries = (edges.row_starts, edges.columns)
-            return grad_values, code.attend_backward(*entries, weights, values, out, gradient), None
+            return grad_values, code.attend_backward(edges.pattern, weights, values, out, gradient), None
         dots = torch.sparse.sampled_addmm(
             edges.tensor(torch.zeros_like(weights)), gradient, values.t(), beta=0.0
         )
@@ -86,7 +85,7 @@ class _AdditiveScores(torch.autograd.Function):
         ctx.edges, ctx.slope = edges, slope
         ctx.save_for_backward(left, right, attention)
         if code := for_tensors(left, right, attention):
-            return code.additive_scores(edges.row_starts, edges.columns, left, right, attention, slope)
+            return code.additive_scores(edges.pattern, left, right, attention, slope)
         scores = slope * ((left @ attention)[edges.columns] + (right @ attention)[edges.rows])
         for part, sums in _sums(left, right, edges):
             scores[part] += (1 - slope) * (torch.mv(sums.clamp_(min=0), attention))
@@ -97,9 +96,9 @@ class _AdditiveScores(torch.autograd.Function):
         left, right, attention = ctx.saved_tensors
         edges, slope = ctx.edges, ctx.slope
         if code := for_tensors(left, right, attention, gradient):
-            transposed = (edges.column_starts, edges.rows_by_column, edges.by_column)
-            given = (edges.row_starts, edges.columns, transposed, left, right, attention, slope, gradient)
-            return *code.additive_scores_backward(*given), None, None
+            places = (edges.pattern, edges.transposed_pattern, edges.by_column)
+            given = ((left, right, attention), slope, gradient)
+            return *code.additive_scores_backward(*places, *given), None, None
         sum_left = gradient.new_zeros(len(left)).index_add_(0, edges.columns, gradient)
         sum_right = gradient.new_zeros(len(right)).index_add_(0, edges.rows, gradient)
         grad_attention = slope * (sum_left @ left + sum_right @ right)

@@ -7,9 +7,11 @@ Elsewhere `for_tensors` returns None, and the caller computes the same with torc
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from ctypes import CDLL, c_double, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +25,18 @@ _DTYPES = {torch.float32: c_float, torch.float64: c_double}
 
 
 def for_tensors(*tensors: Tensor) -> GraphKernels | None:
-    """The operations for contiguous CPU tensors of one dtype; None where they cannot be used."""
+    """The operations for CPU tensors of one dtype; None where they cannot be used."""
     dtype = tensors[0].dtype
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or dtype not in _DTYPES:
         return None
-    if not all(t.dtype == dtype and t.device.type == "cpu" and type(t) in _PLAIN for t in tensors):
+    if not all(t.dtype == dtype and t.device.type == "cpu" and _has_memory(t) for t in tensors):
         return None
     return _kernels(dtype)
+
+
+def _has_memory(t: Tensor) -> bool:
+    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
+    return type(t) in _PLAIN and not t.is_neg() and not t._is_zerotensor()
 
 
 @cache
@@ -37,93 +44,129 @@ def _kernels(dtype: torch.dtype) -> GraphKernels | None:
     if not c_code.has_compiler():
         return None
     try:
-        return GraphKernels(c_code.load(_SOURCE, dtype), _DTYPES[dtype])
+        kernels = GraphKernels(c_code.load(_SOURCE, dtype), _DTYPES[dtype])
+        reason = "" if _gives_what_is_known(kernels, dtype) else "its results are wrong"
     except c_code.CompilerError as error:
-        warnings.warn(f"graph networks are slower here: {error}", stacklevel=2)
-        return None
+        reason = str(error)
+    if reason:
+        warnings.warn(
+            f"the C code of graph networks does not work: {reason}. torch's operations are used, which are "
+            "slower",
+            stacklevel=2,
+        )
+    return None if reason else kernels
+
+
+def _gives_what_is_known(kernels: GraphKernels, dtype: torch.dtype) -> bool:
+    """Are results right that are known by hand? Row 0 of the matrix is (2, 3), row 1 is empty."""
+    pattern = Pattern(torch.tensor([0, 2, 2]), torch.tensor([0, 1]), 2)
+    x = torch.tensor([[1.0, torch.nan], [10.0, 1.0]], dtype=dtype)
+    product = kernels.multiply(pattern, torch.tensor([2.0, 3.0], dtype=dtype), None, x)
+    weights, mean = kernels.attend(pattern, torch.zeros(2, dtype=dtype), x)
+    expected = ([[32.0, torch.nan], [0.0, 0.0]], [0.5, 0.5], [[5.5, torch.nan], [0.0, 0.0]])
+    pairs = zip((product, weights, mean), expected, strict=True)
+    return all(torch.allclose(own, own.new_tensor(known), equal_nan=True) for own, known in pairs)
+
+
+class Pattern(NamedTuple):
+    """Where a sparse matrix [rows, width] has entries: row i has those from starts[i] to starts[i + 1] - 1.
+
+    starts: int64 [rows + 1]. columns: int64 [entries], each below `width`, which is not checked.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.starts) - 1
 
 
 class GraphKernels:
-    """The functions of graph_kernels.c for one dtype. Tensors are made contiguous; results are new ones.
+    """The functions of graph_kernels.c for one dtype; their results are new tensors.
 
-    The entries of a sparse matrix [rows, columns] are given by `starts` and `columns` (see `Csr`).
+    Raises:
+        ValueError: the sizes of tensors do not fit together.
     """
 
     def __init__(self, library: CDLL, number: type) -> None:
         self._library, self._number = library, number
 
-    def multiply(
-        self, starts: Tensor, columns: Tensor, values: Tensor, order: Tensor | None, x: Tensor
-    ) -> Tensor:
-        """The sparse matrix times x [columns, channels]; entry e has values[order[e]], or values[e]."""
-        x = x.contiguous()
-        out = x.new_empty(len(starts) - 1, x.shape[1])
-        self._call("multiply", starts, x.shape[1], starts, columns, values, order, x, x.shape[1], out)
+    def multiply(self, pattern: Pattern, values: Tensor, order: Tensor | None, x: Tensor) -> Tensor:
+        """The sparse matrix times x [width, channels]; entry e has values[order[e]], or values[e]."""
+        _check((pattern.width, x.shape[-1]), x)
+        _check(pattern.columns.shape, values, order)
+        out = x.new_empty(pattern.rows, x.shape[1])
+        self._call("multiply", pattern, x.shape[1], values, order, x, x.shape[1], out)
         return out
 
-    def attend(
-        self, starts: Tensor, columns: Tensor, scores: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Softmax of the scores in each row, and the mean of `values` over each row's entries by it."""
-        scores, values = scores.contiguous(), values.contiguous()
-        weights, out = torch.empty_like(scores), values.new_empty(len(starts) - 1, values.shape[1])
-        channels = values.shape[1]
-        self._call("attend", starts, channels, starts, columns, scores, values, channels, weights, out)
+    def attend(self, pattern: Pattern, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of the scores in each row, and the mean of values [width, channels] by it."""
+        channels = values.shape[-1]
+        _check((pattern.width, channels), values)
+        _check(pattern.columns.shape, scores)
+        weights, out = scores.new_empty(len(scores)), values.new_empty(pattern.rows, channels)
+        self._call("attend", pattern, channels, scores, values, channels, weights, out)
         return weights, out
 
     def attend_backward(
-        self, starts: Tensor, columns: Tensor, weights: Tensor, values: Tensor, out: Tensor, gradient: Tensor
+        self, pattern: Pattern, weights: Tensor, values: Tensor, out: Tensor, gradient: Tensor
     ) -> Tensor:
-        """The gradient of `attend`'s scores."""
-        grad, channels = torch.empty_like(weights), values.shape[1]
-        given = (starts, columns, weights, values.contiguous(), out, gradient.contiguous())
-        self._call("attend_backward", starts, channels, *given, channels, grad)
+        """The gradient of `attend`'s scores, from that of `out`."""
+        channels = values.shape[-1]
+        _check((pattern.rows, channels), out, gradient)
+        grad = weights.new_empty(len(weights))
+        self._call("attend_backward", pattern, channels, weights, values, out, gradient, channels, grad)
         return grad
 
     def additive_scores(
-        self, starts: Tensor, columns: Tensor, left: Tensor, right: Tensor, attention: Tensor, slope: float
+        self, pattern: Pattern, left: Tensor, right: Tensor, attention: Tensor, slope: float
     ) -> Tensor:
         """GATv2's score of each entry: attention . leaky_relu(left[column] + right[row])."""
-        scores, channels = left.new_empty(len(columns)), left.shape[1]
-        given = (starts, columns, left.contiguous(), right.contiguous(), attention.contiguous())
-        self._call("additive_scores", starts, channels, *given, self._number(slope), channels, scores)
+        channels = left.shape[-1]
+        _check((pattern.width, channels), left)
+        _check((pattern.rows, channels), right)
+        _check((channels,), attention)
+        scores = left.new_empty(len(pattern.columns))
+        given = (left, right, attention, self._number(slope), channels, scores)
+        self._call("additive_scores", pattern, channels, *given)
         return scores
 
     def additive_scores_backward(
         self,
-        starts: Tensor,
-        columns: Tensor,
-        transposed: tuple[Tensor, Tensor, Tensor],
-        left: Tensor,
-        right: Tensor,
-        attention: Tensor,
+        pattern: Pattern,
+        transposed: Pattern,
+        order: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
         slope: float,
         gradient: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of `left`, `right` and `attention`, from that of the scores.
+        """The gradients of left, right and attention, from that of the scores.
 
-        `transposed`: `starts` and `columns` of the transposed matrix, and the indices of its entries.
+        `transposed` has the entries of `pattern`, transposed; entry e of it is entry order[e].
         """
-        channels, gradient = left.shape[1], gradient.contiguous()
-        tensors = (left.contiguous(), right.contiguous(), attention.contiguous(), self._number(slope))
-        grad_left, grad_right = torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
-        bounds = self._bounds(starts, channels)
-        partial = attention.new_empty(len(bounds) - 1, channels)
-        given = (starts, columns, *tensors, channels, gradient, grad_right)
-        self._call("additive_scores_backward_rows", starts, channels, *given, per_share=partial)
-        given = (*transposed, *tensors, channels, gradient, grad_left)
-        self._call("additive_scores_backward_columns", transposed[0], channels, *given)
+        left, right, attention = inputs
+        channels = left.shape[1]
+        _check(pattern.columns.shape, gradient, order)
+        grad_left, grad_right = left.new_empty(left.shape), right.new_empty(right.shape)
+        partial = attention.new_empty(len(self._bounds(pattern, channels)) - 1, channels)
+        given = (*inputs, self._number(slope), channels, gradient)
+        self._call("additive_scores_backward_rows", pattern, channels, *given, grad_right, per_share=partial)
+        self._call("additive_scores_backward_columns", transposed, channels, order, *given, grad_left)
         return grad_left, grad_right, partial.sum(dim=0)
 
     def relu_dropout(self, x: Tensor, draws: Tensor, threshold: int, scale: float, out: Tensor) -> Tensor:
-        """relu(x) * scale where draws, int16, are at least `threshold`, else 0; `out` may be x."""
+        """relu(x) * scale where draws, int16, are at least `threshold`, else 0, in contiguous `out`, or x."""
+        _check(x.shape, draws, out)
         self._elementwise("relu_dropout", x, draws, threshold, self._number(scale), out)
         return out
 
     def relu_dropout_backward(self, gradient: Tensor, out: Tensor, scale: float) -> Tensor:
         """The gradient of `relu_dropout`'s x: gradient * scale where `out` is positive, else 0."""
-        gradient = gradient.contiguous()
-        grad = torch.empty_like(out)
+        _check(out.shape, gradient)
+        grad = out.new_empty(out.shape)
         self._elementwise("relu_dropout_backward", gradient, out, self._number(scale), grad)
         return grad
 
@@ -131,31 +174,39 @@ class GraphKernels:
         self._run(name, c_code.equal_shares(arguments[0].numel(), _SMALLEST_SHARE), arguments)
 
     def _call(
-        self, name: str, starts: Tensor, channels: int, *arguments: object, per_share: Tensor | None = None
+        self, name: str, pattern: Pattern, channels: int, *arguments: object, per_share: Tensor | None = None
     ) -> None:
-        self._run(name, self._bounds(starts, channels), arguments, per_share)
+        given = (pattern.starts, pattern.columns, *arguments)
+        self._run(name, self._bounds(pattern, channels), given, per_share)
 
     @staticmethod
-    def _bounds(starts: Tensor, channels: int) -> list[int]:
+    def _bounds(pattern: Pattern, channels: int) -> list[int]:
         """Rows of parts with about as many entries each, one for each thread."""
-        rows, entries = len(starts) - 1, int(starts[-1])
-        shares = c_code.equal_shares(entries * channels, _SMALLEST_SHARE)
+        shares = c_code.equal_shares(len(pattern.columns) * channels, _SMALLEST_SHARE)
         if len(shares) == 2:
-            return [0, rows]
+            return [0, pattern.rows]
         ends = torch.tensor([share // channels for share in shares[1:-1]])
-        return [0, *torch.searchsorted(starts, ends).tolist(), rows]
+        return [0, *torch.searchsorted(pattern.starts, ends).tolist(), pattern.rows]
 
     def _run(
         self, name: str, bounds: list[int], arguments: tuple[object, ...], per_share: Tensor | None = None
     ) -> None:
         function = getattr(self._library, name)
-        given = [_argument(value) for value in arguments]
+        held = [value.contiguous() if isinstance(value, Tensor) else value for value in arguments]
+        given = [_argument(value) for value in held]
 
-        def call(number: int, first: int, last: int) -> None:
+        def call(number: int, first: int, last: int, tensors: object = held) -> None:  # it keeps them alive
             own = [] if per_share is None else [_argument(per_share[number])]
             function(c_int64(first), c_int64(last), *given, *own)
 
         c_code.in_threads(call, bounds)
+
+
+def _check(shape: Sequence[int], *tensors: Tensor | None) -> None:
+    """Raise ValueError unless the tensors have a shape: C code would read what is behind them."""
+    for tensor in tensors:
+        if tensor is not None and tensor.shape != torch.Size(shape):
+            raise ValueError(f"a tensor has the shape {tuple(tensor.shape)}, and {tuple(shape)} is needed")
 
 
 def _argument(value: object) -> object:

@@ -111,7 +111,11 @@ class SparseLinear(nn.Module):
 def _add_times(z: Tensor, x: Tensor | Csr, weight: Tensor) -> Tensor:
     """The sum of z and the product of x's first rows, as many as z has, with a weight; z is overwritten."""
     x = head(x, len(z))
-    return z + x @ weight if isinstance(x, Csr) else z.addmm_(x, weight)
+    if isinstance(x, Csr):
+        return z + x @ weight
+    if torch.is_autocast_enabled(z.device.type):  # operations in place do not take part in it
+        return torch.addmm(z, x, weight)
+    return z.addmm_(x, weight)
 
 
 def _times(x: Tensor | Csr, weight: Tensor, rows: int | None) -> Tensor:

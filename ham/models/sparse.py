@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph_kernels import for_tensors
+from .graph_kernels import Pattern, for_tensors
 
 
 class Csr:
@@ -61,6 +61,16 @@ class Csr:
         """`columns` of the transposed matrix."""
         return self.rows[self.by_column]
 
+    @cached_property
+    def pattern(self) -> Pattern:
+        """Where the entries are, for C code."""
+        return Pattern(self.row_starts.long().contiguous(), self.columns.long().contiguous(), self.shape[1])
+
+    @cached_property
+    def transposed_pattern(self) -> Pattern:
+        """`pattern` of the transposed matrix; its entries are those of `by_column`."""
+        return Pattern(self.column_starts, self.rows_by_column, self.shape[0])
+
     def tensor(self, values: Tensor | None = None) -> Tensor:
         """A CSR tensor of torch, optionally with other values."""
         values = self.values if values is None else values
@@ -109,7 +119,7 @@ class Csr:
         """The product with a dense matrix, optionally with other values; for the passes of a Function."""
         given = self.values if values is None else values
         if code := for_tensors(dense, given):
-            return code.multiply(self.row_starts, self.columns, given, None, dense)
+            return code.multiply(self.pattern, given, None, dense)
         return _multiply(self._tensor if values is None else self.tensor(values), dense)
 
     def transposed_times(self, dense: Tensor, values: Tensor | None = None) -> Tensor:
@@ -118,7 +128,7 @@ class Csr:
             return self.transpose.times(dense)
         given = self.values if values is None else values
         if code := for_tensors(dense, given):
-            return code.multiply(self.column_starts, self.rows_by_column, given, self.by_column, dense)
+            return code.multiply(self.transposed_pattern, given, self.by_column, dense)
         return _multiply(self._transposed_tensor if values is None else self.transposed(values), dense)
 
     def __matmul__(self, dense: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ham.c_code import CompilerError
+
 from . import cpu_step
-from .hyperbolic import DTYPES, IMPLEMENTATIONS
+from .hyperbolic import COMPILED_FAILS, DTYPES, IMPLEMENTATIONS
 
 LearningRate = Callable[[dict], float | Tensor]
 """Parameter group -> the rate of the base step that was just taken."""
@@ -76,7 +78,10 @@ def check_implementation(optimizer: Optimizer, implementation: str | None) -> No
     devices = {p.device.type for p in params}
     if implementation == "compiled":
         for dtype in {p.dtype for p in params if p.device.type == "cpu"} & {*DTYPES}:
-            cpu_step.load(dtype)
+            try:
+                cpu_step.load(dtype)
+            except CompilerError as error:
+                raise ValueError(COMPILED_FAILS.format(error)) from None
     if implementation == "triton" and devices == {"cpu"} and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"

@@ -23,7 +23,6 @@ typedef uint32_t bits;
 #define ROUNDING 0x1.8p23f
 #define LN2_HIGH 0x1.63p-1f
 #define LN2_LOW -2.12194440054690583e-4f
-#define copysign copysignf
 #endif
 #define LOG2_E ((real)1.4426950408889634)
 #define CHUNK 65536 /* elements; the number of hits in a chunk fits in an integer */
@@ -69,7 +68,7 @@ static int64_t step(real *restrict weights, const real *restrict grads, int64_t 
         integer hits = 0;
         for (int64_t i = start; i < end; i++) {
             real weight = weights[i], grad = grads[i];
-            real sign = weight == 0 ? weight : copysign((real)1.0, weight);
+            real sign = (real)((weight > 0) - (weight < 0)); /* 0 for nan, as torch.sign */
             real x = sign * grad * a + b;
             x = -clamp > x ? -clamp : x;
             x = clamp < x ? clamp : x;

@@ -28,7 +28,7 @@ def step_(
     """The formula on dense tensors of one dtype, in place; returns how many exponents are at the bound.
 
     Raises:
-        ValueError: there is no C compiler, or it fails.
+        CompilerError: there is no C compiler, or it fails.
     """
     step = load(ps[0].dtype)
     counts = [p.numel() for p in ps]
@@ -36,7 +36,11 @@ def step_(
     arrays = (len(ps), *pointers, (c_int64 * len(ps))(*counts))
     bounds = c_code.equal_shares(sum(counts), _SMALLEST_SHARE)
     rest = (a, b, clamp, int(mask_zero_grad))
-    return sum(c_code.in_threads(lambda _, first, last: step(*arrays, first, last, *rest), bounds))
+
+    def call(_: int, first: int, last: int, tensors: object = (ps, gs)) -> int:  # it keeps the tensors alive
+        return step(*arrays, first, last, *rest)
+
+    return sum(c_code.in_threads(call, bounds))
 
 
 @cache
@@ -44,14 +48,9 @@ def load(dtype: torch.dtype) -> Any:
     """The compiled function for weights of a dtype.
 
     Raises:
-        ValueError: there is no C compiler, or it fails.
+        CompilerError: there is no C compiler, or it fails.
     """
-    try:
-        step = c_code.load(_SOURCE, dtype).hyperbolic_step
-    except c_code.CompilerError as error:
-        raise ValueError(
-            f"implementation='compiled' does not work on this CPU, {error}: use 'fused' or None instead"
-        ) from None
+    step = c_code.load(_SOURCE, dtype).hyperbolic_step
     numbers = (c_double, c_double, c_double, c_int)
     step.argtypes = (c_int64, _POINTERS, _POINTERS, POINTER(c_int64), c_int64, c_int64, *numbers)
     step.restype = c_int64

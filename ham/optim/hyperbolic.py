@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ham.c_code import CompilerError
+
 from .implementations import IMPLEMENTATIONS, fastest, is_plain
 
 DTYPES = (torch.float32, torch.float64)
+COMPILED_FAILS = "implementation='compiled' does not work on this CPU: {}; or use 'fused' or None"
 LOW_PRECISION = (
     "HAM needs float32 or float64 weights, got {}: its relative steps round away in fewer bits; "
     "keep float32 weights and compute in autocast"
@@ -72,7 +75,10 @@ def hyperbolic_step_(
         rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
         step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
         a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
-        step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
+        try:
+            step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
+        except CompilerError as error:  # only where "compiled" was asked for: the default is tried before
+            raise ValueError(COMPILED_FAILS.format(error)) from None
 
 
 @torch.no_grad()

@@ -31,15 +31,18 @@ def fastest(weight: Tensor, rate: float | Tensor) -> str:
         return "reference"  # the compiler fuses it
     kind = weight.device.type
     if kind == "cuda" and is_plain(weight) and not torch.cuda.is_current_stream_capturing():
-        can_try = find_spec("triton") is not None
-        return (
-            "triton" if can_try and works("triton", weight, _triton_, _reference_, "foreach") else "foreach"
-        )
+        own, instead, is_available = "triton", "foreach", _has_triton
     elif kind == "cpu" and not isinstance(rate, Tensor):
-        own, can_try, instead = "compiled", is_plain(weight) and c_code.has_compiler(), "fused"
+        if not is_plain(weight):
+            return "fused"
+        own, instead, is_available = "compiled", "fused", c_code.has_compiler
     else:
         return "foreach"
-    return own if can_try and works(own, weight, IMPLEMENTATIONS[own], _reference_, instead) else instead
+    return own if works(own, instead, is_available, weight, IMPLEMENTATIONS[own], _reference_) else instead
+
+
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
@@ -202,9 +205,14 @@ def is_plain(t: Tensor) -> bool:
     return type(t) in _PLAIN
 
 
+def _has_memory(t: Tensor) -> bool:
+    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
+    return is_plain(t) and not t.is_neg() and not t._is_zerotensor()
+
+
 def _have_one_layout(p: Tensor, g: Tensor) -> bool:
     """Do both lie in memory without gaps, with the same order of elements?"""
-    if not (is_plain(p) and is_plain(g)):
+    if not (_has_memory(p) and _has_memory(g)):
         return False
     if p.is_contiguous() and g.is_contiguous():
         return True

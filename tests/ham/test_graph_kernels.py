@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 
 import pytest
@@ -16,7 +15,7 @@ from ham.models import attention, gnn, graph_kernels, graph_layers, sparse
 from ham.models.receptive import Block
 from ham.models.sparse import Csr
 
-pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+pytestmark = pytest.mark.skipif(not c_code.has_compiler(), reason="needs a C compiler")
 MODULES = (sparse, attention, graph_layers)
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.sampled_from((1, 3, 16, 64, 67))
@@ -45,7 +44,7 @@ def without_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dense_attention(values: Tensor, scores: Tensor, edges: Csr) -> Tensor:
     """A loop over the rows."""
-    out = values.new_zeros(edges.shape[0], values.shape[1])
+    out = values.new_zeros(edges.shape[0], values.shape[1]) + 0 * (values.sum() + scores.sum())
     for row in edges.rows.unique().tolist():
         of_row = edges.rows == row
         weights = torch.softmax(scores[of_row], dim=0)
@@ -60,7 +59,8 @@ def dense_scores(left: Tensor, right: Tensor, weights: Tensor, edges: Csr, slope
 
 def gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     weights = randn(*out.shape, dtype=out.dtype, seed=99)
-    return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True)]
+    found = torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return [out.detach(), *found]
 
 
 def assert_equal(ours: list[Tensor], theirs: list[Tensor], dtype: torch.dtype) -> None:
@@ -91,7 +91,7 @@ def test_every_operation_equals_its_dense_formula(sizes, seed, dtype, threads):
                 [left, right, weights],
             ),
         )
-        for ours, formula, inputs in pairs if entries else ():
+        for ours, formula, inputs in pairs:
             assert_equal(gradients(ours, inputs), gradients(formula, inputs), dtype)
 
 
@@ -119,6 +119,53 @@ def test_code_and_torch_agree_on_a_larger_graph_with_any_number_of_threads(dtype
     for others in (alone, theirs):  # the gradient of `weights` is a sum over all rows, in parts
         pairs = ([t / scale for t, scale in zip(each, scales, strict=True)] for each in (ours, others))
         assert_equal(*pairs, dtype)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda edges, x: edges @ x[:3],
+        lambda edges, x: edges @ torch.cat([x, x]),
+        lambda edges, x: attention.attend(x[:3], torch.ones(6), edges),
+        lambda edges, x: attention.attend(x, torch.ones(5), edges),
+        lambda edges, x: attention.additive_scores(x, x[:1], torch.ones(4), edges, 0.2),
+        lambda edges, x: attention.additive_scores(x[:4], x[:2], torch.ones(4), edges, 0.2),
+        lambda edges, x: attention.additive_scores(x, x[:2], torch.ones(3), edges, 0.2),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(call):
+    """C code would read what lies behind a tensor that is too small."""
+    edges = random_matrix(2, 5, 6, torch.float32, 0)
+    with pytest.raises((ValueError, RuntimeError)):
+        call(edges, torch.randn(5, 4))
+
+
+def test_other_types_and_layouts_of_indices_and_values_are_read_right():
+    edges, x = random_matrix(4, 5, 20, torch.float32, 0), torch.randn(5, 3)
+    expected = edges.tensor().to_dense() @ x
+    strided = torch.stack([edges.columns, edges.columns - 1], dim=1)[:, 0]
+    for columns in (edges.columns.int(), strided):
+        other = Csr(edges.row_starts, columns, edges.values, 5)
+        torch.testing.assert_close(other @ x, expected)
+        torch.testing.assert_close(other @ x.t().contiguous().t(), expected)
+    ones = Csr(edges.row_starts, edges.columns, torch.ones(1).expand(20), 5)
+    torch.testing.assert_close(ones @ x, ones.tensor().to_dense() @ x)
+    torch.testing.assert_close(edges @ torch._neg_view(x), -expected)
+    assert not (edges @ torch._efficientzerotensor(5, 3)).any()
+
+
+def test_layers_take_part_in_autocast():
+    torch.manual_seed(0)
+    for kind in ("gcn", "sage"):
+        layer = gnn.convolution(gnn.GNN(conv=gnn.Conv(kind), hidden=5), 4)
+        skip, block, x = (
+            graph_layers.SparseLinear(4, 5),
+            Block(random_matrix(8, 8, 30, torch.float32, 3)),
+            torch.randn(8, 4),
+        )
+        expected = layer(x, block, skip)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(layer(x, block, skip).float(), expected, rtol=0.05, atol=0.05)
 
 
 def test_nan_stays_visible():
@@ -203,7 +250,26 @@ def test_without_a_compiler_torch_computes_the_same_and_a_broken_one_is_named(mo
         patch.setenv("CC", "false")
         graph_kernels._kernels.cache_clear()
         c_code.load.cache_clear()
-        with pytest.warns(UserWarning, match=r"graph networks are slower here: it needs a C compiler"):
+        with pytest.warns(
+            UserWarning, match=r"^the C code of graph networks does not work: the C compiler false fails"
+        ):
             torch.testing.assert_close(edges @ x, expected)
     graph_kernels._kernels.cache_clear()
     c_code.load.cache_clear()
+
+
+@pytest.mark.parametrize("fault", ["multiply", "attend"])
+def test_code_with_wrong_results_is_not_used(fault, monkeypatch):
+    edges, x = random_matrix(6, 7, 20, torch.float32, 0), randn(7, 4, dtype=torch.float32)
+    expected = edges @ x
+    right = getattr(graph_kernels.GraphKernels, fault)
+
+    def wrong(self, *arguments):
+        out = right(self, *arguments)
+        return tuple(t.nan_to_num() for t in out) if isinstance(out, tuple) else out.nan_to_num()
+
+    monkeypatch.setattr(graph_kernels.GraphKernels, fault, wrong)
+    graph_kernels._kernels.cache_clear()
+    with pytest.warns(UserWarning, match="its results are wrong"):
+        torch.testing.assert_close(edges @ x, expected)
+    graph_kernels._kernels.cache_clear()

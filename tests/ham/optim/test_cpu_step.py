@@ -4,8 +4,11 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +17,9 @@ from torch.optim import SGD
 from ham import HAM, c_code, hyperbolic_step_
 from ham.optim import cpu_step, implementations
 
+ROOT = Path(__file__).resolve().parents[3]
 PAPER = {"lr": 0.25, "alpha": 200.0, "beta": 1e-3}
-needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(not c_code.has_compiler(), reason="needs a C compiler")
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -123,6 +127,69 @@ def test_a_child_process_has_threads_of_its_own(monkeypatch):
 
 
 @needs_compiler
+def test_a_thread_that_outlives_the_main_thread_takes_its_steps(tmp_path):
+    """No new threads can be started then."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import threading, time, torch\n"
+        "from ham import hyperbolic_step_\n"
+        "torch.get_num_threads = lambda: 3\n"
+        "def train():\n"
+        "    threading.main_thread().join()\n"
+        "    time.sleep(0.5)\n"
+        "    weight = torch.ones(400_000)\n"
+        "    options = dict(lr=0.1, alpha=1, beta=0, implementation='compiled')\n"
+        "    hyperbolic_step_([weight], [torch.ones(400_000)], **options)\n"
+        "    print(weight.unique().numel(), round(weight[0].item(), 4))\n"
+        "threading.Thread(target=train).start()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.stdout == "1 0.9048\n", done.stderr  # exp(-0.1)
+
+
+def test_all_parts_have_ended_when_one_fails():
+    """C code must not go on with memory that an exception frees."""
+    ended = []
+
+    def interrupted(number: int, first: int, last: int) -> None:
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.3)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        c_code.in_threads(interrupted, [0, 1, 2, 3])
+    assert sorted(ended) == [1, 2]
+
+
+def test_threads_are_those_of_the_largest_call():
+    before = threading.active_count()
+    for parts in (2, 3, 4, 5, 3, 2) * 4:
+        c_code.in_threads(lambda number, first, last: time.sleep(0.002), list(range(parts + 1)))
+    assert threading.active_count() - before <= (os.cpu_count() or 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("make", [torch._neg_view, lambda t: torch._efficientzerotensor(t.shape)])
+def test_gradients_whose_values_are_not_in_memory_are_stepped_by_the_formula(make):
+    weights, grads = [randn(50)], [make(randn(50, seed=1))]
+    one, other = (stepped(weights, grads, implementation=name)[0] for name in ("reference", "compiled"))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+@needs_compiler
+def test_nan_weights_count_as_in_the_formula():
+    counts = [torch.tensor(0), torch.tensor(0)]
+    weights, grads = [torch.tensor([math.nan, 1.0, -1.0, 0.0])], [torch.ones(4)]
+    for name, count in zip(("reference", "compiled"), counts, strict=True):
+        stepped(weights, grads, implementation=name, clamped=count)
+    assert counts[0] == counts[1] == 2
+
+
+@needs_compiler
 def test_inside_torch_compile_the_compiler_gets_the_formula(monkeypatch):
     monkeypatch.setattr(cpu_step, "step_", None)  # would fail
     weight, grad = randn(5), randn(5, seed=1)
@@ -137,8 +204,9 @@ def test_inside_torch_compile_the_compiler_gets_the_formula(monkeypatch):
     [
         ("no-such-compiler", "No such file or directory"),
         ("/", "Permission denied"),
-        ("false", "it ended with 1"),
-        ("true", "its code cannot be loaded"),
+        ("false", "the C compiler false fails (exit status 1)"),
+        ("true", "compiled code cannot be written or loaded"),
+        ("cc -include /no/such/header.h", "fatal error: /no/such/header.h: No such file or directory"),
         (f"{sys.executable} -c 'raise SystemExit(\"first\\nno backend\")'", "no backend"),
     ],
 )
@@ -148,10 +216,17 @@ def test_a_compiler_that_does_not_work_is_one_line_with_the_cure(compiler, words
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         HAM(optimizer, implementation="compiled")
     assert "\n" not in str(caught.value)
-    assert "use 'fused' or None instead" in str(caught.value)
+    assert str(caught.value).endswith("; or use 'fused' or None")
     assert not hasattr(optimizer, "_ham") or optimizer._ham is None
     with pytest.raises(ValueError, match=re.escape(words)):
         hyperbolic_step_([torch.ones(2)], [torch.ones(2)], **PAPER, implementation="compiled")
+
+
+@needs_compiler
+def test_a_temporary_folder_that_cannot_be_used_is_named_with_the_cure(monkeypatch, fresh_loads, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"compiled code cannot be written .*; TMPDIR must name a folder"):
+        stepped([torch.ones(2)], [torch.ones(2)], implementation="compiled")
 
 
 @needs_compiler
