@@ -16,15 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 _OPTIONS = ("-std=c11", "-O3", "-fPIC", "-shared", "-fopenmp-simd")
 _ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")  # nan and infinity stay
 _TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+_PLAIN = frozenset((Tensor, nn.Parameter))
 _NAMES = ("cc", "gcc", "clang")
 
 
 class CompilerError(ValueError):
     """C code cannot be compiled or loaded; the message says why, and the cure where it is known."""
+
+
+def is_plain(t: Tensor) -> bool:
+    """Is it no subclass, which has its own dispatch, such as a DTensor?"""
+    return type(t) in _PLAIN
+
+
+def has_memory(t: Tensor) -> bool:
+    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
+    return is_plain(t) and not t.is_neg() and not t._is_zerotensor()
 
 
 def has_compiler() -> bool:

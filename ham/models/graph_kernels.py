@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ham import c_code
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SMALLEST_SHARE = 1 << 17  # numbers that a thread reads: with fewer its start takes longer than its work
-_PLAIN = (Tensor, nn.Parameter)  # subclasses have their own dispatch
 _DTYPES = {torch.float32: c_float, torch.float64: c_double}
 
 
@@ -29,14 +28,9 @@ def for_tensors(*tensors: Tensor) -> GraphKernels | None:
     dtype = tensors[0].dtype
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or dtype not in _DTYPES:
         return None
-    if not all(t.dtype == dtype and t.device.type == "cpu" and _has_memory(t) for t in tensors):
+    if not all(t.dtype == dtype and t.device.type == "cpu" and c_code.has_memory(t) for t in tensors):
         return None
     return _kernels(dtype)
-
-
-def _has_memory(t: Tensor) -> bool:
-    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
-    return type(t) in _PLAIN and not t.is_neg() and not t._is_zerotensor()
 
 
 @cache

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ham.c_code import CompilerError
+from ham.c_code import CompilerError, is_plain
 
-from .implementations import IMPLEMENTATIONS, fastest, is_plain
+from .implementations import IMPLEMENTATIONS, fastest
 
 DTYPES = (torch.float32, torch.float64)
 COMPILED_FAILS = "implementation='compiled' does not work on this CPU: {}; or use 'fused' or None"

@@ -13,16 +13,16 @@ from importlib.util import find_spec
 from types import FunctionType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ham import c_code
+from ham.c_code import has_memory, is_plain
 
 from . import cpu_step
 from .trials import works
 
 _BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
 _LARGEST_CLAMP = 80.0  # exp of it is finite in float32 too
-_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def fastest(weight: Tensor, rate: float | Tensor) -> str:
@@ -200,19 +200,9 @@ def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor 
         exponent.masked_fill_(found_inf.to(exponent.device) != 0, 0.0)
 
 
-def is_plain(t: Tensor) -> bool:
-    """Is it no subclass, which has its own dispatch, such as a DTensor?"""
-    return type(t) in _PLAIN
-
-
-def _has_memory(t: Tensor) -> bool:
-    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
-    return is_plain(t) and not t.is_neg() and not t._is_zerotensor()
-
-
 def _have_one_layout(p: Tensor, g: Tensor) -> bool:
     """Do both lie in memory without gaps, with the same order of elements?"""
-    if not (_has_memory(p) and _has_memory(g)):
+    if not (has_memory(p) and has_memory(g)):
         return False
     if p.is_contiguous() and g.is_contiguous():
         return True
