@@ -10,7 +10,7 @@ from collections.abc import Callable
 from errno import EDQUOT, EIO, ENOSPC
 from io import TextIOWrapper
 from pathlib import Path
-from signal import SIGPIPE
+from signal import SIGINT, SIGPIPE
 from typing import Any, NoReturn
 
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -41,7 +41,8 @@ class OutputError(Exception):
 def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Run a command; returns its exit status.
 
-    It is 141 if the reader of its output has left, as of `| head`, and 1 if the output cannot be written.
+    It is 141 if the reader of its output has left, as of `| head`, 1 if the output cannot be written, and 130
+    after Ctrl-C.
     """
     try:
         return _run(main, argv)
@@ -79,6 +80,9 @@ def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:
         finally:
             if sys.stdout is not None:
                 _Output(sys.stdout).flush()
+    except KeyboardInterrupt:  # where a command has nothing to save, such as during its imports
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return 128 + SIGINT
     except BrokenPipeError:
         ignore_broken_pipe()
         return 128 + SIGPIPE

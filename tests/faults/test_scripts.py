@@ -99,3 +99,24 @@ def test_a_file_where_a_folder_is_wanted(script: str, argv: list[str], tmp_path:
     target = argv[-1].replace("FILE", str(file))
     line = f"{script}: --to {target} cannot be written: {file}: it is a file: give a folder\n"
     assert (run.returncode, out, err) == (2, "", line)
+
+
+def test_ctrl_c_during_the_imports_of_a_run_is_one_line(tmp_path: Path) -> None:
+    """A module that takes the place of hydra sends the signal while it is imported."""
+    signals = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    (tmp_path / "hydra.py").write_text(signals)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, str(ROOT / "train.py"), "+exp=acdc_ham_s90"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "train.py: interrupted\n")
+
+
+def test_ctrl_c_in_a_script_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def main(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["scripts/tables.py"])
+    assert command_line.run_script(main) == 130
+    assert capsys.readouterr().err == "tables.py: interrupted\n"
