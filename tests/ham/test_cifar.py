@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -162,6 +163,21 @@ def test_an_images_crop_depends_on_seed_and_epoch_not_on_the_batch_size(small_ci
     for number, one in enumerate(variants):
         for other in variants[:number]:
             assert len(one & other) < 300 * 0.09, "one in 50 has the same crop again, one in 25 without flips"
+
+
+def test_crops_and_flips_are_drawn_from_the_streams_of_seed_and_epoch() -> None:
+    """A stream's seed is the BLAKE2b digest of "seed/name": an older run can be repeated as long as it is."""
+
+    def draws(name: str, *arguments: Any) -> Tensor:
+        digest = hashlib.blake2b(f"3/{name}".encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "big") % 2**63
+        return torch.randint(*arguments, generator=torch.Generator().manual_seed(seed))
+
+    down, right, flipped = Augmentation(Flip.random, translate=2, seed=3).draw(epoch=6, count=50)
+    assert torch.equal(torch.stack([down, right]), draws("crops 6", 5, (2, 50)) - 2)
+    assert torch.equal(flipped, draws("flips 6", 2, (50,)))
+    alternating = Augmentation(Flip.alternating, translate=2, seed=3).draw(epoch=6, count=50)
+    assert torch.equal(alternating[2], draws("flips", 2, (50,)))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
