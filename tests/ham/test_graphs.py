@@ -66,6 +66,12 @@ def test_the_data_sets_are_those_of_the_paper() -> None:
     assert sizes == PRINTED
 
 
+def test_features_are_scaled_for_the_sets_of_amazon_and_coauthor_alone() -> None:
+    """tunedGNN's dataset.py has T.NormalizeFeatures() in load_amazon_dataset and load_coauthor_dataset."""
+    scaled = {"amazon-computer", "amazon-photo", "coauthor-cs", "coauthor-physics"}
+    assert {name for name, facts in SETS.items() if facts.normalize} == scaled
+
+
 @pytest.mark.parametrize(("key", "sizes"), PUBLISHED.items(), ids=lambda value: "-".join(map(str, value)))
 def test_real_data_sets_have_the_published_splits(key: tuple, sizes: tuple) -> None:
     name, split = key
