@@ -42,10 +42,16 @@ def test_boxes_have_the_distribution_of_torchvision_s(min_crop: float) -> None:
 
 @pytest.mark.parametrize(
     ("size", "box"),
-    [((10, 400), (0, 193, 10, 13)), ((400, 10), (193, 0, 13, 10)), ((1, 1), (0, 0, 1, 1))],
+    [
+        *(((10, 400), (0, 193, 10, 13)), ((400, 10), (193, 0, 13, 10)), ((1, 1), (0, 0, 1, 1))),
+        *(((1, 400), (0, 199, 1, 1)), ((400, 1), (199, 0, 1, 1))),
+    ],
 )
 def test_the_fallback_is_the_largest_centered_box(size: tuple[int, int], box: tuple[int, ...]) -> None:
-    """By hand: 10 rows allow round(10 * 4 / 3) = 13 columns; (400 - 13) // 2 = 193 is the left margin."""
+    """By hand: 10 rows allow round(10 * 4 / 3) = 13 columns; (400 - 13) // 2 = 193 is the left margin.
+
+    One row allows round(4 / 3) = 1 column.
+    """
     sizes = torch.tensor([size]).repeat(2000, 1)
     boxes = Counter(map(tuple, random_boxes(sizes, 0.08, torch.Generator().manual_seed(0)).tolist()))
     assert boxes.most_common(1)[0][0] == box  # few tries fit into so long an image
