@@ -125,6 +125,8 @@ def test_the_split_fills_train_then_valid_then_test_and_keeps_scaffolds_together
         ("smiles,HIV_active\nC,0\nCC\n", "line 3 needs a SMILES and a label 0 or 1"),
         ("smiles,HIV_active\nC,2\n", "line 2 needs a SMILES and a label 0 or 1"),
         ("smiles,HIV_active\nC,0\nC(C,1\n", "line 3: 'C(C' is not a SMILES"),
+        # an aromatic ring of five carbons has no alternating single and double bonds
+        ("smiles,HIV_active\nC,0\nc1cccc1,1\n", "line 3: 'c1cccc1' is not a molecule ("),
         ("smiles,HIV_active\nC,0\nC,1\n", "hiv.csv has 2 molecules, not 41127"),
     ],
 )
