@@ -18,7 +18,7 @@ from batches import assert_equal, read_epoch
 from PIL import Image
 from torch import Tensor
 
-from ham.data import DataError, ImageNetFolder, Loaders
+from ham.data import DataError, ImageNetFolder, Loaders, imagenet_folder
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
@@ -101,6 +101,17 @@ def test_crops_of_a_folder_depend_only_on_seed_epoch_and_image(tree: Path) -> No
     assert min(map(len, variants)) >= 5
     for one, other in combinations(variants, 2):  # small images can have the same fallback crop
         assert len(one & other) <= 2
+
+
+@pytest.mark.parametrize(("device", "is_pinned"), [("cuda", True), ("cpu", False), ("meta", False)])
+def test_batches_wait_in_pinned_memory_for_a_cuda_device_alone(
+    device: str, is_pinned: bool, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA copies from pinned memory in the background; on a CPU it would be one more copy."""
+    monkeypatch.setattr(imagenet_folder, "Normalize", lambda device: None)  # which needs the device
+    data = ImageNetFolder(root=str(tree), workers=0, num_classes=3, image_size=SIZE)
+    loaders = data.load(batch_size=4, seed=0, device=torch.device(device))
+    assert loaders.train._loader.pin_memory is loaders.test._loader.pin_memory is is_pinned
 
 
 def children() -> set[int]:
