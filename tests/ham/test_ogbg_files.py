@@ -16,6 +16,7 @@ from ogbg_files import assert_equal, edit, load, use_ogbg, write_ogbg
 from ham.data import DataError, code2
 from ham.data.ogbg import cache as ogbg_cache
 from ham.data.ogbg import files as ogbg_files
+from ham.data.ogbg.source import find_source
 from ham.models import gcn_plus, graph_encoders
 from ham.run import config
 
@@ -180,6 +181,20 @@ def test_the_files_of_another_set_are_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_small_set_is_refused_as_the_full_one(tmp_path: Path) -> None:
     write_ogbg(tmp_path, HIV)
     assert "raw/num-node-list.csv.gz has 24 rows, not 41127" in refusal(tmp_path, HIV)
+
+
+@pytest.mark.parametrize("name", ["ogbg-ppa", "ogbg-molpcba", "ogbg-code2"])
+def test_a_file_of_smiles_is_the_set_of_molhiv_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "molhiv" / "raw").mkdir(parents=True)
+    (tmp_path / "molhiv" / "raw" / "hiv.csv").write_text("smiles,HIV_active\nC,0\n")
+    assert find_source(HIV, tmp_path).is_smiles
+    with pytest.raises(DataError, match=f"{name}: .* is missing"):
+        find_source(name, tmp_path)
+
+
+def test_a_missing_molhiv_is_not_read_as_smiles(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ogbg-molhiv: .*ogbg_molhiv.raw is missing"):
+        find_source(HIV, tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["ogbg-molhiv", "ogbg_molhiv_pyg", "hiv"])
