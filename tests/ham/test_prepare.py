@@ -221,6 +221,11 @@ def test_an_absent_source_is_one_line(prepare: Prepare, tmp_path: Path) -> None:
     assert_refused(prepare(tmp_path / "nowhere"), tmp_path / "to", "nowhere does not exist")
 
 
+def test_commonsense_needs_a_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"are not downloaded: git clone \S+LLM-Adapters, then give it as"):
+        ham.data.prepare.fill_commonsense(None, tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999, -1, -4, -8])
 def test_a_cut_archive_is_one_line(
     keep: float, prepare: Prepare, small_cifar100: Path, tmp_path: Path
