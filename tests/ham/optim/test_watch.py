@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -244,6 +246,23 @@ def test_a_step_that_calls_the_step_of_its_base_class_is_followed_once():
         optimizer.step()
         torch.testing.assert_close(p.detach(), hyp(half, gradient(k)), rtol=1e-13, atol=0)
     assert len(calls) == 8  # the reason; when torch mends it, drop the count of open steps
+
+
+def test_remove_releases_the_gradients_of_a_step_that_failed():
+    class Failing(SGD):
+        def step(self, closure: Callable | None = None) -> object:
+            raise ZeroDivisionError
+
+    p = weight()
+    optimizer = Failing([p], lr=LR)
+    ham = HAM(optimizer, alpha=ALPHA, beta=BETA)
+    p.grad = gradient(0)
+    released = weakref.ref(p.grad)
+    with suppress(ZeroDivisionError):
+        optimizer.step()
+    p.grad = None
+    ham.remove()
+    assert released() is None
 
 
 def test_remove_takes_every_hook_away():
