@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ham.report import records
 from ham.report.records import InvalidRecord
+from ham.report.schema import epoch_error
 from ham.report.spec import RunSpec
 
 RUN = RunSpec("rigl_s90", 1)
@@ -175,6 +176,25 @@ def test_epochs_are_complete_and_without_layers(
     ):
         with pytest.raises(InvalidRecord, match="its metrics"):
             records.epochs(damaged.encode(), summary, RUN)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, ""),
+        ({"top1": 75, "sign_flips": None}, ""),  # None: not measured in this epoch
+        ({"layers": {"conv1": 0.9}}, ""),
+        ({"masks_from": {"exp": "acdc_s90", "seed": 0, "config_hash": "0" * 64}}, ""),
+        ({"sign_flips": None, "top1": "75"}, "no top1 that is finite"),
+        ({"top1": [75]}, "no top1 that is finite"),
+        ({"top1": float("nan")}, "no top1 that is finite"),
+        ({"layers": [0.9]}, "no layers"),
+        ({"masks_from": "acdc_s90"}, "no masks_from"),
+        ({"epoch": None}, "no epoch"),
+    ],
+)
+def test_values_of_an_epoch_are_numbers_or_none(values: dict[str, Any], problem: str) -> None:
+    assert epoch_error({"epoch": 0, "step": 10} | values) == problem
 
 
 def test_invalid_files_are_reported(tmp_path: Path, write_record: Callable[..., Path]) -> None:
