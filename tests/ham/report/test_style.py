@@ -41,6 +41,14 @@ def test_no_two_methods_look_alike_without_colors() -> None:
     }
 
 
+def test_every_dash_and_gap_of_a_line_has_a_length() -> None:
+    """A dash of length 0 is not drawn: matplotlib's dashes have no caps by default."""
+    patterns = [
+        look["linestyle"][1] for look in methods.METHODS.values() if isinstance(look["linestyle"], tuple)
+    ]
+    assert patterns and all(len(pattern) % 2 == 0 and min(pattern) > 0 for pattern in patterns)
+
+
 def test_colors_are_distinct_and_arms_of_one_figure_differ_in_gray() -> None:
     colors = [to_rgb(look["color"]) for look in methods.METHODS.values()]
     distances = [
