@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import script
+from matplotlib.figure import Figure
 from scipy import stats
 from study_files import PLAN, all_tuned
 
@@ -89,6 +90,18 @@ def test_an_incomplete_part_shows_no_difference_and_no_test(write_tuning: Path, 
     assert row(page, "HAM")[2] == "10" and row(page, "alpha alone")[2] == "9"
     figures = {path.name for path in (write_tuning / "figures").iterdir()}
     assert figures == {"study_cifar16_curves.pdf", "study_cifar16_curves.png"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "height"), [("top1", 0.25), ("l1_mean", 0.25), ("sign_flips", 25), ("below_0.001", 25)]
+)
+def test_shares_of_weights_are_drawn_in_percent(metric: str, height: float) -> None:
+    """Epochs hold sign flips and small weights as fractions, and accuracies in percent."""
+    (panel,) = [panel for panel in study_figures.PANELS if panel.metric == metric]
+    axis = Figure().subplots()
+    study_figures.draw_panel(axis, panel, {"SGD": [[{"epoch": 0, metric: 0.25}]]})
+    (line,) = axis.get_lines()
+    assert line.get_ydata() == pytest.approx([height])
 
 
 def test_a_complete_part_is_what_scipy_computes(write_tuning: Path, write_record: Any) -> None:
