@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ham.report import records
+from ham.report import records, validation
 from ham.report.records import InvalidRecord
 from ham.report.schema import epoch_error
 from ham.report.spec import RunSpec
@@ -46,7 +46,7 @@ def test_records_hold_no_path_no_host_and_no_unknown_field(
     assert "node17" not in json.dumps(kept)
     assert kept["provenance"]["resumed_from"][0]["hardware"] == {"cpu": "AMD"}
     assert records.record(kept) == kept
-    assert records.check(summary) == RUN
+    assert validation.check(summary) == RUN
 
 
 ALTERED = {
@@ -72,7 +72,7 @@ ALTERED = {
 @pytest.mark.parametrize("reason", ALTERED)
 def test_an_invalid_summary_is_one_line(reason: str, make_summary: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(InvalidRecord) as error:
-        records.check(make_summary(RUN) | ALTERED[reason])
+        validation.check(make_summary(RUN) | ALTERED[reason])
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -94,7 +94,7 @@ def test_the_commit_of_its_code_is_known(
     summary = make_summary(RUN)
     summary["provenance"] |= info
     with pytest.raises(InvalidRecord, match=reason):
-        records.check(summary)
+        validation.check(summary)
 
 
 @pytest.mark.parametrize("exp", ["rigl_s90", "node/cora_gcn", "node/cora_gcn_nham"])
@@ -102,40 +102,40 @@ def test_the_task_decides_the_metrics(exp: str, make_summary: Callable[..., dict
     """A summary of before tasks, without `task`, is as valid as one with it."""
     run = RunSpec(exp, 0)
     summary = make_summary(run)
-    assert records.check(summary) == run
+    assert validation.check(summary) == run
     kept = records.record(summary | {"task": run.info.task})
-    assert records.check(kept) == run and kept["task"] == run.info.task
+    assert validation.check(kept) == run and kept["task"] == run.info.task
     other = {"top1_last": 1.0, "top1_best": 1.0, "valid_last": 1.0, "valid_best": 1.0}
     for name in run.info.reported:
         del other[name]
     with pytest.raises(InvalidRecord, match="no metrics"):
-        records.check(summary | {"metrics": other})
+        validation.check(summary | {"metrics": other})
 
 
 def test_runs_of_a_search_are_known(make_summary: Callable[..., dict[str, Any]]) -> None:
     point = RunSpec("node/cora_sage_ham", 0, ("ham.alpha=100", "ham.beta=0.1"))
-    assert records.check(make_summary(point)) == point
+    assert validation.check(make_summary(point)) == point
 
 
 def test_masks_come_from_todays_source(make_summary: Callable[..., dict[str, Any]]) -> None:
     run = RunSpec("mask_str_s90", 2)
     summary = make_summary(run)
-    assert records.check(summary) == run
+    assert validation.check(summary) == run
     for altered in ({"seed": 1}, {"exp": "acdc_s90"}, {"config_hash": "0" * 64}):
         stale = summary["sparsity"] | {"masks_from": summary["sparsity"]["masks_from"] | altered}
         with pytest.raises(InvalidRecord, match="masks are not those of today's str_s90 seed 2"):
-            records.check(summary | {"sparsity": stale})
+            validation.check(summary | {"sparsity": stale})
 
 
 def test_code_copied_without_git_may_name_its_commit(make_summary: Callable[..., dict[str, Any]]) -> None:
     summary = make_summary(RUN)
     summary["provenance"]["dirty"] = None
-    assert records.check(summary) == RUN
+    assert validation.check(summary) == RUN
 
 
 def test_an_altered_run_counts_where_a_figure_shows_it(make_summary: Callable[..., dict[str, Any]]) -> None:
     point = RunSpec("cifar100_ham", 0, ("ham.alpha=50", "ham.beta=0.001"))
-    assert records.check(make_summary(point)) == point
+    assert validation.check(make_summary(point)) == point
     assert records.path_of(point).parent.name == f"cifar100_ham-{point.info.config_hash[:8]}"
     assert records.path_of(RunSpec("dense", 2, demo="digits")).relative_to(records.RESULTS) == Path(
         "demo/dense/seed2.json"
@@ -154,7 +154,7 @@ def test_any_json_is_a_record_or_invalid(
         summary = make_summary(RUN)
         summary["provenance"] |= {"resumed_from": content, "dirty": content, "hardware": content}
     try:
-        assert records.check(summary).exp == RUN.exp
+        assert validation.check(summary).exp == RUN.exp
     except InvalidRecord as error:
         assert "\n" not in str(error)
 
