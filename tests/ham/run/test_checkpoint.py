@@ -16,6 +16,7 @@ import torch
 
 from ham.run.checkpoint import FORMAT, SAVED, CheckpointError, load, save
 from ham.run.metrics import EpochMetrics
+from ham.run.state import _check_optimizer_state
 
 TINY = ["+exp=acdc_s90", "+demo=digits", "model.width=4", "batch_size=479", "epochs=2"]
 
@@ -264,3 +265,19 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_can_start_anew(
     assert len(outcome.complaints) == 1 and "resume=false" in outcome.complaints[0]
     assert "last.pt" in outcome.out and "previous.pt" in outcome.out
     assert command(*argv, "resume=false").status == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_state_of_another_kind_of_optimizer_is_refused(count: int) -> None:
+    """Whatever the number of groups: SGD has dampening, which AdamW has not."""
+    weights = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(count)]
+    one, other = (
+        kind([{"params": [weight]} for weight in weights], lr=0.1)
+        for kind in (torch.optim.SGD, torch.optim.AdamW)
+    )
+    _check_optimizer_state(one, one.state_dict())
+    _check_optimizer_state(other, other.state_dict())
+    with pytest.raises(ValueError, match=r"its optimizer has \w+, this one has dampening"):
+        _check_optimizer_state(one, other.state_dict())
+    with pytest.raises(ValueError, match=r"its optimizer has dampening, this one has \w+"):
+        _check_optimizer_state(other, one.state_dict())
