@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,37 @@ def test_distances_are_medians_and_ranges_of_the_data(figure: str) -> None:
         last = chart.rows[-1][1 + labels.index(label)]
         assert float(last) == pytest.approx(np.median(values[:, -1]), rel=1e-3)
     assert chart.rows[-1][0] == "1,000,000"
+
+
+def parts_of(spec: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a specification."""
+    if isinstance(spec, dict):
+        yield spec
+    for part in spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list | tuple) else ():
+        yield from parts_of(part)
+
+
+def test_a_slider_can_have_its_first_its_last_and_its_initial_value() -> None:
+    """A range input takes the values min + k step alone: it would round another one."""
+    charts = [section.make(data_of(section.figure)) for section in SECTIONS]
+    binds = [(own["value"], own["bind"]) for chart in charts for own in chart.vega_lite.get("params", [])
+             if "bind" in own]  # fmt: skip
+    assert len(binds) == 18
+    for value, bind in binds:
+        assert bind["step"] > 0 and bind["min"] <= value <= bind["max"]
+        for reached in (value, bind["max"]):
+            steps = (reached - bind["min"]) / bind["step"]
+            assert steps == pytest.approx(round(steps), abs=1e-9), bind
+
+
+def test_every_mark_is_visible() -> None:
+    shares = [
+        part["opacity"]
+        for section in SECTIONS
+        for part in parts_of(section.make(data_of(section.figure)).vega_lite)
+        if isinstance(part.get("opacity"), int | float)
+    ]
+    assert len(shares) > 5 and all(0 < share <= 1 for share in shares)
 
 
 def test_the_tables_below_the_charts_are_what_the_sliders_show_at_the_start() -> None:
