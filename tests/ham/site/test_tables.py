@@ -169,6 +169,24 @@ def test_each_cell_of_ours_leads_to_the_runs_that_its_mean_is_of(committed: dict
     assert linked > 80
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("table05", ["dataset", "model", "optimizer", "lr schedule"]),  # and sizes, rates and epochs
+        ("table04", ["type", "method"]),
+        ("table14", ["method"]),
+    ],
+)
+def test_columns_of_words_are_sorted_as_words_and_the_others_as_numbers(
+    name: str, words: list[str], committed: dict[str, str]
+) -> None:
+    heads = table_of(committed[f"tables/{name}.html"]).all("thead")[0].all("th")
+    kinds = {head.text: head.all("button")[0].attrs["data-sort"] for head in heads}
+    assert [text for text, kind in kinds.items() if kind == "text"] == words
+    assert [head.text for head in heads if "number" not in head.classes] == words
+    assert {*kinds.values()} == {"text", "number"}
+
+
 def test_notes_and_captions_are_those_of_the_rendered_table(committed: dict[str, str]) -> None:
     for name in RENDERED:
         text = parse(committed[f"tables/{name}.html"]).text
