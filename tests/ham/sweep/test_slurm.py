@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweep_files import DEPENDENT, SOURCE, stand_in
+from sweep_files import DEPENDENT, SOURCE, finish, stand_in
 
 from ham import repository as code
 from ham.files import ROOT
@@ -88,6 +88,12 @@ def test_a_silent_squeue_stops_a_submission_but_no_overview(sweep: Sweep, no_slu
     assert sweep("--table=4", "--submit") == (2, "", "sweep.py: squeue failed: error: no controller\n")
     status, out, err = sweep("--table=4", "--status")
     assert status == 0 and "117 not launched" in out and "are unknown" in err
+
+
+def test_nothing_to_submit_is_no_error(sweep: Sweep, sweeps: Sweeps, no_slurm: Path) -> None:
+    stand_in(no_slurm, "squeue", "")
+    finish(RunSpec("dense", 0), sweeps)
+    assert sweep("--exp=dense", "--seeds=0", "--submit") == (0, "nothing to submit: 1 done\n", "")
 
 
 # manifests and arrays
