@@ -22,7 +22,7 @@ from ham.data.commonsense_files import TASKS, Question, Record, evaluation_promp
 from ham.models.causal_lm import TINY, CausalLM, Dtype, LanguageModel
 from ham.tasks.beam_cache import repeat_for_beams
 from ham.tasks.commonsense_answers import Score, evaluate, resume_answers, settings_hash
-from ham.tasks.generation import BEAMS, NEW_TOKENS, answer, batches
+from ham.tasks.generation import BEAMS, NEW_TOKENS, _response, answer, batches
 
 CPU = torch.device("cpu")
 SPEC = CausalLM(checkpoint=TINY, rank=4, dtype=Dtype.float32, gradient_checkpointing=False)
@@ -90,6 +90,15 @@ def test_batched_answers_equal_those_one_by_one(tiny: LanguageModel, scoring: Sc
     assert texts_of(loaded, questions, scoring, 2500 if stop == "<eos>" else 100_000) == expected
     lengths = {len(text) for text in expected.values()}
     assert stop == "<eos>" or (min(lengths) < 16 and len(lengths) > 1), "a stop token ends an answer"
+
+
+def test_an_answer_is_the_text_after_the_last_heading_up_to_the_first_stop(tiny: LanguageModel):
+    """Special tokens, such as one of padding in the middle, are no text."""
+    pad, eos = tiny.tokenizer.pad_token_id, tiny.tokenizer.eos_token_id
+    words = ["first\n### Response:\n second\n### Response:", " it is ", "true \n", "false"]
+    one, two, three, four = (tiny.tokenizer(text)["input_ids"] for text in words)
+    assert _response(tiny.tokenizer, [*one, *two, pad, *three, eos, *four, pad], [eos]) == "it is true"
+    assert _response(tiny.tokenizer, [*two, pad, *four], [eos]) == "it is false"
 
 
 def test_the_likelihood_is_that_of_the_entire_statement(tiny: LanguageModel):
