@@ -89,6 +89,28 @@ def test_the_solution_is_least_squares_for_alpha_0_and_tends_to_basis_pursuit_fo
     assert gaps[5] < 1e-8
 
 
+def test_the_solution_for_a_target_of_zero():
+    """Its rounding errors are those of a start of size 1, and no reason to refuse it.
+
+    Among the solutions it minimizes the Bregman function, whose gradient is therefore in the row space of Z.
+    """
+    start = np.full(12, 0.5)
+    solution = implicit_solution(SMALL.design, np.zeros(5), 10.0, start)
+    np.testing.assert_allclose(SMALL.design @ solution, np.zeros(5), atol=1e-12)
+    dual = bregman_gradient(solution, 10.0, start)
+    multipliers = np.linalg.lstsq(SMALL.design.T, dual, rcond=None)[0]
+    np.testing.assert_allclose(SMALL.design.T @ multipliers, dual, atol=1e-9)
+    assert np.abs(solution).max() > 0.1
+
+
+def test_recorded_steps_by_hand():
+    """0, a geometric sequence from 1 to the last step, and whole numbers once each."""
+    np.testing.assert_array_equal(recorded_steps(8, 4), [0, 1, 2, 4, 8])
+    np.testing.assert_array_equal(recorded_steps(1000, 4), [0, 1, 10, 100, 1000])
+    np.testing.assert_array_equal(recorded_steps(3, 50), [0, 1, 2, 3])
+    np.testing.assert_array_equal(recorded_steps(1), [0, 1])
+
+
 def test_problems_without_a_solution_are_refused():
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         implicit_solution(SMALL.design, SMALL.target, -1.0)
