@@ -223,6 +223,18 @@ def test_snip_leaves_the_model_as_it_is():
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("factor", [None, 0, 1])
+def test_snip_refuses_a_weight_that_is_frozen_in_whole_or_in_part(factor):
+    """Without the gradient of one factor of a product, the gradient of the weight is not known."""
+    model = mlp()
+    if factor is not None:
+        Product().attach(model, total_epochs=1)
+    weights = prunable_weights(model)
+    weights["4.weight"].parameters[factor or 0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^4\.weight is frozen and has no gradient"):
+        snip(model, weights, data(), cross_entropy)
+
+
 def test_snip_scores_a_product_as_the_plain_weight():
     model, other = mlp(), mlp()
     Product().attach(other, total_epochs=1)
