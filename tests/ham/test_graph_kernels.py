@@ -273,3 +273,13 @@ def test_code_with_wrong_results_is_not_used(fault, monkeypatch):
     with pytest.warns(UserWarning, match="its results are wrong"):
         torch.testing.assert_close(edges @ x, expected)
     graph_kernels._kernels.cache_clear()
+
+
+def test_without_c_code_a_cpu_uses_torchs_own_sparse_product(monkeypatch):
+    """Its kernel is up to eight times as fast as MKL's, which `matrix @ dense` calls."""
+    without_c(monkeypatch)
+    edges, x = random_matrix(6, 7, 20, torch.float32, 0), randn(7, 4, dtype=torch.float32)
+    expected, calls, product = edges.tensor().to_dense() @ x, [], torch.sparse.mm
+    monkeypatch.setattr(torch.sparse, "mm", lambda *given: calls.append(given[2:]) or product(*given))
+    torch.testing.assert_close(edges @ x, expected)
+    assert calls == [("sum",)]
