@@ -31,7 +31,7 @@ from ham.run.provenance import hardware
 LR, ALPHA, BETA = 1e-4, 200.0, 1e-3  # a small rate keeps the weights in range over hundreds of steps
 PLAIN, OURS, AUTHORS = "SGD fused", "SGD fused + HAM", "SGD fused + authors' update"
 TRACKED = "SGD fused + HAM, track_clamped"
-COMPILED = "SGD fused + HAM, compiled"
+WITHOUT_C = "SGD fused + HAM, fused"
 ALONE = "HYP* alone, {}"
 
 
@@ -99,7 +99,7 @@ VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
     PLAIN: plain_step,
     OURS: ham_step,
     TRACKED: partial(ham_step, track_clamped=True),
-    COMPILED: partial(ham_step, implementation="compiled"),
+    WITHOUT_C: partial(ham_step, implementation="fused"),
     **{ALONE.format(name): partial(hyp_step, name) for name in IMPLEMENTATIONS},
     AUTHORS: authors_step,
 }
