@@ -359,6 +359,7 @@ def test_without_the_hub_the_download_is_explained(
 
     _use_hub(monkeypatch, constants, "http://127.0.0.1:9", tmp_path)  # nobody listens
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the hub's retries
     message = refusal(checkpoint="meta-llama/Llama-3.2-1B")
     assert "hf download meta-llama/Llama-3.2-1B with internet access and copy its cache" in message
 
