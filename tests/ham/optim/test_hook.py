@@ -4,6 +4,7 @@ import copy
 import gc
 import inspect
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -348,6 +349,7 @@ def test_clipped_gradient_is_the_one_that_ham_sees():
     assert_close(params, expected, rtol=1e-12)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_step_equals_eager_and_compiles_once_under_a_scheduler():
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
