@@ -101,11 +101,11 @@ class SparseLinear(nn.Module):
             nn.Parameter(torch.empty(hidden).uniform_(-bound, bound)),
         )
 
-    def forward(self, x: Tensor | Csr, rows: int | None = None) -> Tensor:
-        """[n, width] -> [n, hidden]; with `rows`, of the first rows of x."""
+    def forward(self, x: Tensor | Csr) -> Tensor:
+        """[n, width] -> [n, hidden]."""
         if isinstance(x, Csr):
-            return _times(x, self.weight, rows) + self.bias
-        return torch.addmm(self.bias, head(x, rows), self.weight)
+            return x @ self.weight + self.bias
+        return torch.addmm(self.bias, x, self.weight)
 
 
 def _add_times(z: Tensor, x: Tensor | Csr, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ham import c_code
 
-LARGEST_CLAMP = 80.0  # cpu_step.c computes exp up to here
+LARGEST_CLAMP = 80.0  # cpu_step.c computes exp up to here; it is finite in float32 too
 _SOURCE = Path(__file__).with_suffix(".c")
 _SMALLEST_SHARE = 1 << 16  # elements: with fewer a thread's start takes longer than its work
 _POINTERS = POINTER(c_void_p)

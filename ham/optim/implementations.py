@@ -22,7 +22,6 @@ from . import cpu_step
 from .trials import works
 
 _BLOCK = 1 << 17  # elements; a block's weight, gradient and exponent (1.5 MiB in float32) stay in cache
-_LARGEST_CLAMP = 80.0  # exp of it is finite in float32 too
 
 
 def fastest(weight: Tensor, rate: float | Tensor) -> str:
@@ -68,7 +67,7 @@ def _sign(p: Tensor, clamp: float, must_count: bool) -> Tensor:
     if not torch.compiler.is_compiling():
         return torch.sign(p)
     sign = torch.copysign(torch.ones_like(p), p)
-    return torch.where(p == 0, p, sign) if must_count or clamp > _LARGEST_CLAMP else sign
+    return torch.where(p == 0, p, sign) if must_count or clamp > cpu_step.LARGEST_CLAMP else sign
 
 
 def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
