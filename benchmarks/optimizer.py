@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import torchvision
@@ -25,14 +27,16 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ham import HAM, hyperbolic_step_
-from ham.optim.hyperbolic import IMPLEMENTATIONS
+from ham.optim import implementations
+from ham.optim.implementations import IMPLEMENTATIONS
 from ham.run.provenance import hardware
 
 LR, ALPHA, BETA = 1e-4, 200.0, 1e-3  # a small rate keeps the weights in range over hundreds of steps
 PLAIN, OURS, AUTHORS = "SGD fused", "SGD fused + HAM", "SGD fused + authors' update"
 TRACKED = "SGD fused + HAM, track_clamped"
-WITHOUT_C = "SGD fused + HAM, fused"
+WITHOUT_C = "SGD fused + HAM, no C compiler"
 ALONE = "HYP* alone, {}"
+BLOCKS = "fused, no C compiler"
 
 
 def resnet50_with_gradients() -> nn.Module:
@@ -95,12 +99,24 @@ def hyp_step(implementation: str) -> tuple[Callable[[], object], list[object]]:
     return partial(hyperbolic_step_, params, [p.grad for p in params], **settings), []
 
 
+def without_c(build: Callable[[], tuple[Callable[[], object], list[object]]]) -> Any:
+    """The same with `fused` as it is where there is no C compiler."""
+    step, roots = build()
+
+    def step_without_c() -> object:
+        with mock.patch.object(implementations, "_has_c", lambda weight: False):
+            return step()
+
+    return step_without_c, roots
+
+
 VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
     PLAIN: plain_step,
     OURS: ham_step,
     TRACKED: partial(ham_step, track_clamped=True),
-    WITHOUT_C: partial(ham_step, implementation="fused"),
+    WITHOUT_C: partial(without_c, ham_step),
     **{ALONE.format(name): partial(hyp_step, name) for name in IMPLEMENTATIONS},
+    ALONE.format(BLOCKS): partial(without_c, partial(hyp_step, "fused")),
     AUTHORS: authors_step,
 }
 
@@ -197,7 +213,7 @@ def main() -> None:
         "authors_over_ours": ms[AUTHORS] / ms[OURS],
         "authors_added_over_ours_alone": {
             name: (ms[AUTHORS] - ms[PLAIN]) / ms[alone]
-            for name in IMPLEMENTATIONS
+            for name in (*IMPLEMENTATIONS, BLOCKS)
             if (alone := ALONE.format(name)) in ms
         },
         "bytes_kept_by_ham": kept[OURS] - kept[PLAIN],

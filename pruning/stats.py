@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -87,10 +87,14 @@ def small_fractions(masks: MaskSet) -> dict[str, float]:
     Pruned weights are zeros and count. These are the sparsities after a cut at each threshold.
     """
     values = masks.values().values()
-    small = (torch.stack([(local(v).abs() < t).sum() for t in SMALL]) for v in values)
+    small = (_counts_below(local(v).abs(), SMALL) for v in values)
     counts = torch.stack([row.cpu() for row in sum_over_parts(small, values)]).sum(dim=0).tolist()
     total = sum(v.numel() for v in values)
     return {f"below_{t:g}": count / total for t, count in zip(SMALL, counts, strict=True)}
+
+
+def _counts_below(sizes: Tensor, thresholds: Iterable[float]) -> Tensor:
+    return torch.stack([(sizes < t).count_nonzero() for t in thresholds])
 
 
 def inverse_metric_at_zero(weight: Weight, *, mask: Tensor | None = None) -> float:

@@ -52,10 +52,10 @@ def hyperbolic_step_(
         clamped: 0-dim int64 tensor to which the number of exponents at the bound is added, without a host
             sync.
         implementation: None for the fastest one that works here, or "reference" (the formula, tensor by
-            tensor), "foreach" (torch's multi-tensor kernels), "fused" (in blocks that stay in the cache, CPU
-            only), "compiled" (one pass over memory: on a CPU C code, which needs a C compiler, elsewhere
-            torch.compile, which takes some seconds at the first step) or "triton" (the same in one launch,
-            CUDA only).
+            tensor), "foreach" (torch's multi-tensor kernels), "fused" (one pass over memory, CPU only: C
+            code, or without a C compiler torch's operations in blocks that stay in the cache), "compiled"
+            (on a CPU the C code alone, elsewhere torch.compile, which takes some seconds at the first step)
+            or "triton" (one launch, CUDA only).
 
     Raises:
         ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown

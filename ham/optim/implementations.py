@@ -29,19 +29,28 @@ def fastest(weight: Tensor, rate: float | Tensor) -> str:
     if torch.compiler.is_compiling():
         return "reference"  # the compiler fuses it
     kind = weight.device.type
-    if kind == "cuda" and is_plain(weight) and not torch.cuda.is_current_stream_capturing():
-        own, instead, is_available = "triton", "foreach", _has_triton
-    elif kind == "cpu" and not isinstance(rate, Tensor):
-        if not is_plain(weight):
-            return "fused"
-        own, instead, is_available = "compiled", "fused", c_code.has_compiler
-    else:
-        return "foreach"
-    return own if works(own, instead, is_available, weight, IMPLEMENTATIONS[own], _reference_) else instead
+    if kind == "cpu" and not isinstance(rate, Tensor):
+        return "fused"
+    return "triton" if kind == "cuda" and _has_triton(weight) else "foreach"
 
 
-def _has_triton() -> bool:
+def _has_triton(weight: Tensor) -> bool:
+    """Does the Triton kernel work for a CUDA weight?"""
+    if not is_plain(weight) or torch.cuda.is_current_stream_capturing():
+        return False
+    return works("the Triton kernel", "'foreach' is", _triton_is_installed, weight, _triton_, _reference_)
+
+
+def _triton_is_installed() -> bool:
     return find_spec("triton") is not None
+
+
+def _has_c(weight: Tensor) -> bool:
+    """Does the C code work for a CPU weight?"""
+    if torch.compiler.is_compiling() or not is_plain(weight):
+        return False
+    instead = "torch's operations, which take about twice as long, are"
+    return works("the C code", instead, c_code.has_compiler, weight, _in_c_, _reference_)
 
 
 def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
@@ -89,11 +98,17 @@ def _foreach_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
 
 
 def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    """One pass over memory: all operations on one cache-sized block, then the next."""
+    """One pass over memory, in C or in blocks."""
     if ps[0].device.type != "cpu" or isinstance(a, Tensor):
         raise ValueError(
             "implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None"
         )
+    step_ = _in_c_ if _has_c(ps[0]) else _in_blocks_
+    step_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
+
+
+def _in_blocks_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
+    """All of torch's operations on one cache-sized block, then on the next."""
     buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
     for p, g in zip(ps, gs, strict=True):
         if not p.numel():
@@ -166,7 +181,7 @@ def _by_torch_compile_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) 
 
 
 def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
-    if find_spec("triton") is None:
+    if not _triton_is_installed():
         raise ValueError("implementation='triton' needs Triton: pip install triton, or use 'foreach' or None")
     from .triton_step import INTERPRETED, step_
 

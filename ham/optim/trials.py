@@ -22,10 +22,18 @@ def works(
     step_: Step,
     reference_: Step,
 ) -> bool:
-    """Does an implementation give the formula's weights, on the device and in the dtype of `weight`?
+    """Does code give the formula's weights, on the device and in the dtype of `weight`?
 
-    It is tried once, which waits for a GPU. If it is available and fails, a warning says so and names
-    `instead`.
+    It is tried once, which waits for a GPU. If it is available and fails, a warning says so, and what is
+    used instead.
+
+    Args:
+        name: What is tried, as in "the C code".
+        instead: What is used otherwise, with its verb.
+        is_available: Says whether it can be tried.
+        weight: Only its device and dtype matter.
+        step_: What is tried.
+        reference_: The formula.
     """
     key = name, weight.device, weight.dtype
     if key in _WORKS:
@@ -37,8 +45,8 @@ def works(
         from .checks import outer_stacklevel
 
         warnings.warn(
-            f"HAM's implementation {name!r} does not work on {weight.device} ({reason}): {instead!r} is "
-            f"used, which differs by rounding alone; implementation={instead!r} avoids this warning",
+            f"{name} of HAM's step does not work on {weight.device} ({reason}): {instead} used, with equal "
+            "results up to rounding; implementation='foreach' avoids this warning",
             stacklevel=outer_stacklevel(),
         )
     return _WORKS[key]

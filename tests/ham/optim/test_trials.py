@@ -13,6 +13,7 @@ from ham.optim import cpu_step, implementations, trials
 from ham.optim.implementations import fastest
 
 PAPER = {"lr": 0.25, "alpha": 200.0, "beta": 1e-3}
+SMALL = {"lr": 0.25, "alpha": 2.0, "beta": 0.0}
 ON_A_GPU = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)  # one that is not there
 FAILURES = [
     (lambda *_: False, "its result differs from the formula"),
@@ -38,21 +39,31 @@ def nothing_tried(monkeypatch):
 
 
 @pytest.mark.parametrize(("agrees", "words"), FAILURES)
-@pytest.mark.parametrize(
-    ("weight", "where", "instead"), [(ON_A_GPU, "cuda:0", "foreach"), (torch.ones(1), "cpu", "fused")]
-)
-def test_code_that_does_not_work_is_stated_once_and_not_used(
-    weight, where, instead, agrees, words, monkeypatch
-):
+def test_a_triton_kernel_that_does_not_work_is_stated_once_and_not_used(agrees, words, monkeypatch):
     monkeypatch.setattr(implementations, "find_spec", lambda name: True)
-    monkeypatch.setattr(c_code, "has_compiler", lambda: True)
     monkeypatch.setattr(trials, "agrees", agrees)
-    message = f"does not work on {where} \\({words}\\): '{instead}' is used, .*implementation='{instead}'"
+    message = f"^the Triton kernel .* on cuda:0 \\({words}\\): 'foreach' is used, .*='foreach' avoids"
     with pytest.warns(UserWarning, match=message):
-        assert fastest(weight, 0.1) == instead
+        assert fastest(ON_A_GPU, 0.1) == "foreach"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fastest(weight, 0.1) == instead
+        assert fastest(ON_A_GPU, 0.1) == "foreach"
+
+
+@pytest.mark.parametrize(("agrees", "words"), FAILURES)
+@pytest.mark.parametrize("implementation", [None, "fused"])
+def test_c_code_that_does_not_work_is_stated_once_and_not_used(implementation, agrees, words, monkeypatch):
+    monkeypatch.setattr(c_code, "has_compiler", lambda: True)
+    monkeypatch.setattr(trials, "agrees", agrees)
+    monkeypatch.setattr(implementations, "_in_c_", None)  # would fail
+    weight = torch.ones(2)
+    message = f"^the C code .* on cpu \\({words}\\): torch's operations, .* are used, .*='foreach' avoids"
+    with pytest.warns(UserWarning, match=message):
+        hyperbolic_step_([weight], [torch.ones(2)], **SMALL, implementation=implementation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hyperbolic_step_([weight], [-torch.ones(2)], **SMALL, implementation=implementation)
+    torch.testing.assert_close(weight, torch.ones(2))
 
 
 def test_code_that_works_is_tried_once_for_a_device_and_dtype(monkeypatch):
@@ -60,9 +71,12 @@ def test_code_that_works_is_tried_once_for_a_device_and_dtype(monkeypatch):
     monkeypatch.setattr(implementations, "find_spec", lambda name: True)
     monkeypatch.setattr(c_code, "has_compiler", lambda: True)
     monkeypatch.setattr(trials, "agrees", agrees)
+    step_ = Mock()
+    monkeypatch.setattr(implementations, "_in_c_", step_)
     for weight in (torch.ones(1), torch.ones(2, 2), torch.ones(1).double(), torch.ones(3).double()):
-        assert fastest(weight, 0.1) == "compiled"
-    assert agrees.call_count == 2
+        assert fastest(weight, 0.1) == "fused"
+        hyperbolic_step_([weight], [weight.clone()], **PAPER)
+    assert (agrees.call_count, step_.call_count) == (2, 4)
     assert fastest(ON_A_GPU, 0.1) == fastest(ON_A_GPU, torch.tensor(0.1)) == "triton"
     assert agrees.call_count == 3
 
@@ -74,7 +88,9 @@ def test_without_triton_or_a_c_compiler_there_is_no_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fastest(ON_A_GPU, 0.1) == "foreach"
-        assert fastest(torch.ones(3), 0.1) == "fused"
+        weight = torch.ones(3)
+        hyperbolic_step_([weight], [torch.tensor([1.0, 0.0, -1.0])], **SMALL, implementation="fused")
+        torch.testing.assert_close(weight, torch.tensor([-0.5, 0.0, 0.5]).exp())
     with pytest.raises(ValueError, match=r"needs Triton: pip install triton, or use 'foreach' or None"):
         hyperbolic_step_([torch.ones(2)], [torch.ones(2)], **PAPER, implementation="triton")
     with pytest.raises(ValueError, match=r"there is no C compiler .*; or use 'fused' or None"):
@@ -113,9 +129,8 @@ def test_a_wrong_result_is_noticed(dtype):
 @pytest.mark.parametrize("compiler", ["false", "'unbalanced", "/no/such/compiler"])
 def test_a_broken_cc_leaves_a_correct_step_and_a_warning(compiler, monkeypatch):
     monkeypatch.setenv("CC", compiler)
-    weight, expected = torch.randn(7, generator=torch.Generator().manual_seed(0)), None
-    expected = weight.clone()
-    hyperbolic_step_([expected], [expected.clone()], **PAPER, implementation="fused")
-    with pytest.warns(UserWarning, match=r"'compiled' does not work on cpu .*implementation='fused'"):
-        hyperbolic_step_([weight], [weight.clone()], **PAPER)
-    assert torch.equal(weight, expected)
+    weight = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    expected = weight * torch.exp(-0.5 * weight.abs())
+    with pytest.warns(UserWarning, match="^the C code of HAM's step does not work on cpu"):
+        hyperbolic_step_([weight], [weight.clone()], **SMALL)
+    torch.testing.assert_close(weight, expected)
