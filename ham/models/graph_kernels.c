@@ -139,6 +139,53 @@ void additive_scores_backward_columns(integer first, integer last, const integer
     }
 }
 
+/* out[i] = sum over the entries e of row i of values[e] * relu(x[senders[m]] + edges[kinds[m]]), m = columns[e] the
+   message. Comparisons keep nan. */
+void sum_messages(integer first, integer last, const integer *starts, const integer *columns, const real *values,
+                  const integer *senders, const integer *kinds, const real *x, const real *edges, integer channels,
+                  real *out)
+{
+    for (integer i = first; i < last; i++) {
+        real *restrict row = out + i * channels;
+        clear(row, channels);
+        for (integer e = starts[i]; e < starts[i + 1]; e++) {
+            const real *restrict source = x + senders[columns[e]] * channels;
+            const real *restrict edge = edges + kinds[columns[e]] * channels;
+            real factor = values[e];
+            for (integer k = 0; k < channels; k++) {
+                real sum = source[k] + edge[k];
+                row[k] += factor * (sum <= 0 ? 0 : sum);
+            }
+        }
+    }
+}
+
+/* The gradients of the messages before relu, and of x. Node j sends the messages columns[e] of its row; message m
+   goes to the nodes receivers[r] with the factors factors[r], r from message_starts[m] to message_starts[m + 1] - 1. */
+void sum_messages_backward(integer first, integer last, const integer *starts, const integer *columns,
+                           const integer *message_starts, const integer *receivers, const real *factors,
+                           const integer *kinds, const real *x, const real *edges, const real *gradient,
+                           integer channels, real *grad_messages, real *grad_x)
+{
+    for (integer j = first; j < last; j++) {
+        const real *restrict source = x + j * channels;
+        real *restrict grad_source = grad_x + j * channels;
+        clear(grad_source, channels);
+        for (integer e = starts[j]; e < starts[j + 1]; e++) {
+            integer m = columns[e];
+            const real *restrict edge = edges + kinds[m] * channels;
+            real *restrict grad = grad_messages + m * channels;
+            clear(grad, channels);
+            for (integer r = message_starts[m]; r < message_starts[m + 1]; r++)
+                add_scaled(grad, factors[r], gradient + receivers[r] * channels, channels);
+            for (integer k = 0; k < channels; k++) {
+                grad[k] = source[k] + edge[k] <= 0 ? 0 : grad[k];
+                grad_source[k] += grad[k];
+            }
+        }
+    }
+}
+
 /* Dropout of relu(x): keeps x[i] * scale where draws[i] >= threshold and x[i] is positive, or nan; out may be x. */
 void relu_dropout(integer first, integer last, const real *x, const int16_t *draws, integer threshold, real scale,
                   real *out)

@@ -151,6 +151,47 @@ class GraphKernels:
         self._call("additive_scores_backward_columns", transposed, channels, order, *given, grad_left)
         return grad_left, grad_right, partial.sum(dim=0)
 
+    def sum_messages(
+        self, incoming: Pattern, values: Tensor, ends: tuple[Tensor, Tensor], x: Tensor, edges: Tensor
+    ) -> Tensor:
+        """Sum over each row's entries: value * relu(x[sender] + edges[kind]) of the message in its column.
+
+        ends: sender and kind of each message, int64 [messages]; rows of x and edges, which is not checked.
+        """
+        channels = x.shape[-1]
+        _check((len(x), channels), x)
+        _check((len(edges), channels), edges)
+        _check(incoming.columns.shape, values)
+        _check((incoming.width,), *ends)
+        out = x.new_empty(incoming.rows, channels)
+        self._call("sum_messages", incoming, channels, values, *ends, x, edges, channels, out)
+        return out
+
+    def sum_messages_backward(
+        self,
+        by_sender: Pattern,
+        outgoing: Pattern,
+        values: Tensor,
+        kinds: Tensor,
+        inputs: tuple[Tensor, Tensor],
+        gradient: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of the messages before relu [messages, channels], and of x; `inputs` are x and edges.
+
+        by_sender: the messages of each node, each of one. outgoing, with its values: who gets each message.
+        """
+        x, edges = inputs
+        channels = x.shape[-1]
+        _check((by_sender.rows, channels), x)
+        _check((len(edges), channels), edges)
+        _check((outgoing.width, channels), gradient)
+        _check((outgoing.rows,), kinds, by_sender.columns)
+        _check(outgoing.columns.shape, values)
+        grad_messages, grad_x = x.new_empty(outgoing.rows, channels), x.new_empty(x.shape)
+        given = (outgoing.starts, outgoing.columns, values, kinds, x, edges, gradient, channels)
+        self._call("sum_messages_backward", by_sender, channels, *given, grad_messages, grad_x)
+        return grad_messages, grad_x
+
     def relu_dropout(self, x: Tensor, draws: Tensor, threshold: int, scale: float, out: Tensor) -> Tensor:
         """relu(x) * scale where draws, int16, are at least `threshold`, else 0, in contiguous `out`, or x."""
         _check(x.shape, draws, out)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .graph_kernels import for_tensors
 from .sparse import Csr, to_device
 
 
@@ -52,31 +53,54 @@ def sum_messages(x: Tensor, edges: Tensor, messages: Messages) -> Tensor:
 
     Returns:
         [nodes, channels].
+
+    Raises:
+        ValueError: x or edges has another number of rows than the batch has nodes or kinds.
     """
+    for name, tensor, matrix in (("x", x, messages.by_sender), ("edges", edges, messages.by_kind)):
+        if len(tensor) != matrix.shape[0]:
+            raise ValueError(f"{name} has {len(tensor)} rows, and the batch {matrix.shape[0]}")
     return _SumMessages.apply(x, edges, messages)
 
 
 class _SumMessages(torch.autograd.Function):
+    """C code computes each message where it is summed, and again in the backward pass; torch keeps them."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, edges: Tensor, messages: Messages) -> Tensor:
-        sent = x.index_select(0, messages.senders)
-        sent += edges.index_select(0, messages.kinds)
-        sent.relu_()
-        ctx.messages = messages
+        ctx.messages, incoming = messages, messages.incoming
+        if code := for_tensors(x, edges, incoming.values):
+            ctx.save_for_backward(x, edges)
+            ends = (messages.senders.long(), messages.kinds.long())
+            return code.sum_messages(incoming.pattern, incoming.values, ends, x, edges)
+        sent = _send(x, edges, messages)
         ctx.save_for_backward(sent)
-        return messages.incoming.times(sent)
+        return incoming.times(sent)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (sent,), messages = ctx.saved_tensors, ctx.messages
-        grad_messages = messages.outgoing.times(gradient)
-        grad_messages = torch.ops.aten.threshold_backward(
-            grad_messages, sent, 0
-        )  # of ReLU; masked_fill_ is slower
-        grad_x = messages.by_sender.times(grad_messages) if ctx.needs_input_grad[0] else None
+        saved, messages = ctx.saved_tensors, ctx.messages
+        outgoing, by_sender = messages.outgoing, messages.by_sender
+        if len(saved) == 2 and (code := for_tensors(gradient, *saved, outgoing.values)):
+            grad_messages, grad_x = code.sum_messages_backward(
+                by_sender.pattern, outgoing.pattern, outgoing.values, messages.kinds.long(), saved, gradient
+            )
+        else:
+            sent = saved[0] if len(saved) == 1 else _send(*saved, messages)
+            grad_messages = torch.ops.aten.threshold_backward(  # of ReLU; masked_fill_ is slower
+                outgoing.times(gradient), sent, 0
+            )
+            grad_x = by_sender.times(grad_messages) if ctx.needs_input_grad[0] else None
         grad_edges = messages.by_kind.times(grad_messages) if ctx.needs_input_grad[1] else None
         return grad_x, grad_edges, None
+
+
+def _send(x: Tensor, edges: Tensor, messages: Messages) -> Tensor:
+    """All messages, [messages, channels]."""
+    sent = x.index_select(0, messages.senders)
+    sent += edges.index_select(0, messages.kinds)
+    return sent.relu_()
 
 
 def plain_sum_messages(x: Tensor, edges: Tensor, sources: Tensor, targets: Tensor) -> Tensor:

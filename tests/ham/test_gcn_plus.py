@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from importlib.util import find_spec
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ham import HAM
 from ham.data.ogbg import files as ogbg_files
-from ham.models import gcn_plus
+from ham.models import gcn_plus, graph_kernels, sparse
+from ham.models import messages as message_module
 from ham.models.gcn_plus import GCNPlus, GraphBatch, Head, Network
 from ham.models.graph_encoders import ATOMS, BONDS
 from ham.models.messages import Messages, plain_sum_messages, sum_messages
@@ -81,8 +83,18 @@ def to_double(batch: GraphBatch) -> GraphBatch:
     seed=st.integers(0, 10**6),
     graphs=st.lists(st.integers(0, 4), min_size=1, max_size=5),
     density=st.sampled_from([0.0, 0.3, 1.5]),
+    has_c=st.booleans(),
 )
-def test_messages_are_a_plain_loop_over_the_edges(seed: int, graphs: list[int], density: float) -> None:
+def test_messages_are_a_plain_loop_over_the_edges(
+    seed: int, graphs: list[int], density: float, has_c: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (message_module, sparse) if not has_c else ():
+            patch.setattr(module, "for_tensors", lambda *tensors: None)
+        check_messages(seed, graphs, density)
+
+
+def check_messages(seed: int, graphs: list[int], density: float) -> None:
     drawn = draw_set(seed, density=density)
     sources, targets, edges, nodes = joined(drawn, graphs)
     batch = GraphTensors(**drawn).batch(torch.tensor(graphs))
@@ -103,6 +115,66 @@ def test_messages_are_a_plain_loop_over_the_edges(seed: int, graphs: list[int], 
         gradients = torch.autograd.grad((ours * pull.to(dtype)).sum(), leaves)
         for got, expected in zip(gradients, torch.autograd.grad((plain * pull).sum(), exact), strict=True):
             torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def some_messages() -> tuple[GraphBatch, Tensor, Tensor]:
+    batch = GraphTensors(**draw_set(3, density=1.5)).batch(torch.tensor([0, 2]))
+    generator = torch.Generator().manual_seed(0)
+    return batch, *(torch.randn(len(t), 5, generator=generator) for t in (batch.nodes, batch.edges))
+
+
+def test_messages_and_gradients_of_nan_are_nan_in_c_and_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of nan is no positive number and no other one: neither it nor its gradient becomes 0."""
+    batch, x, edges = some_messages()
+    x[batch.messages.senders[0], 2] = torch.nan
+    results = []
+    for has_c in (True, False):
+        if not has_c:
+            monkeypatch.setattr(message_module, "for_tensors", lambda *tensors: None)
+        leaves = [x.clone().requires_grad_(), edges.clone().requires_grad_()]
+        out = sum_messages(*leaves, batch.messages)
+        results.append([out.detach(), *torch.autograd.grad(out.nansum(), leaves)])
+        assert out.isnan().any() and not out.isnan().all()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_messages_have_equal_bits_with_any_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, x, edges = some_messages()
+    results = []
+    for number in (1, threads):
+        monkeypatch.setattr(graph_kernels, "_SMALLEST_SHARE", 8)
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        leaves = [x.clone().requires_grad_(), edges.clone().requires_grad_()]
+        out = sum_messages(*leaves, batch.messages)
+        results.append([out.detach(), *torch.autograd.grad((out * out.detach()).sum(), leaves)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("make", [torch._neg_view, lambda t: torch._efficientzerotensor(t.shape)])
+def test_gradients_whose_values_are_not_in_memory_go_through_messages(
+    make: Callable[[Tensor], Tensor],
+) -> None:
+    batch, x, edges = some_messages()
+    leaves = [x.requires_grad_(), edges.requires_grad_()]
+    gradient = make(torch.ones(len(x), 5))
+    out = sum_messages(*leaves, batch.messages)
+    ours = torch.autograd.grad(out, leaves, gradient, retain_graph=True)
+    plain = torch.autograd.grad(out, leaves, gradient.clone().resolve_neg() + torch.zeros(len(x), 5))
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_sizes_that_do_not_fit_the_batch_are_refused() -> None:
+    batch, x, edges = some_messages()
+    for nodes, kinds, words in ((x[1:], edges, "x has"), (x, edges[1:], "edges has")):
+        with pytest.raises(ValueError, match=f"^{words} .* rows, and the batch "):
+            sum_messages(nodes, kinds, batch.messages)
+    with pytest.raises((ValueError, RuntimeError)):
+        sum_messages(x, edges[:, 1:], batch.messages)
 
 
 def test_equal_messages_are_sent_once() -> None:
