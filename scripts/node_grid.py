@@ -24,9 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """Record grids and write the page; returns the exit status."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="first record the complete grids of these run directories")
-    parser.add_argument(
-        "--records", type=Path, default=FOLDER, metavar="DIR", help="default: results/node_grid"
-    )
+    records = "folder of the recorded grids (default: results/node_grid)"
+    parser.add_argument("--records", type=Path, default=FOLDER, metavar="DIR", help=records)
     parser.add_argument("--to", type=Path, default=PAGE, metavar="FILE", help="the page to write")
     args = parser.parse_args(argv)
     try:

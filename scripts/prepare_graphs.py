@@ -33,8 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.splitlines()[0])
     choices = [*SETS, "all", *ogbg_sets.SETS]
     parser.add_argument("sets", nargs="+", choices=choices, metavar="SET", help=", ".join(choices))
-    parser.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")), metavar="DIR")
-    parser.add_argument("--walk-steps", type=int, metavar="K", help="of OGB's sets; default: as in the paper")
+    folder = Path(os.environ.get("HAM_DATA", "."))
+    to = "folder of all data sets (default: $HAM_DATA, else the current folder)"
+    parser.add_argument("--to", type=Path, default=folder, metavar="DIR", help=to)
+    steps = "steps of the random-walk encodings of OGB's sets (default: as in the paper)"
+    parser.add_argument("--walk-steps", type=int, metavar="K", help=steps)
     args = parser.parse_args(argv)
     if args.walk_steps is not None and args.walk_steps < 0:
         parser.error(f"--walk-steps must not be negative, got {args.walk_steps}")

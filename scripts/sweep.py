@@ -52,15 +52,20 @@ def parser() -> Parser:
     add("--exp", **several, metavar="NAME", help="experiments, or globs such as 'node/cora_*'")
     add("--grid", **several, metavar="EXP", help="the search over (alpha, beta) of a base experiment or glob")
     add("--study", default="", choices=studies(), help="a planned study, stage by stage: docs/study.md")
-    add("--only", nargs="+", default=[], metavar="TEXT", help="keep runs whose experiment contains one")
-    add("--seeds", type=int, nargs="+", help="instead of the paper's")
-    add("--demo", default="", choices=[name for name in lock() if name], help="scaled down")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="only experiments whose name contains TEXT")
+    add("--seeds", type=int, nargs="+", help="these seeds instead of the paper's")
+    add(
+        "--demo",
+        default="",
+        choices=[name for name in lock() if name],
+        help="the runs scaled down to this demo",
+    )
     add = result.add_argument_group("launch").add_argument
     add("--runs", type=Path, default=RUNS, help="where run directories go")
     add("--again", action="store_true", help="also runs that have a committed record")
     add("--allow-dirty", action="store_true", help="launch uncommitted code, and count its runs as done")
     add("--brief", action="store_true", help="with --dry-run and --status: counts only")
-    add("--jobs", type=int, default=1, metavar="N", help="with --local: runs side by side")
+    add("--jobs", type=int, default=1, metavar="N", help="with --local: number of runs side by side")
     add("--seconds", type=float, help="with --local: save and stop before this time is over")
     add("--pack", type=Path, metavar="FILE", help="with --local: write an archive of the finished runs")
     add("--html", type=Path, metavar="FILE", help="with --status: write a page that reloads itself")

@@ -52,13 +52,16 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="folder tree or archives")
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, help="folder tree or archives to read"
+    )
     parser.add_argument("--to", type=Path, required=True, help="folder to write to")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
-    parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
+    splits, which = ("train", "val"), "which parts to write (default: both)"
+    parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help=which)
     parser.add_argument("--max-resolution", type=int, default=500, help="pixels of the longer side, at most")
     parser.add_argument("--jpeg-share", type=float, default=0.5, help="fraction of images stored as JPEG")
-    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100")
     parser.add_argument(
         "--expect",
         choices=("any", "imagenet"),
