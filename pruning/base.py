@@ -154,8 +154,8 @@ class Sparsifier(LoopChecks, Inspection):
     def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
         if not self.masks.active and not isinstance(self, Dense):
             raise ValueError(
-                f"{type(self).__name__} finds its masks during the training: give them to Dense, "
-                "RandomPruning, RigL or another method that starts with masks"
+                f"{type(self).__name__} finds its masks during the training and takes none: pass masks "
+                "to Dense, RandomPruning, RigL or another method that starts with masks"
             )
         for parameter, value in initial:  # the method's own masks may have pruned others
             parameter.copy_(value)
@@ -321,8 +321,8 @@ class Sparsifier(LoopChecks, Inspection):
             raise ValueError("the state is not that of a sparsifier: it comes from sparsifier.state_dict()")
         if state.get("active", False) and not any(state["masks"].values()):
             raise ValueError(
-                "the state has no masks, but they were on: read a checkpoint of torch.distributed.checkpoint "
-                "by pruning.checkpoint.load_distributed(sparsifier, folder)"
+                "the state lacks the masks that it was saved with: read a checkpoint of "
+                "torch.distributed.checkpoint by pruning.checkpoint.load_distributed(sparsifier, folder)"
             )
         self.masks.load_state_dict(state["masks"])
         self._announced_epoch = state.get("epoch", self.total_epochs)  # states of 0.5 lack it

@@ -101,7 +101,8 @@ class MaskSet:
                 )
             if mask.shape != weights[name].shape:
                 raise ValueError(
-                    f"the mask of {name} is {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}"
+                    f"the mask of {name} must have its weight's shape {tuple(weights[name].shape)}, got "
+                    f"{tuple(mask.shape)}"
                 )
         self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
         self._multipliers, self._fills = {}, []

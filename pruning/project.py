@@ -62,7 +62,10 @@ def _check(name: str, own: Weight, other: Weight | None) -> None:
             "sparsifier's model"
         )
     if other.shape != own.shape:
-        raise ValueError(f"{name} is {tuple(other.shape)} in the other model, its mask {tuple(own.shape)}")
+        raise ValueError(
+            f"{name} has the shape {tuple(other.shape)} in the other model and {tuple(own.shape)} in the "
+            "sparsifier's: project_ needs equal shapes"
+        )
     if isinstance(other, ComputedWeight) and not isinstance(own, ComputedWeight):
         raise ValueError(f"{name} in the other model: {other.no_mask_error()}")
 

@@ -86,7 +86,8 @@ def prunable_weights(
     if not prunable:
         embeddings = "; embeddings, and what is tied to them, need include=[globs]" if embedded else ""
         raise ValueError(
-            f"nothing to prune: no linear or convolution weight is trainable and not excluded{embeddings}"
+            f"nothing to prune: the model has no linear or convolution weight that is trainable and not "
+            f"excluded{embeddings}"
         )
     return prunable
 

@@ -44,7 +44,10 @@ class SignFlips:
         """Restore what `state_dict` returned. Raises ValueError if a shape differs from the weight's."""
         for name, value in self._before.items():
             if state[name].shape != value.shape:
-                raise ValueError(f"the signs of {name} have shape {list(state[name].shape)}")
+                raise ValueError(
+                    f"the saved signs of {name} have the shape {list(state[name].shape)}, its weight "
+                    f"{list(value.shape)}: load a state of the same model"
+                )
         self._before = {name: state[name].to(value.device) for name, value in self._before.items()}
 
 

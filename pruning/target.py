@@ -184,7 +184,7 @@ class TargetSparsity(Sparsifier):
         """Restore what `state_dict` returned. Raises ValueError where that was of another target."""
         other, own = state.get("target", self._target()), self._target()  # states of 0.5 lack it
         if other != own:
-            raise ValueError(f"the state is of {other}, this is {own}: create it with the same values")
+            raise ValueError(f"the state is of {other}, this is {own}: create this with the same values")
         super().load_state_dict(state)
 
     def _target(self) -> str:

@@ -58,8 +58,8 @@ def check_same_count(scores: Iterable[Tensor], kept: int) -> None:
     largest, smallest = int(extremes[0]), -int(extremes[1])
     if smallest != largest:
         raise ValueError(
-            f"ranks keep from {smallest} to {largest} weights: count the entries of DTensors by "
-            "pruning.shards.count_nonzero"
+            f"the ranks ask to keep different numbers of weights, from {smallest} to {largest}: count the "
+            "entries of DTensors by pruning.shards.count_nonzero"
         )
 
 

@@ -48,7 +48,7 @@ class Model:
         Raises:
             ValueError: the family has none.
         """
-        raise ValueError(f"{type(self).__name__} has no loading lines: export a model of images")
+        raise ValueError(f"{type(self).__name__} cannot be exported: choose a run with a model of images")
 
     def loading_lines(self, path: Path, num_classes: int, image_size: int) -> str:
         """Python code that makes `model`, this network with the weights of a safetensors file.

@@ -60,8 +60,8 @@ class GradientWatch:
         if torch.compiler.is_compiling() or not self._has_gradients or _have_gradients(self._optimizer):
             return
         raise ValueError(
-            "the gradients are gone after the step, and HAM reads them then: register a step hook that "
-            "clears them after HAM(...)"
+            "a step hook has cleared the gradients before HAM could read them: register that hook after "
+            "HAM(...)"
         )
 
     def remove(self) -> None:

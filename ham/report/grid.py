@@ -139,7 +139,7 @@ def _summary(run: RunSpec, runs: Path) -> dict[str, Any] | None:
             if isinstance(summary, dict) and summary.get("config_hash") != run.info.config_hash:
                 continue
             if (found := check(summary)).seed != run.seed:
-                raise InvalidRecord(f"it is of {found}: move it to {found.name}/seed{found.seed}")
+                raise InvalidRecord(f"it is the record of {found}: move it to {found.name}/seed{found.seed}")
             return summary
         except InvalidRecord as error:
             raise InvalidRecord(f"{path}: {error}") from None

@@ -188,7 +188,7 @@ def _folders(results: Path, subjects: Mapping[Path, str]) -> list[str]:
     for folder in sorted(path for path in results.iterdir() if path.is_dir() and path.name not in PAGES):
         if folder.name not in FOLDERS:
             raise PlanError(
-                f"{printable(folder)} is no folder of results: move it away, or add it to FOLDERS in "
+                f"{printable(folder)} is not a folder of results: move it away, or add it to FOLDERS in "
                 "ham/report/index.py"
             )
         files = sorted(path for path in subjects if path.is_relative_to(folder))

@@ -154,7 +154,7 @@ def _read_summaries(
 def _of_run(run: RunSpec, content: dict[str, Any], found: RunSpec) -> dict[str, Any]:
     """The content, if it is of this run. Raises InvalidRecord."""
     if found != run:
-        raise InvalidRecord(f"it is of {found}: move it to {found.name}/seed{found.seed}")
+        raise InvalidRecord(f"it is the record of {found}: move it to {found.name}/seed{found.seed}")
     return content
 
 

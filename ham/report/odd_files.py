@@ -58,7 +58,9 @@ def parse_json(content: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
         cure = "remove it, then run or collect it again"
-        raise InvalidRecord(f"it cannot be read, its JSON is incomplete or odd ({what}): {cure}") from None
+        raise InvalidRecord(
+            f"it cannot be read, its JSON is incomplete or invalid ({what}): {cure}"
+        ) from None
 
 
 def read_json(path: Path) -> Any:

@@ -28,4 +28,4 @@ def show(source: Path, make: Callable[[dict[str, Any]], Shown]) -> Shown:
     except InvalidRecord as error:
         raise InvalidRecord(f"{source}: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InvalidRecord(f"{source}: its data are odd ({error!r}): {cure}") from None
+        raise InvalidRecord(f"{source}: its data are invalid ({error!r}): {cure}") from None

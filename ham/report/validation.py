@@ -238,9 +238,9 @@ def epochs(content: bytes, summary: dict[str, Any], run: RunSpec) -> list[dict[s
     try:
         lines = list(map(parse_json, content.splitlines()))
     except InvalidRecord as error:
-        raise InvalidRecord(f"a line of its metrics is odd: {error}") from None
+        raise InvalidRecord(f"a line of its metrics is invalid: {error}") from None
     if problem := next(filter(None, map(schema.epoch_error, lines)), ""):
-        raise InvalidRecord(f"its metrics are odd ({problem}): run it again")
+        raise InvalidRecord(f"its metrics are invalid ({problem}): run it again")
     if [line["epoch"] for line in lines] != list(range(summary["epochs"])):
         raise InvalidRecord(f"its metrics are not those of {summary['epochs']} epochs: run it again")
     if lines and lines[-1].get(last.removesuffix("_last")) != summary["metrics"][last]:

@@ -45,7 +45,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({one_line(error)}): mend that or move it away") from error
+        raise ConfigError(f"{path} cannot be read ({one_line(error)}): fix that or move it away") from error
     is_complete = isinstance(content, dict) and isinstance(content.get("config_hash"), str)
     return content if is_complete and isinstance(content.get("metrics"), dict) else None
 
@@ -64,7 +64,7 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         text = f"{error.filename or folder} cannot be read or written: {one_line(error)}"
-        explained = CheckpointError(f"{text}; mend that and start the same command again to resume")
+        explained = CheckpointError(f"{text}; fix that and start the same command again to resume")
         explained.shared = getattr(error, "shared", False)
         raise explained from error
 
@@ -151,7 +151,7 @@ class RunDirectory:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(
-                f"{path} cannot be read ({one_line(error)}): mend that, or move it away and start again with "
+                f"{path} cannot be read ({one_line(error)}): fix that, or move it away and start again with "
                 "resume=false"
             ) from error
         except (ValueError, RecursionError):

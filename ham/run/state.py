@@ -133,7 +133,8 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, An
     """Raise ValueError if a state is of another kind of optimizer, which torch notices only at a step."""
     own, other = optimizer.param_groups[0].keys(), state["param_groups"][0].keys()
     if own - other and other - own:  # versions of torch add keys, kinds of optimizers exchange them
-        raise ValueError(f"its optimizer has {min(other - own)}, this one has {min(own - other)}")
+        kinds = f"its groups have {min(other - own)!r}, this run's {min(own - other)!r}"
+        raise ValueError(f"it was saved with another kind of optimizer: {kinds}")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():
         for name, value in values.items():

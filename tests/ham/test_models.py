@@ -293,5 +293,5 @@ def test_loading_lines_build_the_network_from_a_file(model: Model, tmp_path: Pat
 
 
 def test_networks_of_graphs_have_no_loading_lines() -> None:
-    with pytest.raises(ValueError, match="GNN has no loading lines"):
+    with pytest.raises(ValueError, match="GNN cannot be exported"):
         GNN().loading_lines(Path("model.safetensors"), num_classes=10, image_size=0)

@@ -168,7 +168,7 @@ def test_what_has_no_caption_is_an_error_that_names_the_cure(
     (tmp_path / "study").mkdir()
     assert COMMAND.main(["--results", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'study'} is no folder of results: move it away, or add it to FOLDERS" in said
+    assert f"{tmp_path / 'study'} is not a folder of results: move it away, or add it to FOLDERS" in said
     (tmp_path / "study").rmdir()
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "forest.png").touch()

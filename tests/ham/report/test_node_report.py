@@ -53,7 +53,7 @@ def test_the_page_by_hand(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert COMMAND.main(["--runs", str(runs), "--to", str(page)]) == 1
     other, incomplete = (runs / "node" / "cora_gcn_ham" / f"seed{k}" / "summary.json" for k in (3, 4))
     first, second = capsys.readouterr().err.splitlines()
-    moved = "it is of node/cora_gcn seed 3: move it to node/cora_gcn/seed3"
+    moved = "it is the record of node/cora_gcn seed 3: move it to node/cora_gcn/seed3"
     assert first == f"node_report.py: left out {other}: {moved}"
     assert second.startswith(
         f"node_report.py: left out {incomplete}: it cannot be read, its JSON is incomplete"
