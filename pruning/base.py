@@ -86,8 +86,8 @@ class Sparsifier(LoopChecks, Inspection):
             include: globs of further parameters to prune, such as "embed.weight"; see `prunable_weights`.
             exclude: globs of weights that the sparsifier leaves alone; a method's own field `exclude` keeps
                 weights dense that are still parametrized.
-            masks: name -> bool, True where a weight is kept: these instead of the method's first masks, for
-                methods that start with masks and for `Dense`, which then trains fixed masks.
+            masks: name -> bool, True where a weight is kept: used instead of the method's first masks, by
+                methods that start with masks and by `Dense`, which then trains with fixed masks.
             sparsities: glob -> sparsity of the weights that it matches, each by itself; the method's own
                 `sparsity` holds for the others. The first glob that matches counts.
 
@@ -164,7 +164,7 @@ class Sparsifier(LoopChecks, Inspection):
     def hook(self, optimizer: Optimizer) -> OptimizerHook:
         """Let `optimizer.step()` call `after_backward`, `add_decay` and `after_step`, see `OptimizerHook`.
 
-        Call it after `attach`; of the explicit calls only those for epochs are left. The sparsifier's hook
+        Call it after `attach`; the loop itself then makes only the calls for epochs. The sparsifier's hook
         on another optimizer is removed. The number of steps is part of `state_dict`. Returns the hook, which
         has `remove()`.
 

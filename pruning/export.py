@@ -48,9 +48,10 @@ def remove_parametrizations_(model: nn.Module) -> nn.Module:
     """Replace every parametrized weight by what it computes (m * w, soft thresholds), in place.
 
     The model then is plain: with the names of the model before `attach`, its outputs and its zeros. A weight
-    is a new parameter, without a gradient and trained where the ones behind it were: an optimizer that was
-    created before does not train it, and no optimizer state carries over. Call it after the training: the
-    sparsifier no longer fits the model. `plain_state_dict` leaves the model unchanged instead.
+    is a new parameter without a gradient; it requires gradients where the parameters that it replaces did. An
+    optimizer that was created before does not train it, and no optimizer state carries over. Call this
+    function after the training: the sparsifier no longer fits the model. `plain_state_dict` leaves the model
+    unchanged instead.
 
     Returns:
         The model.

@@ -27,7 +27,7 @@ class GMP(TargetSparsity):
     """Train dense, prune the smallest magnitudes step by step to the target, then fine-tune the rest.
 
     The masks are updated at step t_0 = begin * steps, at every `interval`-th step after it and at step
-    end * steps, from where on the sparsity is the target. A pruned weight stays pruned. The update stands
+    end * steps, from where on the sparsity is the target. A pruned weight stays pruned. The update happens
     before the optimizer step of the same iteration.
 
     Args:

@@ -20,8 +20,9 @@ from .target import TargetSparsity
 class MaskFrom(TargetSparsity):
     """The masks of a finished run on newly drawn weights (Table 10), set when the model is attached.
 
-    The sparsity of masks found by thresholds (STR) differs slightly from its target: they are cut or filled
-    to exactly `sparsity` by the weights' distance to their threshold. Other masks are used unchanged.
+    The sparsity of masks found by thresholds (STR) differs slightly from its target: weights are removed or
+    added, by their distance to their threshold, until it is exactly `sparsity`. Other masks are used as they
+    are.
 
     Args:
         sparsity: fraction of the weights to prune; a hard mask must have it within half a percent.

@@ -25,8 +25,8 @@ class OneShotMagnitude(TargetSparsity):
         granularity: "element", N:M or blocks; see `TargetSparsity`.
         scope: "global" keeps the largest magnitudes of all layers together, "layerwise" the same fraction
             of each layer.
-        prune_at: fraction of all steps that is trained dense. Pruning stands before the optimizer step of
-            the first iteration after them.
+        prune_at: fraction of all steps that is trained dense. Pruning happens in the first iteration after
+            these steps, before its optimizer step.
         finetune_lr: learning rate after pruning, for every parameter group; None: the schedule continues.
     """
 

@@ -59,7 +59,7 @@ def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, 
     yet keeps all; STR keeps what its thresholds leave. An empty layer is marked by `*`.
 
     Args:
-        sparsifier: attached. It makes two host syncs, one for each counted column.
+        sparsifier: attached. The report makes two host syncs, one for each counted column.
         input_shape: with a batch dimension of 1, such as (1, 3, 224, 224). Adds the FLOPs and the bytes of
             the entries that are not zero, and the cost of the entire model, by `pruning.cost`.
         bold: print empty layers in bold, by ANSI codes.

@@ -69,9 +69,9 @@ class STR(TargetSparsity):
         initial: logit of every threshold at the start.
         threshold_decay: weight decay of the logits, in a parameter group of their own.
         calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
-            between which a driver changes it by `next_decay`. "ramp": feedback shifts all logits at each
-            measurement so that the sparsity follows a cubic ramp to the target, with any optimizer (see
-            `ThresholdControl`); `threshold_decay` has no effect. `on_end` corrects the last point, or warns.
+            between which the calling program changes it by `next_decay`. "ramp": feedback shifts all
+            logits at each measurement so that the sparsity follows a cubic ramp to the target, with any
+            optimizer (see `ThresholdControl`); `threshold_decay` has no effect. `on_end` corrects the last point, or warns.
         ramp_every: steps between measurements for the ramp, which need no host sync.
         ramp_until: fraction of all steps after which the ramp stays at the target.
     """
@@ -179,8 +179,8 @@ class STR(TargetSparsity):
     def on_end(self) -> None:
         """With calibrate=ramp, shift the thresholds to the exact target where the sparsity is within 1 point.
 
-        Otherwise warn, and also where no shift reaches the target: a few weights may remain different, but
-        not 0.1 points, as where many absolute values are equal.
+        Otherwise warn. Warn too where no shift reaches the target, for example because many absolute values
+        are equal: a difference of a few weights is accepted, one of more than 0.1 points is not.
         """
         super().on_end()
         if self.calibrate is not Calibrate.ramp:

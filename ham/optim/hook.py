@@ -51,10 +51,11 @@ class HAM:
 
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
     itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
-    torch.distributed.checkpoint creates an optimizer's state. No step waits for the device, except the
-    first one on a CUDA device, which tries the Triton kernel, and with `lr` while the optimizer has no state
-    and group["lr"] is 0 in all groups. A warning tells where more than 1 % of the first step's exponents are
-    at the bound (`FirstStep`).
+    torch.distributed.checkpoint creates an optimizer's state. HAM warns where more than 1 % of the first
+    step's exponents are at the bound (`FirstStep`).
+
+    Only two kinds of step wait for the device: the first one on a CUDA device, which tests the Triton kernel,
+    and, with `lr`, steps of an optimizer that has no state yet and group["lr"] = 0 in all groups.
 
     Args:
         optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer`.

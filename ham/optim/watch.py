@@ -23,7 +23,7 @@ class GradientWatch:
 
     Its pre-hook runs after all others, which may clip or mask gradients, and its post-hook runs before all
     others. A pre-hook that was registered later than HAM may still change gradients after the record of the
-    first step: that step is not compared, and from the next one on the watch is the last again. With a
+    first step: that step is not compared, and from the next one on the watch's pre-hook runs last. With a
     closure, which computes the gradients inside the step, the record follows each call of the closure. A
     `step` that calls the hooked `step` of its base class runs all hooks twice: the inner ones do nothing.
 

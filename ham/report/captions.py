@@ -1,4 +1,4 @@
-"""Titles and captions of the figures. They are not in configs/figures, a change of which alters the lock.
+"""Titles and captions of the figures. They are here because a change of configs/figures alters the lock.
 
 A caption says what the figure shows to a reader who has only this figure.
 """

@@ -103,7 +103,7 @@ def clear_differences(rows: Sequence[NodeRow]) -> list[str]:
 
 
 def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
-    """Lines on the rows whose mean leaves the paper's: Welch's interval of the difference excludes 0."""
+    """Lines on the rows that disagree with the paper's: Welch's interval of the difference excludes 0."""
     tests = [(row, row.against_paper) for row in rows if row.against_paper.interval]
     if not tests:
         return ["No row has an interval of its difference to the paper."]

@@ -1,4 +1,4 @@
-"""Reads files that others wrote: an odd file, or an odd folder, is one line with its reason."""
+"""Reads files that others wrote: an invalid file or folder is reported in one line with the reason."""
 
 from __future__ import annotations
 

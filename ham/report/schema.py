@@ -1,4 +1,4 @@
-"""The types and ranges of everything that a record keeps: what stands in a file of others is data.
+"""The types and ranges of everything that a record keeps; files that others wrote are not trusted.
 
 A rule maps a value and its name to the field that is missing or of a wrong type, "" if there is none.
 """
@@ -101,7 +101,7 @@ def fields(required: Mapping[str, Rule], optional: Mapping[str, Rule] | None = N
 
 
 def odd_value(content: Any) -> str:
-    """What no JSON of a record holds: nan, an odd character, too many levels; "" if there is none."""
+    """What must not be in a record's JSON: nan, a control character, too many levels; "" if there is none."""
     for depth, value in _values(content):
         if depth > _DEPTH:
             return f"it is nested deeper than {_DEPTH} levels"
@@ -203,7 +203,7 @@ EPOCH = fields({"epoch": integer()})
 
 
 def epoch_error(line: Any) -> str:
-    """The value of a line of metrics.jsonl that is odd, "" if none is."""
+    """The name of an invalid value in a line of metrics.jsonl, "" if there is none."""
     if error := EPOCH(line, ""):
         return error
     rules = {"layers": of_type(dict), "masks_from": _SOURCE}

@@ -36,11 +36,11 @@ def draw(names: Sequence[str], out: Path, data: Path = DATA, problems: list[str]
         names: of the figures.
         out: folder to write to.
         data: folder of the data.
-        problems: gets a line for each file of odd data, whose figure is not drawn.
+        problems: gets a line for each file of invalid data, whose figure is not drawn.
 
     Raises:
         PlanError: the figure is unknown, or its data are missing.
-        InvalidRecord: data are odd, and `problems` is None.
+        InvalidRecord: data are invalid, and `problems` is None.
     """
     paths = []
     for name in names:

@@ -58,8 +58,8 @@ def provenance(config_hash: str) -> dict[str, Any]:
 def is_requeued(folder: Path) -> bool:
     """Did an earlier start of this SLURM job, or of this torchrun, begin the run in this directory?
 
-    A requeued job has its first command line, where `resume=false` is meant for the runs before it; ranks
-    that `torchrun --max-restarts` starts again have theirs.
+    A requeued job repeats its command line, whose `resume=false` is meant for the runs before its first
+    start. Ranks that `torchrun --max-restarts` starts again repeat theirs, too.
     """
     paths = [part / "provenance.json" for part in (folder, *folder.glob("trial*"))]
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":

@@ -178,7 +178,7 @@ SECTIONS = (
 
 
 def page(data: Path = DATA) -> tuple[str, list[str]]:
-    """The page as HTML, and a line for each figure whose data are odd or missing: its charts are left out.
+    """The page as HTML, and a line for each figure whose data are invalid or missing; it has no charts.
 
     Args:
         data: folder of the files that scripts/theory_runs.py writes; without it the page has no charts.
