@@ -1,7 +1,7 @@
 # make demo | test | test-fast | test-gpu | test-slurm | coverage | mutate | lint | bench | figures | results | report
 # Each creates .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
 # make test also installs FFCV and the system libraries that it needs, where it may; FFCV=no leaves that out.
-# So with Chromium, in which the pages are tested; BROWSER=no leaves it out.
+# It also installs Chromium, where it may, to test the pages of results/site; BROWSER=no leaves that out.
 PYTHON ?= python3
 FFCV ?= yes
 BROWSER ?= yes

@@ -71,7 +71,8 @@ class STR(TargetSparsity):
         calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
             between which the calling program changes it by `next_decay`. "ramp": feedback shifts all
             logits at each measurement so that the sparsity follows a cubic ramp to the target, with any
-            optimizer (see `ThresholdControl`); `threshold_decay` has no effect. `on_end` corrects the last point, or warns.
+            optimizer (see `ThresholdControl`); `threshold_decay` has no effect. `on_end` corrects the last
+            point, or warns.
         ramp_every: steps between measurements for the ramp, which need no host sync.
         ramp_until: fraction of all steps after which the ramp stays at the target.
     """

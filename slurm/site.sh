@@ -9,7 +9,7 @@
 
 # export HAM_DATA=${HAM_DATA:-/scratch/$USER/data}      # where data sets are, see docs/data.md
 export HAM_ARRAY_THROTTLE=${HAM_ARRAY_THROTTLE:-16}     # tasks of one array that run at the same time
-export HAM_MAX_RESTARTS=${HAM_MAX_RESTARTS:-20}         # a job that was restarted more often fails
+export HAM_MAX_RESTARTS=${HAM_MAX_RESTARTS:-20}         # a job that was restarted more often ends
 # Seconds that a job waits after SIGTERM for SLURM to end or requeue it; must exceed GraceTime.
 export HAM_TERM_WAIT=${HAM_TERM_WAIT:-900}
 

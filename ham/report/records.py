@@ -5,6 +5,7 @@
     results/demo/<exp>/seed<k>.json             scaled down to the digits
     results/cifar16/<name>/seed<k>.json         scaled down to CIFAR-100 at 16 px, with its epochs as above
     results/epochs20/<exp>/seed<k>.json         graph classification for 20 epochs
+    results/smollm/<exp>/seed<k>.json           fine-tuning of SmolLM2-135M
     .../seed<k>.diverged.json                   a run that ended with nan or inf, with the reason
 
 A record is a run's summary without bulk and without paths, see validation.py. collect.py writes records;
