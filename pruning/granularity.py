@@ -109,7 +109,7 @@ class NofM(Granularity):
             total = torch.Size(weight.shape).numel()
             if abs(kept[name] - total * self.n // self.m) > 1 + 2e-6 * total:
                 raise ValueError(
-                    f"granularity {self.text} keeps as much of each layer: use allocation=uniform"
+                    f"granularity {self.text} keeps the same share of each layer: use allocation=uniform"
                 )
         return {
             name: self.best(torch.rand(w.shape, generator=generator, dtype=torch.float64), self.n, w)

@@ -89,7 +89,7 @@ class LoopChecks(Traits):
             )
 
     def _check_epoch(self, step: int) -> None:
-        """Raise RuntimeError where a method that acts at epochs is not told of them."""
+        """Raise RuntimeError where an epoch that the method acts on was not announced."""
         if not self.acts_on_epochs:
             return
         expected = step // self.steps_per_epoch if self.steps_per_epoch else 0

@@ -76,7 +76,7 @@ def prepare(name: str, root: Path, walk_steps: int | None) -> str:
         except DamagedError as error:
             if not (damaged := set(error.paths) - downloaded):
                 raise DataError(f"{error.problem}, as it was downloaded: try again later") from error
-            print(f"{error.problem}: downloads it again", file=sys.stderr)
+            print(f"{error.problem}: downloading it again", file=sys.stderr)
             downloaded |= set(fetch(name, root, tuple(damaged)))
             continue
         return f"{name}: {counts}" + ("; downloaded" if downloaded else "")

@@ -76,7 +76,8 @@ def locate(checkpoint: str, gguf: str) -> Source:
         raise ModelError(f"{folder} has no {gguf}: set model.gguf to a file in it; it has {there}")
     if not gguf and not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} has no config.json: it is not a checkpoint of transformers; set model.gguf?"
+            f"{folder} has no config.json: it is not a checkpoint of transformers; set model.gguf if it "
+            "has a GGUF file"
         )
     return Source(checkpoint, str(folder), gguf)
 

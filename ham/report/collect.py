@@ -189,7 +189,7 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
         return
     is_named = any(f"/{finished.name}".endswith(f"/{name}") for name in (run.name, run.exp))
     if not is_named or finished.seed != run.seed:
-        raise InvalidRecord(f"its summary is of {run}, whose directory is {run.name}/seed{run.seed}")
+        raise InvalidRecord(f"its summary is of {run}: move it to {run.name}/seed{run.seed}")
     path = path_of(run, results)
     if has_diverged:
         if path.exists() or diverged_path(path).exists():

@@ -314,7 +314,7 @@ def test_the_command_that_is_named_replaces_damaged_files(
     capsys.readouterr()
     assert command([name, "--to", str(tmp_path / "to")]) == 0
     out, err = capsys.readouterr()
-    assert out.endswith("; downloaded\n") and err.endswith(": downloads it again\n")
+    assert out.endswith("; downloaded\n") and err.endswith(": downloading it again\n")
     for place in urls:
         assert (root / f"{place}.damaged").read_bytes() == content[place]
     load(name, root)

@@ -196,7 +196,7 @@ def test_a_damaged_folder_is_renamed_and_replaced(
         load(root, PPA)
     assert prepare(tmp_path / "to", PPA) == 0
     out, err = capsys.readouterr()
-    assert out.endswith("; downloaded\n") and err.count(": downloads it again\n") == 1
+    assert out.endswith("; downloaded\n") and err.count(": downloading it again\n") == 1
     assert sorted(path.name for path in root.iterdir()) == ["ogbg_ppa", "ogbg_ppa_pyg.damaged"]
     load(root, PPA)
     assert prepare(tmp_path / "to", PPA) == 0 and server.requests == 1

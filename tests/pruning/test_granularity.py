@@ -261,7 +261,7 @@ def test_layers_that_do_not_fit_are_listed_with_the_cure():
         ),
         (
             lambda: RandomPruning(0.5, granularity="2:4"),
-            "granularity 2:4 keeps as much of each layer: use allocation=uniform",
+            "granularity 2:4 keeps the same share of each layer: use allocation=uniform",
         ),
         (lambda: STR(0.5, granularity="2:4"), "STR has no choice of units: leave granularity=element"),
         (
