@@ -27,7 +27,7 @@ usage: python train.py +exp=NAME [+demo=digits] [seed=K] [key=value ...]
 
 exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data,
              85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C,
-             141 the reader of the output left
+             141 the program that reads the output has ended (| head)
 """
 HYDRA_FLAGS = (
     "-m",
@@ -81,7 +81,8 @@ def run_command(overrides: list[str]) -> int:
     except (DivergedError, CheckpointError, RanksDisagreeError) as error:
         return _fail(error, 1, always=not getattr(error, "shared", True))
     except BrokenPipeError:
-        return _fail("the reader of its output left; start the same command again to resume", 128 + SIGPIPE)
+        ended = "the program that reads its output has ended"
+        return _fail(f"{ended}; start the same command again to resume", 128 + SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
