@@ -157,7 +157,7 @@ def replaced(index: int, layer: nn.Module) -> nn.Module:
     ("other", "kind", "message"),
     [
         (lambda: replaced(3, nn.Flatten()), ValueError, r"no weight 3\.weight: project_ needs"),
-        (lambda: replaced(3, nn.Linear(32, 4)), ValueError, r"3\.weight is \(4, 32\) in the other model"),
+        (lambda: replaced(3, nn.Linear(32, 4)), ValueError, r"3\.weight has the shape \(4, 32\) in the"),
         (lambda: nn.utils.parametrizations.weight_norm(net()[3]), ValueError, r"no weight 0\.weight"),
         (
             lambda: replaced(3, nn.utils.parametrizations.weight_norm(nn.Linear(32, 16))),
