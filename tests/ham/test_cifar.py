@@ -428,6 +428,29 @@ def test_facts_of_the_data_set_cannot_be_changed(fields: dict[str, Any]) -> None
         Cifar100(**fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"image_size": 1, "translate": 0}, {"image_size": 32, "translate": 31}),
+        *({"per_class": 500}, {"per_class": 1, "validation_per_class": 499}, {"validation_per_class": 499}),
+    ],
+)
+def test_the_limits_of_sizes_are_accepted(fields: dict[str, int]) -> None:
+    data = Cifar100(**fields)
+    assert {key: getattr(data, key) for key in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("world_size", "choice"), [(1, "choose 1 to 300"), (2, "choose 1 to 300, a multiple of the 2 ranks")]
+)
+def test_a_wrong_batch_size_is_told_the_ranks_where_there_are_several(
+    world_size: int, choice: str, small_cifar100: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load(small_cifar100, batch_size=302, world_size=world_size)
+    assert str(caught.value) == f"batch_size=302 does not fit CIFAR-100: {choice}"
+
+
 def test_the_root_defaults_to_ham_data(small_cifar100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAM_DATA", str(small_cifar100.parent))
     assert len(Cifar100().load(batch_size=50, seed=0, device=CPU).train) == 6

@@ -133,3 +133,24 @@ def test_an_edge_that_leaves_a_clipped_graph_is_an_error(
     with pytest.raises(DataError) as caught:
         load(tmp_path, CODE)
     assert "(an edge ends outside its graph)" in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [-1, 1003])
+def test_a_large_graph_with_an_edge_out_of_range_is_not_clipped(end: int) -> None:
+    graph = path_graph(1003)
+    graph["edge_index"][1, 7] = end
+    with pytest.raises(ValueError, match=r"^an edge ends outside its graph$"):
+        code2.clip(graph)
+
+
+def test_tokens_become_the_words_before_the_end() -> None:
+    vocabulary = [f"w{number}" for number in range(5000)] + ["__UNK__", "__EOS__"]
+    rows = [[4, 5000, 5001, 3, 3], [5001, 1, 1, 1, 1], [1, 2, 3, 4, 4999]]
+    assert code2.decode(rows, vocabulary) == [["w4", "__UNK__"], [], ["w1", "w2", "w3", "w4", "w4999"]]
+
+
+def test_names_longer_than_five_words_are_cut_off_in_labels_alone() -> None:
+    content = code2.encode_labels(np.array(["a b c d e f", "f"], dtype=object), np.array([0, 1]))
+    assert content["vocabulary"][:6] == ["f", "a", "b", "c", "d", "e"]
+    assert content["labels"].tolist() == [[1, 2, 3, 4, 5], [0, 5001, 5001, 5001, 5001]]
+    assert content["words"] == ("a b c d e f", "f")

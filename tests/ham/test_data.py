@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +17,26 @@ from ham.data import (
     OGBG,
     Cifar100,
     Commonsense,
+    Data,
+    DataError,
     Digits,
     Graph,
     ImageData,
     ImageNetFFCV,
     ImageNetFolder,
+    Loader,
+    derived_seed,
+    register,
 )
-from ham.data.base import RankSampler
+from ham.data.base import RankSampler, explain_killed_workers
+from ham.data.cifar import Augmentation, CifarLoader, Flip
+from ham.data.commonsense_files import TASKS
 from ham.data.commonsense_tiny import TinyCommonsense
+from ham.data.digits import TensorLoader
 from ham.data.graph_files import SETS
+from ham.data.graphs import Split
+from ham.data.imagenet_ffcv import FFCVLoader
+from ham.data.imagenet_folder import FolderLoader
 
 
 def test_every_data_set_is_registered() -> None:
@@ -63,3 +78,94 @@ def test_the_page_of_data_has_the_numbers_of_all_graphs() -> None:
     rows = re.findall(r"^\| ([a-z-]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| (\d+) \|$", page, re.MULTILINE)
     stated = {name: tuple(int(number.replace(",", "")) for number in rest) for name, *rest in rows}
     assert stated == {name: (s.nodes, s.edges, s.features, s.classes) for name, s in SETS.items()}
+
+
+IMAGENET = {"num_classes": 1000, "image_size": 224, "min_crop": 0.08, "workers": 8, "root": ""}
+DEFAULTS: dict[Any, dict[str, Any]] = {
+    Data: {"num_classes": 0, "image_size": 0},
+    Digits: {"num_classes": 10, "image_size": 8},
+    Cifar100: {
+        **{"num_classes": 100, "image_size": 32, "flip": Flip.alternating, "translate": 2, "root": ""},
+        **{"per_class": 0, "validation_per_class": 0},
+    },
+    ImageNetFolder: IMAGENET,
+    ImageNetFFCV: {
+        **IMAGENET,
+        **{"train": "train_500_0.50_90.beton", "val": "val_500_0.50_90.beton"},
+    },
+    Commonsense: {"eval_every": 80, "load_best": True, "score_before": False, "split_seed": 42},
+}
+
+
+@pytest.mark.parametrize("data", DEFAULTS)
+def test_the_defaults_are_those_of_the_paper_s_code_base(data: type[Data]) -> None:
+    actual = vars(data())
+    assert {key: actual[key] for key in DEFAULTS[data]} == DEFAULTS[data]
+
+
+def test_all_runs_have_one_random_split_of_a_graph() -> None:
+    """tunedGNN's seed of the split is 123."""
+    data = Graph(name="cora", split=Split.per_class)
+    assert (data.split_seed, data.num_classes, data.root) == (123, 7, "")
+    ogbg = OGBG(name="ogbg-molpcba")
+    assert (ogbg.walk_steps, ogbg.num_classes, ogbg.root) == (0, 128, "")
+
+
+@pytest.mark.parametrize("data", [ImageData, Digits, Cifar100, ImageNetFolder, ImageNetFFCV])
+def test_images_are_loaded_as_those_of_a_single_process_unless_ranks_are_given(data: type[ImageData]) -> None:
+    parameters = inspect.signature(data.load).parameters
+    assert (parameters["rank"].default, parameters["world_size"].default) == (0, 1)
+
+
+@pytest.mark.parametrize("loader", [Loader, TensorLoader, CifarLoader, FolderLoader, FFCVLoader])
+def test_an_epoch_starts_with_its_first_batch_unless_another_is_given(loader: Any) -> None:
+    assert inspect.signature(loader.batches).parameters["start"].default == 0
+    assert Augmentation(Flip.none, translate=0).seed == 0
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    before = dict(DATASETS)
+    with pytest.raises(ValueError, match="^the name 'digits' is taken by Digits: choose another$"):
+        register("digits")(Cifar100)
+    assert before == DATASETS
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error"), RuntimeError(), ValueError("DataLoader worker (pid")]
+)
+def test_errors_of_other_kinds_are_not_taken_for_killed_workers(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explain_killed_workers():
+        raise error
+    assert caught.value is error
+
+
+def test_a_killed_worker_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="set a smaller data.workers$"), explain_killed_workers():
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
+
+
+def test_derived_seeds_are_digests_below_2_to_the_63() -> None:
+    """BLAKE2b of 8 bytes, read from the most significant one."""
+    seeds = []
+    for seed, name in ((0, "order 0"), (5, 3), (2**62, "crops")):
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).hexdigest()
+        seeds.append(derived_seed(seed, name))
+        assert seeds[-1] == int(digest, 16) & (2**63 - 1)
+    assert max(derived_seed(0, number) for number in range(100)) > 2**62
+
+
+def test_made_up_records_are_56_examples_and_4_questions_per_task() -> None:
+    data = TinyCommonsense(val_set_size=0)
+    examples = data.load_examples().train
+    assert len(examples) == 56
+    formats = [record.instruction.partition("Answer format: ")[2] for record in examples]
+    assert Counter(formats) == Counter("/".join(facts.options) for facts in TASKS.values() for _ in range(7))
+    for record in examples:
+        assert record.output == f"the correct answer is {record.answer}" and record.input == ""
+    questions = TinyCommonsense(questions=4).load_questions("social_i_qa")
+    assert [question.answer for question in questions] == ["answer1", "answer2", "answer3", "answer4"]
+    assert [question.index for question in questions] == [0, 1, 2, 3]
+    assert questions[0].options == TASKS["social_i_qa"].options
+    (first, *_, last) = TinyCommonsense(questions=4).load_questions("boolq")
+    assert (first.answer, last.answer) == ("true", "false")
+    assert "Please choose the option of 3: \n\nAnswer format: true/false" in last.prompt

@@ -134,3 +134,26 @@ def test_an_epoch_of_digits_can_start_at_any_batch(start: int) -> None:
 def test_digits_refuse_a_batch_size_out_of_range(batch_size: int) -> None:
     with pytest.raises(DataError, match=f"batch_size={batch_size} .*1437"):
         digits(batch_size=batch_size)
+
+
+def test_batches_of_one_image_and_of_all_are_the_limits() -> None:
+    assert len(digits(batch_size=1).train) == 1437
+    assert len(digits(batch_size=1437).train) == 1
+
+
+@pytest.mark.parametrize("fields", [{"num_classes": 11}, {"image_size": 9}])
+def test_facts_of_the_digits_cannot_be_changed(fields: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="^digits has 10 classes and 8 px: leave "):
+        Digits(**fields)
+
+
+def test_ranks_share_the_batches_of_digits() -> None:
+    single = digits(batch_size=100)
+    ranks = [Digits().load(batch_size=100, seed=0, device=CPU, rank=rank, world_size=2) for rank in range(2)]
+    for batch, *parts in zip(
+        single.train.batches(0), *(rank.train.batches(0) for rank in ranks), strict=True
+    ):
+        assert_equal([batch], [tuple(map(torch.cat, zip(*parts, strict=True)))])
+    labels = read_epoch(single.test)[1]
+    for rank, loaders in enumerate(ranks):
+        assert read_epoch(loaders.test)[1].tolist() == labels[rank::2].tolist()

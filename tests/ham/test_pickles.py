@@ -30,7 +30,7 @@ def test_what_is_no_stand_in_is_plain_already() -> None:
 def test_indices_of_a_matrix_beyond_its_shape_are_refused() -> None:
     matrix = scipy.sparse.csr_matrix(np.eye(3))
     matrix.indices = np.array([0, 1, 3], dtype=np.int32)
-    with pytest.raises(ValueError, match="^cannot be unpickled"):
+    with pytest.raises(ValueError, match=r"^cannot be unpickled"):
         load_pickle(pickle.dumps(matrix))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_subsets_are_disjoint_balanced_and_independent_of_the_order_of_the_file(
     label_of = dict(zip(names(pixels), labels.tolist(), strict=True))
     for part in (first, last):
         assert [label_of[name] for name in names(part[0])] == part[1].tolist()
+
+
+def test_images_are_drawn_in_the_order_of_the_hash_of_their_pixels() -> None:
+    """BLAKE2b of 16 bytes; the first ones of a class are trained on, and its last one validates."""
+    pixels, labels = images(3)
+    ranked = sorted(
+        zip(names(pixels), labels.tolist(), strict=True),
+        key=lambda pair: hashlib.blake2b(pair[0], digest_size=16).hexdigest(),
+    )
+    place = {label: [name for name, own in ranked if own == label] for label in range(4)}
+    train, validation = draw_per_class(pixels, labels, 2, 1)
+    assert names(train[0]) == [name for name, label in ranked if name in place[label][:2]]
+    assert names(validation[0]) == [name for name, label in ranked if name == place[label][-1]]
 
 
 def test_a_larger_subset_contains_a_smaller_one() -> None:
@@ -125,6 +139,8 @@ def test_a_file_in_another_order_gives_the_same_batches(small_cifar100: Path) ->
         ({"image_size": 64}, "must divide 32"),
         ({"image_size": 8, "translate": 8}, "0 to 7 pixels"),
         ({"per_class": -1}, "must share the 500 training images"),
+        ({"validation_per_class": -1}, "got 0 and -1"),
+        ({"per_class": 2, "validation_per_class": 499}, "got 2 and 499"),
         ({"per_class": 480, "validation_per_class": 50}, "got 480 and 50"),
         ({"validation_per_class": 500}, "got 0 and 500"),
     ],
