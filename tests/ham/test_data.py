@@ -140,7 +140,7 @@ def test_errors_of_other_kinds_are_not_taken_for_killed_workers(error: Exception
 
 
 def test_a_killed_worker_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="set a smaller data.workers$"), explain_killed_workers():
+    with pytest.raises(DataError, match=r"set a smaller data\.workers$"), explain_killed_workers():
         raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
 
 

@@ -143,17 +143,16 @@ def test_batches_of_one_image_and_of_all_are_the_limits() -> None:
 
 @pytest.mark.parametrize("fields", [{"num_classes": 11}, {"image_size": 9}])
 def test_facts_of_the_digits_cannot_be_changed(fields: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="^digits has 10 classes and 8 px: leave "):
+    with pytest.raises(ValueError, match=r"^digits has 10 classes and 8 px: leave "):
         Digits(**fields)
 
 
 def test_ranks_share_the_batches_of_digits() -> None:
-    single = digits(batch_size=100)
-    ranks = [Digits().load(batch_size=100, seed=0, device=CPU, rank=rank, world_size=2) for rank in range(2)]
-    for batch, *parts in zip(
-        single.train.batches(0), *(rank.train.batches(0) for rank in ranks), strict=True
-    ):
-        assert_equal([batch], [tuple(map(torch.cat, zip(*parts, strict=True)))])
+    single, shared = digits(batch_size=100), {"batch_size": 100, "seed": 0, "device": CPU, "world_size": 2}
+    ranks = [Digits().load(rank=rank, **shared) for rank in range(2)]
+    parts = zip(*(loaders.train.batches(0) for loaders in ranks), strict=True)
+    joined = [tuple(map(torch.cat, zip(*part, strict=True))) for part in parts]
+    assert_equal(joined, list(single.train.batches(0)))
     labels = read_epoch(single.test)[1]
     for rank, loaders in enumerate(ranks):
         assert read_epoch(loaders.test)[1].tolist() == labels[rank::2].tolist()
