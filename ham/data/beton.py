@@ -81,8 +81,8 @@ class Beton:
             DataError: an image is damaged.
             ValueError: a box is not inside its image.
         """
-        ends, sizes = boxes[:, :2] + boxes[:, 2:], self.sizes[indices]
-        if (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any() or (ends > sizes).any():
+        corners, sides = boxes[:, :2], boxes[:, 2:]
+        if (corners < 0).any() or (sides < 1).any() or (corners + sides > self.sizes[indices]).any():
             raise ValueError("a crop box is not inside its image")
         sample_index = self._sample_index[indices.numpy()]
         decoded = self._decode(self._data, sample_index, boxes.contiguous().numpy(), out.numpy())

@@ -49,9 +49,7 @@ def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolutio
     ffcv = import_ffcv()
     from ffcv.memory_allocator import MemoryAllocator
 
-    # bytes of a page: FFCV's default, or enough for one image
-    page = 1 << max(23, (3 * max_resolution**2 - 1).bit_length())
-    writer = ffcv.writer.DatasetWriter(str(path), fields, page_size=page)
+    writer = ffcv.writer.DatasetWriter(str(path), fields, page_size=_page_bytes(max_resolution))
     writer.num_samples = len(source)
     writer.prepare()
     allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
@@ -75,6 +73,11 @@ def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolutio
             process.join()
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
+
+
+def _page_bytes(max_resolution: int) -> int:
+    """FFCV's default, or the power of two that has room for one image."""
+    return 1 << max(23, (3 * max_resolution**2).bit_length())
 
 
 @contextmanager

@@ -270,5 +270,5 @@ def _largest_boxes(sizes: Tensor) -> Tensor:
     height, width = sizes.unbind(1)
     max_height = (width / _RATIO[0]).round().long()
     max_width = (height * _RATIO[1]).round().long()
-    side = torch.minimum(sizes, torch.stack([max_height, max_width], dim=1)).clamp(min=1)
+    side = torch.minimum(sizes, torch.stack([max_height, max_width], dim=1))
     return torch.cat([(sizes - side) // 2, side], dim=1)
