@@ -106,11 +106,11 @@ def _read_pyg(facts: GraphSet, raw: Path) -> RawGraph:
     datasets = _import_pyg()
     with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stderr(io.StringIO()):
         folder = Path(temporary, _FOLDERS.get(facts.reader, "{key}/raw").format(key=facts.key))
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)
         if facts.reader == "Planetoid":
             _copy_pickles(facts, raw, folder)
         else:
-            folder.symlink_to(raw.resolve(), target_is_directory=True)
+            folder.symlink_to(raw.resolve())
         arguments = (temporary,) if facts.reader == "WikiCS" else (temporary, facts.key)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

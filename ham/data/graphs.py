@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Data, DataError, register
+from .base import Data, register
 from .graph_files import SETS, RawGraph, fixed_split, read
 
 PARTS = ("train", "valid", "test")
@@ -115,9 +115,7 @@ class Graph(Data):
             return per_class(graph.labels, self.split_seed)
         if self.split is Split.fixed:
             return fixed_split(self.name, root)
-        if not graph.splits:
-            raise DataError(f"{self.name}: its files contain no splits; use data.split=per_class")
-        return graph.split(run_seed % graph.splits)
+        return graph.split(run_seed)
 
 
 def per_class(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
+import hashlib
 import os
 import resource
 import shutil
@@ -14,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ham.data import DataError, ImageNetFFCV, beton_encoder
+from ham.data import DataError, ImageNetFFCV, beton, beton_encoder
 from ham.data.beton import Beton, class_digest, import_ffcv
 
 try:
@@ -293,3 +296,162 @@ def test_ffcv_reads_the_file(tree: Path, tmp_path: Path, write: Write) -> None:
     reader = Reader(str(tmp_path / FILES["val"]))
     assert type(reader.handlers["label"]) is IntField
     assert reader.metadata["f1"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+# the table of images
+
+
+def table(file_size: int = 1000, **changes: object) -> np.ndarray:
+    """Rows of a JPEG of 90 bytes at 200 and of raw 2 x 5 pixels at 500; the allocations have another order.
+
+    Changes of a column are (place, value), and `allocated` replaces the allocations.
+    """
+    types = [("mode", "u1"), ("width", "u2"), ("height", "u2"), ("data_ptr", "u8")]
+    images = np.array([(0, 40, 30, 200), (1, 5, 2, 500)], dtype=types)
+    allocations = changes.pop("allocated", [(0, 500, 30), (1, 200, 90), (2, 100, 7)])
+    allocated = np.array(allocations, dtype=[("sample_id", "u8"), ("ptr", "u8"), ("size", "u8")])
+    for column, (place, value) in changes.items():
+        images[column][place] = value
+    return beton._sample_index(images, allocated, file_size)
+
+
+def test_images_get_the_place_and_size_of_their_allocation() -> None:
+    assert table().tolist() == [[0, 30, 40, 200, 90], [1, 2, 5, 500, 30]]
+    assert table(530).dtype == np.int64
+
+
+TRUNCATED, IMPOSSIBLE = "images lie beyond the end of the file: it is truncated", "image sizes are impossible"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"file_size": 529}, TRUNCATED), ({"file_size": 20}, TRUNCATED)),
+        *(({"data_ptr": (0, 201)}, TRUNCATED), ({"data_ptr": (0, 50)}, TRUNCATED)),
+        *(({"data_ptr": (1, 501)}, TRUNCATED), ({"data_ptr": (1, 10**6)}, TRUNCATED)),
+        *(({"mode": (0, 1)}, IMPOSSIBLE), ({"mode": (0, 2)}, IMPOSSIBLE)),
+        *(({"height": (0, 0)}, IMPOSSIBLE), ({"width": (0, 0)}, IMPOSSIBLE), ({"width": (1, 6)}, IMPOSSIBLE)),
+        ({"allocated": [(0, 500, 30), (1, 200, 0)]}, IMPOSSIBLE),
+        ({"allocated": []}, "no images"),
+    ],
+)
+def test_an_impossible_table_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        table(**changes)
+
+
+def test_a_table_without_images_is_refused() -> None:
+    images = np.zeros(0, dtype=[("data_ptr", "u8")])
+    with pytest.raises(ValueError, match=r"^no images$"):
+        beton._sample_index(images, np.zeros(1, dtype=[("ptr", "u8"), ("size", "u8")]), 10)
+
+
+def test_the_digest_of_classes_is_that_of_their_names_in_lines() -> None:
+    assert class_digest(["a", "\udcff"]) == hashlib.sha256(b"a\n\xff").hexdigest()
+
+
+@pytest.mark.parametrize(("chosen", "layer"), [("default", "workqueue"), ("omp", "omp")])
+def test_the_threading_layer_of_numba_is_that_of_the_user_or_one_that_ends(
+    chosen: str, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numba import config
+
+    monkeypatch.setattr(config, "THREADING_LAYER", chosen)
+    assert import_ffcv().__name__ == "ffcv"
+    assert layer == config.THREADING_LAYER
+
+
+@pytest.mark.parametrize("error", [ImportError("no ffcv\nat all"), OSError("no ffcv\nat all")])
+def test_the_first_line_says_why_ffcv_cannot_be_loaded(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = builtins.__import__
+
+    def refuse(name: str, *rest: object) -> object:
+        if name == "ffcv":
+            torch.set_num_threads(1)
+            raise error
+        return original(name, *rest)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(builtins, "__import__", refuse)
+        with pytest.raises(DataError, match=r"^FFCV cannot be loaded \(no ffcv\): run scripts/install_ffcv"):
+            import_ffcv()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# decoding
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Beton:
+    """Of two images of 4 x 6 raw pixels, whose values count up; the second one is behind a gap."""
+    opened = Beton.__new__(Beton)
+    opened.path = Path("file")
+    opened._data = np.arange(200, dtype=np.uint8)
+    opened._data.flags.writeable = False
+    opened._sample_index = np.array([[1, 4, 6, 0, 72], [1, 4, 6, 100, 72]])
+    opened.sizes = torch.from_numpy(opened._sample_index[:, 1:3].copy())
+    opened._decode = beton._kernel()
+    return opened
+
+
+def test_a_crop_has_the_pixels_of_its_box(decoder: Beton) -> None:
+    for number, start in ((0, 0), (1, 100)):
+        pixels = np.arange(start, start + 72, dtype=np.uint8).reshape(4, 6, 3)
+        for top, left, rows, columns in ((0, 0, 4, 6), (3, 5, 1, 1), (1, 2, 3, 4)):
+            out = torch.zeros(1, rows, columns, 3, dtype=torch.uint8)
+            decoder.decode(torch.tensor([number]), torch.tensor([[top, left, rows, columns]]), out)
+            assert np.array_equal(out[0].numpy(), pixels[top : top + rows, left : left + columns])
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *([-1, 0, 2, 2], [0, -1, 2, 2], [0, 0, 0, 2], [0, 0, 2, 0]),
+        *([0, 0, 5, 2], [0, 0, 2, 7], [4, 0, 1, 1], [0, 6, 1, 1]),
+    ],
+)
+def test_a_box_beyond_any_side_is_refused(box: list[int], decoder: Beton) -> None:
+    with pytest.raises(ValueError, match=r"^a crop box is not inside its image$"):
+        decoder.decode(torch.tensor([1]), torch.tensor([box]), torch.zeros(1, 2, 2, 3, dtype=torch.uint8))
+
+
+def test_the_first_image_that_cannot_be_decoded_is_named(decoder: Beton) -> None:
+    broken = Beton.__new__(Beton)
+    vars(broken).update(vars(decoder))
+    broken._sample_index = np.array([[1, 4, 6, 0, 72], [0, 4, 6, 100, 72]])
+    out = torch.zeros(3, 4, 6, 3, dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"^file: image 1 cannot be decoded: write the file again with "):
+        broken.decode(torch.tensor([0, 1, 0]), torch.tensor([[0, 0, 4, 6]]).repeat(3, 1), out)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: content[:16] + bytes(8) + content[24:], "it was not written completely"),
+        (lambda content: content[: len(content) // 2], ""),
+        (lambda content: b"", ""),
+    ],
+    ids=["without a table", "half", "empty"],
+)
+def test_the_reason_why_a_file_is_refused_is_one_line(
+    damage: Callable[[bytes], bytes], reason: str, tree: Path, tmp_path: Path, write: Write
+) -> None:
+    assert write(tree, tmp_path, "--splits", "val", "--workers", 1)[0] == 0
+    path = tmp_path / FILES["val"]
+    opened = Beton(path)
+    assert opened.sizes.tolist() == [[24, 20]] * 9 and opened.compressed.dtype == torch.bool
+    assert opened.labels.dtype == torch.int64
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        Beton(path)
+    start, _, rest = str(caught.value).partition(" (")
+    assert start == f"{path} is not a complete FFCV file of images and labels"
+    found, _, end = rest.rpartition("): ")
+    assert found and (found == reason or not reason) and "\n" not in found
+    assert end == "write it again with python scripts/write_beton.py --overwrite"

@@ -21,9 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ham.data import DataError
+from ham.data import DataError, beton_writer
 from ham.data.beton import Beton, import_ffcv
-from ham.data.imagenet_source import ARCHIVES, DEVKIT, open_source
+from ham.data.beton_writer import Format, write_split
+from ham.data.imagenet_source import ARCHIVES, COUNTS, DEVKIT, Source, class_names, is_official, open_source
 
 try:
     import_ffcv()
@@ -426,3 +427,196 @@ def test_a_format_out_of_range_is_refused(
 ) -> None:
     status, _, err = script("--from", imagenet[0], "--to", tmp_path, *given)
     assert status == 2 and len(err.splitlines()) == 1 and str(given[1]) in err
+
+
+@pytest.mark.parametrize("values", [(1, 0, 1), (26754, 1, 100), (500, 0.5, 90)])
+def test_the_limits_of_a_format_are_accepted(values: tuple) -> None:
+    chosen = Format(*values)
+    assert (chosen.max_resolution, chosen.jpeg_share, chosen.quality) == values
+    assert Format() == Format(500, 0.5, 90)
+    assert Format(64, 0.25, 8).file_name("val") == "val_64_0.25_8.beton"
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 0.5, 90), (26755, 0.5, 90), (9, -0.1, 90), (9, 1.1, 90), (9, 1, 0), (9, 1, 101)]
+)
+def test_values_beyond_the_limits_of_a_format_are_refused(values: tuple) -> None:
+    with pytest.raises(DataError, match=r"is out of range: use a resolution in \[1, 26754\], a share"):
+        Format(*values)
+
+
+def test_what_was_written_is_one_line_and_a_tree_need_not_be_imagenet(
+    imagenet: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def write(path: Path, source: Source, image_format: Format, workers: int) -> None:
+        asked.append(workers)
+        path.touch()
+        os.truncate(path, 15 * 10**6)
+
+    monkeypatch.setattr(beton_writer, "write", write)
+    monkeypatch.setattr(beton_writer, "check", lambda *_: None)
+    path = tmp_path / "new" / "to" / FILES["val"]
+    for workers in (0, 3):
+        line = write_split(imagenet[0], path.parent, "val", Format(), workers, overwrite=True)
+        assert line == f"{path}: 9 images of 3 classes, 0.01 GB"
+    assert asked == [1, 3]
+    assert write_split(imagenet[0], path.parent, "val", Format(), 1) == (
+        f"{path}: kept, 9 images of 3 classes"
+    )
+    assert asked == [1, 3], "nothing is overwritten unless that is asked for"
+    with pytest.raises(DataError) as caught:
+        write_split(imagenet[1], path.parent, "val", Format(), 1)
+    assert str(caught.value) == (
+        "val: 9 images of 3 classes, ImageNet has 50000 of 1000: download it again, or give --expect any"
+    )
+    assert "kept" in write_split(imagenet[1], path.parent, "val", Format(), 1, "any")
+    with pytest.raises(DataError, match=r"^val: 9 images of 3 classes, ImageNet has"):
+        write_split(imagenet[0], path.parent, "val", Format(), 1, "imagenet")
+
+
+def test_all_of_imagenet_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ILSVRC2012 has 1,281,167 training and 50,000 validation images of 1,000 classes."""
+    for split, count in (("train", 1281167), ("val", 50000)):
+        beton_writer._expect_imagenet(Source(["n"] * 1000, range(count)), split)
+        for classes, images in ((999, count), (1000, count - 1), (1000, count + 1)):
+            with pytest.raises(DataError):
+                beton_writer._expect_imagenet(Source(["n"] * classes, range(images)), split)
+
+
+class Stored:
+    """In place of a Beton: gray images of 2 x 3 pixels, whose numbers `decode` records."""
+
+    labels, classes = torch.zeros(100, dtype=torch.int64), ""
+    sizes = torch.tensor([[2, 3]]).repeat(100, 1)
+
+    def __init__(self, is_jpeg: bool, gray: np.ndarray) -> None:
+        self.compressed, self.gray, self.decoded = torch.full((100,), is_jpeg), gray, []
+
+    def decode(self, indices: torch.Tensor, boxes: torch.Tensor, out: torch.Tensor) -> None:
+        assert boxes.tolist() == [[0, 0, 2, 3]]
+        self.decoded += indices.tolist()
+        out.copy_(torch.from_numpy(self.gray))
+
+
+def check(monkeypatch: pytest.MonkeyPatch, stored: Stored, expected: np.ndarray, count: int = 100) -> None:
+    names = [f"image {number}" for number in range(count)]
+    source = Source(["a"], [0] * count, [("", 0, 0)] * count, names)
+    monkeypatch.setattr(Source, "image", lambda self, number: number)
+    monkeypatch.setattr(beton_writer, "Beton", lambda path: stored)
+    monkeypatch.setattr(beton_writer, "_stored_pixels", lambda image, image_format, is_jpeg: expected)
+    beton_writer.check(Path("file"), source, Format())
+
+
+@pytest.mark.parametrize(
+    ("is_jpeg", "difference", "is_good"),
+    [(True, 2, True), (True, 3, False), (False, 0, True), (False, 1, False)],
+)
+def test_pixels_of_16_images_are_compared_the_first_and_the_last_among_them(
+    is_jpeg: bool, difference: int, is_good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JPEG decoders may differ by 2 on average, up or down; raw pixels must be the same."""
+    for sign in (1, -1):
+        gray = np.full((2, 3, 3), 100, dtype=np.uint8)
+        stored = Stored(is_jpeg, gray)
+        if is_good:
+            check(monkeypatch, stored, gray + sign * np.int16(difference))
+            assert len(stored.decoded) == 16 == len(set(stored.decoded))
+            assert (min(stored.decoded), max(stored.decoded)) == (0, 99)
+            continue
+        with pytest.raises(DataError) as caught:
+            check(monkeypatch, stored, gray + sign * np.int16(difference))
+        assert str(caught.value) == "file: image 0 is stored wrongly: write it again with --overwrite"
+
+
+def test_an_image_of_another_size_or_number_is_stored_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = np.zeros((2, 3, 3), dtype=np.uint8)
+    with pytest.raises(DataError, match="image 0 is stored wrongly"):
+        check(monkeypatch, Stored(True, gray), gray.transpose(1, 0, 2))
+    with pytest.raises(DataError, match=r"^file has other images or labels than the source: write it again"):
+        check(monkeypatch, Stored(True, gray), gray, count=99)
+
+
+# sources
+
+
+def test_what_is_read_where_a_folder_has_trees_and_archives(
+    imagenet: tuple[Path, Path], tmp_path: Path
+) -> None:
+    both = Path(shutil.copytree(imagenet[1], tmp_path / "both"))
+    (both / "val" / "x").mkdir(parents=True)
+    assert [is_official(both, split) for split in ("train", "val")] == [True, False]
+    assert class_names(both, "train") == WNIDS and class_names(both, "val") == ["x"]
+    assert not is_official(tmp_path, "val") and class_names(tmp_path, "val") is None
+    (both / DEVKIT).unlink()
+    assert is_official(both, "train") and class_names(both, "train") is None
+    assert open_source(both, "train").classes == WNIDS, "the archive has the names itself"
+    assert COUNTS == {"train": 1_281_167, "val": 50_000}
+
+
+def test_an_image_of_an_archive_is_named_with_its_archives(imagenet: tuple[Path, Path]) -> None:
+    root = imagenet[1]
+    train, val = (open_source(root, split) for split in ("train", "val"))
+    inner = f"{WNIDS[0]}_10.JPEG in {WNIDS[0]}.tar in {root / ARCHIVES['train']}"
+    assert train.names[0] == inner and val.names[0].endswith(f".JPEG in {root / ARCHIVES['val']}")
+    assert {path for path, _, _ in val.sample_index} == {str(root / ARCHIVES["val"])}
+
+
+def refused(root: Path, split: str) -> str:
+    with pytest.raises(DataError) as caught:
+        open_source(root, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_archives_are_one_line(tmp_path: Path, imagenet: tuple[Path, Path]) -> None:
+    image = archive_of({"a.JPEG": b"x"})
+    train, val = tmp_path / ARCHIVES["train"], tmp_path / ARCHIVES["val"]
+    train.write_bytes(archive_of({"n1.tar": image, "n2.tar": archive_of({})}))
+    assert refused(tmp_path, "train") == f"n2.tar in {train} is empty or damaged: download it again"
+    (train).write_bytes(archive_of({"n1.tar": image, "n2.zip": image}))
+    assert "does not consist of one .tar per class: download it again" in refused(tmp_path, "train")
+    train.write_bytes(archive_of({}))
+    assert "does not consist of one .tar per class: download it again" in refused(tmp_path, "train")
+    shutil.copy(imagenet[1] / DEVKIT, tmp_path)
+    train.write_bytes(archive_of({"n1.tar": image}))
+    assert f"the classes in {train} are not those of {DEVKIT}: download both" in refused(tmp_path, "train")
+    val.write_bytes(archive_of({"ILSVRC2012_val_one.JPEG": b"x"}))
+    assert refused(tmp_path, "val") == f"{val} has images without a number in their name: download it again"
+    val.write_bytes(archive_of({f"val_{number}.JPEG": b"x" for number in range(9)}))
+    assert f"{val} has 9 images, {tmp_path / DEVKIT} has 9 labels: download both" in refused(tmp_path, "val")
+
+
+def test_an_image_beyond_the_archive_of_its_class_is_refused(tmp_path: Path) -> None:
+    """The archive of the class is cut off in its image, and another one follows."""
+    image, path = archive_of({"a.JPEG": bytes(2000)}), tmp_path / ARCHIVES["train"]
+    path.write_bytes(archive_of({"n1.tar": image[:1024], "n2.tar": image}))
+    assert "download it again" in refused(tmp_path, "train")
+
+
+def test_an_archive_that_cannot_be_read_is_one_line(
+    imagenet: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("ham.data.imagenet_source.members", refuse)
+    place = imagenet[1] / ARCHIVES["val"]
+    assert refused(imagenet[1], "val") == f"{place} cannot be read (Input/output error): check it"
+
+
+def test_without_scipy_the_cure_is_named(
+    imagenet: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    cure = f"reading {DEVKIT} needs scipy: pip install '.[ffcv]'"
+    assert refused(imagenet[1], "val") == cure
+
+
+def test_an_image_that_has_gone_is_one_line(tmp_path: Path) -> None:
+    source = Source(["a"], [0], [(str(tmp_path / "gone"), 0, None)], ["gone"])
+    with pytest.raises(
+        DataError, match=r"^gone cannot be read \(No such file or directory\): replace or remove"
+    ):
+        source.image(0)
