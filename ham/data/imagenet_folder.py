@@ -162,7 +162,7 @@ class FolderLoader:
     def __init__(self, dataset: ImageTree, sampler: RankSampler, workers: int, device: torch.device) -> None:
         self.sampler, self.workers, self.device = sampler, workers, device
         self._normalize = Normalize(device)
-        self._calls = 0
+        self._call: object = None
         self._order = _Order(sampler.local_batch_size)
         self._loader = torch.utils.data.DataLoader(
             _Seeded(dataset),
@@ -183,8 +183,7 @@ class FolderLoader:
         Raises:
             RuntimeError: a later call has begun; the worker processes read one epoch at a time.
         """
-        self._calls += 1
-        call = self._calls
+        call = self._call = object()
         self._order.seed = derived_seed(self.sampler.seed or 0, f"crops {epoch}")
         self._order.indices = self.sampler.indices(epoch)[start * self.sampler.local_batch_size :]
         for images, labels in self._decoded():
@@ -192,7 +191,7 @@ class FolderLoader:
                 self._normalize(images.to(self.device, non_blocking=True)),
                 labels.to(self.device, non_blocking=True),
             )
-            if call != self._calls:
+            if call is not self._call:
                 raise RuntimeError(
                     "another pass over this FolderLoader has begun: finish one before the next"
                 )

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ham.data import DataError, ImageNetFolder, images
 from ham.data.imagenet_source import Source, open_source
-from ham.data.images import class_folders, decode_rgb, open_tree
+from ham.data.images import check_same_classes, class_folders, decode_rgb, open_tree
 from ham.run import loop
 
 COLORS = {"n01": (200, 0, 0), "n02": (0, 200, 0), "n03": (0, 0, 200)}
@@ -129,6 +129,9 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "integers of 32 bits": (encode(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"), "65535"),
     "negative integers": (encode(Image.fromarray(np.full((2, 2), -1, np.int32)), "TIFF"), "65535"),
     "numbers above 1": (encode(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF"), "0 to 1"),
+    "integers of 17 bits": (encode(Image.fromarray(np.full((2, 2), 65_536, np.int32)), "TIFF"), "65535"),
+    "numbers just above 1": (encode(Image.fromarray(np.full((2, 2), 1.01, np.float32)), "TIFF"), "0 to 1"),
+    "numbers below 0": (encode(Image.fromarray(np.full((2, 2), -0.01, np.float32)), "TIFF"), "0 to 1"),
     "nan": (encode(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF"), "0 to 1"),
 }
 
@@ -319,3 +322,19 @@ def test_a_tree_that_cannot_be_listed_is_one_line(change: str, tmp_path: Path) -
     with pytest.raises(DataError) as caught:
         open_tree(tree)
     assert str(tree) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (("a",), "1 classes (a)"),
+        (("c", "a", "b"), "3 classes (a, b, c)"),
+        (("d", "c", "b", "a"), "4 classes (a, b, c, ...)"),
+    ],
+)
+def test_at_most_three_classes_that_differ_are_named(others: tuple[str, ...], words: str) -> None:
+    check_same_classes(["x", "y"], ["y", "x"], Path("place"))
+    for train, val in (([*others, "x"], ["x"]), (["x"], ["x", *others]), ([others[0]], [*others[1:]])):
+        with pytest.raises(DataError) as caught:
+            check_same_classes(train, val, Path("place"))
+        assert str(caught.value) == f"place: train and val differ in {words}: both need the same folders"

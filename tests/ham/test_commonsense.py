@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from ham.data.base import DATASETS, DataError
 from ham.data.commonsense import Commonsense, Scoring, collate, encode_examples, tokenize
 from ham.data.commonsense_files import (
+    SOURCE,
     TASKS,
     TRAIN_FILE,
     Record,
+    describe,
     evaluation_prompt,
     offered_options,
     read_records,
@@ -132,6 +134,9 @@ def test_eos_is_appended_where_there_is_room():
     assert tokenize(tokenizer, "a bb ccc", 3) == [1, 2, 3], "no room"
     assert tokenize(tokenizer, "a bb ccc", 2) == [1, 2], "cut off"
     assert tokenize(tokenizer, f"a {'x' * 99}", 4) == [1, 99], "not twice"
+    assert tokenize(tokenizer, f"a bb {'x' * 99}", 5) == [1, 2, 99], "not twice"
+    assert tokenize(tokenizer, f"{'x' * 99} bb", 5) == [99, 2, 99], "it is not the last one"
+    assert tokenize(tokenizer, "", 1) == [99]
 
 
 def test_labels_are_the_entire_text():
@@ -290,13 +295,76 @@ def test_a_missing_file_names_its_place_and_the_script(tmp_path: Path, monkeypat
         ({"tests": ["boolq", "boolq"]}, "data.tests must list each name once"),
         ({"train": []}, "data.train must list each name once, and at least one"),
         ({"cutoff_len": 0}, "data.cutoff_len must be at least 1 token, got 0"),
+        ({"eval_every": 0}, "data.eval_every must be at least 1 step, got 0"),
         ({"questions": -1}, "data.questions must not be negative, got -1"),
+        ({"examples": -1}, "data.examples must not be negative, got -1"),
+        ({"val_set_size": -1}, "data.val_set_size must not be negative, got -1"),
+        ({"split_seed": -1}, "data.split_seed must not be negative, got -1"),
         ({"scoring": "guess"}, "'guess' is not a valid Scoring"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], problem: str):
     with pytest.raises(ValueError, match=re.escape(problem)):
         Commonsense(**options)
+
+
+def test_the_smallest_options_are_accepted():
+    data = Commonsense(cutoff_len=1, eval_every=1, val_set_size=0, split_seed=0, scoring="greedy")
+    assert (data.cutoff_len, data.eval_every, data.val_set_size, data.split_seed) == (1, 1, 0, 0)
+    assert data.scoring is Scoring.greedy
+
+
+def test_the_options_of_the_tasks_are_those_that_their_expressions_accept():
+    """commonsense_evaluate.py: r'true|false', r'solution1|solution2', r'answer1|...|answer5' and so on."""
+    counts = {"piqa": ("solution", 2), "hellaswag": ("ending", 4), "winogrande": ("option", 2)}
+    counts |= dict.fromkeys(("social_i_qa", "ARC-Easy", "ARC-Challenge", "openbookqa"), ("answer", 5))
+    assert TASKS["boolq"].options == ("true", "false")
+    for task, (word, count) in counts.items():
+        assert TASKS[task].options == tuple(f"{word}{number + 1}" for number in range(count))
+
+
+def test_the_first_option_of_the_last_format_counts_once():
+    options = TASKS["ARC-Easy"].options
+    text = "Answer format: answer5\n\nAnswer format: answer2/answer1/answer2"
+    assert offered_options(text, options) == ("answer2", "answer1")
+
+
+def test_batches_are_padded_to_a_multiple_of_8_with_token_0_unless_others_are_given():
+    example = {"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [5, 6]}
+    assert collate([example])["input_ids"].tolist() == [[0] * 6 + [5, 6]]
+    assert collate([example], pad_id=9, multiple=3)["input_ids"].tolist() == [[9, 5, 6]]
+    assert collate([example], multiple=2)["labels"].tolist() == [[5, 6]]
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        read_records(tmp_path)
+    assert str(caught.value) == f"{tmp_path} cannot be read (Is a directory): check its permissions"
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_a_folder_is_described_by_its_files_and_what_is_missing(tmp_path: Path):
+    """Training files of single tasks are optional; names are in the order of Table 11."""
+    with pytest.raises(DataError, match=f"^{tmp_path} has none of the files of {SOURCE}$"):
+        describe(tmp_path)
+    write(tmp_path / "piqa" / "test.json", [record("piqa", number) for number in range(12)])
+    write(tmp_path / "piqa" / "train.json", [record("piqa", number) for number in range(8)])
+    missing = ["commonsense_170k.json", "boolq/test.json", "social_i_qa/test.json", "hellaswag/test.json"]
+    missing += [f"{task}/test.json" for task in ("winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")]
+    assert describe(tmp_path) == (
+        f"piqa: 12 questions; piqa/train.json: 8 examples; missing: {', '.join(missing)}"
+    )
+    write_source(tmp_path)
+    tasks = (*("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande"),)
+    tasks += (*("ARC-Easy", "ARC-Challenge", "openbookqa"),)
+    files = [f"{task}: 12 questions; {task}/train.json: 8 examples" for task in tasks]
+    assert describe(tmp_path) == "; ".join(["commonsense_170k.json: 64 examples", *files])
+    write(tmp_path / "boolq" / "train.json", [record("boolq", number) for number in range(9)])
+    with pytest.raises(DataError) as caught:
+        describe(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/boolq/train.json has 9 records, not 8: get it again from {SOURCE}"
+    )
 
 
 def test_the_defaults_are_those_of_dora():

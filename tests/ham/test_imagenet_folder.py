@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from batches import assert_equal, read_epoch
 from PIL import Image
 from torch import Tensor
 
-from ham.data import DataError, ImageNetFolder, Loaders, imagenet_folder
+from ham.data import DataError, ImageNetFolder, Loaders, imagenet, imagenet_folder
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
@@ -79,6 +80,60 @@ def test_folder_test_images_are_center_crops(tmp_path: Path) -> None:
     ((image,), _) = read_epoch(folder(tmp_path, num_classes=1, batch_size=1).test)
     expected = torch.from_numpy(pixels[1:17, 1:17].copy()).permute(2, 0, 1).float() / 255
     torch.testing.assert_close(image, (expected - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1), rtol=0, atol=1e-5)
+
+
+def test_images_are_resized_by_the_mean_of_what_a_pixel_covers(tmp_path: Path) -> None:
+    """Pillow's bilinear filter is antialiased too: without it, single pixels of noise would be taken."""
+    pixels = np.random.default_rng(2).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "only" / "0.png")
+    loaders = folder(tmp_path, num_classes=1, batch_size=1)
+    ((image,), _) = read_epoch(loaders.test)
+    resized = np.asarray(Image.fromarray(pixels).resize((18, 18), Image.BILINEAR))[1:17, 1:17]
+    actual = (image * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)) * 255
+    assert (actual - torch.from_numpy(resized.copy()).permute(2, 0, 1)).abs().max() <= 1.01
+    _, crop, _ = loaders.train._loader.dataset.dataset.transform.transforms
+    assert (tuple(crop.size), crop.scale, crop.ratio, crop.antialias) == (
+        *((SIZE, SIZE), (0.08, 1.0), (3 / 4, 4 / 3), True),
+    )
+
+
+def test_half_of_the_training_images_are_mirrored(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[:, 20:] = 255
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        for number in range(60):
+            Image.fromarray(pixels).save(tmp_path / split / "only" / f"{number}.png")
+    images, _ = read_epoch(folder(tmp_path, num_classes=1, batch_size=60, min_crop=1.0).train)
+    mirrored = images[:, 0, :, 0].mean(1) > images[:, 0, :, -1].mean(1)
+    assert 15 < mirrored.sum() < 45
+
+
+def test_the_order_of_an_epoch_is_cut_into_batches_that_know_its_seed() -> None:
+    order = imagenet_folder._Order(4)
+    assert (len(order), list(order)) == (0, [])
+    order.seed, order.indices = 7, torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1])
+    assert len(order) == 3
+    assert list(order) == [[(7, n) for n in (9, 8, 7, 6)], [(7, n) for n in (5, 4, 3, 2)], [(7, 1)]]
+
+
+def test_workers_ignore_the_signals_that_stop_a_run() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        imagenet_folder._ignore_stop_signals(0)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 3
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_stay_between_epochs_where_there_are_some(workers: int, tree: Path) -> None:
+    loader = folder(tree, workers=workers).train._loader
+    assert (loader.num_workers, loader.persistent_workers) == (workers, workers > 0)
 
 
 def crops_of_noise(loaders: Loaders, epoch: int) -> set[bytes]:
@@ -212,6 +267,7 @@ def test_a_wrong_tree_is_reported_in_one_line_with_the_cure(
 
 
 def test_a_batch_size_above_the_number_of_images_is_refused(tree: Path) -> None:
+    assert len(folder(tree, batch_size=21).train) == 1
     with pytest.raises(DataError, match=r"batch_size=22 .*21"):
         folder(tree, batch_size=22)
 
@@ -221,6 +277,20 @@ def test_a_min_crop_out_of_range_is_refused(min_crop: float, photos: Path) -> No
     data = ImageNetFolder(root=str(photos), num_classes=5, min_crop=min_crop)
     with pytest.raises(DataError, match=r"data\.min_crop .*\(0, 1\]"):
         data.load(batch_size=8, seed=0, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("min_crop", [1e-6, 0.08, 1.0])
+def test_a_crop_may_cover_all_of_an_image(min_crop: float) -> None:
+    imagenet.check_min_crop(min_crop)
+
+
+def test_pixels_are_normalized_into_new_memory() -> None:
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    result = imagenet.Normalize(CPU)(pixels)
+    ends = torch.stack([-MEAN / STD, (1 - MEAN) / STD], dim=1)
+    torch.testing.assert_close(result, ends.view(1, 3, 1, 2), rtol=1e-6, atol=0)
+    assert result.dtype == torch.float32 and pixels[0, 0, 0].tolist() == [0, 255]
+    assert imagenet.CENTER_CROP == 0.875
 
 
 @pytest.mark.parametrize("workers", [0, 2])

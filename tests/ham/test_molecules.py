@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,3 +182,59 @@ def test_the_split_of_the_real_molecules_has_ogbs_sizes_and_positives() -> None:
     assert sizes == {"train": (32901, 1232), "valid": (4113, 81), "test": (4113, 130)}
     assert sizes.keys() == ogbg_files.SETS[HIV].parts.keys()
     assert sorted(row for rows in content.parts.values() for row in rows) == list(range(41127))
+
+
+@pytest.mark.parametrize(
+    ("count", "lines"),
+    [(1, "2"), (10, "2, 3, 4, 5, 6, 7, 8, 9, 10, 11"), (11, "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...")],
+)
+def test_at_most_ten_lines_with_unusual_valences_are_named(
+    count: int, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rdkit import __version__
+
+    path, printed = tmp_path / "hiv.csv", []
+    path.write_text("smiles,HIV_active\n" + "C,1\n" * count)
+    parse = molecules.parse
+    monkeypatch.setattr(molecules, "parse", lambda smiles: (parse(smiles)[0], False))
+    content = molecules.read_molecules(path, import_ogb("utils.features"), printed.append)
+    assert len(content.graphs) == count and content.labels.tolist() == [[1.0]] * count
+    rejected = f"rejects the valences of {count} molecules (lines {lines}); they are kept"
+    assert printed == [f"hiv.csv: rdkit {__version__} {rejected}"]
+    monkeypatch.undo()
+    molecules.read_molecules(path, import_ogb("utils.features"), printed.append)
+    assert len(printed) == 1
+
+
+def test_without_rdkit_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    with pytest.raises(DataError) as caught:
+        molecules.read_molecules(tmp_path / "hiv.csv", None, print)
+    assert str(caught.value) == "SMILES need rdkit: pip install -e '.[run,ogb]'"
+
+
+def test_labels_are_one_float32_column_in_the_order_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("activity,HIV_active,smiles\nCI,0,C\nCA,1,CC\n")
+    smiles, labels = molecules.read_smiles(tmp_path / "a.csv")
+    assert smiles == ["C", "CC"] and labels.dtype == np.float32 and labels.tolist() == [[0.0], [1.0]]
+
+
+def test_an_unusual_molecule_has_the_stereochemistry_of_its_smiles() -> None:
+    """The boron has five bonds; the carbon beside it is chiral, and the double bond has a geometry."""
+    with rdBase.BlockLogs():
+        molecule, usual = molecules.parse("C[C@H](N)[B-2]1(C/C=C/F)(C)NCCO1")
+    assert not usual
+    graph = molecules.to_graph(molecule, import_ogb("utils.features"))
+    chirality = graph["node_feat"][:, 1].tolist()
+    assert sum(value != 0 for value in chirality) == 1 and chirality[1] != 0
+    assert sum(row[1] != 0 for row in graph["edge_feat"].tolist()) == 2, "both directions of the double bond"
+
+
+def test_a_molecule_without_bonds_has_empty_edges() -> None:
+    graph = molecules.to_graph(molecules.parse("[He]")[0], import_ogb("utils.features"))
+    assert (graph["num_nodes"], graph["edge_index"].shape, graph["edge_feat"].shape) == (1, (2, 0), (0, 3))
+
+
+def test_a_scaffold_has_no_chirality() -> None:
+    molecule, _ = molecules.parse("C[C@H]1CC[C@@H](c2ccccc2)O1")
+    assert "@" not in molecules.scaffold(molecule)

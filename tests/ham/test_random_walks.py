@@ -86,3 +86,31 @@ def test_a_large_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     walks([(4, [])], 1)
     with pytest.raises(ValueError, match="a graph has 5 nodes, random walks are computed for at most 4"):
         walks([(5, [])], 1)
+
+
+def test_a_graph_of_more_than_4096_nodes_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="a graph has 4097 nodes, random walks are computed for at most 4096"
+    ):
+        walks([(4097, [])], 1)
+
+
+def test_progress_counts_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bar:
+        counts: list[int] = []
+
+        def __init__(self, *arguments: object, total: int) -> None:
+            assert arguments == (None, "random walks", "graphs") and total == 3
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, count: int) -> None:
+            self.counts.append(count)
+
+    monkeypatch.setattr(random_walks, "progress", Bar)
+    walks([(2, [(0, 1)]), (3, []), (2, [])], 2)
+    assert sorted(Bar.counts) == [1, 2]
