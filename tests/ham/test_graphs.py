@@ -167,6 +167,8 @@ def test_wrong_files_are_reported_in_one_line(tmp_path: Path, monkeypatch: pytes
 def test_unknown_data_sets_and_splits_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one of cora, citeseer"):
         Graph(name="corra")
+    with pytest.raises(ValueError, match="does not exist for wikics: choose per_class or official"):
+        Graph(name="wikics", split=Split.public)
     with pytest.raises(ValueError, match="does not exist for cora: choose per_class or public"):
         Graph(name="cora", split=Split.fixed)
 
@@ -188,6 +190,58 @@ def test_a_download_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DataError, match="cannot download"):
         graph_download.fetch("chameleon", tmp_path / "to")
     assert list(path.parent.iterdir()) == []
+
+
+def test_only_missing_files_are_downloaded_and_replaced_ones_are_kept_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "remote").mkdir()
+    names = ("a", "b", "c", "d")
+    for name in names:
+        (tmp_path / "remote" / name).write_text(f"new {name}")
+    sources = {f"set/raw/{name}": (tmp_path / "remote" / name).as_uri() for name in names}
+    monkeypatch.setattr(graph_download, "sources", lambda name: sources)
+    raw = tmp_path / "to" / "set" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("a", "c"):
+        (raw / name).write_text(f"old {name}")
+    assert graph_download.fetch("set", tmp_path / "to", replace=[raw / "c"]) == [
+        *(raw / "b", raw / "c", raw / "d"),
+    ]
+    assert {path.name: path.read_text() for path in raw.iterdir()} == {
+        **{"a": "old a", "b": "new b", "c": "new c", "c.damaged": "old c", "d": "new d"}
+    }
+    (tmp_path / "remote" / "d").unlink()
+    (raw / "d").unlink()
+    with pytest.raises(DataError) as caught:
+        graph_download.fetch("set", tmp_path / "to")
+    assert str(caught.value).startswith(f"cannot download {sources['set/raw/d']}: ")
+    assert str(caught.value).endswith(f"; save the file as {raw / 'd'}")
+
+
+def test_fixed_splits_belong_to_the_sets_of_amazon_and_coauthor_alone() -> None:
+    for name, facts in SETS.items():
+        places = [f"{name}/raw/{file}" for file in facts.files]
+        places += [f"splits/{name}_split.npz"] if facts.reader in ("Amazon", "Coauthor") else []
+        assert list(graph_facts.sources(name)) == places
+        assert facts.has_complete_splits == (facts.reader in ("Filtered", "HeterophilousGraphDataset"))
+        assert facts.metric == ("roc_auc" if name == "minesweeper" else "accuracy")
+
+
+def test_a_run_s_seed_chooses_the_split_and_counts_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_files.write("chameleon", tmp_path)
+    small_files.shrink_sets(monkeypatch, "chameleon")
+    data = Graph(name="chameleon", split=Split.official, root=str(tmp_path))
+    for seed in (0, 9, 10, 23):
+        nodes = data.load_graph(seed, CPU).nodes
+        assert (
+            nodes["train"].tolist()
+            == small_files.masks("chameleon")["train"][seed % 10].nonzero()[0].tolist()
+        )
+    loaded = data.load_graph(0, CPU)
+    assert (loaded.name, loaded.metric, loaded.features.dtype) == ("chameleon", "accuracy", torch.float32)
 
 
 def test_digests_are_those_of_files_that_the_sets_name() -> None:
