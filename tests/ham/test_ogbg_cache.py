@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network for a newer version
@@ -131,6 +134,74 @@ def test_a_second_process_waits_and_reads_what_the_first_one_wrote(tmp_path: Pat
     lock.close()
     waiting.join(timeout=30)
     assert results and results[0]["walks"].tolist() == [1, 1, 1]
+
+
+def test_who_waits_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks, lines, naps = iter([BlockingIOError, BlockingIOError, BlockingIOError, "lock"]), [], []
+
+    def lock_file(path: Path) -> str:
+        assert path == tmp_path / "set.safetensors.lock"
+        if isinstance(found := next(locks), str):
+            return found
+        raise found
+
+    monkeypatch.setattr(ogbg_cache, "lock_file", lock_file)
+    monkeypatch.setattr(ogbg_cache.time, "sleep", naps.append)
+    assert ogbg_cache._wait_for_lock(tmp_path / "set.safetensors.lock", lines.append) == "lock"
+    assert lines == [f"waits for the process that writes {tmp_path / 'set.safetensors'}"]
+    assert len(naps) == 3 and 0 < naps[0] <= 1
+
+
+def test_the_key_of_a_cache_is_a_digest_of_format_name_versions_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Format 2 of the computation; a file of an older one must not be read."""
+    (tmp_path / "a").write_bytes(b"content")
+    monkeypatch.setattr(ogbg_cache.metadata, "version", {"ogb": "1.3", "rdkit": "2025"}.__getitem__)
+    digests = [["a", hashlib.sha256(b"content").hexdigest()]]
+    content = json.dumps([2, HIV, [["ogb", "1.3"], ["rdkit", "2025"]], digests])
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    assert ogbg_cache.cache_key(tmp_path, ["a"], ["ogb", "rdkit"], HIV) == key
+    with pytest.raises(DataError) as caught:
+        ogbg_cache.cache_key(tmp_path, ["b"], [], HIV)
+    assert str(caught.value) == (
+        f"{tmp_path / 'b'} cannot be read (No such file or directory): change its permissions"
+    )
+
+
+def test_the_checksum_of_a_cache_has_the_format_of_sha256sum(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    ogbg_cache._store(path, {"walks": torch.ones(3)})
+    line = (tmp_path / "set.safetensors.sha256").read_text()
+    assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  set.safetensors\n"
+    assert ogbg_cache.load(path)["walks"].tolist() == [1, 1, 1]
+    assert ogbg_cache.load(tmp_path / "other.safetensors") is None
+
+
+@pytest.mark.parametrize(("sums", "problem"), [("", "list index out of range"), ("0  a", "another checksum")])
+def test_a_wrong_checksum_is_named(sums: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    ogbg_cache._store(path, {"walks": torch.ones(3)})
+    path.with_name("set.safetensors.sha256").write_text(sums)
+    with pytest.raises(ValueError) as caught:
+        ogbg_cache.load(path)
+    assert str(caught.value) == f"{path} is damaged ({problem})"
+
+
+def test_what_safetensors_cannot_write_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", refuse)
+    lines: list[str] = []
+    built = ogbg_cache.load_or_build(
+        tmp_path / "a" / "set.safetensors", lambda: {"walks": torch.ones(2)}, lines.append, "computes it"
+    )
+    assert built["walks"].tolist() == [1, 1]
+    place = tmp_path / "a" / "set.safetensors"
+    assert lines == [f"{place} cannot be written (I/O error: No space left): every run computes it again"]
 
 
 def test_the_cache_can_be_read_by_whom_the_umask_allows(

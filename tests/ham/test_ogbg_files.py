@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network for a newer version
     pytest.skip("needs pip install -e '.[run,ogb]'", allow_module_level=True)
@@ -14,9 +17,12 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
 from ogbg_files import assert_equal, edit, load, use_ogbg, write_ogbg
 
 from ham.data import DataError, code2
+from ham.data.damaged import DamagedError
 from ham.data.ogbg import cache as ogbg_cache
+from ham.data.ogbg import checks
 from ham.data.ogbg import files as ogbg_files
-from ham.data.ogbg.source import find_source
+from ham.data.ogbg.download import is_there
+from ham.data.ogbg.source import Source, find_source
 from ham.models import gcn_plus, graph_encoders
 from ham.run import config
 
@@ -229,3 +235,156 @@ def test_the_walks_of_a_set_are_those_of_its_experiment() -> None:
     for name, facts in ogbg_files.SETS.items():
         data = config.load([f"+exp=graph/{name.replace('-', '_')}_ham"]).data
         assert (data.name, data.walk_steps) == (name, facts.walk_steps)
+
+
+def tensors(**changes: object) -> dict[str, torch.Tensor]:
+    """Two molecules of 2 and 1 nodes, with the bonds 0-1 of the first one."""
+    values: dict[str, object] = {
+        **{"node_starts": [0, 2, 3], "edge_starts": [0, 2, 2], "sources": [0, 1], "targets": [1, 0]},
+        **{"nodes": [[118, 4, 11, 11, 9, 5, 5, 1, 1]] * 3, "edges": [[4, 5, 1]] * 2},
+    }
+    return {key: torch.tensor(value) for key, value in (values | changes).items()}
+
+
+def test_the_largest_category_of_each_feature_is_accepted() -> None:
+    checks.check_graphs(ogbg_files.SETS[HIV], tensors())
+    checks.check_graphs(ogbg_files.SETS[HIV], tensors(nodes=[[0] * 9] * 3, edges=[[0] * 3] * 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node_starts": [0, 0, 3]}, "graph 0 has no nodes"),
+        ({"node_starts": [0, 2, 2, 3], "edge_starts": [0, 2, 2, 2]}, "graph 1 has no nodes"),
+        ({"sources": [0, 2]}, "an edge ends outside its graph"),
+        ({"sources": [-1, 0]}, "an edge ends outside its graph"),
+        ({"targets": [2, 0]}, "an edge ends outside its graph"),
+        ({"nodes": [[0] * 8] * 3}, "nodes have 8 features, not 9"),
+        ({"edges": [[0] * 4] * 2}, "edges have 4 features, not 3"),
+        ({"edges": [[0.0] * 3] * 2}, "features of edges are not whole numbers"),
+        ({"nodes": [[0, 5, 0, 12, 0, 0, 0, 0, 0]] * 3}, "node feature 1 is outside of 0 to 4"),
+        ({"nodes": [[0, 0, 0, 0, 0, 0, 0, 0, 2]] * 3}, "node feature 8 is outside of 0 to 1"),
+        ({"nodes": [[-1, 0, 0, 0, 0, 0, 0, 0, 0]] * 3}, "node feature 0 is outside of 0 to 118"),
+        ({"edges": [[0, 0, 0], [0, 6, 0]]}, "edge feature 1 is outside of 0 to 5"),
+    ],
+)
+def test_what_is_wrong_with_molecules_is_named(changes: dict[str, list], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        checks.check_graphs(ogbg_files.SETS[HIV], tensors(**changes))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_of_edges_are_finite(number: float) -> None:
+    edges = [[0.5, -3, 0, 0, 0, 0, 1e9]] * 2
+    checks.check_graphs(ogbg_files.SETS["ogbg-ppa"], tensors(nodes=[[0]] * 3, edges=edges))
+    with pytest.raises(ValueError, match=r"^a feature of an edge is not a finite number$"):
+        checks.check_graphs(
+            ogbg_files.SETS["ogbg-ppa"], tensors(nodes=[[0]] * 3, edges=[edges[0], [number] * 7])
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (HIV, [[0.0], [1.0]], [[0.0], [np.nan]]),
+        ("ogbg-molpcba", [[0.0] * 128, [1.0] * 127 + [np.nan]], [[0.5] * 128, [1.0] * 128]),
+        ("ogbg-ppa", [[0], [36]], [[0], [37]]),
+        ("ogbg-code2", [[0, 1, 2, 3, 5001], [5000] * 5], [[0] * 5, [0, 0, 0, 0, 5002]]),
+    ],
+)
+def test_labels_are_in_the_range_of_their_kind(name: str, good: list, bad: list) -> None:
+    facts = replace(ogbg_files.SETS[name], graphs=2)
+    checks.check_labels(facts, np.array(good))
+    with pytest.raises(ValueError, match=r"is not a label$"):
+        checks.check_labels(facts, np.array(bad))
+    with pytest.raises(ValueError, match=r"^labels have the shape "):
+        checks.check_labels(facts, np.array(good)[:1])
+    with pytest.raises(ValueError, match=r"^labels have the shape "):
+        checks.check_labels(facts, np.array(good)[:, :-1])
+
+
+def test_parts_become_int64_and_have_each_graph_once() -> None:
+    facts = replace(ogbg_files.SETS[HIV], graphs=4, parts={"train": 2, "valid": 1, "test": 1})
+    parts = checks.check_parts(facts, {"train": [3.0, 0.0], "valid": [1], "test": [2]})
+    assert {part: rows.tolist() for part, rows in parts.items()} == {
+        "train": [3, 0],
+        "valid": [1],
+        "test": [2],
+    }
+    assert {rows.dtype for rows in parts.values()} == {torch.int64}
+    for train in ([3, 1], [4, 0], [0, -1]):
+        with pytest.raises(ValueError, match=r"^its split does not have each graph once$"):
+            checks.check_parts(facts, {"train": train, "valid": [1], "test": [2]})
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_the_first_number_that_is_not_whole_is_named(value: float, text: str) -> None:
+    assert checks.whole_numbers(np.array([3.0, -1.0])).tolist() == [3, -1]
+    with pytest.raises(ValueError, match=f"^{text} is not a whole number$"):
+        checks.whole_numbers(np.array([3.0, value, 0.25]))
+
+
+def test_rows_of_nodes_and_edges_are_counted_apart() -> None:
+    rows = {"node-feat": 5, "node_depth": 5, "edge": 7, "edge-feat": 7, "graph-label": 2}
+    ogbg_files._check_rows(rows, 5, 7)
+    for key in ("node-feat", "node_depth", "edge", "edge-feat"):
+        expected = 5 if key.startswith("node") else 7
+        with pytest.raises(ValueError) as caught:
+            ogbg_files._check_rows(rows | {key: 6}, 5, 7)
+        assert str(caught.value) == f"raw/{key}.csv.gz has 6 rows, but its graphs have {expected}"
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [(b"", 0), (b"1", 1), (b"1\n", 1), (b"1\n2", 2), (b"1\n2\n", 2)]
+)
+def test_rows_are_lines_with_or_without_an_end(content: bytes, count: int, tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
+    assert ogbg_files._count_rows(tmp_path / "a.csv.gz") == count
+
+
+def test_a_set_is_there_where_a_folder_or_the_smiles_of_molhiv_are(tmp_path: Path) -> None:
+    assert not is_there(HIV, tmp_path)
+    (tmp_path / "molhiv" / "raw").mkdir(parents=True)
+    (tmp_path / "molhiv" / "raw" / "hiv.csv").write_text("")
+    assert is_there(HIV, tmp_path) and not is_there("ogbg-ppa", tmp_path)
+    assert find_source(HIV, tmp_path) == Source(tmp_path / "molhiv", ("raw/hiv.csv",), is_smiles=True)
+    (tmp_path / "ogbg_ppi_medium" / "raw").mkdir(parents=True)
+    assert is_there("ogbg-ppa", tmp_path)
+    (tmp_path / "ogbg_molpcba").mkdir()
+    assert not is_there("ogbg-molpcba", tmp_path)
+
+
+def test_the_preferred_folder_is_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = use_ogbg(monkeypatch, tmp_path, HIV)
+    (tmp_path / "hiv" / "raw").mkdir(parents=True)
+    assert find_source(HIV, tmp_path) == Source(tmp_path / "ogbg_molhiv", tuple(facts.files))
+    assert facts.folders == ("ogbg_molhiv", "ogbg-molhiv", "ogbg_molhiv_pyg", "hiv")
+    assert (facts.node_features, facts.positions) == (9, 1)
+
+
+def test_the_line_before_a_reading_says_whether_there_are_other_files(tmp_path: Path) -> None:
+    lines: list[str] = []
+    for is_smiles, files in ((True, ("raw/hiv.csv",)), (False, ("raw/edge.csv.gz", "raw/b.csv.gz"))):
+        with pytest.raises(DataError):
+            ogbg_files.read(HIV, Source(tmp_path, files, is_smiles), lines.append)
+    assert lines == [
+        f"ogbg-molhiv: reads {tmp_path}/raw/hiv.csv",
+        f"ogbg-molhiv: reads {tmp_path}/raw/edge.csv.gz and others",
+    ]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("Unable to allocate 1 GiB")])
+def test_a_failing_machine_is_not_taken_for_a_damaged_set(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    use_ogbg(monkeypatch, tmp_path, HIV)
+    monkeypatch.setattr(ogbg_files, "_count_rows", fail)
+    with pytest.raises(DataError) as caught:
+        ogbg_files.read(HIV, find_source(HIV, tmp_path), lambda line: None)
+    assert not isinstance(caught.value, DamagedError)
+    assert f"{tmp_path / 'ogbg_molhiv'} cannot be read (" in str(caught.value)
+    assert str(caught.value).endswith("): free memory, and check the disk")

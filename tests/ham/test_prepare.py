@@ -293,3 +293,43 @@ def test_the_real_files(
     assert "official files" in capsys.readouterr().out
     assert_prepared(tmp_path, cifar100 / FOLDER)
     shutil.rmtree(tmp_path / FOLDER)
+
+
+def test_only_the_three_files_of_an_archive_are_unpacked(
+    prepare: Prepare, small_cifar100: Path, tmp_path: Path
+) -> None:
+    """Others may stand before, between and after them."""
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for number, name in enumerate(FILES):
+            for other in (f"{FOLDER}/more{number}", f"elsewhere/{name}", name):
+                member = tarfile.TarInfo(other)
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"more"))
+            tar.add(small_cifar100 / name, f"{FOLDER}/{name}")
+    assert prepare(archive)[0] == 0
+    assert_prepared(tmp_path / "to", small_cifar100)
+
+
+def test_a_member_of_the_largest_size_is_unpacked(
+    small_cifar100: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(small_cifar100 / name).stat().st_size for name in FILES]
+    archive = pack(small_cifar100, tmp_path / "a.tar.gz")
+    monkeypatch.setattr(ham.data.prepare, "_LARGEST", max(sizes))
+    ham.data.prepare.unpack(archive, tmp_path)
+    assert [(tmp_path / name).stat().st_size for name in FILES] == sizes
+    monkeypatch.setattr(ham.data.prepare, "_LARGEST", max(sizes) - 1)
+    with pytest.raises(DataError, match=f"holds a train of {max(sizes):,} bytes: it is not CIFAR-100$"):
+        ham.data.prepare.unpack(archive, tmp_path)
+
+
+def test_what_was_done_is_one_line(prepare: Prepare, small_cifar100: Path, tmp_path: Path) -> None:
+    target = tmp_path / "to" / FOLDER
+    facts = "not the official files byte for byte, contents checked"
+    assert prepare(small_cifar100)[1] == f"{target}   {facts}\n"
+    assert prepare()[1] == f"{target}   already there: {facts}\n"
+    (target / "test").unlink()
+    assert prepare(small_cifar100)[1] == (
+        f"{target}   {facts}; replaces a damaged one ({target / 'test'} is missing)\n"
+    )
