@@ -445,6 +445,7 @@ def test_the_reason_why_a_file_is_refused_is_one_line(
     assert write(tree, tmp_path, "--splits", "val", "--workers", 1)[0] == 0
     path = tmp_path / FILES["val"]
     opened = Beton(path)
+    assert (opened.path, len(opened)) == (path, 9)
     assert opened.sizes.tolist() == [[24, 20]] * 9 and opened.compressed.dtype == torch.bool
     assert opened.labels.dtype == torch.int64
     path.write_bytes(damage(path.read_bytes()))

@@ -244,6 +244,14 @@ def test_a_run_s_seed_chooses_the_split_and_counts_around(
     assert (loaded.name, loaded.metric, loaded.features.dtype) == ("chameleon", "accuracy", torch.float32)
 
 
+def test_the_root_defaults_to_ham_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_files.write("chameleon", tmp_path / "graphs")
+    small_files.shrink_sets(monkeypatch, "chameleon")
+    monkeypatch.setenv("HAM_DATA", str(tmp_path))
+    data = Graph(name="chameleon", split=Split.official).load_graph(0, CPU)
+    assert (len(data.labels), data.labels.dtype, data.edges.dtype) == (60, torch.int64, torch.int64)
+
+
 def test_digests_are_those_of_files_that_the_sets_name() -> None:
     named = {Path(path).name for name in SETS for path in graph_facts.sources(name)}
     planetoid = {file for facts in SETS.values() if facts.reader == "Planetoid" for file in facts.files}

@@ -19,7 +19,7 @@ from batches import assert_equal, read_epoch
 from PIL import Image
 from torch import Tensor
 
-from ham.data import DataError, ImageNetFolder, Loaders, imagenet, imagenet_folder
+from ham.data import DataError, ImageNetFolder, Loaders, derived_seed, imagenet, imagenet_folder
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of ImageNet
@@ -117,6 +117,14 @@ def test_the_order_of_an_epoch_is_cut_into_batches_that_know_its_seed() -> None:
     order.seed, order.indices = 7, torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1])
     assert len(order) == 3
     assert list(order) == [[(7, n) for n in (9, 8, 7, 6)], [(7, n) for n in (5, 4, 3, 2)], [(7, 1)]]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_the_crops_of_an_epoch_have_the_seed_of_the_run(seed: int, tree: Path) -> None:
+    loader = folder(tree, seed=seed).train
+    next(loader.batches(3, start=2))
+    assert loader._order.seed == derived_seed(seed, "crops 3")
+    assert loader._order.indices.tolist() == loader.sampler.indices(3)[8:].tolist()
 
 
 def test_workers_ignore_the_signals_that_stop_a_run() -> None:

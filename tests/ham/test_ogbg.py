@@ -17,7 +17,7 @@ if find_spec("ogb") is None:  # not importorskip: `import ogb` asks the network 
 from ogbg_files import load, read_table, use_ogbg
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ham.data import OGBG
+from ham.data import OGBG, DataError
 from ham.data.ogbg import score
 from ham.data.ogbg.package import import_ogb
 from ham.data.ogbg.sets import SETS, OGBGSet
@@ -195,3 +195,27 @@ def test_what_has_no_score_is_an_error(logits: list, labels: list, message: str)
     with pytest.raises(ValueError) as caught:
         score("ogbg-molhiv", torch.tensor(logits), torch.tensor(labels))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_the_root_defaults_to_ham_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path / "graphs", "ogbg-ppa")
+    monkeypatch.setenv("HAM_DATA", str(tmp_path))
+    graphs = OGBG(name="ogbg-ppa").load_graphs(log=lambda line: None)
+    assert (len(graphs), graphs.walks.shape) == (24, (len(graphs.nodes), 0))
+
+
+def test_a_graph_that_is_too_large_for_walks_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_ogbg(monkeypatch, tmp_path, "ogbg-molhiv")
+    monkeypatch.setattr("ham.data.random_walks.MAX_NODES", 3)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, "ogbg-molhiv", walk_steps=2)
+    message = str(caught.value)
+    assert message.startswith("ogbg-molhiv: a graph has ") and message.endswith("; set data.walk_steps=0")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_predictions_that_are_no_numbers_have_no_score(number: float) -> None:
+    with pytest.raises(ValueError, match=r"^predictions for ogbg-ppa have nan or inf$"):
+        score("ogbg-ppa", torch.tensor([[number], [1.0]]), torch.tensor([[0], [1]]))
