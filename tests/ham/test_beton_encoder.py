@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing import Pipe, Value
 from pathlib import Path
@@ -98,6 +99,8 @@ def gather(monkeypatch: pytest.MonkeyPatch, results: list[Any], counted: int) ->
     """What the parent makes of the results of two workers that have taken `counted` of 20 images."""
     monkeypatch.setattr(beton_encoder, "tqdm", Bar)
     monkeypatch.setattr(Bar, "bars", [], raising=False)
+    in_turn = SimpleNamespace(wait=lambda waiting, timeout: waiting[:1])
+    monkeypatch.setattr(beton_encoder, "connection", in_turn)
     running = {}
     for result in results:
         receiver, sender = Pipe(duplex=False)
@@ -173,7 +176,7 @@ def test_a_page_has_room_for_an_image_of_three_bytes_per_pixel(max_resolution: i
 def test_a_worker_sends_its_error_and_ends(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("cv2", reason="comes with FFCV")
+    cv2 = pytest.importorskip("cv2", reason="comes with FFCV")
 
     class EndedError(Exception):
         """Instead of the end of the process."""
@@ -186,6 +189,9 @@ def test_a_worker_sends_its_error_and_ends(
             raise error
 
     sent: list[Any] = []
+    asked: list[tuple[int, int]] = []
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
     source = Source(["a"], [0] * 5, [("", 0, 0)] * 5, [f"name {number}" for number in range(5)])
     writer = SimpleNamespace(
         metadata_sm=SimpleNamespace(buf=bytearray(5)), metadata_type=np.dtype("u1"), fields={}
@@ -193,16 +199,100 @@ def test_a_worker_sends_its_error_and_ends(
     allocator = SimpleNamespace(__enter__=lambda: None, __exit__=lambda *_: None, allocations=[(0, 1, 2)])
     monkeypatch.setattr(beton_encoder, "_encode", fail)
     monkeypatch.setattr(beton_encoder.os, "_exit", end)
-    monkeypatch.setattr(beton_encoder.ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(
+        beton_encoder.ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *call: asked.append(call))
+    )
     arguments = (source, writer, allocator)
     sender = SimpleNamespace(send=sent.append)
     with pytest.raises(EndedError, match="1"):
         beton_encoder._worker(*arguments, Value(ctypes.c_uint64, 0), sender, os.getppid())
     (result,) = sent
     assert isinstance(result, Exception) and str(result) == message
+    assert asked == [(1, signal.SIGKILL)], "PR_SET_PDEATHSIG: it ends with its parent"
+    assert cv2.getNumThreads() == 1
+    cv2.setNumThreads(threads)
     sent.clear()
     beton_encoder._worker(*arguments, Value(ctypes.c_uint64, 0), sender, os.getppid() + 1)
     assert sent == [], "its parent has ended meanwhile"
     monkeypatch.setattr(beton_encoder, "_encode", lambda *_: None)
     beton_encoder._worker(*arguments, Value(ctypes.c_uint64, 0), sender, os.getppid())
     assert sent == [[(0, 1, 2)]]
+
+
+class Process:
+    """In place of a process: sends what `results` has next, and notes what is done with it."""
+
+    results: list[Any]
+    started: list[Process]
+
+    def __init__(self, target: Callable, args: tuple, daemon: bool) -> None:
+        self.arguments, self.calls = args, []
+        assert target is beton_encoder._worker
+
+    def start(self) -> None:
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        self.started.append(self)
+        counter, sender = self.arguments[3:5]
+        assert counter.value == 0
+        sender.send(self.results.pop(0))
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+    def join(self) -> None:
+        self.calls.append("join")
+
+
+def encode_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any], size: int, told: list[Any]
+) -> None:
+    """Encode two images with stand-ins for FFCV's writer and the processes, and note what FFCV is told."""
+    path.write_bytes(bytes(size))
+
+    def writer(*arguments: object, **options: object) -> SimpleNamespace:
+        told.append((arguments, options))
+        memory = SimpleNamespace(close=lambda: told.append("close"), unlink=lambda: told.append("unlink"))
+        made = SimpleNamespace(fname="f", data_region_start=5, page_size=100, metadata_sm=memory)
+        made.prepare = lambda: told.append(("prepare", made.num_samples))
+        made.finalize = lambda allocations: told.append(sorted(allocations))
+        return made
+
+    def allocator(*arguments: object) -> SimpleNamespace:
+        told.append(arguments)
+        return SimpleNamespace(offset=5, next_page_allocated=SimpleNamespace(value=2), page_size=100)
+
+    ffcv = SimpleNamespace(writer=SimpleNamespace(DatasetWriter=writer))
+    monkeypatch.setattr(beton_encoder, "import_ffcv", lambda: ffcv)
+    monkeypatch.setitem(sys.modules, "ffcv", ffcv)
+    memory_allocator = SimpleNamespace(MemoryAllocator=allocator)
+    monkeypatch.setitem(sys.modules, "ffcv.memory_allocator", memory_allocator)
+    context = SimpleNamespace(Pipe=Pipe, Process=Process)
+    monkeypatch.setattr(beton_encoder, "get_context", {"fork": context}.__getitem__)
+    monkeypatch.setattr(Process, "results", list(results), raising=False)
+    monkeypatch.setattr(Process, "started", [], raising=False)
+    source = Source(["a"], [0, 0], [("", 0, 0)] * 2, ["x", "y"])
+    try:
+        beton_encoder.encode_all(path, source, {"image": None}, 500, len(results))
+    finally:
+        told.append([process.calls for process in Process.started])
+
+
+def test_the_file_gets_the_allocations_of_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "file", []
+    encode_all(path, monkeypatch, [[(1, 9, 2)], [(0, 7, 2)]], 205, told)
+    assert told == [
+        *(((str(path), {"image": None}), {"page_size": 2**23}), ("prepare", 2), ("f", 5, 100)),
+        *([(0, 7, 2), (1, 9, 2)], "close", "unlink", [["kill", "join"]] * 2),
+    ]
+
+
+@pytest.mark.parametrize(("result", "size"), [(OSError("disk"), 205), ([(0, 7, 2)], 204)])
+def test_no_process_and_no_shared_memory_stays_after_an_error(
+    result: Any, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    with pytest.raises(OSError, match=r"disk|204 of 205 bytes"):
+        encode_all(tmp_path / "file", monkeypatch, [result], size, told)
+    assert told[3:] == ["close", "unlink", [["kill", "join"]]]

@@ -495,7 +495,7 @@ class Stored:
         self.compressed, self.gray, self.decoded = torch.full((100,), is_jpeg), gray, []
 
     def decode(self, indices: torch.Tensor, boxes: torch.Tensor, out: torch.Tensor) -> None:
-        assert boxes.tolist() == [[0, 0, 2, 3]]
+        assert boxes.tolist() == [[0, 0, 2, 3]] and out.shape == (1, 2, 3, 3)
         self.decoded += indices.tolist()
         out.copy_(torch.from_numpy(self.gray))
 
@@ -531,9 +531,13 @@ def test_pixels_of_16_images_are_compared_the_first_and_the_last_among_them(
 
 
 def test_an_image_of_another_size_or_number_is_stored_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
     gray = np.zeros((2, 3, 3), dtype=np.uint8)
+    cv2.setNumThreads(3)
     with pytest.raises(DataError, match="image 0 is stored wrongly"):
         check(monkeypatch, Stored(True, gray), gray.transpose(1, 0, 2))
+    assert cv2.getNumThreads() == 1, "a later fork must not inherit its threads"
     with pytest.raises(DataError, match=r"^file has other images or labels than the source: write it again"):
         check(monkeypatch, Stored(True, gray), gray, count=99)
 
