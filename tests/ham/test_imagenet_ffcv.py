@@ -67,6 +67,14 @@ def test_the_largest_batch_has_all_training_images(tmp_path: Path, monkeypatch: 
         load(tmp_path, monkeypatch, [0, 1, 1], [1, 0], batch_size=4)
 
 
+@pytest.mark.parametrize("min_crop", [0.0, 1.01])
+def test_a_min_crop_out_of_range_is_refused(
+    min_crop: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"^data\.min_crop must be a fraction of an image's area"):
+        load(tmp_path, monkeypatch, [0, 1], [0, 1], min_crop=min_crop)
+
+
 @pytest.mark.parametrize(("workers", "threads"), [(-1, 1), (0, 1), (1, 1), (3, 3)])
 def test_at_least_one_thread_decodes(
     workers: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -305,11 +305,16 @@ def test_pixels_are_normalized_into_new_memory() -> None:
 def test_a_damaged_image_is_named_in_one_line(workers: int, tree: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     damaged = root / "train" / "wood" / "4.JPEG"
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:100])
+    before, loaders = children(), folder(root, workers)
     with pytest.raises(DataError) as caught:
-        list(folder(root, workers).train.batches(epoch=0))
+        list(loaders.train.batches(epoch=0))
+    assert children() == before, "its workers have ended"
     message = str(caught.value)
     assert str(damaged) in message and "replace or remove" in message and len(message.splitlines()) == 1
+    damaged.write_bytes(content)
+    assert_equal(list(loaders.train.batches(0)), list(folder(tree).train.batches(0)))
 
 
 def test_the_root_defaults_to_ham_data(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,8 @@ def test_the_split_fills_train_then_valid_then_test_and_keeps_scaffolds_together
     parts = molecules.scaffold_split(scaffolds)
     # a (10) and b (4) go to train; with c (3) it would have 17; d (2) fits; 16 + 3 + e (1) are more than 18
     assert parts == {"train": [*range(14), 17, 18], "valid": [14, 15, 16], "test": [19]}
+    # of equal groups the one whose first molecule comes last
+    assert molecules.scaffold_split([*"abba"], 0.5, 0.5) == {"train": [1, 2], "valid": [0, 3], "test": []}
     # singles: the last ones come first
     assert molecules.scaffold_split([*"abcdefghij"]) == {"train": [*range(2, 10)], "valid": [1], "test": [0]}
 
