@@ -103,7 +103,7 @@ def _add_missing(recipe: Recipe, source: Path, target: Path) -> str:
         for path in folder.rglob("*"):
             new = target / path.relative_to(folder)
             if path.is_file() and not new.exists():
-                new.parent.mkdir(parents=True, exist_ok=True)
+                new.parent.mkdir(exist_ok=True)
                 path.rename(new)
     return recipe.check(target)
 

@@ -363,6 +363,14 @@ def test_the_preferred_folder_is_the_first_one(tmp_path: Path, monkeypatch: pyte
     assert (facts.node_features, facts.positions) == (9, 1)
 
 
+@pytest.mark.parametrize("name", [HIV, "ogbg-code2"])
+def test_what_is_read_has_no_walks_yet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_ogbg(monkeypatch, tmp_path, name)
+    graphs = ogbg_files.read(name, find_source(name, tmp_path), lambda line: None)
+    assert (graphs.name, graphs.walks.shape) == (name, (len(graphs.nodes), 0))
+    assert (len(graphs.vocabulary), len(graphs.words)) == ((0, 0) if name == HIV else (5002, 24))
+
+
 def test_the_line_before_a_reading_says_whether_there_are_other_files(tmp_path: Path) -> None:
     lines: list[str] = []
     for is_smiles, files in ((True, ("raw/hiv.csv",)), (False, ("raw/edge.csv.gz", "raw/b.csv.gz"))):

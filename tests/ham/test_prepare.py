@@ -324,6 +324,12 @@ def test_a_member_of_the_largest_size_is_unpacked(
         ham.data.prepare.unpack(archive, tmp_path)
 
 
+def test_folders_above_the_new_one_are_made(small_cifar100: Path, tmp_path: Path) -> None:
+    recipe = ham.data.prepare.RECIPES["cifar100"]
+    ham.data.prepare.prepare(recipe, small_cifar100, tmp_path / "one" / "two" / "to")
+    assert_prepared(tmp_path / "one" / "two" / "to", small_cifar100)
+
+
 def test_what_was_done_is_one_line(prepare: Prepare, small_cifar100: Path, tmp_path: Path) -> None:
     target = tmp_path / "to" / FOLDER
     facts = "not the official files byte for byte, contents checked"
