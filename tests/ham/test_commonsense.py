@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import script
@@ -185,8 +187,6 @@ def small(root: Path, **options: object) -> Commonsense:
 
 def test_the_held_out_examples_are_those_of_a_seeded_permutation(tmp_path: Path):
     """As in `train_test_split` of the library datasets: numpy's permutation, first the test part."""
-    import numpy as np
-
     write_folder(tmp_path, train=40)
     everything = read_records(tmp_path / "train.json")
     order = np.random.default_rng(42).permutation(40)
@@ -218,6 +218,8 @@ def test_questions_are_a_seeded_slice_in_the_order_of_the_file(tmp_path: Path):
         assert question.prompt == evaluation_prompt(everything[question.index])
         assert (question.answer, question.options) == (everything[question.index].answer, ("true", "false"))
     assert questions == small(tmp_path, questions=5).load_questions("boolq")
+    stream = int(hashlib.blake2b(b"42/questions boolq", digest_size=8).hexdigest(), 16) % 2**63
+    assert indices == sorted(np.random.default_rng(stream).permutation(12)[:5].tolist())
     other = small(tmp_path, questions=5, split_seed=7).load_questions("boolq")
     assert [question.index for question in other] != indices
 

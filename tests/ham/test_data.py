@@ -63,6 +63,12 @@ def test_the_ranks_split_each_training_batch_of_the_single_process(world_size: i
     assert torch.equal(parts.flatten(), single.indices(epoch))
 
 
+def test_the_order_of_an_epoch_is_the_permutation_of_its_stream() -> None:
+    seed = int(hashlib.blake2b(b"7/order 3", digest_size=8).hexdigest(), 16) % 2**63
+    order = torch.randperm(41, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(RankSampler(41, 12, seed=7).indices(3), order[:36])
+
+
 def test_without_a_seed_the_ranks_read_every_image_once_in_order() -> None:
     samplers = [RankSampler(7, 4, None, rank, 2) for rank in range(2)]
     assert [sampler.indices(epoch).tolist() for epoch, sampler in enumerate(samplers)] == [

@@ -55,6 +55,11 @@ def test_graphs_are_forgotten_one_by_one_while_they_are_joined(monkeypatch: pyte
     assert kept == [[False, True, True], [False, False, True], [False, False, False]]
 
 
+def test_a_set_may_have_one_graph() -> None:
+    joined = join_graphs([graph(2, [(1, 0)], [[0.5, 2]])], "set")
+    assert (joined["node_starts"].tolist(), joined["edges"].tolist()) == ([0, 2], [[0.5, 2]])
+
+
 @pytest.mark.parametrize(
     ("features", "dtype"), [([[1, 2]], torch.int64), ([[0.5, 2]], torch.float32), ([], torch.float32)]
 )

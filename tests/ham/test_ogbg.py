@@ -44,6 +44,20 @@ def test_the_facts_are_those_of_the_ogb_package() -> None:
     assert SETS["ogbg-code2"].outputs == 5002
 
 
+def test_the_parts_have_the_sizes_that_ogb_publishes() -> None:
+    published = {
+        "ogbg-ppa": (78_200, 45_100, 34_800),
+        "ogbg-molpcba": (350_343, 43_793, 43_793),
+        "ogbg-molhiv": (32_901, 4_113, 4_113),
+        "ogbg-code2": (407_976, 22_817, 21_948),
+    }
+    parts = {name: [(part, count) for part, count in facts.parts.items()] for name, facts in SETS.items()}
+    names = ("train", "valid", "test")
+    assert parts == {name: list(zip(names, counts, strict=True)) for name, counts in published.items()}
+    ppa = SETS["ogbg-ppa"]
+    assert (ppa.node_sizes, ppa.edge_sizes, ppa.edge_features) == ((1,), (), 7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -81,6 +81,13 @@ def test_every_graph_equals_its_own_dense_powers(
         torch.testing.assert_close(result.double(), expected.double(), rtol=0, atol=1e-6)
 
 
+def test_graphs_without_nodes_have_no_rows() -> None:
+    first, empty, last = walks([(1, [(0, 0)]), (0, []), (2, both_ways([(0, 1)]))], 2)
+    assert (first.tolist(), empty.shape, last.tolist()) == ([[1, 1]], (0, 2), [[0, 1], [0, 1]])
+    (nothing,) = walks([(0, [])], 3)
+    assert nothing.shape == (0, 3)
+
+
 def test_a_large_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_walks, "MAX_NODES", 4)
     walks([(4, [])], 1)
