@@ -339,3 +339,59 @@ def test_what_was_done_is_one_line(prepare: Prepare, small_cifar100: Path, tmp_p
     assert prepare(small_cifar100)[1] == (
         f"{target}   {facts}; replaces a damaged one ({target / 'test'} is missing)\n"
     )
+
+
+def commonsense_source(root: Path) -> Path:
+    """A clone with two files of boolq, one of them in two places, and one folder like the prepared one."""
+    places = ("dataset/boolq/test.json", "boolq/train.json", "boolq/test.json", "dataset/piqa/test.json")
+    for place in (*places, "ft-training_set/commonsense_170k.json", "dataset/other/test.json"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text(place)
+    return root
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+COPIED = {
+    "boolq/test.json": "boolq/test.json",
+    "boolq/train.json": "boolq/train.json",
+    "piqa/test.json": "dataset/piqa/test.json",
+    "commonsense_170k.json": "ft-training_set/commonsense_170k.json",
+}
+
+
+def test_commonsense_files_are_copied_from_a_clone_or_a_folder_like_the_prepared_one(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    with pytest.raises(DataError, match=r"^--from \S+/to has none of the commonsense files: git clone "):
+        ham.data.prepare.fill_commonsense(tmp_path / "to", tmp_path / "to")
+    ham.data.prepare.fill_commonsense(commonsense_source(tmp_path / "source"), tmp_path / "to")
+    assert contents(tmp_path / "to") == COPIED
+
+
+def test_a_set_with_optional_files_gets_those_that_it_lacks(tmp_path: Path) -> None:
+    """Nothing that is there changes, and the set is checked again with what was added."""
+    checked: list[list[str]] = []
+
+    def check(folder: Path) -> str:
+        checked.append(sorted(contents(folder)))
+        return f"{len(checked[-1])} files"
+
+    recipe = ham.data.prepare.Recipe("a", "set", (), ham.data.prepare.fill_commonsense, check)
+    target = tmp_path / "to" / "set"
+    for place in ("boolq/test.json", "extra"):
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        (target / place).write_text("kept")
+    assert ham.data.prepare.prepare(recipe, None, tmp_path / "to") == f"{target}   already there: 2 files"
+    source = commonsense_source(tmp_path / "source")
+    line = ham.data.prepare.prepare(recipe, source, tmp_path / "to")
+    assert line == f"{target}   already there: 5 files"
+    assert contents(target) == COPIED | {"boolq/test.json": "kept", "extra": "kept"}
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["set"]
+    assert checked[1:] == [["boolq/test.json", "extra"], sorted(COPIED), sorted({*COPIED, "extra"})]
+
+
+def test_a_folder_without_commonsense_files_is_a_wrong_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has none of the files of https://"):
+        ham.data.prepare.check_commonsense(tmp_path)
