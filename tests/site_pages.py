@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ham.files import RESULTS
+
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
 
 VOID = ("meta", "link", "input", "img", "br", "hr")
@@ -107,3 +109,15 @@ def grid(table: Element) -> list[list[Element | None]]:
             column += width
         rows.append(cells)
     return rows
+
+
+def stale(pages: dict[str, str], *starts: str) -> list[str]:
+    """Names of the pages, of those that start so, whose committed files are others or missing."""
+    chosen = {name: text for name, text in pages.items() if name.startswith(starts)}
+    assert chosen, f"no page starts with {starts}"
+    return sorted(name for name, text in chosen.items() if _committed(name) != text)
+
+
+def _committed(name: str) -> str:
+    path = RESULTS / "site" / name
+    return path.read_text(encoding="utf-8") if path.exists() else ""

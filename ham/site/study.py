@@ -12,7 +12,6 @@ from ham.report.curves import curve
 from ham.report.methods import method_of_experiment
 from ham.report.plan import Panel
 from ham.report.scales import SCALES, scaled_down
-from ham.report.spec import RunSpec
 from ham.report.study import studies, study
 from ham.report.study_results import ArmResult, PartResult, StudyResult, results, with_epochs
 
@@ -132,7 +131,7 @@ class Shown:
         if arm.rate is None:
             return ""
         own = self.result.study.run(arm.name, arm.rate, 0)
-        return page_of(own) if RunSpec(own.exp, 0, own.overrides, own.demo) in sources.groups else ""
+        return page_of(own) if own in sources.groups else ""
 
 
 def build(sources: Sources) -> tuple[list[Shown], list[str]]:

@@ -77,11 +77,11 @@ class Shown:
     def columns(self) -> list[tuple[str, str]]:
         """Name and kind, `number` or `text`, of each column that has values."""
         names = self.text.head[self.text.name_columns :]
-        kinds = [
-            all(row[place].is_number for block in self.blocks for row in block.rows)
-            for place in range(len(names))
+        rows = [row for block in self.blocks for row in block.rows]
+        return [
+            (name, "number" if all(row[place].is_number for row in rows) else "text")
+            for place, name in enumerate(names)
         ]
-        return [(name, "number" if own else "text") for name, own in zip(names, kinds, strict=True)]
 
     @property
     def plan_name(self) -> str:
@@ -191,10 +191,10 @@ def _shown(table: TableResult, demo: str, sources: Sources) -> Shown:
         kinds = tuple(line[names] for line in lines)
         cells = tuple(
             tuple(
-                _cell(shown, kind, cell, demo, sources)
+                _cell(shown, line[names], cell, demo, sources)
                 for shown, cell in zip(line[names + 1 :], row.cells, strict=True)
             )
-            for kind, line in zip(kinds, lines, strict=True)
+            for line in lines
         )
         blocks.append(Block(lines[0][:names], kinds, cells))
     used = {kind for block in blocks for kind in block.kinds}

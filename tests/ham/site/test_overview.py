@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import script
 from printed_numbers import markdown_tables
-from site_pages import Element, data_of, grid, parse
+from site_pages import Element, data_of, grid, parse, stale
 
 from ham.files import RESULTS
 from ham.report import captions, plan
@@ -59,6 +59,10 @@ def test_the_heat_map_counts_what_the_coverage_page_counts(overview: Element) ->
             assert float(share[1]) == pytest.approx(100 * int(complete) / int(parts), abs=0.06)
             compared += 1
     assert compared > 50
+
+
+def test_the_committed_overview_is_of_the_records(committed: dict[str, str]) -> None:
+    assert not stale(committed, "index.html")
 
 
 def test_a_part_that_only_smaller_scales_have_is_called_scaled_down(

@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from site_pages import Element, data_of, grid, parse
+from site_pages import Element, data_of, grid, parse, stale
 
 from ham.experiments import experiments
 from ham.files import RESULTS
 from ham.report import methods, plan
+from ham.report.curves import Curve
 from ham.report.records import write_divergence
 from ham.report.scales import FOLDERS
 from ham.report.spec import PlanError, RunSpec, lock
 from ham.report.study import studies, study
-from ham.site import build, charts, curves, pages
+from ham.site import build, charts, curves, pages, runs
 
 FILES = [path for folder in FOLDERS for path in sorted((RESULTS / folder).rglob("seed*.json"))]
+NAMED = ("Run", "Setting", "Cell of the paper", "Seed", "Outcome")
 REPORTED = {"images": "top1", "nodes": "valid", "graphs": "valid"}
 
 
@@ -53,6 +55,10 @@ def facts(page: Element) -> dict[str, str]:
     return {
         a.text: b.text for own in page.all("dl") for a, b in zip(own.all("dt"), own.all("dd"), strict=True)
     }
+
+
+def texts_of(row: dict[str, Element]) -> dict[str, str]:
+    return {name: cell.text for name, cell in row.items()}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +162,10 @@ def test_curves_are_means_and_deviations_of_the_epochs(committed: dict[str, str]
     assert compared == set(names)
 
 
+def test_the_committed_pages_of_runs_and_curves_are_of_the_records(committed: dict[str, str]) -> None:
+    assert not stale(committed, "runs", "curves.html")
+
+
 def test_the_reader_can_choose_every_curve(committed: dict[str, str]) -> None:
     page = parse(committed["curves.html"])
     data = data_of(page, "data-choice")["choice"]
@@ -168,6 +178,66 @@ def test_the_reader_can_choose_every_curve(committed: dict[str, str]) -> None:
     for own in data["series"]:
         for points in own["curves"].values():
             assert all(len(point) == 3 for point in points)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "points", "distance"),
+    [(31, 31, 1), (32, 31, 2), (62, 31, 2), (63, 31, 5), (155, 31, 5), (156, 31, 10), (0, 31, 1)]
+    + [(11, 1, 20), (51, 1, 100), (10**8 + 1, 1, 2 * 10**8), (5 * 10**8, 1, 5 * 10**8)],
+)
+def test_epochs_of_a_curve_have_a_round_distance(epochs: int, points: int, distance: int) -> None:
+    assert curves.step(epochs, points) == distance
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (31, list(range(1, 32))),
+        (32, list(range(2, 33, 2))),
+        (33, [*range(2, 33, 2), 33]),
+        (100, list(range(5, 101, 5))),
+        (101, [*range(5, 101, 5), 101]),
+    ],
+)
+def test_a_curve_shows_multiples_of_its_distance_and_the_last_epoch(count: int, expected: list[int]) -> None:
+    lines = [{"epoch": epoch} for epoch in range(count)]
+    assert [[line["epoch"] + 1 for line in own] for own in curves.thinned([lines])] == [expected]
+    assert curves.thinned([]) == []
+
+
+def test_the_numbers_of_curves_are_at_most_about_twelve_rows_with_the_last_epoch() -> None:
+    panel = Curve(tuple(range(1, 26)), tuple(map(float, range(1, 26))), (0.0,) * 24 + (0.125,))
+    head, rows = runs._numbers({"loss": panel, "l1": Curve((25,), (0.5,), (0.0,))})
+    assert head == ["epoch", "training loss", "L1: mean |weight|"]
+    assert rows == [
+        [5, "5", ""], [10, "10", ""], [15, "15", ""], [20, "20", ""], [25, "25 +- 0.12", "0.5"]
+    ]  # fmt: skip
+    assert [row[0] for row in runs._numbers({"loss": thin(panel, 12)})[1]] == [*range(1, 13)]
+    assert [row[0] for row in runs._numbers({"loss": thin(panel, 13)})[1]] == [2, 4, 6, 8, 10, 12, 13]
+    assert runs._numbers({}) == (["epoch"], [])
+
+
+def thin(points: Curve, count: int) -> Curve:
+    """Its first points."""
+    return Curve(points.epochs[:count], points.means[:count], points.stds[:count])
+
+
+def test_curves_with_a_missing_deviation_are_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        runs._numbers({"loss": Curve((1, 2), (1.0, 2.0), (0.0,))})
+    with pytest.raises(ValueError, match="shorter"):
+        runs._numbers({"loss": Curve((1, 2), (1.0,), (0.0,))})
+    with pytest.raises(ValueError, match="shorter"):
+        curves._points(Curve((1, 2), (1.0, 2.0), (0.0,)))
+
+
+def test_lists_of_a_record_are_words_with_commas_and_none_without_any() -> None:
+    assert runs._words({"gpus": [], "cores": 2, "names": ["a", "b"]}) == "gpus none, cores 2, names a, b"
+
+
+@pytest.mark.parametrize(("dirty", "words"), [(True, "yes"), (False, "no"), (None, "unknown")])
+def test_the_provenance_says_whether_changes_were_uncommitted(dirty: bool | None, words: str) -> None:
+    assert runs._provenance({"dirty": dirty, "argv": []})["uncommitted changes"] == words
 
 
 def test_runs_that_diverged_are_listed_with_their_reason(
@@ -185,6 +255,13 @@ def test_runs_that_diverged_are_listed_with_their_reason(
         ("cifar100_ham", "1", "diverged"),
         ("deit", "2", "diverged"),
     ]
+    lost = [row for row in rows if row["Outcome"].text == "diverged"]
+    assert all({text for name, text in texts_of(row).items() if name not in NAMED} == {""} for row in lost), (
+        "a run without a result has no numbers"
+    )
+    assert [row["Run"].all("a")[0].attrs["href"] for row in rows] == [
+        "runs/cifar100_ham.html#seed0", "runs/cifar100_ham.html#seed1", "runs/deit.html#seed2"
+    ]  # fmt: skip
     page = parse(site["runs/cifar100_ham.html"]).text
     assert "Seed 1 diverged: the loss became nan at epoch 3." in page and "+exp=cifar100_ham seed=1" in page
     assert "Seed 2 diverged: a weight became inf." in parse(site["runs/deit.html"]).text

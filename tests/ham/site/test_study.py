@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 from printed_numbers import markdown_tables
 from scipy import stats
-from site_pages import Element, data_of, grid, parse
+from site_pages import Element, data_of, grid, parse, stale
 from study_files import PLAN, all_tuned
 
 from ham.files import RESULTS
 from ham.report.records import metrics_path, write_divergence
 from ham.report.spec import RunSpec
-from ham.site import build
+from ham.site import build, study
 
 RATES = {"SGD": 0.05, "HAM": 0.0125, "matched decay": 0.05, "beta alone": 0.2, "alpha alone": 0.0125}
+PRIMARY = [PLAN.arms[name] for name in PLAN.parts["primary"].arms]
+COMMANDS = (
+    "python scripts/sweep.py --study cifar16 --local",
+    "python scripts/collect.py --demo cifar16",
+    "python scripts/study.py cifar16",
+)
 PAIRS = [("HAM", "SGD"), ("HAM", "matched decay"), ("HAM", "beta alone")]
 
 
@@ -71,6 +77,55 @@ def test_the_committed_page_says_how_far_the_study_is(committed: dict[str, str])
     )
 
 
+def test_the_committed_page_is_of_the_records(committed: dict[str, str]) -> None:
+    assert not stale(committed, "study.html")
+
+
+def check_panels(root: Element) -> None:
+    """Titles, order and height of the charts of a complete study, and who is drawn where."""
+    shown = {own.attrs["id"]: own for own in root.all("div") if "plot" in own.classes}
+    titles = {name: own.attrs["aria-label"] for name, own in shown.items()}
+    primary = [(name.split("-")[-1], title) for name, title in titles.items() if "-primary-" in name]
+    assert primary == [
+        ("top1", "Test top-1 [%]"),
+        ("loss", "Training loss"),
+        ("l1", "L1: mean |weight|"),
+        ("flips", "Weights that change sign in ten epochs [%]"),
+    ]
+    assert titles["cifar16-forest"].startswith("Paired differences: seeds (dots)")
+    pairs = PLAN.parts["secondary"].contrasts
+    drawn = {name: title for name, title in titles.items() if "-secondary-" in name}
+    assert drawn == {
+        f"cifar16-secondary-top1{i}": f"{own.reference} and {own.arm}" for i, own in enumerate(pairs)
+    }
+    assert {own.attrs["style"] for name, own in shown.items() if name != "cifar16-forest"} == {
+        "min-height: 300px"
+    }
+    flips = data_of(root, "data-chart")["cifar16-primary-flips"]
+    scale = flips["layer"][1]["encoding"]["strokeDash"]["scale"]
+    assert scale["domain"] == [arm.name for arm in PRIMARY] and len(map_of(scale)) == 5
+
+
+def map_of(scale: dict[str, list]) -> dict[str, tuple]:
+    """Label -> its look, without two of the same look."""
+    looks = {name: tuple(look) for name, look in zip(scale["domain"], scale["range"], strict=True)}
+    return {look: name for name, look in looks.items()}
+
+
+def test_the_curves_are_of_metrics_of_epochs_in_percent_where_they_are_shares() -> None:
+    assert {name: (own.metric, own.scale) for name, own in study.PANELS.items()} == {
+        "top1": ("top1", 1),
+        "loss": ("train_loss", 1),
+        "l1": ("l1_mean", 1),
+        "flips": ("sign_flips", 100),
+        "small": ("below_0.001", 100),
+        "clamped": ("clamped_share", 100),
+    }
+    percent = {name for name, own in study.PANELS.items() if own.label.endswith("[%]")}
+    assert percent == {"top1", "flips", "small", "clamped"}
+    assert study.PANELS["small"].label == "weights below 1e-3 [%]"
+
+
 def test_an_incomplete_part_shows_accuracies_and_no_difference(
     tuned: Path, write_record: Callable[..., Path]
 ) -> None:
@@ -110,9 +165,12 @@ def test_a_complete_study_is_what_scipy_computes(tuned: Path, write_record: Call
         **dict.fromkeys(("cifar16-secondary-top10", "cifar16-secondary-top15"), "test top-1 [%]"),
     }
     assert axes == {name: charts[name]["layer"][1]["encoding"]["y"]["title"] for name in axes}
+    check_panels(root)
+    assert f"{COMMANDS[0]} && {COMMANDS[1]} && {COMMANDS[2]}" in root.text
     arms = next(own for own in root.all("table") if own.all("caption")[0].text == "Arms")
     links = [own.attrs["href"] for own in arms.all("a")]
     assert len(links) == 5 and all(link in site for link in links)
+    assert [link.partition("-cifar16")[0] for link in links] == [f"runs/{arm.exp}" for arm in PRIMARY]
     size = sum(len(text.encode()) for text in site.values())
     assert size < 1.6e6  # beside the other records and the library, below 3 MB
 

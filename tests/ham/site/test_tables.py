@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from printed_numbers import could_print, markdown_tables
-from site_pages import Element, grid, parse
+from site_pages import Element, grid, parse, stale
 
 from ham.files import RESULTS
 from ham.report import plan
@@ -112,6 +112,10 @@ def test_every_rendered_table_has_a_page_and_all_numbers_are_compared(committed:
         cell for name in RENDERED for row in rendered(name)[1:] for cell in row if re.search(r"\d", cell)
     ]
     assert len(RENDERED) > 25 and len(compared) > 900
+
+
+def test_the_committed_pages_of_tables_are_of_the_records(committed: dict[str, str]) -> None:
+    assert not stale(committed, "tables")
 
 
 @pytest.mark.parametrize("name", ["table14", "table17", "demo_table04", "table11", "table16", "table05"])

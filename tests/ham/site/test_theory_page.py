@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import vega
+from site_pages import stale
 
 from ham import theory
 from ham.report.theory_data import DATA
 from ham.site import formulas, neuron, regression
 from ham.site.charts import Chart
-from ham.site.theory import SECTIONS, page
+from ham.site.theory import PAGE, SECTIONS, page
 
 
 def data_of(figure: str) -> dict[str, Any]:
@@ -221,6 +222,10 @@ def test_the_tables_below_the_charts_are_what_the_sliders_show_at_the_start() ->
                 if x[0] <= float(row[0]) <= x[-1] and float(row[0]) != 0:  # HYP jumps at 0
                     near = np.interp(float(row[0]), x, y)
                     assert near == pytest.approx(float(row[place]), abs=2e-3), (make, method, row)
+
+
+def test_the_committed_page_is_of_the_committed_data() -> None:
+    assert not stale({PAGE: page()[0]}, PAGE)
 
 
 def test_every_section_says_what_to_look_for_and_cites_the_paper() -> None:
