@@ -21,6 +21,7 @@ from .sliders import (
     columns,
     formula_chart,
     level,
+    number,
     numbers,
     sign_of,
 )
@@ -191,7 +192,7 @@ def path_transform(steps: int) -> list[dict[str, Any]]:
 def path(data: dict[str, Any]) -> Chart:
     """Figure 3, right."""
     at = data["settings"]["path"]
-    optimum = numbers([at["optimum"]])[0]
+    optimum = number(at["optimum"])
     steps = len(data["path"]["hyp"]) - 1
     if not 1 <= steps <= 50:
         raise ValueError(f"its path has {steps} steps, not 1 to 50")

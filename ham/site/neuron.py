@@ -17,6 +17,7 @@ from .sliders import (
     by_method,
     calculate,
     formula_chart,
+    number,
     numbers,
 )
 
@@ -104,7 +105,7 @@ def orbits(data: dict[str, Any]) -> Chart:
             Slider("gamma_2", "gamma of w (m * w)", 0, 2, 0.05, gamma[1]),
             Slider("size", "size", 0.1, 0.9, 0.05, 0.5),
         ],
-        parameters=[{"name": "target", "value": numbers([settings["target"]])[0]}, *PARAMETERS],
+        parameters=[{"name": "target", "value": number(settings["target"])}, *PARAMETERS],
         sequence=("u", 0, 1.001, 0.0025),
         transform=orbit_transform(),
         after=[UNTIL_SOLVED],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .charts import Chart, color, dash, rounded
-from .sliders import HEIGHT, SLIDER, Slider, by_method, calculate, cell, numbers
+from .sliders import HEIGHT, SLIDER, Slider, by_method, calculate, cell, number, numbers
 
 LABELS = {  # method in results/theory -> label and look
     "gd": ("GD", "base"),
@@ -47,7 +47,7 @@ def strengths(data: dict[str, Any]) -> Chart:
     series = data["series"]
     exponents = [round(math.log10(alpha)) for alpha in numbers([own["alpha"] for own in series])]
     labels = [
-        f"alpha = 1e{exponent}, lr = {numbers([own['lr']])[0]:g}"
+        f"alpha = 1e{exponent}, lr = {number(own['lr']):g}"
         for exponent, own in zip(exponents, series, strict=True)
     ]
     rows = [

@@ -58,6 +58,11 @@ def numbers(values: Sequence[Any]) -> list[float]:
     return values
 
 
+def number(value: Any) -> float:
+    """The value. Raises ValueError unless it is a number."""
+    return numbers([value]).pop()
+
+
 def calculate(expression: str, name: str) -> dict[str, str]:
     """A transform: the field of each row by an expression."""
     return {"calculate": expression, "as": name}

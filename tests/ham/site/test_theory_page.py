@@ -287,6 +287,98 @@ def test_odd_data_are_named_and_left_out(figure: str, change: Callable[[dict], A
         json.loads(spec, parse_constant=pytest.fail)
 
 
+def steps(count: int) -> Callable[[dict[str, Any]], Any]:
+    """A path of so many steps."""
+    weights = [0.6 - 0.01 * step for step in range(count + 1)]
+    return lambda data: data.update(path={"hyp": weights, "hyp_star": weights})
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_path_may_have_1_to_50_steps(count: int) -> None:
+    data = data_of("figure03")
+    steps(count)(data)
+    chart = formulas.path(data)
+    assert chart.rows[-1][0] == str(count)
+    assert chart.spec["layer"][-1]["encoding"]["x"]["scale"]["domain"] == [0, count]
+
+
+@pytest.mark.parametrize(("optimum", "low"), [(-1, -1.2), (-0.5, -1.2), (-2, -2.4)])
+def test_the_axis_of_a_path_reaches_below_its_optimum(optimum: float, low: float) -> None:
+    data = data_of("figure03")
+    data["settings"]["path"]["optimum"] = optimum
+    chart = formulas.path(data)
+    assert chart.spec["layer"][-1]["encoding"]["y"]["scale"]["domain"] == [pytest.approx(low), 1]
+    assert chart.title == f"Steps through zero to the optimum {optimum:g}"
+
+
+REFUSED: list[tuple[Callable, str, Callable[[dict[str, Any]], Any], str]] = [
+    (formulas.path, "figure03", steps(0), "its path has 0 steps, not 1 to 50"),
+    (formulas.path, "figure03", steps(51), "its path has 51 steps, not 1 to 50"),
+    *(
+        (formulas.flows, "figure01", own, "its flow is not from -1 to the minimum")
+        for own in (
+            lambda data: data["settings"].update(start=-2),
+            lambda data: data["settings"].update(optimum=2),
+            lambda data: data["settings"].update(loss="theta^2"),
+        )
+    ),
+    *(
+        (neuron.quadrants, "figure04", own, "a path has no case of signs or no seed")
+        for own in (
+            lambda data: data["paths"]["ham"][0].update(case=[2, 3]),
+            lambda data: data["paths"]["ham"][0].update(seed=1.0),
+        )
+    ),
+    *(
+        (neuron.quadrants, "figure04", own, "a path has not two coordinates at each of its points")
+        for own in (
+            lambda data: data["paths"]["ham"][0].update(a_w=[[1, 2]]),
+            lambda data: data["paths"]["ham"][0].update(a_w=[[1, 2], [1, 2, 3], [1, 2]]),
+        )
+    ),
+    *(
+        (section.make, "figure06", own, "it lacks steps, or a step or distance is not above 0")
+        for section in SECTIONS
+        if section.figure == "figure06"
+        for own in (
+            lambda data: data["steps"].__setitem__(1, 0),
+            lambda data: data["steps"].__setitem__(1, -0.5),
+            lambda data: data["steps"].append(10**7),
+            lambda data: data["series"][0]["distances"][0].__setitem__(1, 0),
+            lambda data: data["series"][0]["distances"][1].__setitem__(-1, -1),
+            lambda data: shorten(data),
+        )
+    ),
+]
+
+
+def shorten(data: dict[str, Any]) -> None:
+    """Leave the start alone."""
+    del data["steps"][1:]
+    for series in data["series"]:
+        for distances in series["distances"]:
+            del distances[1:]
+
+
+@pytest.mark.parametrize(("make", "figure", "change", "message"), REFUSED)
+def test_data_that_cannot_be_drawn_are_refused_with_the_reason(
+    make: Callable[[dict[str, Any]], Chart], figure: str, change: Callable[[dict], Any], message: str
+) -> None:
+    data = data_of(figure)
+    change(data)
+    with pytest.raises(ValueError) as caught:
+        make(data)
+    assert str(caught.value).startswith(message)
+
+
+def test_points_of_a_path_that_are_at_most_a_hundredth_apart_are_left_out_but_for_its_ends() -> None:
+    assert neuron._coordinates([[0, 0], [0.01, 0], [0, 0.011], [0.0005, 0.011], [0.0004, 0.0112]]) == (
+        [0, 0, 0],
+        [0, 0.011, 0.011],
+    )
+    assert neuron._coordinates([[0, 1], [0, 1]]) == ([0, 0], [1, 1])
+
+
 def test_missing_and_damaged_data_are_named_with_the_cure(tmp_path: Path) -> None:
     text, problems = page(tmp_path)
     assert 'class="theory"' not in text and "run <code>python scripts/theory_runs.py</code>" in text
