@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 from torch import nn
@@ -21,7 +22,7 @@ class BestEpochTask(Task):
     def evaluate(self, run: Progress) -> Metrics:
         """The validation metric; the test metric only at a new best epoch and at the last."""
         metrics = {"valid": self.metric(run.model, "valid")}
-        best = max((line["valid"] for line in run.history), default=-1.0)
+        best = max((line["valid"] for line in run.history), default=-math.inf)
         if metrics["valid"] > best or run.epoch + 1 == run.cfg.epochs:
             metrics["test"] = self.metric(run.model, "test")
         return metrics
