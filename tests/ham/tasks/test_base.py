@@ -62,7 +62,9 @@ def test_a_task_trains_on_its_data_and_on_what_is_derived_from_them(monkeypatch:
         load = None
 
     monkeypatch.setattr(base, "TASKS", dict(base.TASKS))
-    with pytest.raises(ValueError, match=r"^no task trains on Letters: derive it from ImageData, or register"):
+    with pytest.raises(
+        ValueError, match=r"^no task trains on Letters: derive it from ImageData, or register"
+    ):
         task_of(Letters())
     assert task_for(Words)(ImageClassification) is ImageClassification
     assert task_of(Words()) is task_of(Letters()) is ImageClassification
