@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ham.models import gnn, graph_layers
+from ham.models import gnn, graph_layers, receptive
 from ham.models.gnn import GNN, Attention, Conv, Norm
 from ham.models.receptive import Subgraph, edge_weights, sparse
+from ham.models.sparse import Csr
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -210,6 +211,22 @@ def test_initial_weights_have_the_bounds_of_pyg() -> None:
         bounds = sorted(float(p.detach().abs().max()) for p in ours.values() if p.numel() > 100)
         others = sorted(float(p.detach().abs().max()) for p in theirs.parameters() if p.numel() > 100)
         assert bounds == pytest.approx(others, rel=0.02), kind
+        for p in (own.detach() for own in ours.values() if own.numel() > 100):
+            assert float(p.min()) == pytest.approx(-float(p.max()), rel=0.02)
+            assert abs(float(p.mean())) < 0.15 * float(p.max())
+
+
+def test_a_linear_map_starts_like_torchs() -> None:
+    """Weights and biases are uniform within 1 / sqrt(inputs)."""
+    torch.manual_seed(0)
+    layer = graph_layers.SparseLinear(4, 5000)
+    assert layer.weight.shape == (4, 5000)
+    for p in (layer.weight.detach(), layer.bias.detach()):
+        assert -0.5 <= float(p.min()) < -0.499 and 0.499 < float(p.max()) <= 0.5
+        assert abs(float(p.mean())) < 0.02
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(layer(sparse(x)), layer(x))
+    torch.testing.assert_close(layer(x), x @ layer.weight + layer.bias)
 
 
 def test_a_network_has_the_layers_of_its_spec() -> None:
@@ -225,9 +242,106 @@ def test_a_network_has_the_layers_of_its_spec() -> None:
     assert names == {"convs", "classifier"}
 
 
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("pre_linear", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_network_is_its_layers_one_after_the_other(
+    norm: Norm, pre_linear: bool, residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropouts multiply by 2 after the first linear layer and by 3 after a convolution."""
+    monkeypatch.setattr(gnn, "dropout", lambda x, probability, training: x * 2 * probability * training)
+    monkeypatch.setattr(
+        gnn,
+        "relu_dropout",
+        lambda x, probability, training, inplace: x.relu() * 3 * probability * training,
+    )
+    torch.manual_seed(0)
+    edges, x = random_edges(2), torch.randn(NODES, WIDTH)
+    network = spec("sage", layers=2, dropout=0.5, norm=norm, pre_linear=pre_linear, residual=residual).build(
+        num_features=WIDTH, num_classes=3
+    )
+    edges_used, edge_values = edge_weights("sage", edges, NODES, x.dtype)
+    subgraph = Subgraph(x, edges_used, edge_values, torch.arange(NODES), 2, full_graph=True)
+    expected = x
+    if pre_linear:
+        expected = network.first(x) * 2 * 0.5
+    for k, (conv, block) in enumerate(zip(network.convs, subgraph.blocks, strict=True)):
+        z = conv(expected, block)
+        z = z + network.skips[k](expected) if residual else z
+        expected = network.norms[k](z).relu() * 3 * 0.5
+    torch.testing.assert_close(network(subgraph), network.classifier(expected))
+
+
+def test_the_defaults_are_two_gcn_layers_of_512_channels() -> None:
+    plain = GNN()
+    assert (plain.conv, plain.attention, plain.norm) == (Conv.gcn, Attention.v2, Norm.none)
+    assert (plain.hidden, plain.layers, plain.dropout) == (512, 2, 0.5)
+    assert not plain.residual and not plain.pre_linear
+    smallest = GNN(hidden=1, layers=1, dropout=0.0)
+    smallest.check(0)
+    assert len(smallest.build(num_classes=2, num_features=3).convs) == 1
+
+
+def test_weights_of_edges_by_hand() -> None:
+    """0 -> 1 twice, 2 -> 1, and a self-loop of 2; node 0 has no source."""
+    edges = torch.tensor([[0, 0, 2, 2], [1, 1, 1, 2]])
+    used, weights = edge_weights("gcn", edges, 3, torch.float64)
+    assert used.tolist() == [[0, 0, 2, 0, 1, 2], [1, 1, 1, 0, 1, 2]], "one self-loop for each node"
+    assert weights.tolist() == pytest.approx([0.5, 0.5, 0.5, 1, 0.25, 1])  # in-degrees 1, 4 and 1
+    used, weights = edge_weights("sage", edges, 3, torch.float64)
+    assert torch.equal(used, edges) and weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
+    used, weights = edge_weights("gat", edges, 3, torch.float32)
+    assert torch.equal(used, edges) and weights.tolist() == [1, 1, 1, 1] and weights.dtype is torch.float32
+
+
+@pytest.mark.parametrize(("nonzero", "is_sparse"), [(3, True), (5, False), (20, False), (0, True)])
+def test_features_are_stored_as_a_sparse_matrix_below_a_density_of_a_fifth(
+    nonzero: int, is_sparse: bool
+) -> None:
+    features = torch.zeros(20)
+    features[:nonzero] = -1.5
+    found = receptive.inputs(features.view(5, 4))
+    assert isinstance(found, Csr) == is_sparse
+    assert torch.equal(found @ torch.eye(4), features.view(5, 4))
+    assert receptive.inputs(found) is found
+
+
+def test_the_product_with_constant_inputs_is_computed_once() -> None:
+    class Operator:
+        shape, calls = (2, 3), 0
+
+        def __matmul__(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x[:2] * 10
+
+    constant = torch.ones(3, 1)
+    block = receptive.Block(Operator(), constant)
+    assert block.num_targets == 2
+    assert block.gather(constant).tolist() == block.gather(constant).tolist() == [[10], [10]]
+    assert block.operator.calls == 1
+    assert block.gather(constant * 2).tolist() == [[20], [20]]
+    block.gather(constant * 2)
+    assert block.operator.calls == 3
+
+
+def test_layers_of_the_full_graph_share_a_block_and_outputs_come_first() -> None:
+    x = torch.arange(5.0)[:, None] + 1
+    edges = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]])
+    weights = edge_weights("sage", edges, 5, torch.float32)
+    subgraph = Subgraph(x, *weights, torch.tensor([3, 1]), 3, full_graph=True)
+    assert subgraph.features.flatten().tolist() == [4, 2, 1, 3, 5] and subgraph.num_outputs == 2
+    assert subgraph.blocks[1] is subgraph.blocks[2] is not subgraph.blocks[0]
+    assert subgraph.blocks[0].constant is subgraph.features and subgraph.blocks[1].constant is None
+    sparse_features = Subgraph(torch.eye(5, 20), *weights, torch.tensor([3]), 1, full_graph=True)
+    assert isinstance(sparse_features.features, Csr) and sparse_features.blocks[0].constant is None
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
-    [({"dropout": 1.0}, "dropout"), ({"layers": 0}, "layers"), ({"hidden": 0}, "hidden")],
+    [
+        *(({"dropout": 1.0}, "dropout"), ({"layers": 0}, "layers"), ({"hidden": 0}, "hidden")),
+        ({"dropout": -0.1}, r"must be in \[0, 1\), got -0.1"),
+    ],
     ids=str,
 )
 def test_impossible_sizes_are_refused(values: dict, word: str) -> None:

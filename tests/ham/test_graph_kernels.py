@@ -121,6 +121,185 @@ def test_code_and_torch_agree_on_a_larger_graph_with_any_number_of_threads(dtype
         assert_equal(*pairs, dtype)
 
 
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 16])
+def test_torchs_operations_equal_the_dense_formulas_in_chunks_of_any_size(chunk, monkeypatch):
+    without_c(monkeypatch)
+    monkeypatch.setattr(attention, "_CHUNK", chunk)
+    dtype = torch.float64
+    edges = random_matrix(5, 6, 30, dtype, 2)
+    x, left = (randn(6, 4, dtype=dtype, seed=k, grad=True) for k in (1, 2))
+    right, weights = randn(5, 4, dtype=dtype, seed=3, grad=True), randn(4, dtype=dtype, seed=4, grad=True)
+    scores = randn(30, dtype=dtype, seed=5, grad=True)
+    assert_equal(gradients(edges @ x, [x]), gradients(edges.tensor().to_dense() @ x, [x]), dtype)
+    ours = attention.attend(x, scores, edges)
+    assert_equal(
+        gradients(ours, [x, scores]), gradients(dense_attention(x, scores, edges), [x, scores]), dtype
+    )
+    ours = attention.additive_scores(left, right, weights, edges, 0.2)
+    formula = dense_scores(left, right, weights, edges, 0.2)
+    inputs = [left, right, weights]
+    assert_equal(gradients(ours, inputs), gradients(formula, inputs), dtype)
+
+
+@pytest.mark.parametrize("has_code", [True, False])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_draw_at_the_threshold_is_kept_and_one_below_is_dropped(has_code, inplace, monkeypatch):
+    if not has_code:
+        without_c(monkeypatch)
+    draws = torch.tensor([-3, -2, -1, 5, 5], dtype=torch.int16)
+    monkeypatch.setattr(graph_layers, "_draws", lambda x, probability: (draws, -2, 4.0))
+    x = torch.tensor([1.0, 1.0, 2.0, 3.0, -1.0], requires_grad=True)
+    out = graph_layers.relu_dropout(x * 1, 0.5, True, inplace=inplace)
+    assert out.tolist() == [0, 4, 8, 12, 0]
+    (gradient,) = torch.autograd.grad((out * torch.arange(1.0, 6.0)).sum(), x)
+    assert gradient.tolist() == [0, 8, 12, 16, 0]
+
+
+def test_types_that_cannot_hold_a_draw_are_dropped_after_relu():
+    x, results = torch.randn(200, 100).bfloat16(), []
+    for forward in (
+        lambda x: graph_layers.relu_dropout(x, 0.3, True),
+        lambda x: graph_layers.dropout(torch.relu(x), 0.3, True),
+    ):
+        torch.manual_seed(1)
+        results.append(forward(x))
+    assert results[0].dtype is torch.bfloat16 and torch.equal(*results)
+
+
+def test_code_is_for_plain_cpu_tensors_of_one_float_type_that_autograd_does_not_record(monkeypatch):
+    one, other = torch.ones(2), torch.ones(3)
+    assert graph_kernels.for_tensors(one) is None, "autograd may record"
+    with torch.no_grad():
+        found = graph_kernels.for_tensors(one, other)
+        assert isinstance(found, graph_kernels.GraphKernels) and found is graph_kernels.for_tensors(one)
+        assert graph_kernels.for_tensors(one.double()) not in (None, found)
+        for tensors in (
+            (one.half(),),
+            (one.long(),),
+            (one, other.double()),
+            (one.double(), other),
+            (one, other.to("meta")),
+            (one, torch._neg_view(other)),
+        ):
+            assert graph_kernels.for_tensors(*tensors) is None
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert graph_kernels.for_tensors(one) is None
+
+
+PATTERN = graph_kernels.Pattern(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2]), 3)
+WIDE, ROWS, ENTRIES, CHANNELS = torch.ones(3, 4), torch.ones(2, 4), torch.ones(3), torch.ones(4)
+ORDER, DRAWS = torch.arange(3), torch.ones(4, dtype=torch.int16)
+RIGHT = {  # operation -> arguments that fit, of which those at these places are checked
+    "multiply": ((PATTERN, ENTRIES, ORDER, WIDE), (1, 2, 3)),
+    "attend": ((PATTERN, ENTRIES, WIDE), (1, 2)),
+    "attend_backward": ((PATTERN, ENTRIES, WIDE, ROWS, ROWS), (3, 4)),
+    "additive_scores": ((PATTERN, WIDE, ROWS, CHANNELS, 0.2), (1, 2, 3)),
+    "additive_scores_backward": ((PATTERN, PATTERN, ORDER, (WIDE, WIDE, CHANNELS), 0.2, ENTRIES), (2, 5)),
+    "relu_dropout": ((CHANNELS, DRAWS, 0, 2.0, torch.empty(4)), (1, 4)),
+    "relu_dropout_backward": ((CHANNELS, CHANNELS, 2.0), (0,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, (_, places) in RIGHT.items() for place in places]
+)
+def test_an_operation_refuses_each_tensor_of_another_size(name, place):
+    """C code would read or write behind it."""
+    with torch.no_grad():
+        call = getattr(graph_kernels.for_tensors(WIDE), name)
+        arguments = list(RIGHT[name][0])
+        call(*arguments)
+        small = arguments[place][:-1]
+        with pytest.raises(ValueError) as caught:
+            call(*arguments[:place], small, *arguments[place + 1 :])
+    assert str(caught.value).startswith(f"a tensor has the shape {tuple(small.shape)}, and (")
+    assert str(caught.value).endswith(") is needed")
+
+
+def test_rows_are_divided_so_that_parts_have_about_as_many_entries(monkeypatch):
+    starts = torch.tensor([0, 6, 6, 8, 12])
+    pattern = graph_kernels.Pattern(starts, torch.zeros(12).long(), 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(graph_kernels, "_SMALLEST_SHARE", 1)
+    assert pattern.rows == 4
+    assert graph_kernels.GraphKernels._bounds(pattern, 3) == [0, 1, 4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert graph_kernels.GraphKernels._bounds(pattern, 3) == [0, 1, 3, 4]
+    monkeypatch.setattr(graph_kernels, "_SMALLEST_SHARE", 100)
+    assert graph_kernels.GraphKernels._bounds(pattern, 3) == [0, 4]
+
+
+class OnAnotherDevice:
+    """Stands for a tensor of a device, and tells how it is copied."""
+
+    def __init__(self, kind, is_pinned=False):
+        self.device, self.is_pinned = torch.device(kind), is_pinned
+
+    def pin_memory(self):
+        return OnAnotherDevice(self.device.type, True)
+
+    def to(self, device, non_blocking=False):
+        return self.is_pinned, device.type, non_blocking
+
+    def __rmatmul__(self, matrix):
+        return "their product"
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "is_pinned"), [("cpu", "cuda", True), ("cuda", "cuda", False), ("cpu", "cpu", False)]
+)
+def test_a_copy_to_a_gpu_is_from_pinned_memory_and_does_not_wait(kind, device, is_pinned):
+    copied = sparse.to_device(OnAnotherDevice(kind), torch.device(device))
+    assert copied == (is_pinned, device, True)
+
+
+def test_on_a_gpu_torchs_product_is_used():
+    assert sparse._multiply(torch.ones(1).numpy, OnAnotherDevice("cuda")) == "their product"
+
+
+def test_parts_of_a_matrix_are_made_once_and_all_of_it_is_itself():
+    matrix = random_matrix(4, 5, 20, torch.float32, 0)
+    assert matrix.head(4) is matrix and matrix.head(4, 5) is matrix
+    part = matrix.head(2)
+    assert part is matrix.head(2, 5) and part.shape == (2, 5) and matrix.head(0).shape == (0, 5)
+    dense = matrix.tensor().to_dense()
+    assert torch.equal(part.tensor().to_dense(), dense[:2])
+    narrow = Csr(torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.ones(2), 3).head(1, 2)
+    assert narrow.tensor().to_dense().tolist() == [[1, 0]]
+
+
+def test_a_matrix_on_a_device_keeps_its_transpose():
+    matrix = random_matrix(4, 5, 20, torch.float32, 0)
+    assert matrix.to(torch.device("cpu")).transpose is None
+    transpose = Csr(matrix.column_starts, matrix.rows_by_column, matrix.values[matrix.by_column], 4)
+    given = Csr(matrix.row_starts, matrix.columns, matrix.values, 5, transpose).to(torch.device("cpu"))
+    assert given.shape == (4, 5) and given.transpose.shape == (5, 4)
+    x = torch.randn(4, 2)
+    expected = matrix.tensor().to_dense().t() @ x
+    torch.testing.assert_close(given.transposed_times(x), expected)
+    torch.testing.assert_close(matrix.transposed().to_dense(), matrix.tensor().to_dense().t())
+    others = torch.randn(20)
+    other = matrix.tensor(others).to_dense()
+    torch.testing.assert_close(given.transposed_times(x, others), other.t() @ x)
+    torch.testing.assert_close(matrix.transposed(others).to_dense(), other.t())
+    torch.testing.assert_close(matrix.times(torch.eye(5), others), other)
+
+
+def test_the_warning_that_csr_tensors_are_in_beta_is_not_seen(monkeypatch):
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sparse._silence_beta_warning.__wrapped__()
+    finally:
+        torch.set_warn_always(before)
+    calls = []
+    monkeypatch.setattr(sparse, "_silence_beta_warning", lambda: calls.append(1))
+    random_matrix(2, 2, 1, torch.float32, 0).tensor()
+    assert calls == [1]
+
+
 @pytest.mark.parametrize(
     "call",
     [
