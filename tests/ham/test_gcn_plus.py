@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ham import HAM
 from ham.data.ogbg import files as ogbg_files
+from ham.data.ogbg.sets import SETS
 from ham.models import gcn_plus, graph_kernels, sparse
 from ham.models import messages as message_module
 from ham.models.gcn_plus import GCNPlus, GraphBatch, Head, Network
-from ham.models.graph_encoders import ATOMS, BONDS
+from ham.models.graph_encoders import ATOMS, BONDS, Encoder, SumOfEmbeddings, edge_encoder
 from ham.models.messages import Messages, plain_sum_messages, sum_messages
 from ham.models.sparse import Csr
 from ham.tasks.graph_batches import GraphTensors, batches_of_similar_size, distinct_rows
@@ -345,10 +346,123 @@ def test_groups_of_evaluation_cover_every_graph_in_order(sizes: list[int], bound
         assert len(group) == 1 or sum(sizes[place] for place in group.tolist()) <= bound
 
 
+def test_the_defaults_are_four_layers_of_256_channels_for_molecules() -> None:
+    plain = GCNPlus()
+    assert (plain.encoder, plain.head) == (Encoder.molecules, Head.linear)
+    assert (plain.hidden, plain.layers, plain.dropout, plain.walk_channels) == (256, 4, 0.1, 0)
+    assert plain.feed_forward and not plain.residual
+    plain.check(0)
+    with pytest.raises(ValueError, match=r"^model=gcn_plus reads graphs, not images: choose an experiment"):
+        plain.check(1)
+
+
+def test_the_smallest_sizes_are_possible() -> None:
+    spec = GCNPlus(hidden=1, layers=1, dropout=0.0)
+    assert len(spec.build(num_classes=2, walk_steps=0).convs) == 1
+    assert GCNPlus(hidden=2, walk_channels=1).walk_channels == 1
+    network = GCNPlus(hidden=4, layers=1, head="halving").build(num_classes=3, walk_steps=0)
+    sizes = [(own.in_features, own.out_features) for own in network.head if isinstance(own, nn.Linear)]
+    assert sizes == [(4, 2), (2, 1), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "edges"),
+    [
+        ("molecules", ATOMS, BONDS),
+        ("proteins", (1,), None),
+        ("code", SETS["ogbg-code2"].node_sizes, SETS["ogbg-code2"].edge_sizes),
+    ],
+)
+def test_encoders_have_a_table_for_each_category_of_the_set(
+    kind: str, nodes: tuple[int, ...], edges: tuple[int, ...] | None
+) -> None:
+    network = GCNPlus(hidden=3, layers=1, encoder=kind).build(num_classes=2, walk_steps=0)
+    assert tuple(table.num_embeddings for table in network.nodes.tables) == nodes
+    if edges is None:  # proteins have seven numbers per edge
+        assert (network.edges.in_features, network.edges.out_features) == (7, 3)
+    else:
+        assert tuple(table.num_embeddings for table in network.edges.tables) == edges
+
+
+def test_a_sum_of_embeddings_is_by_hand() -> None:
+    own = SumOfEmbeddings((2, 3), 2, xavier=False)
+    with torch.no_grad():
+        own.tables[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        own.tables[1].weight.copy_(torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]))
+    assert own(torch.tensor([[1, 2], [0, 0]])).tolist() == [[53, 64], [11, 22]]
+
+
+def test_embeddings_of_code_are_normal_and_those_of_molecules_are_bounded() -> None:
+    torch.manual_seed(0)
+    code, bond = edge_encoder(Encoder.code, 3000), edge_encoder(Encoder.molecules, 3000)
+    for table in code.tables:
+        assert float(table.weight.detach().std()) == pytest.approx(1, abs=0.05)
+    for table in bond.tables:
+        bound = math.sqrt(6 / sum(table.weight.shape))
+        assert 0.99 * bound < float(table.weight.detach().abs().max()) <= bound
+
+
+def test_a_batch_on_a_device_is_the_same_batch() -> None:
+    batch = GraphTensors(**draw_set(0)).batch([4, 0])
+    moved = batch.to(torch.device("cpu"))
+    assert isinstance(moved, GraphBatch) and isinstance(moved.messages, Messages)
+    assert all(
+        torch.equal(getattr(batch, name), getattr(moved, name)) for name in ("nodes", "walks", "edges")
+    )
+    network = small().eval()
+    with torch.no_grad():
+        assert torch.equal(network(moved), network(batch))
+    for name in ("senders", "kinds"):
+        assert torch.equal(getattr(batch.messages, name), getattr(moved.messages, name))
+    for name in ("incoming", "outgoing", "by_sender", "by_kind"):
+        one, other = (getattr(own.messages, name).tensor().to_dense() for own in (batch, moved))
+        assert torch.equal(one, other)
+    pooling = moved.pooling.transpose.tensor().to_dense()
+    assert torch.equal(pooling, batch.pooling.tensor().to_dense().t())
+
+
+def test_gradients_are_computed_where_they_are_needed_alone() -> None:
+    batch = GraphTensors(**draw_set(2)).batch([0, 2])
+    x, edges = torch.randn(12, 4), torch.randn(len(batch.edges), 4)
+    for needs in (0, 1):
+        inputs = [own.clone().requires_grad_(place == needs) for place, own in enumerate((x, edges))]
+        sum_messages(*inputs, batch.messages).sum().backward()
+        assert inputs[needs].grad is not None and inputs[1 - needs].grad is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bound", "groups"),
+    [
+        ([2, 3, 5], 5, [[0, 1], [2]]),
+        ([2, 4, 5], 5, [[0], [1], [2]]),
+        ([9, 1, 1], 5, [[0], [1, 2]]),
+        ([5], 5, [[0]]),
+        ([], 5, []),
+        ([1, 1, 1, 1, 1], 2, [[0, 1], [2, 3], [4]]),
+    ],
+)
+def test_groups_of_evaluation_are_filled_up_to_their_bound(
+    sizes: list[int], bound: int, groups: list[list[int]]
+) -> None:
+    found = batches_of_similar_size(torch.tensor(sizes, dtype=torch.long), bound)
+    assert [own.tolist() for own in found] == groups
+
+
+def test_rows_of_no_edges_and_of_numbers_are_their_own() -> None:
+    for edges in (torch.zeros(0, 3).long(), torch.tensor([[0.5], [0.5]])):
+        table, index = distinct_rows(edges)
+        assert table is edges and index.tolist() == list(range(len(edges)))
+    table, index = distinct_rows(torch.tensor([[1, 0], [0, 2], [1, 0]]))
+    assert table.tolist() == [[0, 2], [1, 0]] and index.tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "cure"),
     [
-        ({"hidden": 0}, "must be positive"),
+        ({"hidden": 0}, "must be positive, got 0, 4"),
+        ({"layers": 0}, "must be positive, got 256, 0"),
+        ({"dropout": -0.5}, r"in \[0, 1\), got -0.5"),
+        ({"walk_channels": -1}, r"model.walk_channels must be in \[0, model.hidden\), got -1 of 256"),
         ({"dropout": 1.0}, r"in \[0, 1\)"),
         ({"walk_channels": 256}, "walk_channels must be in"),
         ({"hidden": 3, "head": "halving"}, "at least 4"),

