@@ -6,9 +6,11 @@ import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from ham.data.commonsense import Commonsense, Scoring
 from ham.data.commonsense_files import TASKS, Question, Record, evaluation_prompt, offered_options
 from ham.models.causal_lm import TINY, CausalLM, Dtype, LanguageModel
+from ham.tasks import generation
 from ham.tasks.beam_cache import repeat_for_beams
 from ham.tasks.commonsense_answers import Score, evaluate, resume_answers, settings_hash
 from ham.tasks.generation import BEAMS, NEW_TOKENS, _response, answer, batches
@@ -282,6 +285,43 @@ def test_a_file_of_other_settings_or_a_damaged_one_is_started_again(
     assert path.read_bytes() == expected
 
 
+class Bar:
+    """In place of tqdm's bar."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.updates = options, []
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, count: int) -> None:
+        self.updates.append(count)
+
+
+@pytest.mark.parametrize(("is_terminal", "seconds"), [(True, 0.5), (False, 30)])
+def test_the_bar_counts_questions_from_those_answered_earlier_and_is_rare_in_files(
+    is_terminal: bool, seconds: float, scripted: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bars: list[Bar] = []
+    monkeypatch.setattr("tqdm.tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    path = tmp_path / "boolq.jsonl"
+    run(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    run(path)
+    shared = {"total": 6, "desc": "boolq", "unit": "q", "mininterval": seconds}
+    assert [own.options for own in bars] == [{**shared, "initial": 0}, {**shared, "initial": 3}]
+    assert [own.updates for own in bars] == [[2, 2, 2], [2, 1]]
+
+
+def test_a_batch_s_lines_are_in_the_file_as_soon_as_it_is_answered(scripted: Scripted, tmp_path: Path):
+    path, seen = tmp_path / "boolq.jsonl", []
+    run(path, after_batch=lambda: seen.append(path.read_bytes().count(b"\n")))
+    assert seen == [2, 4, 6]
+
+
 def test_a_missing_file_has_no_answers(tmp_path: Path):
     assert resume_answers(tmp_path / "none.jsonl", "s1", pytest.fail) == []
 
@@ -299,6 +339,145 @@ def test_the_settings_hash_sees_what_answers_depend_on(tiny: LanguageModel):
         settings_hash(CausalLM(checkpoint="other"), tiny.model, "boolq", questions, Scoring.beam),
     }
     assert len(others) == 5 and base not in others
+    altered = [
+        replace(SPEC, **{key: value})
+        for key, value in {
+            "checkpoint": "other",
+            "gguf": "a.gguf",
+            "dtype": Dtype.bfloat16,
+            "lora_alpha": 32.0,
+        }.items()
+    ]
+    hashes = {settings_hash(spec, tiny.model, "boolq", questions, Scoring.beam) for spec in altered}
+    assert len(hashes) == 4 and base not in hashes
+    other_texts = [replace(questions[0], prompt="other"), *questions[1:]]
+    assert settings_hash(SPEC, tiny.model, "boolq", other_texts, Scoring.beam) != base
+
+
+@pytest.mark.parametrize("name", ["BEAMS", "NEW_TOKENS"])
+def test_the_settings_hash_sees_how_text_is_generated(
+    tiny: LanguageModel, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    before = settings_hash(SPEC, tiny.model, "boolq", [], Scoring.beam)
+    monkeypatch.setattr(f"ham.tasks.commonsense_answers.{name}", 1)
+    assert settings_hash(SPEC, tiny.model, "boolq", [], Scoring.beam) != before
+
+
+def test_beams_and_new_tokens_are_those_of_dora():
+    assert (BEAMS, NEW_TOKENS) == (4, 32)
+
+
+def test_rows_are_padded_on_the_left_and_positions_count_from_their_first_token():
+    ids, mask = generation._pad_left([[7], [5, 6, 7], [8, 9]], CPU)
+    assert ids.tolist() == [[0, 0, 7], [5, 6, 7], [0, 8, 9]]
+    assert mask.tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    assert generation._positions(mask).tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(("configured", "stops"), [(5, [3, 5]), ([9, 3, 1], [1, 3, 9]), (None, [3])])
+def test_an_answer_ends_at_the_eos_of_the_tokenizer_or_of_the_checkpoint(configured: Any, stops: list[int]):
+    base = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=configured))
+    assert generation._stop_tokens(base, SimpleNamespace(eos_token_id=3)) == stops
+
+
+def test_tokens_that_all_statements_begin_with_are_counted():
+    assert generation._shared([[1, 2, 3], [1, 2, 4]]) == 2
+    assert generation._shared([[1, 2], [1, 2, 3]]) == 2
+    assert generation._shared([[1, 2], [2, 2]]) == 0
+
+
+class Bigrams:
+    """A model whose likelihood of a token depends on the one before it alone."""
+
+    device = CPU
+
+    def __init__(self, likely: dict[tuple[int, int], float]) -> None:
+        self.table = torch.zeros(6, 6)
+        for pair, value in likely.items():
+            self.table[pair] = value
+
+    def __call__(self, input_ids: torch.Tensor, logits_to_keep: int, **options: Any) -> Any:
+        assert options["use_cache"] is False
+        assert options["position_ids"].shape == options["attention_mask"].shape == input_ids.shape
+        return SimpleNamespace(logits=self.table[input_ids][:, -logits_to_keep:])
+
+
+def test_the_most_likely_statement_is_the_sum_over_its_own_tokens_and_the_first_of_equals():
+    """After 1, 3 is likelier than 2; with one more token a statement is less likely; 4 and 5 are equal."""
+    model = Bigrams({(1, 3): 2.0})
+    assert generation._most_likely(model, [[[1, 2], [1, 3]], [[1, 3], [1, 2]]]) == [1, 0]
+    assert generation._most_likely(model, [[[0, 1, 2, 2], [0, 1, 2]], [[1, 4], [1, 5]]]) == [1, 0]
+    assert generation._most_likely(model, [[[4], [5]]]) == [0], "a first token has no likelihood"
+    assert generation._most_likely(Bigrams({(1, 2): 9.0, (2, 2): -12.0}), [[[1, 2, 2], [1, 3, 3]]]) == [1]
+
+
+class Generating:
+    """A model that continues each prompt with its first token, and records what it was asked."""
+
+    device = CPU
+    generation_config = SimpleNamespace(eos_token_id=2)
+
+    def __init__(self, name: str) -> None:
+        self.name, self.prefilled, self.asked = name, [], []
+
+    def __call__(self, **options: Any) -> dict[str, str]:
+        self.prefilled.append(options)
+        return {self.name: "the cache"}
+
+    def generate(self, **options: Any) -> torch.Tensor:
+        self.asked.append(options)
+        ids = options["input_ids"]
+        return torch.cat([ids, ids[:, -1:]], dim=1)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_prompt_s_cache_is_computed_without_its_last_token_and_repeated(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    repeated: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(generation, "repeat_for_beams", lambda *given: repeated.append(given))
+    tokenizer = SimpleNamespace(eos_token_id=1, decode=lambda tokens, skip_special_tokens: f" {tokens} ")
+    model = Generating(name)
+    assert generation._generate(model, tokenizer, [[7, 8, 9], [5, 6]], 3) == ["[9]", "[6]"]
+    (prefilled,), (asked,) = model.prefilled, model.asked
+    assert prefilled["input_ids"].tolist() == [[7, 8], [0, 5]]
+    assert prefilled["attention_mask"].tolist() == [[1, 1], [0, 1]]
+    assert prefilled["position_ids"].tolist() == [[0, 1], [0, 0]]
+    assert (prefilled["use_cache"], prefilled["logits_to_keep"]) == (True, 1)
+    assert repeated == [("the cache", 3, 32)] and asked[name] == "the cache"
+    config = asked["generation_config"]
+    assert (config.num_beams, config.do_sample, config.max_new_tokens) == (3, False, 32)
+    assert (config.eos_token_id, config.pad_token_id, config.use_cache) == ([1, 2], 0, True)
+    assert (config.temperature, config.top_k, config.top_p) == (1.0, 50, 1.0)
+    assert generation._generate(model, tokenizer, [[7], [5]], 1) == ["[7]", "[5]"]
+    assert len(model.prefilled) == 1 and name not in model.asked[1], "one token has no cache"
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "bound"),
+    [("cpu", 0, 16384), ("cuda", 0, 65536), ("mps", 0, 16384), ("cuda", 7, 7)],
+)
+@pytest.mark.parametrize(
+    ("scoring", "sizes"),
+    [
+        (Scoring.beam, [(4, 35), (4, 33)]),
+        (Scoring.greedy, [(1, 35), (1, 33)]),
+        (Scoring.likelihood, [(2, 28), (1, 26)]),
+    ],
+)
+def test_batches_are_bounded_by_rows_and_tokens_with_the_new_ones(
+    device: str, given: int, bound: int, scoring: Scoring, sizes: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """A tokenizer of letters; a statement has 22 letters before its option."""
+    asked: list[Any] = []
+    monkeypatch.setattr(generation, "batches", lambda *given: asked.append(given) or [])
+    model = torch.nn.Module()
+    model.device = torch.device(device)
+    questions = [Question(0, "abc", ("x", "yes"), "x"), Question(1, "a", ("yes",), "yes")]
+    tokenizer = lambda text: {"input_ids": [*text]}  # noqa: E731
+    assert list(answer(model, tokenizer, questions, scoring, tokens_per_batch=given)) == []
+    assert asked == [(sizes, bound)]
 
 
 def test_a_real_evaluation_is_the_same_after_an_interruption(tiny: LanguageModel, tmp_path: Path):

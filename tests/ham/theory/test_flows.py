@@ -1,5 +1,7 @@
 """Eqs. 1 to 4, Theorems 3.1 and 4.1 to 4.3, Corollary B.2, Theorem B.6 and App. B.1 by integration."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from ham.theory import (
     product_flow,
     riemannian_flow,
 )
+from ham.theory.flows import integrate
 from pruning.product import rebalance
 
 RNG = np.random.default_rng(7)
@@ -229,6 +232,67 @@ def test_convergence_rates_are_tight():
         assert measured == pytest.approx(
             linear_rate(kind, curvature, gamma=parameters.get("gamma")), rel=2e-3
         )
+
+
+@pytest.mark.parametrize("start", [2.0, -1.5])
+def test_a_flow_depends_on_the_time_since_its_start_alone(start):
+    """Also where gamma shrinks with the weight decay."""
+    m0, w0 = factors(START, 1.0)
+    flows = (
+        lambda times: riemannian_flow(gradient, START, times, "product", gamma=0.3, beta=0.4),
+        lambda times: riemannian_flow(gradient, START, times, "ham", alpha=2.0, beta=0.4),
+        lambda times: product_flow(gradient, m0, w0, times, beta=0.2),
+        lambda times: mirror_flow(gradient, START, times, alpha=2.0, beta=0.4),
+        lambda times: factor_flow(gradient, m0, w0, times, beta=0.2)[0],
+    )
+    for flow in flows:
+        np.testing.assert_allclose(flow(TIMES + start), flow(TIMES), atol=1e-8)
+
+
+def test_without_beta_there_is_no_weight_decay():
+    m0, w0 = factors(START, 1.0)
+    grad, times = gradient(START), TIMES[:3]
+    for call in (
+        lambda **beta: riemannian_flow(gradient, START, times, "ham", alpha=2.0, **beta),
+        lambda **beta: mirror_flow(gradient, START, times, alpha=2.0, **beta),
+        lambda **beta: product_flow(gradient, m0, w0, times, **beta),
+        lambda **beta: np.stack(factor_flow(gradient, m0, w0, times, **beta)),
+        lambda **beta: product_closed_form(m0, w0, grad, 0.5, **beta),
+        lambda **beta: hyperbolic_step(START, grad, lr=0.1, alpha=2.0, **beta),
+        lambda **beta: ham_step(START, grad, lr=0.1, alpha=2.0, **beta),
+        lambda **beta: exponential_step(START, grad, lr=0.1, **beta),
+        lambda **beta: np.stack(factor_step(m0, w0, grad, lr=0.1, **beta)),
+    ):
+        np.testing.assert_array_equal(call(), call(beta=0.0))
+        assert np.abs(call(beta=0.1) - call()).max() > 1e-3
+
+
+def test_steps_by_hand():
+    """theta = 0.5, gradient 2, lr = 0.1: GD ends at 0.3; from 0.1 it ends at -0.1."""
+    assert gd_step(0.5, 2.0, lr=0.1) == pytest.approx(0.3)
+    assert hyperbolic_step(-0.5, 2.0, lr=0.1, alpha=3.0, beta=0.5) == pytest.approx(-0.5 * np.exp(0.55))
+    before = hyperbolic_step(-0.5, 2.0, lr=0.1, alpha=3.0, beta=0.5, signs_of=np.float64(1.0))
+    assert before == pytest.approx(-0.5 * np.exp(-0.65))
+    assert ham_step(0.1, 2.0, lr=0.1, alpha=3.0) == pytest.approx(-0.1 * np.exp(0.6))
+    assert ham_step(0.1, 2.0, lr=0.1, alpha=3.0, signed=True) == pytest.approx(-0.1 * np.exp(-0.6))
+    assert exponential_step(0.5, 2.0, lr=0.1, beta=0.5) == pytest.approx(0.5 * np.exp(-0.6))
+    assert factor_step(2.0, 3.0, 0.5, lr=0.1, beta=0.25) == (pytest.approx(1.75), pytest.approx(2.75))
+
+
+def test_small_values_of_a_flow_are_exact_too():
+    path = integrate(lambda t, state: -state, [1.0, 2.0], [0, 10, 20])
+    expected = np.exp([0, -10, -20])[:, None] * [1, 2]
+    np.testing.assert_allclose(path, expected, rtol=1e-7, atol=2e-12)
+
+
+def test_a_flow_that_leaves_its_domain_is_named_with_its_last_time(monkeypatch):
+    import scipy.integrate
+
+    failed = SimpleNamespace(success=False, message="too small a step")
+    monkeypatch.setattr(scipy.integrate, "solve_ivp", lambda *args, **options: failed)
+    message = r"^the flow could not be integrated to t = 2\.5: too small a step$"
+    with pytest.raises(RuntimeError, match=message):
+        integrate(lambda t, state: state, [1.0], [0, 1, 2.5])
 
 
 def test_a_rate_needs_a_known_kind_and_its_gamma():

@@ -20,6 +20,7 @@ from ham.theory import (
     on_manifold_regularizer,
     weight_of,
 )
+from ham.theory.metrics import strengths
 
 ALPHAS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 1.0, 200.0, 1e6, -1e-9, -0.2]
 weights = st.one_of(st.just(0.0), st.floats(1e-12, 4.5), st.floats(-4.5, -1e-12))
@@ -233,6 +234,32 @@ def test_the_score_of_the_hyperbolic_step_has_the_opposite_sign_of_the_printed_o
         (score,) = torch.autograd.grad(-((x - mean_of(at, "hyperbolic")) ** 2) / 2, at)
         right = np.sign(theta) * (x - 2 * np.sqrt(abs(theta))) / np.sqrt(abs(theta))
         assert float(score) == pytest.approx(right, rel=1e-12) and right != 0
+
+
+def test_strengths_that_a_kind_does_not_use_are_0():
+    assert strengths("ham", 5.0, None) == strengths("ham", 5.0, 6.0) == (5.0, 0.0)
+    assert strengths("product", None, 6.0) == strengths("product", 5.0, 6.0) == (0.0, 6.0)
+    assert strengths("gd", None, None) == strengths("gd", 5.0, 6.0) == (0.0, 0.0)
+
+
+def test_a_kind_without_a_mean_is_refused():
+    for call in (
+        lambda: mean_of(np.ones(1), "ham"),
+        lambda: weight_of(np.ones(1), np.ones(1), "ham"),
+        lambda: fisher_information(np.ones(1), "ham"),
+    ):
+        with pytest.raises(ValueError, match=r"^kind must be one of gd, hyperbolic, got 'ham'$"):
+            call()
+
+
+def test_means_and_their_weights_by_hand():
+    """The mean of the hyperbolic step is 2 sqrt(|theta|)."""
+    theta = np.array([-4.0, 9.0])
+    assert mean_of(theta, "gd").tolist() == [-4, 9] and mean_of(theta, "hyperbolic").tolist() == [4, 6]
+    assert weight_of(np.array([4.0, 6.0]), np.sign(theta), "hyperbolic").tolist() == [-4, 9]
+    assert weight_of(theta, None, "gd").tolist() == [-4, 9]
+    assert fisher_information(theta, "gd").tolist() == [1, 1]
+    assert fisher_information(theta, "hyperbolic").tolist() == [0.25, pytest.approx(1 / 9)]
 
 
 def test_fisher_information_of_the_hyperbolic_step_is_infinite_at_zero():

@@ -104,6 +104,43 @@ def test_learning_region_is_a_above_minus_w(size):
     assert not size < -size
 
 
+def test_the_sides_of_eq_13_by_hand():
+    """|w|_2 = 5 and |w|_1 = 7 for n = 2."""
+    found = multidimensional_gap(np.array([3.0, -4.0]), 2.0)
+    assert found == pytest.approx((11, 15 / np.sqrt(2), 8))
+
+
+def test_the_border_is_no_part_of_the_learning_region():
+    points = [(-1.0, 1.0), (-0.999, 1.0), (1.0, 0.0), (1.0, -0.5), (1.0, 0.001)]
+    assert [bool(in_learning_region(a, w)) for a, w in points] == [False, True, False, False, True]
+
+
+def test_without_strengths_and_target_the_neuron_is_that_of_gradient_descent():
+    assert Neuron.from_inputs(INPUTS) == Neuron.from_inputs(INPUTS, 1.0)
+    assert Neuron(0.5, 0.25).target == 1 and Neuron.from_inputs(np.array([2.0, -3.0, 0.0])) == Neuron(
+        4 / 3, 3
+    )
+    for kind in ("gd", "ham"):
+        plain = neuron_flow(NEURON, 0.6, 0.6, TIMES[:20], kind)
+        np.testing.assert_array_equal(plain, neuron_flow(NEURON, 0.6, 0.6, TIMES[:20], kind, (0.0, 0.0)))
+    assert balance(2.0, 1.0) == balance(2.0, 1.0, (0.0, 0.0)) == 1.5
+
+
+def test_cases_are_learned_from_one_half_in_200_units_of_time_below_a_loss_of_a_millionth(monkeypatch):
+    asked, ends = [], iter([(1.0, 1.0), (1.0, 0.9985), (1.0, 0.99), (1.0, -1.0)])
+
+    def flow(neuron, a0, w0, times, kind, strengths):
+        asked.append((a0, w0, times.tolist(), kind, strengths))
+        return np.array([[a0, w0], next(ends)])
+
+    monkeypatch.setattr("ham.theory.neuron.neuron_flow", flow)
+    found = learned_cases(Neuron(0.5, 0.5), "gd")
+    assert [own[:2] for own in asked] == [(0.5, 0.5), (-0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
+    assert {(tuple(own[2]), own[3], own[4]) for own in asked} == {((0.0, 200.0), "gd", (0.0, 0.0))}
+    assert list(found.values()) == [True, True, False, False], "losses 0, 5.6e-7, 2.5e-5, 0.5"
+    assert list(found) == [(1, 1), (-1, 1), (1, -1), (-1, -1)]
+
+
 @given(w=st.lists(st.floats(-3, 3), min_size=1, max_size=6), alpha=st.floats(0, 1e4))
 def test_the_outer_side_of_eq_13_is_the_largest(w, alpha):
     outer, middle, inner = multidimensional_gap(np.array(w), alpha)

@@ -1,5 +1,6 @@
 """Theorem 4.5 and App. G.1: the limit of HAM, against convex solvers; the distances of Figures 6 to 8."""
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy.optimize import linprog, minimize
 
 from ham.theory import (
+    Regression,
     bregman,
     bregman_gradient,
     implicit_solution,
@@ -17,6 +19,7 @@ from ham.theory import (
     simulate,
     simulate_linear_regression,
 )
+from ham.theory.regression import NONZEROS, WRONG_SIGN
 
 SMALL = regression(dim=12, samples=5, seed=4, nonzeros=2)
 SPARSE = regression(dim=12, samples=5, seed=4, nonzeros=1)  # the L1 solution is the truth
@@ -203,6 +206,88 @@ def test_the_tolerance_does_not_change_the_result():
     settings = dict(alpha=100.0, lr=1e-3, steps=30_000, dim=12, samples=5)
     early, full = (simulate_linear_regression("ham", tolerance=t, **settings) for t in (1e-13, 0.0))
     np.testing.assert_allclose(early, full, rtol=0, atol=1e-10)
+
+
+def test_the_defaults_are_those_of_the_paper_s_figures(monkeypatch):
+    """100 weights, 40 samples, the first seed, from zero; and a factor's scale of 1."""
+    assert (NONZEROS, WRONG_SIGN) == (5, -1e-4)
+    asked = []
+
+    def simulated(method, problems, **options):
+        asked.append((method, problems, options))
+        return np.array([[[1.0]], [[2.0]]])
+
+    monkeypatch.setattr(sys.modules["ham.theory.regression"], "simulate", simulated)
+    for method in ("ham", "hyperbolic"):
+        assert simulate_linear_regression(method, alpha=9.0, lr=0.5, steps=1).tolist() == [1, 2]
+    for (method, (problem,), options), start in zip(asked, (0.0, -1e-4), strict=True):
+        assert (problem.design == regression(100, 40, 0).design).all()
+        assert options.pop("record").tolist() == [0, 1]
+        assert options == {
+            **{"alphas": [9.0], "lrs": [0.5], "starts": [start], "scaling": 1.0, "tolerance": 1e-13}
+        }, method
+    assert len(recorded_steps(10**9)) == 200 + 1 - (200 - len(set(spaced(10**9, 200))))
+
+
+def spaced(steps, count):
+    return [round(steps ** (k / (count - 1))) for k in range(count)]
+
+
+def test_simulate_has_a_scale_of_1_and_a_tolerance_by_default():
+    problem = regression(dim=4, samples=2, nonzeros=1)
+    settings = dict(alphas=[None], lrs=[0.01], starts=[0.1], record=[0, 3])
+    expected = simulate("product", [problem], scaling=1.0, **settings)
+    np.testing.assert_array_equal(simulate("product", [problem], **settings), expected)
+    long = {**settings, "lrs": [0.1], "record": [0, 3000, 6000]}
+    path = simulate("gd", [problem], **long)[:, 0, 0]
+    assert path[1] == path[2] and np.isfinite(path).all()
+
+
+def test_one_step_of_each_method_by_hand():
+    """Z = (1, 2), truth (1, 0), y = 1, from (0.5, 0.5): the residual is 0.5 and the gradient (1, 2)."""
+    problem = Regression(np.array([[1.0, 2.0]]), np.array([1.0, 0.0]), np.array([1.0]))
+    assert problem.gradient(np.array([0.5, 0.5])).tolist() == [1, 2]
+    settings = dict(alphas=[3.0], lrs=[0.1], starts=[0.5], record=[1])
+    m = np.sqrt((1 + np.sqrt(2)) / 2)  # m^2 - w^2 = 1 and m w = 0.5
+    w = 0.5 / m
+    ends = {
+        "gd": (0.4, 0.3),
+        "ham": (0.4 * np.exp(-0.3), 0.3 * np.exp(-0.6)),
+        "hyperbolic": (0.5 * np.exp(-0.3), 0.5 * np.exp(-0.6)),
+        "product": ((m - 0.1 * w) * (w - 0.1 * m), (m - 0.2 * w) * (w - 0.2 * m)),
+    }
+    for method, (first, second) in ends.items():
+        distance = simulate(method, [problem], **settings)[0, 0, 0]
+        assert distance == pytest.approx(np.hypot(first - 1, second)), method
+
+
+@pytest.mark.parametrize("method", ["gd", "product"])
+def test_methods_without_alpha_need_none(method):
+    problem = regression(dim=4, samples=2, nonzeros=1)
+    simulate(method, [problem], alphas=[None], lrs=[0.01], starts=[0.0], record=[1])
+
+
+@pytest.mark.parametrize("method", ["ham", "ham_signed", "hyperbolic"])
+def test_an_alpha_of_zero_is_no_missing_one(method):
+    problem = regression(dim=4, samples=2, nonzeros=1)
+    settings = dict(lrs=[0.01], starts=[0.1], record=[1])
+    path = simulate(method, [problem], alphas=[0.0], **settings)
+    gd = simulate("gd", [problem], alphas=[None], **settings)
+    assert (path == gd).all() == (method != "hyperbolic")
+    with pytest.raises(ValueError, match=rf"^method '{method}' needs alpha= \(1000 in App\. G\.1\)$"):
+        simulate(method, [problem], alphas=[1.0, None], lrs=[0.01] * 2, starts=[0.1] * 2, record=[1])
+
+
+def test_a_solution_from_another_start_and_of_weights_of_any_size_has_its_residual_and_gradient():
+    """The gradient of the Bregman function is in the row space of Z (KKT)."""
+    for alpha in (1e-3, 0.01, 0.02, 4.0, 1e6):
+        for scale in (1e-6, 1.0, 1e4):
+            solution = implicit_solution(SMALL.design, scale * SMALL.target, alpha)
+            residual = SMALL.design @ solution - scale * SMALL.target
+            assert np.linalg.norm(residual) < 1e-8 * max(1, scale)
+            dual = bregman_gradient(solution, alpha)
+            multipliers = np.linalg.lstsq(SMALL.design.T, dual, rcond=None)[0]
+            np.testing.assert_allclose(SMALL.design.T @ multipliers, dual, atol=1e-6 * np.abs(dual).max())
 
 
 @pytest.mark.parametrize(
