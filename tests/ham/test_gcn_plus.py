@@ -390,6 +390,8 @@ def test_a_sum_of_embeddings_is_by_hand() -> None:
         own.tables[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         own.tables[1].weight.copy_(torch.tensor([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]]))
     assert own(torch.tensor([[1, 2], [0, 0]])).tolist() == [[53, 64], [11, 22]]
+    with pytest.raises(ValueError, match="longer"):
+        own(torch.tensor([[1, 2, 0]]))
 
 
 def test_embeddings_of_code_are_normal_and_those_of_molecules_are_bounded() -> None:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweep_files import DEPENDENT, SOURCE, finish, stand_in
 
 from ham.report.spec import RunSpec
+from ham.site import sweep as page_of_sweep
 from ham.site.sweep import page
 from ham.sweep.pace import Pace, duration, measured_pace, seconds_left
+from ham.sweep.resources import resources
 from ham.sweep.status import Sweeps
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -134,6 +137,24 @@ def test_the_page_replaces_the_old_one_at_once(sweep: Sweep, tmp_path: Path) -> 
     assert file.read_text().startswith("<!doctype html>") and "<!-- old -->" not in file.read_text()
 
 
+def test_the_page_is_written_into_new_folders_of_any_depth(sweep: Sweep, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "deep" / "sweep.html"
+    assert sweep(*TABLE, "--status", f"--html={file}")[0] == 0 and file.is_file()
+
+
+def test_the_last_lines_of_the_latest_log_are_shown_or_why_it_cannot_be_read(tmp_path: Path) -> None:
+    for name, text in (("old", "one\n"), ("new", "two\nthree\nfour\nfive\n")):
+        (tmp_path / name).write_text(text)
+    logs = {"both": [tmp_path / "old", tmp_path / "new"], "none": [], "folder": [tmp_path]}
+    shown = {
+        name: page_of_sweep._log(DENSE, SimpleNamespace(existing_logs=lambda run, paths=paths: paths))
+        for name, paths in logs.items()
+    }
+    assert shown["both"] == ["three", "four", "five"] and shown["none"] == []
+    (line,) = shown["folder"]
+    assert line.startswith("its log cannot be read: ")
+
+
 def test_the_page_reloads_itself_and_needs_no_other_file(sweep: Sweep, tmp_path: Path) -> None:
     sweep(*TABLE, "--status", f"--html={tmp_path / 'sweep.html'}")
     content = (tmp_path / "sweep.html").read_text()
@@ -197,6 +218,27 @@ def test_the_time_left_counts_the_epochs_that_are_left(sweeps: Sweeps) -> None:
 def time_left(sweeps: Sweeps, runs: list[RunSpec]) -> str:
     content = page(sweeps, {"x": runs}, sweeps.survey(runs), datetime.now(UTC))
     return html.unescape(re.search("<p>Time left: (.*?)</p>", content)[1])
+
+
+def test_the_speed_that_is_assumed_is_of_an_epoch() -> None:
+    """ImageNet has 1,281,167 training images; no speed is assumed of a tiny run."""
+    images_per_second = resources()["imagenet_rn50"].images_per_second
+    seconds = page_of_sweep._assumed_pace(RunSpec("dense", 0))
+    assert seconds == pytest.approx(1_281_167 / images_per_second)
+    assert page_of_sweep._assumed_pace(DENSE) is None
+
+
+def test_beside_a_single_run_the_others_follow_one_after_the_other(sweeps: Sweeps) -> None:
+    runs = [RunSpec("dense", seed, demo="tiny") for seed in range(3)]
+    finish(runs[0], sweeps, timing={"seconds": 60.0})
+    folder = log_of(runs[1], sweeps, "")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        told = time_left(sweeps, runs)
+    assert told == (
+        f"about {duration(120)} with runs one after the other, "
+        "by the pace of runs that ended or are running (2 runs)."
+    )
 
 
 def test_the_page_names_the_source_of_the_time_left(sweeps: Sweeps) -> None:
