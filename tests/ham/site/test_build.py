@@ -23,7 +23,7 @@ from tracing import is_traced
 from ham.files import RESULTS, ROOT
 from ham.report.records import DEMOS, metrics_path, path_of, record
 from ham.report.spec import RunSpec, lock
-from ham.site import build, library, pages
+from ham.site import build, library, pages, sources
 from ham.site.sources import page_of
 
 SITE = RESULTS / "site"
@@ -172,7 +172,57 @@ def test_the_repository_is_no_place_for_pages(no_library: None, capsys: pytest.C
         assert "holds the repository: give a folder of its own" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["folder.html", "dangling.html", "saved.html", "runs/deep/page.html"])
+def test_the_library_and_the_pages_are_written_and_pages_that_are_the_same_stay_untouched(
+    tmp_path: Path, write_record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(library, "write", asked.append)
+    results, site = tmp_path / "results", tmp_path / "new" / "site"
+    write_record(results, RunSpec("acdc_s90", 0))
+    written, problems = build.write_site(results, site)
+    assert problems == [] and asked == [site / "assets"]
+    assert sorted(written) == sorted(site.rglob("*.html"))
+    assert (site / "assets" / "site.css").read_bytes() == (pages.ROOT / "assets" / "site.css").read_bytes()
+    for path in written:
+        os.utime(path, ns=(1, 1))
+    (site / "index.html").write_text(f"{pages.GENERATOR} of an older version")
+    build.write_site(results, site)
+    assert {path.name for path in written if path.stat().st_mtime_ns != 1} == {"index.html"}
+    assert (site / "index.html").read_text() == build.texts(results)[0]["index.html"]
+
+
+def test_a_page_that_cannot_be_read_is_left_alone(
+    tmp_path: Path, write_record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, no_library: None
+) -> None:
+    write_record(tmp_path / "results", RunSpec("acdc_s90", 0))
+    site = tmp_path / "site"
+    build.write_site(tmp_path / "results", site)
+    for name in ("closed.html", "open.html"):
+        shutil.copy(site / "index.html", site / name)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK and Path(path).stem != "closed")
+    build.write_site(tmp_path / "results", site)
+    assert (site / "closed.html").exists() and not (site / "open.html").exists()
+
+
+def test_a_record_counts_where_the_same_run_also_diverged() -> None:
+    runs = [
+        RunSpec("acdc_s90", 1, demo="digits"),
+        RunSpec("acdc_s90", 0, demo="digits"),
+        RunSpec("acdc_s90", 0),
+    ]
+    empty = {demo: {} for demo in sources.SETTINGS}
+    records = empty | {"digits": dict.fromkeys(runs[:1], "record"), "": {runs[2]: "other"}}
+    diverged = empty | {"digits": dict.fromkeys(runs[:2], "nan")}
+    found = sources.Sources(records, diverged).groups
+    assert [(run.demo, run.seed) for run in found] == [("", 0), ("digits", 0)]
+    own = found[runs[1]]
+    assert (own.records, own.diverged) == ({1: "record"}, {0: "nan"})
+    assert own.page == page_of(runs[0]) == "runs/acdc_s90-digits.html" and own.title == "acdc_s90"
+
+
+@pytest.mark.parametrize(
+    "name", ["folder.html", "dangling.html", "linked.html", "saved.html", "runs/deep/page.html"]
+)
 def test_html_of_others_in_the_folder_is_left_alone(
     name: str, tmp_path: Path, write_record: Callable[..., Path], no_library: None
 ) -> None:
@@ -185,6 +235,8 @@ def test_html_of_others_in_the_folder_is_left_alone(
         other.mkdir()
     elif name.startswith("dangling"):
         other.symlink_to("nowhere")
+    elif name.startswith("linked"):
+        other.symlink_to("index.html")
     else:
         other.write_text("<p>not ours</p>" if name == "saved.html" else (site / "index.html").read_text())
     build.write_site(tmp_path / "results", site)
@@ -244,11 +296,15 @@ def test_the_library_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     vl_convert = pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     calls = []
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda code: calls.append(code) or "var vegaEmbed;")
-    path = library.write(tmp_path)
+    folder = tmp_path / "new" / "assets"
+    path = library.write(folder)
     first = path.read_text()
-    assert library.write(tmp_path) == path and len(calls) == 1 and "vegaEmbed" in first
+    assert path == folder / "vega-lite.js" and calls == ["window.vegaEmbed = vegaEmbed;"]
+    mark, bundle = first.splitlines()
+    assert vl_convert.__version__ in mark and mark[:3] == "// " and bundle == "var vegaEmbed;"
+    assert library.write(folder) == path and len(calls) == 1
     path.write_text("// of another version\n")
-    library.write(tmp_path)
+    library.write(folder)
     assert path.read_text() == first and len(calls) == 2
 
 
