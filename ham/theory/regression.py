@@ -174,7 +174,7 @@ def implicit_solution(
     theta = theta0 + design.T @ np.linalg.solve(design @ design.T, target - design @ theta0)  # alpha = 0
     if alpha == 0:
         return theta
-    for strength in alpha / 4.0 ** np.arange(max(0, np.ceil(np.log(alpha * 100) / np.log(4))), -1, -1):
+    for strength in _continuation(alpha):
         dual = bregman_gradient(theta, strength, theta0)
         multipliers = np.linalg.lstsq(design.T, dual, rcond=None)[0]
         try:
@@ -184,6 +184,12 @@ def implicit_solution(
                 f"Newton's system is singular at alpha = {strength:.1e}: use a smaller alpha"
             ) from error
     return theta
+
+
+def _continuation(alpha: float) -> np.ndarray:
+    """Rising strengths, each four times the one before: the first is at most 0.01, the last alpha."""
+    count = max(0, np.ceil(np.log(alpha * 100) / np.log(4)))
+    return alpha / 4.0 ** np.arange(count, -1, -1)
 
 
 def _newton(

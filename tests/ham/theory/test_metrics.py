@@ -236,6 +236,13 @@ def test_the_score_of_the_hyperbolic_step_has_the_opposite_sign_of_the_printed_o
         assert float(score) == pytest.approx(right, rel=1e-12) and right != 0
 
 
+def test_training_starts_from_zero_unless_a_start_is_given():
+    theta = np.array([0.3, -1.2])
+    for function in (bregman, bregman_gradient, inverse_mirror_map):
+        np.testing.assert_array_equal(function(theta, 2.0), function(theta, 2.0, 0.0))
+        assert np.abs(function(theta, 2.0, 0.5) - function(theta, 2.0)).max() > 0.1
+
+
 def test_strengths_that_a_kind_does_not_use_are_0():
     assert strengths("ham", 5.0, None) == strengths("ham", 5.0, 6.0) == (5.0, 0.0)
     assert strengths("product", None, 6.0) == strengths("product", 5.0, 6.0) == (0.0, 6.0)

@@ -19,7 +19,7 @@ from ham.theory import (
     simulate,
     simulate_linear_regression,
 )
-from ham.theory.regression import NONZEROS, WRONG_SIGN
+from ham.theory.regression import NONZEROS, WRONG_SIGN, _continuation
 
 SMALL = regression(dim=12, samples=5, seed=4, nonzeros=2)
 SPARSE = regression(dim=12, samples=5, seed=4, nonzeros=1)  # the L1 solution is the truth
@@ -241,6 +241,29 @@ def test_simulate_has_a_scale_of_1_and_a_tolerance_by_default():
     long = {**settings, "lrs": [0.1], "record": [0, 3000, 6000]}
     path = simulate("gd", [problem], **long)[:, 0, 0]
     assert path[1] == path[2] and np.isfinite(path).all()
+
+
+def test_a_simulation_ends_once_the_gradient_is_below_the_tolerance(monkeypatch):
+    steps = []
+    module = sys.modules["ham.theory.regression"]
+    take = module.gd_step
+    monkeypatch.setattr(module, "gd_step", lambda *args, **lr: steps.append(1) or take(*args, **lr))
+    settings = dict(alphas=[None], lrs=[0.1])
+    problem = regression(dim=4, samples=2, nonzeros=1)
+    path = simulate("gd", [problem], starts=[0.1], record=[1, 2000, 3000, 9000], **settings)[:, 0, 0]
+    assert len(steps) == 2000 and len(set(path[1:])) == 1 and path[0] != path[1]
+    steps.clear()
+    zero = regression(dim=4, samples=2, nonzeros=0)
+    simulate("gd", [zero], starts=[0.0], record=[0, 5], tolerance=0.0, **settings)
+    assert len(steps) == 5, "no gradient is below a tolerance of 0"
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.01005, 0.039, 0.041, 1.0, 1000.0])
+def test_alpha_is_reached_in_steps_of_a_factor_of_four_from_at_most_a_hundredth(alpha):
+    strengths = _continuation(alpha)
+    assert strengths[-1] == alpha and strengths[0] <= 0.01
+    assert len(strengths) == 1 or strengths[0] > 0.0025
+    np.testing.assert_allclose(strengths[1:] / strengths[:-1], 4)
 
 
 def test_one_step_of_each_method_by_hand():
