@@ -15,6 +15,7 @@ from ham.models.gcn_plus import GCNPlus, Head
 from ham.models.graph_encoders import Encoder
 from ham.tasks import graphs
 from ham.tasks.graphs import GraphClassification, mean_loss, predictions, with_labels
+from pruning.scores import NotFinite
 
 CPU = torch.device("cpu")
 FITTING = {
@@ -116,6 +117,7 @@ def test_parts_are_weighted_by_their_known_labels_and_by_0_where_none_is_known()
     parts = list(own.microbatches(([0, 1, 2, 3], 0.5), 3))
     assert parts == [([0], 0.5 * 3 / 8), ([1], 0.5 * 1 / 8), ([2, 3], 0.5 * 4 / 8)]
     assert [weight for _, weight in task([0, 0]).microbatches(([0, 1], 1.0), 2)] == [0, 0]
+    assert [weight for _, weight in task([0, 1]).microbatches(([0, 1], 1.0), 2)] == [0, 1]
 
 
 def test_the_loss_of_binary_labels_has_logits_of_both_classes() -> None:
@@ -193,6 +195,54 @@ def test_the_metric_is_of_each_graph_s_own_prediction(monkeypatch: pytest.Monkey
     own.data.words = [f"word {i}" for i in range(9)]
     own.metric(model, "valid")
     assert asked[1][1]["words"] == ["word 4", "word 7", "word 8"]
+
+
+def test_classes_are_compared_as_numbers_and_buffers_are_those_of_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = task([1] * 4, data=OGBG(name="ogbg-ppa"))
+    own.data.parts["test"] = torch.tensor([3, 1])
+    own.data.labels, own.data.vocabulary, own.data.words = torch.arange(4)[:, None], [], []
+    own.groups = {"test": [(0, [3, 1])]}
+    own.batch = lambda graphs: torch.eye(5)[graphs]
+    asked, sent = [], []
+    monkeypatch.setattr(graphs, "score", lambda *args, **words: asked.append(args) or 1.0)
+    monkeypatch.setattr(graphs.distributed, "broadcast_buffers", sent.append)
+    model = nn.Identity()
+    own.metric(model, "test")
+    ((_, predicted, labels),) = asked
+    assert torch.equal(predicted, labels) and predicted.dtype is torch.int64 and sent == [model]
+    own.batch = lambda graphs: torch.full((2, 5), math.nan)
+    with pytest.raises(NotFinite, match=r"^a logit of the test graphs is not finite"):
+        own.metric(model, "test")
+
+
+def test_a_loaded_set_has_known_labels_and_groups_of_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of 2, 1 and 3 nodes, without edges; groups of evaluation have at most 4 nodes."""
+    monkeypatch.setattr(graphs, "_EVALUATION_NODES", 4)
+    none = torch.zeros(0, dtype=torch.int64)
+    data = SimpleNamespace(
+        node_starts=torch.tensor([0, 2, 3, 6]),
+        edge_starts=torch.zeros(4, dtype=torch.int64),
+        nodes=torch.zeros(6, 9, dtype=torch.int64),
+        walks=torch.zeros(6, 0),
+        sources=none,
+        targets=none,
+        edges=torch.zeros(0, 3, dtype=torch.int64),
+        labels=torch.tensor([[1.0, math.nan], [math.nan, math.nan], [0.0, 1.0]]),
+        parts={"train": torch.tensor([0, 2]), "valid": torch.tensor([2, 1, 0])},
+    )
+    cfg = configured(data=SimpleNamespace(load_graphs=lambda: data, num_classes=2, walk_steps=0))
+    own = GraphClassification.load(cfg, CPU, 7, 1, 2)
+    assert own.known == [1, 0, 2] and (own.seed, own.rank, own.world_size) == (7, 1, 2)
+    assert own.groups == {"train": [(0, [0]), (1, [2])], "valid": [(0, [2, 1]), (2, [0])]}
+    assert own.cfg is cfg and own.data is data and own.device == CPU
+    model = own.build_model(torch.Generator().manual_seed(0)).eval()
+    assert model(own.batch([2, 0])).shape == (2, 2)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    cfg.compute.sync_bn = True
+    synced = own.build_model(torch.Generator().manual_seed(0))
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules()) == 12
 
 
 def test_the_summary_has_the_set_the_values_of_ham_and_the_sparsity() -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ham.models import ResNet
+from ham.tasks import images
 from ham.tasks.images import ImageClassification
 
 CPU = torch.device("cpu")
@@ -99,6 +101,61 @@ def test_images_are_in_channels_last_and_in_bfloat16_where_asked_and_logits_are_
     ]
     assert seen == [(False, False), (True, False), (False, True)]
     assert outputs == [torch.float32] * 3
+
+
+def test_the_images_are_loaded_for_the_rank_and_evaluated_with_the_first_rank_s_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    batch = (torch.zeros(2, 3, 1, 1), torch.tensor([0, 1]))
+    loader = Loader([batch, batch, batch])
+    loaders = SimpleNamespace(train=loader, test=loader)
+    data = SimpleNamespace(load=lambda **options: asked.append(options) or loaders)
+    cfg = SimpleNamespace(data=data, batch_size=8, compute=SimpleNamespace(channels_last=False, amp=False))
+    own = ImageClassification.load(cfg, CPU, seed=5, rank=1, world_size=2)
+    assert asked == [{"batch_size": 8, "seed": 5, "device": CPU, "rank": 1, "world_size": 2}]
+    assert own.cfg is cfg and own.device == CPU and own.loaders is loaders
+    assert own.steps_per_epoch == 3
+    assert len(list(own.batches(4))) == 3 and len(list(own.batches(4, start=2))) == 1
+    assert len(list(own.initialization_batches())) == 3 and loader.epochs == [4, 4, 0]
+    sent: list[nn.Module] = []
+    monkeypatch.setattr(images.distributed, "broadcast_buffers", sent.append)
+    model = Scores()
+    own.evaluate(SimpleNamespace(model=model, network=model))
+    assert sent == [model] and loader.epochs[3:] == [0]
+
+
+class Loader:
+    """Batches in a list, which remembers the epochs that are read."""
+
+    def __init__(self, content: list[tuple[Tensor, Tensor]]) -> None:
+        self.content, self.epochs = content, []
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def batches(self, epoch: int, start: int = 0) -> Any:
+        self.epochs.append(epoch)
+        return iter(self.content[start:])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("sync_bn", [False, True])
+def test_a_network_has_the_layout_and_the_norms_of_the_configuration(
+    channels_last: bool, sync_bn: bool
+) -> None:
+    own = task(channels_last=channels_last, sync_bn=sync_bn)
+    own.cfg.model = ResNet(depth=18, stem="cifar", width=2, layers=[1, 1, 1, 1])
+    own.cfg.data = SimpleNamespace(num_classes=7, image_size=8)
+    model = own.build_model(torch.Generator().manual_seed(0))
+    assert model.fc.out_features == 7
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    kinds = {type(module) for module in model.modules()}
+    assert (nn.SyncBatchNorm in kinds) == sync_bn and (nn.BatchNorm2d in kinds) == (not sync_bn)
+    ImageClassification.check(own.cfg)
+    own.cfg.model = ResNet()
+    with pytest.raises(ValueError, match="images of 8 px are too small"):
+        ImageClassification.check(own.cfg)
 
 
 LINE = {"train_loss": 0.5, "test_loss": 1.5, "top5": 99.0}
