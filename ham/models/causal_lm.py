@@ -156,11 +156,7 @@ class CausalLM(Model):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(seed)
-            model = get_peft_model(base, config, autocast_adapter_dtype=True)
-        for param in model.parameters():
-            if param.requires_grad:
-                param.data = param.data.float()
-        return model
+            return get_peft_model(base, config, autocast_adapter_dtype=True)  # LoRA's weights are float32
 
 
 def _check_packages() -> None:

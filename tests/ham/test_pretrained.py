@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ham.models import causal_lm, pretrained
-from ham.models.causal_lm import TINY, CausalLM, Dtype, trained_weights
+from ham.models import pretrained
 from ham.models.pretrained import (
     ModelError,
     Source,
@@ -23,7 +22,6 @@ from ham.models.pretrained import (
     lora_layers,
     needed_bytes,
 )
-from ham.models.tiny_llama import tiny_config, tiny_llama, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -256,103 +254,3 @@ def test_weights_are_read_from_safetensors_or_from_gguf_alone(monkeypatch: pytes
         {"dtype": torch.bfloat16, "use_safetensors": True, "trust_remote_code": False},
         {"dtype": torch.float32, "trust_remote_code": False, "gguf_file": "a.gguf"},
     ]
-
-
-def test_a_gguf_file_needs_four_more_bytes_for_each_value_while_it_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(causal_lm, "locate", lambda checkpoint, gguf: Source(checkpoint, "", gguf))
-    for name, found in (("read_config", None), ("read_tokenizer", "tokenizer"), ("meta_model", Layers())):
-        monkeypatch.setattr(causal_lm, name, lambda source, found=found: found)
-    monkeypatch.setattr(causal_lm, "read_weights", lambda source, dtype: ("weights", dtype))
-    monkeypatch.setattr(causal_lm, "check_memory", lambda *args, **options: asked.append((*args, options)))
-    for gguf in ("", "a.gguf"):
-        for dtype in Dtype:
-            spec = CausalLM(checkpoint="net", gguf=gguf, rank=3, targets=["q"], dtype=dtype)
-            assert spec._load_base(CPU) == (("weights", getattr(torch, dtype)), "tokenizer")
-    assert asked == [
-        ("net", 72 * size + 42 * 16, CPU, {"while_loading": 72 * (size + more)})
-        for more in (0, 4)
-        for size in (2, 4)
-    ]
-
-
-def test_the_defaults_of_lora_are_those_of_dora() -> None:
-    spec = CausalLM()
-    assert (spec.checkpoint, spec.gguf, spec.rank, spec.lora_alpha, spec.lora_dropout) == (
-        "",
-        "",
-        32,
-        64,
-        0.05,
-    )
-    assert spec.targets == ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-    assert (spec.dtype, spec.lora_dtype) == (Dtype.bfloat16, Dtype.float32) and spec.gradient_checkpointing
-
-
-def test_the_smallest_values_of_lora_are_possible() -> None:
-    CausalLM(rank=1, lora_alpha=0.5, lora_dropout=0.0, targets=["q_proj"])
-    for options, message in (
-        ({"lora_dropout": -0.1}, r"must be in \[0, 1\), got -0.1"),
-        ({"targets": ["q_proj", "q_proj"]}, "must list each layer once: got"),
-        ({"rank": 0}, "must be positive, got 0, 64$"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            CausalLM(**options)
-
-
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_a_loaded_model_has_the_values_of_its_configuration(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr(causal_lm, "_checkpoint_activations", called.append)
-    options = dict(rank=2, lora_alpha=8.0, lora_dropout=0.25, targets=["q_proj", "up_proj"])
-    spec = CausalLM(checkpoint=TINY, gradient_checkpointing=checkpointing, **options)
-    loaded = spec.load(0, CPU)
-    config = loaded.model.peft_config["default"]
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 8, 0.25)
-    assert (config.target_modules, config.bias, config.task_type) == (
-        {"q_proj", "up_proj"},
-        "none",
-        "CAUSAL_LM",
-    )
-    base = loaded.model.get_base_model()
-    assert called == [base] * checkpointing and base.config.use_cache is False
-    assert (loaded.tokenizer.pad_token_id, loaded.tokenizer.padding_side) == (0, "left")
-    named = trained_weights(loaded.model)
-    assert named and all("lora_" in name and p.requires_grad for name, p in named.items())
-    assert len(named) == sum(p.requires_grad for p in loaded.model.parameters())
-
-
-@pytest.mark.parametrize("names", [("gradient",), ("gradient", "activation")])
-def test_activations_are_recomputed_by_the_method_s_old_or_new_name(names: tuple[str, ...]) -> None:
-    calls: list[Any] = []
-    methods = {
-        f"{name}_checkpointing_enable": lambda options, name=name: calls.append((name, options))
-        for name in names
-    }
-    base = SimpleNamespace(**methods, enable_input_require_grads=lambda: calls.append("inputs"))
-    causal_lm._checkpoint_activations(base)
-    assert calls == [(names[-1], {"use_reentrant": False}), "inputs"]
-
-
-def test_the_tiny_llama_has_two_layers_of_32_channels_and_the_same_weights_always() -> None:
-    tokenizer = tiny_tokenizer()
-    config = tiny_config(tokenizer)
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (2, 32, 64)
-    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
-    assert config.max_position_embeddings == tokenizer.model_max_length == 4096
-    assert (config.vocab_size, config.bos_token_id) == (len(tokenizer), None)
-    assert (
-        (config.pad_token_id, config.eos_token_id)
-        == (0, 1)
-        == (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    )
-    torch.manual_seed(0)
-    expected = torch.get_rng_state()
-    weights = tiny_llama(config).lm_head.weight
-    assert torch.equal(torch.get_rng_state(), expected), "the global random state stays"
-    torch.manual_seed(5)
-    assert torch.equal(tiny_llama(config).lm_head.weight, weights) and weights.dtype is torch.float32
