@@ -18,6 +18,7 @@ from ham import theory
 from ham.report.theory_data import DATA
 from ham.site import formulas, neuron, regression
 from ham.site.charts import Chart
+from ham.site.sliders import HEIGHT, SLIDER
 from ham.site.theory import PAGE, SECTIONS, page
 
 
@@ -201,6 +202,15 @@ def test_a_slider_can_have_its_first_its_last_and_its_initial_value() -> None:
         for reached in (value, bind["max"]):
             steps = (reached - bind["min"]) / bind["step"]
             assert steps == pytest.approx(round(steps), abs=1e-9), bind
+
+
+def test_a_chart_has_the_height_of_a_drawing_and_of_its_sliders() -> None:
+    assert (HEIGHT, SLIDER) == (280, 40)
+    for section in SECTIONS:
+        chart = section.make(data_of(section.figure))
+        count = sum("bind" in own for own in chart.spec.get("params", []))
+        assert chart.spec["height"] == HEIGHT
+        assert chart.height == HEIGHT + SLIDER * count
 
 
 def test_every_mark_is_visible() -> None:
