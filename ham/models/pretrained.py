@@ -153,7 +153,7 @@ def needed_bytes(model: nn.Module, layers: Sequence[nn.Linear], rank: int, dtype
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize + trained * _ADAM_BYTES
 
 
-def check_memory(name: str, needed: int, device: torch.device, *, while_loading: int = 0) -> None:
+def check_memory(name: str, needed: int, device: torch.device, *, while_loading: int) -> None:
     """Raise ModelError if a model does not fit.
 
     Args:

@@ -159,7 +159,7 @@ def _silence_beta_warning() -> None:
     """Torch warns once per process that CSR tensors are in beta: trigger the warning here, unseen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.zeros(2).long(), torch.zeros(0).long(), torch.zeros(0), (1, 1))
+        torch.eye(1).to_sparse_csr()
 
 
 def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:

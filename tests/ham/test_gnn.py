@@ -270,6 +270,9 @@ def test_a_network_is_its_layers_one_after_the_other(
         z = z + network.skips[k](expected) if residual else z
         expected = network.norms[k](z).relu() * 3 * 0.5
     torch.testing.assert_close(network(subgraph), network.classifier(expected))
+    deeper = Subgraph(x, edges_used, edge_values, torch.arange(NODES), 3, full_graph=True)
+    with pytest.raises(ValueError, match="longer"):
+        network(deeper)
 
 
 def test_the_defaults_are_two_gcn_layers_of_512_channels() -> None:
