@@ -297,7 +297,9 @@ def test_weights_of_edges_by_hand() -> None:
     assert torch.equal(used, edges) and weights.tolist() == [1, 1, 1, 1] and weights.dtype is torch.float32
 
 
-@pytest.mark.parametrize(("nonzero", "is_sparse"), [(3, True), (5, False), (20, False), (0, True)])
+@pytest.mark.parametrize(
+    ("nonzero", "is_sparse"), [(3, True), (4, False), (5, False), (20, False), (0, True)]
+)
 def test_features_are_stored_as_a_sparse_matrix_below_a_density_of_a_fifth(
     nonzero: int, is_sparse: bool
 ) -> None:
