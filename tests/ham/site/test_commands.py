@@ -31,7 +31,7 @@ def steps(own: str, script: str, scale: str = "") -> str:
         ),
         (
             commands.of_table("control_decay"),
-            steps("--table control_decay", "tables.py --table control_seeds"),
+            steps("--table control_decay", "tables.py --table control_decay"),
         ),
         (
             commands.of_figure("figure02b"),
