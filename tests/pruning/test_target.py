@@ -1,0 +1,211 @@
+"""Targets over all layers and of single layers, by hand: 100, 50 and 20 weights in three layers."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from pruning import ACDC, STR, OneShotMagnitude, Sparsifier
+from pruning.checks import SparsityWarning
+from pruning.target import TargetSparsity
+
+NAMES = ("0.weight", "1.weight", "2.weight")
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 5), nn.Linear(5, 4))
+
+
+def attached(sparsity: float = 0.5, model: nn.Module | None = None, **options: object) -> TargetSparsity:
+    sparsifier = TargetSparsity(sparsity)
+    sparsifier.attach(network() if model is None else model, total_epochs=2, **options)
+    return sparsifier
+
+
+def test_one_target_holds_for_all_layers_together_and_for_each_by_itself():
+    sparsifier = attached(0.75)
+    assert sparsifier.kept_target() == 42  # 170 - 127.5, rounded down
+    assert sparsifier.kept_target(0.5) == 85
+    assert sparsifier.kept_per_layer() == dict(zip(NAMES, (25, 12, 5), strict=True))
+    assert sparsifier.kept_per_layer(0.1) == dict(zip(NAMES, (90, 45, 18), strict=True))
+    assert sparsifier.shapes() == dict(zip(NAMES, ((10, 10), (5, 10), (4, 5)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "arguments", "own", "all_layers"),
+    [
+        (0.5, (), 10, 70),  # 120 / 2 + 50 * 0.2
+        (0.5, (0.25,), 30, 120),  # half of the way: 120 * 0.75 + 50 * 0.6
+        (0.5, (0.25, 1.0), 10, 100),
+        (0.5, (0.25, 0.25), 40, 130),
+        (0.5, (0.75,), 10, 40),  # no farther than its own sparsity
+        (0.0, (), 10, 130),
+        (0.0, (0.0, 0.5), 30, 150),
+    ],
+)
+def test_a_layer_with_a_sparsity_of_its_own_is_as_far_on_its_way_as_the_others(
+    sparsity, arguments, own, all_layers
+):
+    sparsifier = attached(sparsity, sparsities={"1.*": 0.8})
+    assert sparsifier.layer_sparsities == {"1.weight": 0.8}
+    assert sparsifier.kept_per_layer(*arguments)["1.weight"] == own
+    assert sparsifier.kept_target(*arguments) == all_layers
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "sparsities", "kept", "expected"),
+    [
+        (0.5, {"1.*": 0.8}, 170, ({"1.weight": 50}, 120)),
+        (0.5, {"1.*": 0.8}, 120, ({"1.weight": 30}, 90)),  # 50 of 100 are pruned, 20 of its 40
+        (0.5, {"1.*": 0.8}, 119, ({"1.weight": 29}, 90)),  # 51 of 100, 20.4 rounded up
+        (0.5, {"1.*": 0.8}, 70, ({"1.weight": 10}, 60)),
+        (0.5, {"1.*": 0.8}, 40, ({"1.weight": 10}, 30)),  # beyond the target the others give more
+        (0.5, {"1.*": 0.8}, 4, ({"1.weight": 10}, 0)),
+        # 1 of 56 is pruned, rounded up in both; the others have 100 and 1 is left over
+        (0.0, {"1.*": 0.8, "2.*": 0.8}, 169, ({"1.weight": 50, "2.weight": 19}, 100)),
+        (0.0, {"1.*": 0.0}, 160, ({"1.weight": 50}, 110)),  # nothing is to be pruned
+    ],
+)
+def test_a_count_is_split_between_layers_with_and_without_own_sparsities(sparsity, sparsities, kept, expected):
+    assert attached(sparsity, sparsities=sparsities)._split(kept) == expected
+
+
+def test_a_selection_keeps_the_largest_scores_of_each_part_in_the_order_of_the_scores():
+    sparsifier = attached(0.5, sparsities={"1.*": 0.8})
+    sizes = {"0.weight": (10, 10), "1.weight": (5, 10), "2.weight": (4, 5)}
+    scores = {  # 0 to 99, 1000 to 1049 and 50.5 to 69.5
+        "0.weight": torch.arange(100.0).view(10, 10),
+        "1.weight": torch.arange(1000.0, 1050.0).view(5, 10),
+        "2.weight": torch.arange(50.5, 70.5).view(4, 5),
+    }
+    masks = sparsifier.select(scores)
+    assert {name: tuple(mask.shape) for name, mask in masks.items()} == sizes
+    assert list(masks) == list(NAMES)
+    # of the 120 scores without 1.weight the 60 largest are those of at least 50.5: 49 and 20, less 9
+    assert [int(mask.sum()) for mask in masks.values()] == [45, 10, 15]
+    assert scores["0.weight"][masks["0.weight"]].min() == 55
+    assert scores["1.weight"][masks["1.weight"]].min() == 1040
+    assert scores["2.weight"][masks["2.weight"]].min() == 55.5
+    layerwise = sparsifier.select(scores, {"0.weight": 1, "1.weight": 2, "2.weight": 3})
+    assert [int(mask.sum()) for mask in layerwise.values()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "message"),
+    [
+        ([0.5], "sparsities is a dict, glob -> sparsity, got list"),
+        ({"3.*": 0.5}, "sparsities has '3.*', which matches no prunable weight"),
+        ({"*": 0.5}, "sparsities matches every weight: leave some for the method's own sparsity"),
+        ({"1.*": 1.0}, "sparsity must be in [0, 1), got 1"),
+        ({"1.*": 90}, "sparsity must be in [0, 1), got 90; did you mean 0.9?"),
+    ],
+)
+def test_sparsities_that_do_not_fit_are_refused(sparsities, message):
+    with pytest.raises(ValueError) as error:
+        attached(sparsities=sparsities)
+    assert str(error.value) == message
+
+
+def test_the_first_glob_that_matches_a_layer_counts():
+    sparsifier = attached(sparsities={"1.*": 0.25, "[12].*": 0.75})
+    assert sparsifier.layer_sparsities == {"1.weight": 0.25, "2.weight": 0.75}
+
+
+def test_a_method_without_units_takes_neither_a_granularity_nor_sparsities():
+    with pytest.raises(ValueError, match="^STR has no choice of units: leave granularity=element$"):
+        STR(sparsity=0.5, granularity="2:4")
+    with pytest.raises(ValueError, match="^STR has one target for all layers: leave out sparsities$"):
+        STR(sparsity=0.5).attach(network(), total_epochs=1, sparsities={"1.*": 0.5})
+    assert STR(sparsity=0.5).granularity == TargetSparsity(0.5).granularity == "element"
+
+
+def test_a_single_glob_is_a_list_of_one():
+    assert TargetSparsity(0.5, exclude="1.*").exclude == ["1.*"]
+    assert TargetSparsity(0.5).exclude == []
+
+
+def test_own_sparsities_must_fit_the_units_too():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"^granularity 2:4 prunes 0.5 of each layer, got sparsity=0.6"):
+        OneShotMagnitude(0.5, granularity="2:4").attach(
+            model, total_epochs=1, steps_per_epoch=1, sparsities={"1.*": 0.6}
+        )
+
+
+def zeroed(count: int) -> nn.Sequential:
+    """Two layers of 50 weights, with `count` zeros in the first."""
+    model = nn.Sequential(nn.Linear(10, 5, bias=False), nn.Linear(5, 10, bias=False))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.fill_(1.0)
+        model[0].weight.view(-1)[:count] = 0.0
+    return model
+
+
+@pytest.mark.parametrize(("count", "warns"), [(40, False), (37, False), (35, True), (0, True)])
+def test_a_model_that_misses_its_target_by_more_than_two_weights_a_layer_is_named(count, warns):
+    sparsifier = attached(0.4, zeroed(count))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sparsifier.on_end()
+    assert [str(warning.message) for warning in caught] == warns * [
+        f"TargetSparsity ends at sparsity {count / 100:.4f}, its target is 0.4000: no optimizer step reached "
+        "it, call sparsifier.hook(optimizer) before the first one"
+    ]
+    assert all(warning.category is SparsityWarning for warning in caught)
+
+
+@pytest.mark.parametrize(("count", "warns"), [(4850, True), (4910, False), (4990, False)])
+def test_a_large_model_may_miss_its_target_by_a_point(count, warns):
+    model = nn.Sequential(nn.Linear(100, 100, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0).view(-1)[:count] = 0.0
+    sparsifier = attached(0.5, model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sparsifier.on_end()
+    assert len(caught) == warns
+
+
+ALL_STEPS = "train as many epochs and steps as attach announced, and call after_step after each step"
+
+
+@pytest.mark.parametrize(
+    ("step", "steps_per_epoch", "cure"),
+    [
+        (0, 5, ALL_STEPS),
+        (1, 5, "training ended after 1 of the 10 steps that attach announced"),
+        (9, 5, "training ended after 9 of the 10 steps that attach announced"),
+        (10, 5, ALL_STEPS),
+        (3, None, ALL_STEPS),
+    ],
+)
+def test_the_cure_of_a_missed_target_follows_from_the_steps(step, steps_per_epoch, cure):
+    sparsifier = attached(0.4, zeroed(0), steps_per_epoch=steps_per_epoch)
+    optimizer = torch.optim.SGD(sparsifier.model.parameters(), lr=0.1)
+    sparsifier.after_backward(0, optimizer)
+    sparsifier.step = step
+    with pytest.warns(SparsityWarning) as caught:
+        sparsifier.on_end()
+    assert str(caught[0].message).endswith(f"its target is 0.4000: {cure}")
+
+
+def test_a_state_belongs_to_its_method_target_and_units():
+    def one(make: type[Sparsifier] = OneShotMagnitude, **options: object) -> Sparsifier:
+        sparsifier = make(**{"sparsity": 0.5, **options})
+        sparsifier.attach(nn.Sequential(nn.Linear(4, 4)), total_epochs=2, steps_per_epoch=1)
+        return sparsifier
+
+    state = one().state_dict()
+    assert state["target"] == "OneShotMagnitude(sparsity=0.5, granularity=element)"
+    one().load_state_dict(state)
+    one().load_state_dict({key: value for key, value in state.items() if key != "target"})
+    for other in (one(sparsity=0.25), one(granularity="2x2"), one(ACDC)):
+        with pytest.raises(ValueError) as error:
+            other.load_state_dict(state)
+        assert str(error.value) == (
+            f"the state is of {state['target']}, this is {other._target()}: create it with the same values"
+        )
