@@ -83,12 +83,11 @@ def balanced(shapes: Shapes, density: float) -> dict[str, float]:
     _check(shapes, density)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     remaining, layers = density * sum(sizes.values()), len(sizes)
-    level = 0.0
     for size in sorted(sizes.values()):
-        level = remaining / layers
-        if size >= level:
+        if size >= remaining / layers:
             break
         remaining, layers = remaining - size, layers - 1
+    level = remaining / layers
     return {name: min(1.0, level / size) for name, size in sizes.items()}
 
 
