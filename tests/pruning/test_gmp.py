@@ -83,10 +83,11 @@ def test_at_an_update_the_smallest_magnitudes_go_before_the_step():
         assert values[name][mask].min() >= values[name][~mask].max()
 
 
-def test_a_falling_schedule_of_ones_own_revives_nothing():
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_a_falling_schedule_of_ones_own_revives_nothing(scope):
     """Sparsity 0.8, then 0.2, then 0.6 asked for: 0.8 stays from the first update on."""
     wanted = {0: 0.8, 1: 0.2, 2: 0.6}
-    gmp = attached(GMP(0.6, end=0.5, interval=10, schedule=lambda at: wanted[round(at * 4)]))
+    gmp = attached(GMP(0.6, scope=scope, end=0.5, interval=10, schedule=lambda at: wanted[round(at * 4)]))
     assert [sum(counts(masks)) for masks in train(gmp)] == [60] * 40
     assert gmp.achieved_sparsity() == pytest.approx(0.8)
 
@@ -105,6 +106,11 @@ def test_a_schedule_of_ones_own_equals_the_built_in_one():
             {"begin": 0.8},
             "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0.8 and 0.75",
         ),
+        (
+            {"begin": -0.5},
+            "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got -0.5 and 0.75",
+        ),
+        ({"end": 1.5}, "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0 and 1.5"),
         ({"end": 30}, "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0 and 30"),
         ({"interval": 0}, "interval must be at least 1 step, got 0"),
         ({"schedule": "quartic"}, "ramp must be one of cubic, cosine, linear, got 'quartic'"),
@@ -145,6 +151,7 @@ def test_fine_tuning_has_its_own_learning_rate(finetune_lr, after):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"prune_at": -0.5}, "prune_at is a fraction of the steps, in [0, 1), got -0.5"),
         ({"prune_at": 1.0}, "prune_at is a fraction of the steps, in [0, 1), got 1"),
         ({"finetune_lr": 0.0}, "finetune_lr must be positive, got 0"),
         ({"scope": "local"}, "scope must be one of global, layerwise, got 'local'"),
@@ -174,3 +181,29 @@ def test_fine_tuning_changes_a_learning_rate_that_is_a_tensor_in_place(kind):
     sparsifier.on_epoch_start(0, optimizer)
     sparsifier.after_backward(0, optimizer)
     assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.25
+
+
+def test_the_defaults_of_both_methods_are_those_of_their_descriptions():
+    gmp, one_shot = GMP(0.9), OneShotMagnitude(0.9)
+    assert (gmp.scope, gmp.begin, gmp.end, gmp.interval) == ("layerwise", 0.0, 0.75, 100)
+    assert (gmp.schedule, gmp.granularity, gmp.exclude) == ("cubic", "element", [])
+    assert (one_shot.scope, one_shot.prune_at, one_shot.finetune_lr) == ("global", 0.5, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{"begin": 0, "end": 0}, {"begin": 1, "end": 1}, {"interval": 1}], ids=str
+)
+def test_gmp_options_at_the_ends_of_their_ranges_are_accepted(options):
+    assert vars(GMP(0.9, **options)).items() >= options.items()
+
+
+def test_one_shot_may_prune_before_the_first_step_and_at_the_last_one():
+    masks = train(attached(OneShotMagnitude(0.9, prune_at=0.0)), steps=2)
+    assert [sum(counts(mask)) for mask in masks] == [30, 30]
+    masks = train(attached(OneShotMagnitude(0.9, prune_at=0.999)))
+    assert [sum(counts(mask)) for mask in masks] == [300] * 39 + [30]
+
+
+def test_a_fine_tuning_rate_may_be_above_one():
+    assert OneShotMagnitude(0.9, finetune_lr=0.5).finetune_lr == 0.5
+    assert Spred(0.9, finetune_lr=0.5).finetune_lr == 0.5

@@ -172,3 +172,29 @@ def test_attention_of_torch_is_scored_as_attention_written_out():
     fused, plain = (flat(grasp(m, prunable_weights(m), data, cross_entropy, 1.0)) for m in (one, other))
     assert plain.abs().max() > 1e-6
     torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-14)
+
+
+def test_the_defaults_are_ten_batches_and_the_temperature_of_the_authors():
+    sparsifier = GraSP(0.5)
+    assert (sparsifier.batches, sparsifier.temperature) == (10, 200.0)
+    model = mlp()
+    given, default = (
+        flat(grasp(model, prunable_weights(model), batches(6), cross_entropy, *temperature))
+        for temperature in ((200.0,), ())
+    )
+    assert torch.equal(given, default)
+
+
+def test_one_batch_and_any_positive_temperature_are_enough():
+    sparsifier = GraSP(0.5, batches=1, temperature=0.5)
+    sparsifier.attach(mlp(), total_epochs=1)
+    sparsifier.initialize(batches(6), cross_entropy)
+    assert sparsifier.achieved_sparsity() == pytest.approx(18 / 35)  # 17.5 of 35, rounded up
+    assert sparsifier.after_backward(0, torch.optim.SGD(sparsifier.model.parameters(), lr=0.1))
+
+
+def test_inputs_that_are_not_tensors_are_refused():
+    sparsifier = GraSP(0.5, batches=1)
+    sparsifier.attach(mlp(), total_epochs=1)
+    with pytest.raises(ValueError, match=r"^GraSP needs tensors as inputs, got object: choose SNIP$"):
+        sparsifier.initialize([(object(), torch.zeros(2))], cross_entropy)

@@ -465,3 +465,27 @@ def test_methods_with_factors_of_their_own_refuse_another_parameterization(spars
 def test_values_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=message):
         Product(**options)
+
+
+def test_the_defaults_of_products_are_without_decay_and_resets():
+    product = Product()
+    assert (product.scaling, product.frobenius, product.decay) == (1.0, 5e-5, 0.0)
+    assert (product.reset_every, product.reset_until, product.carry_momentum) == (0, 0.75, True)
+    assert product.has_penalty and not product.changes_at_epochs
+    assert not product.decoupled_decay and not Plain().decoupled_decay
+
+
+@pytest.mark.parametrize(
+    ("options", "penalty", "resets"),
+    [
+        ({"frobenius": 0.0}, False, False),
+        ({"frobenius": 0.0, "decay": 0.5}, True, False),
+        ({"frobenius": 0.5}, True, False),
+        ({"reset_every": 1, "reset_until": 0.0}, True, True),
+        ({"reset_until": 1.0}, True, False),
+    ],
+    ids=str,
+)
+def test_a_loop_must_call_what_the_options_need(options, penalty, resets):
+    product = Product(**options)
+    assert (product.has_penalty, product.changes_at_epochs) == (penalty, resets)

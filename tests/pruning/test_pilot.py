@@ -274,3 +274,22 @@ def test_the_fraction_near_zero_is_per_tensor():
 def test_values_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=message):
         PILoT(**{"sparsity": 0.5, **options})
+
+
+def test_the_defaults_are_those_of_the_description():
+    pilot = PILoT(0.5)
+    assert (pilot.strength, pilot.delta, pilot.l1_floor) == (2e-5, 1.01, 0.0)
+    assert (pilot.scaling, pilot.frobenius, pilot.prune_at) == (1.0, 5e-5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"strength": 0.0}, {"l1_floor": 0.0}, {"delta": 1.0}, {"prune_at": 0.01}], ids=str
+)
+def test_values_at_the_ends_of_their_ranges_are_accepted(options):
+    assert vars(PILoT(0.5, **options)).items() >= options.items()
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_accuracies_of_none_and_of_all_are_fractions(accuracy):
+    pilot = attached(small_model(), strength=1.0, delta=2.0)
+    assert strengths(pilot, [accuracy]) == [2.0 if accuracy else 0.5]

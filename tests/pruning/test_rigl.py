@@ -165,6 +165,7 @@ def test_drop_fraction_falls_along_half_a_cosine():
     ("options", "message"),
     [
         ({"interval": 0}, "interval must be at least 1 step, got 0"),
+        ({"drop_fraction": 1.5}, r"drop_fraction must be in \[0, 1\], got 1\.5"),
         ({"drop_fraction": 30}, r"drop_fraction must be in \[0, 1\], got 30"),
         ({"until": -0.1}, r"until must be in \[0, 1\], got -0\.1"),
         ({"until": float("nan")}, r"until must be in \[0, 1\], got nan"),
@@ -439,3 +440,9 @@ def test_a_resumed_run_continues_bit_for_bit():
     for one, same in zip(run[0].state_dict().values(), other[0].state_dict().values(), strict=True):
         assert torch.equal(one, same)
     assert all(torch.equal(kept, other[1].kept()[name]) for name, kept in run[1].kept().items())
+
+
+def test_the_defaults_are_those_published():
+    rigl = RigL(0.5)
+    assert (rigl.interval, rigl.drop_fraction, rigl.until) == (100, 0.3, 0.75)
+    assert (rigl.update_at_start, rigl.allocation) == (False, "erk")

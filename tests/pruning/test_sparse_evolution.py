@@ -124,3 +124,18 @@ def test_seeds_decide_and_a_resumed_run_draws_what_the_first_would():
 def test_options_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         SET(0.5, **options)
+
+
+def test_defaults_and_the_ends_of_the_ranges():
+    sparsifier = SET(0.5)
+    assert (sparsifier.interval, sparsifier.until, sparsifier.allocation) == (None, 1.0, "erk")
+    for options in ({"interval": 1}, {"drop_fraction": 0.0}, {"drop_fraction": 1.0}, {"until": 0.0}):
+        assert vars(SET(0.5, **options)).items() >= options.items()
+
+
+def test_the_first_masks_and_the_growth_have_streams_of_their_own():
+    sparsifier = attached(SET(0.5, allocation="uniform"), seed=3, widths=(10, 10))
+    first = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:50]
+    assert set(sparsifier.kept()["0.weight"].flatten().nonzero().flatten().tolist()) == set(first.tolist())
+    seeded = torch.Generator().manual_seed(4)
+    assert torch.equal(sparsifier.state_dict()["generator"], seeded.get_state())

@@ -334,3 +334,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(stop):
 def test_values_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=message):
         Spred(**{"sparsity": 0.5, **options})
+
+
+def test_the_defaults_are_those_of_the_authors():
+    spred = Spred(0.5)
+    assert (spred.decay, spred.factors, spred.finetune, spred.finetune_lr) == (1e-5, "independent", 0.1, 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"decay": 0.0}, {"finetune": 0.0}, {"finetune_lr": 1e-9}], ids=str)
+def test_values_at_the_ends_of_their_ranges_are_accepted(options):
+    assert vars(Spred(0.5, **options)).items() >= options.items()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -575,3 +576,88 @@ def test_files_that_hold_no_masks_are_refused(write, message, tmp_path):
         attached(MaskFrom(sparsity=0.5, source=str(tmp_path)), small())
     assert "\n" not in str(caught.value)
     assert Opened.done == []
+
+
+def test_the_defaults_of_the_scores_and_of_masks_from_a_run():
+    assert (SNIP(0.5).batches, SynFlow(0.5).iterations, RandomPruning(0.5).allocation) == (10, 100, "erk")
+    loaded = MaskFrom(0.5, source="exp/name")
+    assert loaded.redraw and loaded.redraws_weights and loaded.depends_on == ""
+    assert not MaskFrom(0.5, source="name", redraw=False).redraws_weights
+
+
+def test_one_batch_and_one_iteration_are_enough():
+    sparsifier = attached(SNIP(0.5, batches=1), mlp())
+    sparsifier.initialize(data(1), cross_entropy)
+    assert sparsifier.achieved_sparsity() == 0.5
+    sparsifier = attached(SynFlow(0.5, iterations=1), mlp())
+    sparsifier.initialize(data(1))
+    assert sparsifier.achieved_sparsity() == 0.5
+
+
+def test_snip_computes_a_large_batch_in_parts_of_128():
+    model, seen = mlp(), []
+    handle = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    x, y = (torch.cat(tensors) for tensors in zip(*data(60), strict=True))
+    parts = scores_of(model, [(x, y)])
+    handle.remove()
+    assert seen == [128, 128, 44]
+    model.eval()
+    cross_entropy(model(x), y).backward()
+    for name, score in parts.items():
+        weight = model.get_parameter(name)
+        torch.testing.assert_close(score, (weight.grad * weight).abs(), rtol=1e-10, atol=1e-15)
+
+
+def test_a_source_that_is_a_name_is_resolved_to_the_folder_of_its_run():
+    by_name, by_path = MaskFrom(0.5, source="acdc"), MaskFrom(0.5, source="runs/acdc")
+    assert by_name.depends_on == "acdc"
+    assert by_name.resolve("runs/{}/seed0".format, resumed=False).source == "runs/acdc/seed0"
+    assert by_path.resolve("runs/{}/seed0".format, resumed=False) is by_path
+    resumed = by_name.resolve("runs/{}/seed0".format, resumed=True)
+    assert resumed.source == "acdc" and resumed.resumed and not by_name.resumed
+    attached(resumed, mlp())  # reads no file
+    assert not resumed.masks.active
+
+
+def test_masks_of_thresholds_far_from_the_target_are_changed_with_a_warning(tmp_path):
+    """0.5 is pruned: a target of 0.545 is within 0.05, one of 0.6 is not."""
+
+    def model() -> nn.Module:
+        layer = nn.Linear(200, 1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.arange(1.0, 201.0) / 200)
+        return layer
+
+    thresholds = attached(STR(sparsity=0.5, initial=0.01), model())
+    assert thresholds.achieved_sparsity() == 0.5
+    save_masks(tmp_path / "masks.pt", thresholds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached(MaskFrom(0.545, source=str(tmp_path)), model())
+    with pytest.warns(UserWarning) as caught:
+        sparsifier = attached(MaskFrom(0.6, source=str(tmp_path)), model())
+    assert [str(warning.message) for warning in caught] == [
+        f"the masks in {tmp_path} prune 0.5000, and are changed to 0.6 by the weights' distance to their "
+        "threshold: choose that sparsity to keep them"
+    ]
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("target", "fits"), [(0.504, True), (0.496, True), (0.507, False), (0.493, False)])
+def test_hard_masks_must_have_the_target_within_half_a_percent(target, fits, tmp_path):
+    sparse_source(tmp_path)
+    if fits:
+        assert attached(MaskFrom(target, source=str(tmp_path)), small()).achieved_sparsity() == 0.5
+    else:
+        with pytest.raises(ValueError, match=f"prune 0.5000, not {target:g}"):
+            attached(MaskFrom(target, source=str(tmp_path)), small())
+
+
+def test_the_origin_of_masks_comes_back_with_a_state(tmp_path):
+    sparse_source(tmp_path)
+    first = attached(MaskFrom(0.5, source=str(tmp_path)), small())
+    resumed = MaskFrom(0.5, source="acdc").resolve(str, resumed=True)
+    attached(resumed, small())
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.stats()["masks_from"] == {"run": "acdc", "seed": 3}
+    assert resumed.masks.active

@@ -688,3 +688,16 @@ def test_an_end_near_the_target_that_no_threshold_reaches_says_so(values, start,
     with pytest.warns(UserWarning, match=message) as caught:
         sparsifier.on_end()
     assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_the_defaults_are_the_published_recipe():
+    sparsifier = STR(sparsity=0.9)
+    assert (sparsifier.initial, sparsifier.threshold_decay) == (-3200.0, 2.251757813e-5)
+    assert (sparsifier.calibrate, sparsifier.ramp_every, sparsifier.ramp_until) == ("none", 2, 0.75)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threshold_decay": 0.0}, {"ramp_every": 1}, {"ramp_until": 1.0}, {"initial": 2.0}], ids=str
+)
+def test_values_at_the_ends_of_their_ranges_are_accepted(options):
+    assert vars(STR(sparsity=0.9, **options)).items() >= options.items()

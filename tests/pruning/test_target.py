@@ -69,7 +69,9 @@ def test_a_layer_with_a_sparsity_of_its_own_is_as_far_on_its_way_as_the_others(
         (0.0, {"1.*": 0.0}, 160, ({"1.weight": 50}, 110)),  # nothing is to be pruned
     ],
 )
-def test_a_count_is_split_between_layers_with_and_without_own_sparsities(sparsity, sparsities, kept, expected):
+def test_a_count_is_split_between_layers_with_and_without_own_sparsities(
+    sparsity, sparsities, kept, expected
+):
     assert attached(sparsity, sparsities=sparsities)._split(kept) == expected
 
 
@@ -115,9 +117,9 @@ def test_the_first_glob_that_matches_a_layer_counts():
 
 
 def test_a_method_without_units_takes_neither_a_granularity_nor_sparsities():
-    with pytest.raises(ValueError, match="^STR has no choice of units: leave granularity=element$"):
+    with pytest.raises(ValueError, match=r"^STR has no choice of units: leave granularity=element$"):
         STR(sparsity=0.5, granularity="2:4")
-    with pytest.raises(ValueError, match="^STR has one target for all layers: leave out sparsities$"):
+    with pytest.raises(ValueError, match=r"^STR has one target for all layers: leave out sparsities$"):
         STR(sparsity=0.5).attach(network(), total_epochs=1, sparsities={"1.*": 0.5})
     assert STR(sparsity=0.5).granularity == TargetSparsity(0.5).granularity == "element"
 
