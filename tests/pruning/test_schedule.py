@@ -72,3 +72,33 @@ def test_acdc_as_a_schedule_of_epochs():
 def test_wrong_schedules_raise(make, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         make()
+
+
+def test_the_bounds_of_schedules_are_part_of_them():
+    assert Step(0.9, at=3, initial=0.5)(2) == 0.5
+    assert Linear(0.9, 2, 2)(1.9) == 0.0 and Linear(0.9, 2, 2)(2) == 0.9  # at once
+    assert Linear(0.9, 1, 3, initial=0.5)(1) == Linear(0.9, 1, 3, initial=0.5)(0) == 0.5
+    assert Linear(0.8, 1, 3)(2) == pytest.approx(0.4)
+    assert Constant(0.0)(1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("time", "sparsity"), [(-1, 0), (0, 0), (0.9, 0), (1, 0.5), (1.9, 0.5), (2, 0), (9, 0)]
+)
+def test_a_phase_lasts_its_epoch_and_the_outer_ones_for_ever(time, sparsity):
+    assert Phases(0.5, ["dense", "sparse", "dense"])(time) == sparsity
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constant(1.0), r"sparsity must be in \[0, 1\), got 1"),
+        (lambda: Step(0.5, at=0, initial=1.0), r"sparsity must be in \[0, 1\), got 1"),
+        (lambda: Cubic(0.5, 0, 1, initial=-0.5), r"sparsity must be in \[0, 1\), got -0\.5"),
+        (lambda: Phases(1.0, ["sparse"]), r"sparsity must be in \[0, 1\), got 1"),
+        (lambda: Phases(0.5, []), "phases must be a list of 'dense' and 'sparse', one for each epoch"),
+    ],
+)
+def test_every_sparsity_of_a_schedule_is_checked(make, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()

@@ -295,3 +295,34 @@ def test_layerwise_topk_checks_each_layer():
         layerwise_topk(scores, {"a": 1, "b": 1})
     with pytest.raises(ValueError, match=r"\[0, 4\], got 5"):
         layerwise_topk(scores, {"a": 5, "b": 1})
+
+
+def test_only_a_bracket_of_many_values_is_searched(monkeypatch):
+    """Eight standard deviations of the sampled rank, here at most 8 * 256 of 65,536, to either side."""
+    searched = []
+    topk = Tensor.topk
+
+    def counted(values: Tensor, k: int, **options: object) -> tuple:
+        searched.append(len(values))
+        return topk(values, k, **options)
+
+    monkeypatch.setattr(Tensor, "topk", counted)
+    values = torch.rand(1 << 21, generator=torch.Generator().manual_seed(0))
+    for k in (100, len(values) // 2, len(values) - 100):
+        assert kth_largest(values, k) == values.sort(descending=True).values[k - 1]
+    bracket = 8 * 256 / 65_536
+    assert searched[0] / len(values) == pytest.approx(bracket, rel=0.05)
+    assert searched[1] / len(values) == pytest.approx(2 * bracket, rel=0.05)
+    assert searched[2] / len(values) == pytest.approx(bracket, rel=0.05)
+    del searched[:]
+    kth_largest(values[: 1 << 20], 5)
+    assert searched == [1 << 20]
+
+
+def test_a_sparsity_must_be_a_number():
+    with pytest.raises(ValueError, match=r"^sparsity must be a number in \[0, 1\), got '0\.5'$"):
+        check_sparsity("0.5")
+    for sparsity, hint in ((1, ""), (1.5, "; did you mean 0.015?"), (99, "; did you mean 0.99?"), (100, "")):
+        with pytest.raises(ValueError) as error:
+            check_sparsity(sparsity)
+        assert str(error.value) == f"sparsity must be in [0, 1), got {sparsity:g}{hint}"

@@ -134,6 +134,68 @@ def test_a_trained_sparsifier_is_not_trained_from_the_start_again():
         Schedule(sparsifier, None).start(optimizer, total_epochs=4, total_steps=8, steps_before=0)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "fits"),
+    [
+        (5, 8, True),  # RigL counts steps alone
+        (None, float("inf"), True),
+        (7, float("inf"), True),
+        (4, 0, True),
+        (4, 7, True),
+        (5, 7, False),
+        (None, 7, False),
+        (4, 1, False),
+    ],
+)
+def test_a_plan_by_steps_needs_no_epochs_unless_the_last_one_is_cut(epochs, steps, fits):
+    sparsifier, optimizer = attached(RigL(0.5))
+    schedule = Schedule(sparsifier, None)
+    if fits:
+        schedule.start(optimizer, total_epochs=epochs, total_steps=steps, steps_before=0)
+    else:
+        with pytest.raises(ValueError, match=r"^the trainer plans "):
+            schedule.start(optimizer, total_epochs=epochs, total_steps=steps, steps_before=0)
+        assert sparsifier._hook is None
+
+
+def test_a_plan_without_steps_per_epoch_is_one_of_epochs():
+    sparsifier, optimizer = attached(ACDC(0.5), steps_per_epoch=None)
+    Schedule(sparsifier, None).start(optimizer, total_epochs=4, total_steps=99, steps_before=0)
+    with pytest.raises(ValueError) as error:
+        Schedule(sparsifier, None).start(optimizer, total_epochs=3, total_steps=99, steps_before=0)
+    assert str(error.value) == (
+        "the trainer plans 3 epochs and 99 steps in all, the sparsifier 4 epochs: attach it with the "
+        "trainer's total_epochs and steps_per_epoch"
+    )
+
+
+def test_a_schedule_hooks_once_and_detaches_at_the_end():
+    sparsifier, optimizer = attached(PILoT(0.5))
+    schedule = Schedule(sparsifier, lambda: 0.5)
+    schedule.remove()
+    for _ in range(2):
+        schedule.start(optimizer, total_epochs=4, total_steps=8, steps_before=0)
+        assert len(optimizer._optimizer_step_pre_hooks) == 1
+    schedule.end()
+    assert not optimizer._optimizer_step_pre_hooks and sparsifier._hook is None
+    assert sparsifier.achieved_sparsity() == 0.5  # PILoT prunes at the end
+    sparsifier.step = 5
+    schedule.start(optimizer, total_epochs=4, total_steps=8, steps_before=5)
+    assert sparsifier._hook is not None
+
+
+def test_epochs_are_counted_where_they_start_and_where_they_end():
+    sparsifier, optimizer = attached(RigL(0.5))
+    schedule = Schedule(sparsifier, None)
+    assert schedule.state_dict()["epochs_ended"] == 0
+    for epoch, counted in ((0, 0), (2, 2), (1, 2)):
+        schedule.start_epoch(epoch, optimizer)
+        assert schedule.state_dict()["epochs_ended"] == counted
+        assert sparsifier._announced_epoch == counted
+    schedule.end_epoch()
+    assert schedule.state_dict()["epochs_ended"] == 3
+
+
 def test_masks_of_another_checkpoint_are_refused():
     state = Schedule(attached(RigL(0.5), seed=1)[0], None).state_dict()
     with pytest.raises(ValueError, match=r"the loaded masks do not fit 0\.weight, which has other zeros"):
@@ -256,6 +318,85 @@ def test_transformers_names_what_is_missing_in_a_checkpoint(hf, tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
+def hf_callback(hf, **options):
+    """The callback of an attached AC/DC, its optimizer, and a state of the Trainer before training."""
+    sparsifier, optimizer = attached(ACDC(0.5))
+    state = {"num_train_epochs": 4, "max_steps": 8, "global_step": 0, "epoch": 0.0}
+    state |= {"is_world_process_zero": True, "best_model_checkpoint": None}
+    return hf.Callback(sparsifier, **options), optimizer, SimpleNamespace(**state)
+
+
+def hf_arguments(folder: Path, **options):
+    values = {"output_dir": str(folder), "resume_from_checkpoint": None, "load_best_model_at_end": False}
+    return SimpleNamespace(**{**values, **options})
+
+
+@pytest.mark.parametrize(
+    ("fraction", "epoch"), [(None, 0), (0.0, 0), (0.5, 0), (0.9999999, 1), (1.5, 1), (2.0, 2)]
+)
+def test_transformers_counts_epochs_in_fractions(hf, fraction, epoch, tmp_path):
+    callback, optimizer, state = hf_callback(hf)
+    state.epoch = fraction
+    callback.on_epoch_begin(hf_arguments(tmp_path), state, None, optimizer=optimizer)
+    assert callback.sparsifier._announced_epoch == epoch
+    callback.on_epoch_end(hf_arguments(tmp_path), state, None)
+    assert callback._schedule.state_dict()["epochs_ended"] == epoch + 1
+
+
+def saved_at(hf, folder: Path, step: int, epochs: int = 3) -> dict:
+    """The checkpoint of a step, after `epochs` epochs were announced; AC/DC is sparse in the third."""
+    callback, optimizer, state = hf_callback(hf)
+    for epoch in range(epochs):
+        callback._schedule.start_epoch(epoch, optimizer)
+    (folder / f"checkpoint-{step}").mkdir()
+    state.global_step = step
+    state.is_world_process_zero = False
+    callback.on_save(hf_arguments(folder), state, None)
+    assert not list(folder.rglob("*.pt"))
+    state.is_world_process_zero = True
+    callback.on_save(hf_arguments(folder), state, None)
+    return callback.sparsifier.model.state_dict()
+
+
+@pytest.mark.parametrize("given", ["output_dir", "args", "callback"])
+def test_transformers_restores_the_state_of_the_folder_that_it_resumes_from(hf, tmp_path, given):
+    weights = saved_at(hf, tmp_path, 5)
+    folder = tmp_path / "checkpoint-5"
+    callback, optimizer, state = hf_callback(hf, checkpoint=folder if given == "callback" else None)
+    callback.sparsifier.model.load_state_dict(weights)
+    elsewhere = {"output_dir": str(tmp_path / "new")}
+    args = {
+        "output_dir": hf_arguments(tmp_path, resume_from_checkpoint=True),
+        "args": hf_arguments(tmp_path, resume_from_checkpoint=str(folder), **elsewhere),
+        "callback": hf_arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "other"), **elsewhere),
+    }[given]
+    state.global_step = 5
+    callback.on_train_begin(args, state, None, optimizer=optimizer)
+    assert callback.sparsifier.masks.active and callback.sparsifier._announced_epoch == 2
+    assert callback.sparsifier._hook is not None
+
+
+def test_transformers_refuses_a_state_of_another_step(hf, tmp_path):
+    saved_at(hf, tmp_path, 5)
+    callback, optimizer, state = hf_callback(hf, checkpoint=str(tmp_path / "checkpoint-5"))
+    state.global_step = 6
+    with pytest.raises(ValueError, match=r"is of step 5, the Trainer resumes at step 6: pass the folder"):
+        callback.on_train_begin(hf_arguments(tmp_path), state, None, optimizer=optimizer)
+
+
+def test_transformers_takes_the_masks_of_the_best_model_at_the_end(hf, tmp_path):
+    best = saved_at(hf, tmp_path, 5)
+    for loads, active in ((False, False), (True, True)):
+        callback, optimizer, state = hf_callback(hf)
+        callback.on_train_begin(hf_arguments(tmp_path), state, None, optimizer=optimizer)
+        assert not callback.sparsifier.masks.active and callback.sparsifier._hook is not None
+        callback.sparsifier.model.load_state_dict(best)
+        state.best_model_checkpoint = str(tmp_path / "checkpoint-5")
+        callback.on_train_end(hf_arguments(tmp_path, load_best_model_at_end=loads), state, None)
+        assert callback.sparsifier.masks.active == active
+        assert callback.sparsifier._hook is None
+
+
 # Lightning
 
 
@@ -342,3 +483,71 @@ def test_lightning_refuses_a_plan_that_differs(pl, make_module, tmp_path):
     with pytest.raises(ValueError, match="the trainer plans 2 epochs and 8 steps in all, the sparsifier 3"):
         fit(pl, make_module, tmp_path, sparsifier, epochs=2)
     assert sparsifier._hook is None
+
+
+def pl_callback(sparsifier=None):
+    """The callback of an attached sparsifier, and what it reads of a Trainer before the training."""
+    from pruning.integrations.lightning import SparsifierCallback
+
+    sparsifier, optimizer = attached(ACDC(0.5) if sparsifier is None else sparsifier)
+    values = {"max_epochs": 4, "estimated_stepping_batches": 8, "global_step": 0, "current_epoch": 0}
+    return SparsifierCallback(sparsifier), SimpleNamespace(optimizers=[optimizer], **values)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_lightning_needs_one_optimizer(pl, count):
+    callback, trainer = pl_callback()
+    trainer.optimizers = trainer.optimizers * count
+    with pytest.raises(ValueError, match=f"^the module has {count} optimizers: call sparsifier.hook"):
+        callback.on_train_start(trainer, None)
+
+
+def test_lightning_names_a_checkpoint_without_a_state(pl):
+    callback, trainer = pl_callback()
+    trainer.global_step = 3
+    with pytest.raises(ValueError, match=r"^the checkpoint has no state of the sparsifier: resume from one"):
+        callback.on_train_start(trainer, None)
+    callback.sparsifier.step = 3  # the same objects train on
+    callback.on_train_start(trainer, None)
+    assert callback.sparsifier._hook is not None
+
+
+@pytest.mark.parametrize("epochs", [None, -1, 4])
+def test_lightning_may_train_without_end(pl, epochs):
+    callback, trainer = pl_callback()
+    trainer.max_epochs, trainer.estimated_stepping_batches = epochs, float("inf")
+    callback.on_train_start(trainer, None)
+    callback.on_exception(trainer, None, KeyboardInterrupt())
+    assert callback.sparsifier._hook is None
+
+
+def test_lightning_announces_epochs_also_in_their_middle(pl):
+    callback, trainer = pl_callback()
+    callback.on_train_start(trainer, None)
+    trainer.current_epoch = 1
+    callback.on_train_batch_start(trainer, None, None, 3)
+    assert callback.sparsifier._announced_epoch == 1
+    trainer.current_epoch = 2
+    callback.on_train_epoch_start(trainer, None)
+    assert callback.sparsifier._announced_epoch == 2
+    callback.on_train_epoch_end(trainer, None)
+    assert callback.state_dict()["epochs_ended"] == 3
+    callback.on_train_end(trainer, None)
+    assert callback.sparsifier._hook is None
+
+
+def test_lightning_restores_a_loaded_state_once(pl):
+    first, trainer = pl_callback()
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        first.on_train_epoch_start(trainer, None)
+    callback, trainer = pl_callback()
+    callback.sparsifier.model.load_state_dict(first.sparsifier.model.state_dict())
+    callback.load_state_dict(first.state_dict())
+    assert not callback.sparsifier.masks.active  # not before the model is on its device
+    callback.on_train_start(trainer, None)
+    assert callback.sparsifier.masks.active and callback.sparsifier._announced_epoch == 2
+    trainer.current_epoch = 3
+    callback.on_train_epoch_start(trainer, None)
+    callback.on_train_start(trainer, None)
+    assert callback.sparsifier._announced_epoch == 3
