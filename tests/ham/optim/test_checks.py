@@ -194,7 +194,8 @@ def test_only_the_multi_tensor_nesterov_without_decay_overwrites_gradients(optio
         (lambda group: 3, 3),
         (lambda group: -0.5, -0.5),
         (lambda group: Fraction(1, 4), 0.25),
-        (lambda group: numpy.float64(0.5), 0.5),
+        (lambda group: numpy.float64(0.5), numpy.float64(0.5)),
+        (lambda group: numpy.float32(0.5), 0.5),
         (lambda group: torch.tensor([[0.25]], requires_grad=True), 0.25),
     ],
 )
@@ -203,6 +204,17 @@ def test_the_rate_of_a_step(lr: Callable | None, expected: float):
     assert rate == expected
     if isinstance(rate, Tensor):
         assert rate.shape == () and not rate.requires_grad
+    else:
+        assert type(rate) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "rate", [math.nan, -math.inf, numpy.float32("inf"), None, "0.1", torch.ones(2)], ids=repr
+)
+def test_a_rate_is_one_finite_number(rate: object):
+    with pytest.raises(ValueError) as error:
+        rate_of({"params": [], "lr": 0.1}, lambda group: rate)
+    assert str(error.value) == f"lr= of HAM must return a finite number or a 0-dim tensor, got {rate!r}"
 
 
 def test_a_key_that_a_group_lacks_is_named_beside_those_that_it_has():

@@ -166,3 +166,32 @@ def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
 def test_bad_input_is_refused(schedule, total, keywords, message):
     with pytest.raises(ValueError, match=message):
         schedule(total, **keywords)
+
+
+@pytest.mark.parametrize("schedule", [cosine, triangular, multistep])
+def test_a_warmup_over_all_steps_ends_at_the_peak(schedule):
+    options = {"milestones": []} if schedule is multistep else {}
+    factor = schedule(4, warmup=1.0, start=0.0, **options)
+    assert [factor(k) for k in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_a_linear_warmup_as_long_as_the_run_rises_to_its_end():
+    assert [linear(4, warmup_steps=4)(k) for k in range(4)] == [0, 0.25, 0.5, 0.75]
+    assert [linear(4, warmup_steps=8)(k) for k in range(5)] == [0, 0.125, 0.25, 0.375, 0.5]
+
+
+def test_milestones_may_stand_at_the_end_and_gamma_may_change_nothing():
+    assert multistep(10, milestones=[0.5, 1.0])(9) == pytest.approx(0.1)
+    assert multistep(10, milestones=[0.5, 1.0])(10) == pytest.approx(0.01)
+    assert multistep(10, gamma=1.0)(9) == 1.0
+
+
+@pytest.mark.parametrize("schedule", [cosine, linear, multistep, triangular])
+def test_a_run_of_one_step_has_a_schedule(schedule):
+    assert 0 < schedule(1)(0) <= 1
+
+
+@pytest.mark.parametrize("milestones", [[-0.1], [1.5], [0.0]])
+def test_milestones_out_of_range_are_refused(milestones):
+    with pytest.raises(ValueError, match=r"^milestones "):
+        multistep(10, milestones=milestones)
