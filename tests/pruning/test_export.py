@@ -282,3 +282,20 @@ def test_without_a_gpu_the_export_names_the_reason(monkeypatch):
         semi_structured(plain_state_dict(model), ["0.weight", "1.weight"], dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"^unknown weight 2\.weight"):
         semi_structured(model, ["2.weight"])
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_a_gpu_must_have_sparse_tensor_cores(monkeypatch, capability):
+    state = {"weight": two_of_four(64, 128)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: ("packed", weight))
+    if capability < (8, 0):
+        with pytest.raises(ValueError, match=r"need an NVIDIA GPU of compute capability 8\.0 or more"):
+            semi_structured(state, ["weight"])
+        return
+    packed = semi_structured(state, iter(["weight"]))
+    assert packed["weight"][0] == "packed" and torch.equal(packed["weight"][1], state["weight"])
+    halves = semi_structured({"weight": state["weight"].float()}, ["weight"], torch.bfloat16)
+    assert halves["weight"][1].dtype == torch.bfloat16

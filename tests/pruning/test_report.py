@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning import ACDC, STR, Dense, PILoT, Product, RandomPruning, RigL, Sparsifier, Spred
 from pruning.checks import NotAttachedError
 from pruning.cost import cost
-from pruning.report import WIDTH
+from pruning.report import WIDTH, _shortened
 
 
 def small() -> nn.Sequential:
@@ -186,3 +186,32 @@ def test_an_included_embedding_has_no_flops():
     rows = numbers(sparsifier.report(input_shape=(1, 5)))
     assert rows["0.weight"][4] == 0
     assert rows["1.weight"][4] == 2 * 5 * 32
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (26, "abcdefghijklmnopqrstuvwxyz"),
+        (25, "abcdefghijk...pqrstuvwxyz"),
+        (12, "abcd...vwxyz"),
+        (9, "abc...xyz"),
+    ],
+)
+def test_the_middle_of_a_long_name_is_left_out(width, shown):
+    assert _shortened("abcdefghijklmnopqrstuvwxyz", width) == shown
+
+
+def test_large_numbers_have_commas_and_the_total_has_no_share_of_its_own():
+    model = nn.Sequential(nn.Linear(1000, 2, bias=False))
+    sparsifier = attached(Dense(), model)
+    lines = sparsifier.report(input_shape=(1, 1000)).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["layer", "shape", "weights", "kept", "density", "zeros", "FLOPs", "bytes"],
+        ["0.weight", "2x1000", "2,000", "2,000", "1.0000", "0", "4,000", "8,000"],
+        ["total", "2,000", "2,000", "1.0000", "0", "4,000", "8,000"],
+    ]
+    assert lines[4:] == [
+        "other parameters, not pruned: 0",
+        "entire model: 2,000 parameters, 8,000 bytes, 4,000 FLOPs (1.0000 of dense)",
+    ]
+    assert not any("empty" in line for line in lines)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import ACDC, STR, OneShotMagnitude, Sparsifier
+from pruning import ACDC, STR, OneShotMagnitude, Sparsifier, checks
 from pruning.checks import SparsityWarning
 from pruning.target import TargetSparsity
 
@@ -211,3 +211,22 @@ def test_a_state_belongs_to_its_method_target_and_units():
         assert str(error.value) == (
             f"the state is of {state['target']}, this is {other._target()}: create it with the same values"
         )
+
+
+def test_units_of_several_weights_are_not_split_over_ranks(monkeypatch):
+    sparsifiers = [TargetSparsity(0.5), TargetSparsity(0.5, granularity="2x2")]
+    for sparsifier in sparsifiers:
+        sparsifier.attach(nn.Sequential(nn.Linear(4, 4)), total_epochs=1)
+    monkeypatch.setattr(checks, "is_sharded", lambda tensor: True)
+    sparsifiers[0].check()
+    with pytest.raises(ValueError) as error:
+        sparsifiers[1].check()
+    assert str(error.value) == (
+        'granularity 2x2 does not work on weights that fully_shard has split: use granularity="element", or '
+        "DistributedDataParallel"
+    )
+
+
+def test_a_granularity_is_given_by_its_name():
+    with pytest.raises(TypeError):
+        TargetSparsity(0.5, [], "2:4")

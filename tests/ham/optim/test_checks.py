@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+from ham.c_code import CompilerError
+from ham.optim import checks
 from ham.optim.checks import (
     as_number,
     check_gradient_preserved,
@@ -284,3 +286,24 @@ def test_a_fitting_optimizer_is_accepted_in_silence():
         warnings.simplefilter("error")
         check_optimizer(optimizer(), None)
         check_optimizer(optimizer(), lambda group: 0.1)
+
+
+def test_a_compiled_step_needs_a_compiler(monkeypatch):
+    def fail(dtype: torch.dtype) -> None:
+        tried.append(dtype)
+        raise CompilerError("there is no C compiler")
+
+    tried: list[torch.dtype] = []
+    monkeypatch.setattr(checks.cpu_step, "load", fail)
+    for other in ("fused", "foreach", None):
+        check_implementation(optimizer(), other)
+    assert not tried
+    with pytest.raises(ValueError) as error:
+        check_implementation(optimizer(), "compiled")
+    assert str(error.value) == (
+        "implementation='compiled' does not work on this CPU: there is no C compiler; or use 'fused' or None"
+    )
+    assert tried == [torch.float32]
+    coarse = SGD([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], lr=0.1)
+    check_implementation(coarse, "compiled")  # HAM does not act on it
+    check_implementation(SGD([nn.Parameter(torch.ones(2, device="meta"))], lr=0.1), "compiled")

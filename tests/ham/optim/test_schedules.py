@@ -191,7 +191,10 @@ def test_a_run_of_one_step_has_a_schedule(schedule):
     assert 0 < schedule(1)(0) <= 1
 
 
-@pytest.mark.parametrize("milestones", [[-0.1], [1.5], [0.0]])
-def test_milestones_out_of_range_are_refused(milestones):
-    with pytest.raises(ValueError, match=r"^milestones "):
+@pytest.mark.parametrize(
+    ("milestones", "message"),
+    [([-0.1], "are shares of the steps"), ([1.5], "are shares of the steps"), ([0.0], "must rise and begin")],
+)
+def test_milestones_out_of_range_are_refused(milestones, message):
+    with pytest.raises(ValueError, match=f"^milestones {message}"):
         multistep(10, milestones=milestones)
