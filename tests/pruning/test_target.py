@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from pruning import ACDC, STR, OneShotMagnitude, Sparsifier, checks
+from pruning import (
+    ACDC,
+    GMP,
+    SET,
+    SNIP,
+    STR,
+    GraSP,
+    MaskFrom,
+    OneShotMagnitude,
+    PILoT,
+    RandomPruning,
+    RigL,
+    Sparsifier,
+    Spred,
+    SynFlow,
+    checks,
+)
 from pruning.checks import SparsityWarning
 from pruning.target import TargetSparsity
 
@@ -230,3 +247,36 @@ def test_units_of_several_weights_are_not_split_over_ranks(monkeypatch):
 def test_a_granularity_is_given_by_its_name():
     with pytest.raises(TypeError):
         TargetSparsity(0.5, [], "2:4")
+
+
+METHODS = {
+    **{
+        kind.__name__: kind for kind in (ACDC, GMP, OneShotMagnitude, PILoT, Spred, STR, SNIP, GraSP, SynFlow)
+    },
+    **{kind.__name__: kind for kind in (RandomPruning, RigL, SET)},
+    "MaskFrom": partial(MaskFrom, source="masks.pt"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_checks_its_target_and_its_units(method):
+    make = METHODS[method]
+    with pytest.raises(ValueError, match=r"^sparsity must be in \[0, 1\), got 90; did you mean 0\.9\?$"):
+        make(sparsity=90)
+    with pytest.raises(ValueError, match=r"^granularity must be |^(STR|MaskFrom) has no choice of units"):
+        make(sparsity=0.5, granularity="4" if method not in ("STR", "MaskFrom") else "4x4")
+    assert make(sparsity=0.0, exclude="a").exclude == ["a"]
+    assert make(sparsity=0.5).elementwise == (method in ("STR", "MaskFrom"))
+
+
+@pytest.mark.parametrize(
+    ("trait", "methods"),
+    [
+        ("changes_at_epochs", {"ACDC", "PILoT", "Spred"}),
+        ("reparametrizes", {"STR", "PILoT", "Spred"}),
+        ("trains_factors", {"PILoT", "Spred"}),
+        ("prunes_at_end", {"PILoT", "Spred"}),
+    ],
+)
+def test_which_methods_need_calls_at_epochs_and_at_the_end(trait, methods):
+    assert {name for name, make in METHODS.items() if getattr(make(sparsity=0.5), trait)} == methods

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pruning import prunable_weights
+from pruning.weights import ComputedWeight, NonzeroCounts, ProductWeight, Weight, weight_of
 
 
 def names(model: nn.Module, *exclude: str) -> list[str]:
@@ -122,3 +123,79 @@ def test_a_glob_that_matches_nothing_raises(pattern):
 def test_nothing_to_prune_raises(model, exclude):
     with pytest.raises(ValueError, match="nothing to prune"):
         names(model, *exclude)
+
+
+# kinds of weights
+
+
+def test_a_plain_weight_is_its_parameter():
+    layer = nn.Linear(3, 2)
+    weight = weight_of(layer, "weight")
+    assert type(weight) is Weight and weight.parameters == (layer.weight,)
+    assert (tuple(weight.shape), weight.numel(), weight.pruned_value) == ((2, 3), 6, (0.0,))
+    assert weight.value.data_ptr() == layer.weight.data_ptr() and not weight.value.requires_grad
+    assert weight.gradient is None
+    layer.weight.grad = torch.ones(2, 3)
+    assert weight.gradient is layer.weight.grad
+    assert (weight.input_dim, weight.groups) == (1, 1)
+    at = torch.tensor([[True, False, False], [False, False, True]])
+    weight.assign_(torch.full((2, 3), 7.0), at)
+    assert torch.equal(layer.weight == 7, at)
+    weight.prune_(at)
+    assert torch.equal(layer.weight == 0, at)
+    weight.assign_(torch.full((2, 3), 7.0))
+    assert (layer.weight == 7).all()
+
+
+def test_a_product_is_written_and_pruned_by_its_factors():
+    m, w = nn.Parameter(torch.tensor([2.0, 1.0, 3.0])), nn.Parameter(torch.tensor([-1.0, 0.0, 2.0]))
+    weight = ProductWeight.of(m, w, scaling=4.0)
+    assert weight.value.tolist() == [-2.0, 0.0, 6.0] and not weight.value.signbit()[1]
+    assert weight.pruned_value == (2.0, 0.0)
+    weight.prune_(torch.tensor([True, False, False]))
+    assert (m.tolist(), w.tolist()) == ([2.0, 1.0, 3.0], [0.0, 0.0, 2.0])
+    weight.assign_(torch.tensor([3.0, 0.0, 0.0]), at=torch.tensor([False, True, True]))
+    assert (m.tolist(), w.tolist()) == ([2.0, 2.0, 2.0], [0.0, 0.0, 0.0])
+    weight.assign_(torch.tensor([3.0, 3.0, 3.0]))  # m^2 - w^2 = 4 and m w = 3
+    expected_m = ((4 + (16 + 36) ** 0.5) / 2) ** 0.5
+    assert m.tolist() == pytest.approx([expected_m] * 3)
+    assert w.tolist() == pytest.approx([3 / expected_m] * 3)
+
+
+def test_the_gradient_of_a_product_is_that_of_theta():
+    m, w = nn.Parameter(torch.tensor([2.0, 1.0, 0.0])), nn.Parameter(torch.tensor([-1.0, 0.0, 0.0]))
+    weight = ProductWeight.of(m, w)
+    (m * w * torch.tensor([3.0, 5.0, 7.0])).sum().backward()
+    assert weight.gradient.tolist() == [3.0, 5.0, 0.0]  # where both factors are 0 nothing is known
+    w.grad = None
+    assert weight.gradient is None
+
+
+def test_a_computed_weight_is_read_and_not_written():
+    layer = nn.Linear(3, 2)
+    nn.utils.parametrizations.weight_norm(layer)
+    weight = weight_of(layer, "weight")
+    assert isinstance(weight, ComputedWeight)
+    assert weight.names == ("original0", "original1")
+    assert torch.equal(weight.value, layer.weight) and not weight.value.requires_grad
+    assert (tuple(weight.shape), weight.numel()) == ((2, 3), 6)
+    message = r"^a weight computed by _WeightNorm takes no mask: remove that parametrization first$"
+    value = torch.zeros(2, 3)
+    for act in (
+        lambda: weight.assign_(value),
+        lambda: weight.prune_(value == 0),
+        lambda: weight.gradient_from([value]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            act()
+
+
+def test_counts_of_entries_follow_the_weights():
+    values = [nn.Parameter(torch.tensor([1.0, 0.0, -2.0])), nn.Parameter(torch.zeros(2))]
+    weights = [Weight.of(value) for value in values]
+    counts = NonzeroCounts()
+    counts.refresh(weights)
+    assert counts.read(iter(weights)) == [2, 0]
+    with torch.no_grad():
+        values[1][0] = 5.0
+    assert counts.read(weights) == [2, 1]
