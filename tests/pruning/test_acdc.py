@@ -464,3 +464,35 @@ def test_an_unfit_model_raises_when_attached():
         attached(nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match="total_epochs must be positive"):
         ACDC(sparsity=0.5).attach(small_model(), total_epochs=0)
+
+
+@pytest.mark.parametrize(("epoch", "more"), [(-1, 0), (8, 9), (20, 21)])
+def test_an_epoch_outside_the_schedule_is_refused(epoch, more):
+    model = small_model()
+    acdc = attached(model)
+    with pytest.raises(ValueError) as error:
+        acdc.on_epoch_start(epoch, sgd(model))
+    assert str(error.value) == (
+        f"epoch {epoch} is outside the schedule: attach with total_epochs={more} or more"
+    )
+
+
+def test_the_phase_of_each_epoch_is_among_the_stats():
+    model = small_model()
+    acdc = attached(model)
+    found = []
+    for epoch in range(8):
+        acdc.on_epoch_start(epoch, sgd(model))
+        assert acdc._announced_epoch == epoch
+        found.append(acdc.stats()["phase"][0])
+    assert "".join(found) == "ddsddsss"
+
+
+def test_the_state_of_a_sparse_phase_holds_stale_values_where_they_come_back():
+    for revive, stale in (("zero", set()), ("stale", {"a.weight", "b.weight"})):
+        model = small_model()
+        acdc = attached(model, revive=revive)
+        acdc.on_epoch_start(COMPRESS, sgd(model))
+        assert acdc.state_dict()["stale"].keys() == stale
+        acdc.on_epoch_start(DECOMPRESS, sgd(model))
+        assert acdc.state_dict()["stale"] == {}

@@ -198,3 +198,24 @@ def test_the_first_counts_of_a_model_are_those_of_its_weights():
     assert list(sparsifier.counts()) == [("0.weight", 22, 24), ("2.weight", 20, 20)]
     assert sparsifier.achieved_sparsity() == pytest.approx(2 / 44)
     assert all(mask.all() for mask in sparsifier.kept().values())
+
+
+def test_counts_of_a_model_without_values_are_refused():
+    sparsifier = OneShotMagnitude(0.5)
+    sparsifier.attach(network().to("meta"), total_epochs=1, steps_per_epoch=1)
+    with pytest.raises(RuntimeError) as error:
+        list(sparsifier.counts())
+    assert str(error.value) == ("0.weight is on the meta device and has no values: call model.to_empty first")
+
+
+def test_a_failed_attach_gives_the_model_and_the_sparsifier_their_attributes_back():
+    model, sparsifier = network(), Dense()
+    before, kinds = dict(model.named_parameters()), [type(module) for module in model.modules()]
+    model[2].weight.data = model[0].weight.data.flatten()[:20].view(5, 4)  # in one memory: refused at the end
+    with pytest.raises(ValueError, match=r"^0\.weight and 2\.weight are two parameters in the same memory"):
+        sparsifier.attach(model, total_epochs=1)
+    assert vars(sparsifier) == {}
+    with pytest.raises(ValueError, match=r"^include='z' matches no prunable weight"):
+        sparsifier.attach(model, total_epochs=1, parameterization=Product(), include=["z"])
+    assert vars(sparsifier) == {} and [type(module) for module in model.modules()] == kinds
+    assert all(p is before[name] for name, p in model.named_parameters()) and len(before) == 4

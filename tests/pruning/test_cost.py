@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pruning import Product, RandomPruning, prunable_weights
 from pruning.allocate import kept_counts
-from pruning.cost import Cost, cost
+from pruning.cost import Cost, cost, mask_bits
 
 MEMBERS = 25_557_032  # parameters of torchvision's ResNet50, as published
 MULTIPLY_ADDS = (
@@ -190,3 +190,25 @@ def test_a_failed_forward_pass_leaves_no_hook():
         cost(model, {}, (1, 5))
     assert model.training
     assert not model[0]._forward_hooks
+
+
+def test_counts_of_an_unknown_weight_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError) as error:
+        cost(model, {"0.weight": 1, "z": 1, "0.bias": 1}, (1, 3))
+    assert str(error.value) == "kept names 0.bias, which is not a prunable weight of the model"
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_is_looked_up_and_counts_its_weights_alone(kind):
+    model = nn.Sequential(kind(5, 4), nn.Linear(4, 2, bias=False))
+    found = cost(model, {"0.weight": 6}, (1, 3), include=iter(["0.weight"]))
+    positions = 1 if kind is nn.EmbeddingBag else 3
+    assert found.parameters == 6 + 8 and found.dense_flops == 2 * 8 * positions
+    assert found.megabytes == (4 * 14 + 3) / 1e6  # a bit for each of 20
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("kept", "bits"), [(0, 9), (8, 9), (9, 0)])
+def test_a_dense_layer_needs_no_mask(kept, bits):
+    assert mask_bits(kept, 9) == bits

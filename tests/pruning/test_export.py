@@ -299,3 +299,23 @@ def test_a_gpu_must_have_sparse_tensor_cores(monkeypatch, capability):
     assert packed["weight"][0] == "packed" and torch.equal(packed["weight"][1], state["weight"])
     halves = semi_structured({"weight": state["weight"].float()}, ["weight"], torch.bfloat16)
     assert halves["weight"][1].dtype == torch.bfloat16
+
+
+def test_a_vector_is_one_row():
+    found = sparse_csr({"v": torch.tensor([0.0, 2.0, 0.0, 3.0])}, ["v"])
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "v.crow": [0, 2],
+        "v.col": [1, 3],
+        "v.values": [2.0, 3.0],
+        "v.shape": [4],
+    }
+
+
+def test_the_origin_of_saved_masks_is_optional(tmp_path):
+    _, sparsifier = trained("plain")
+    for origin in (None, {"run": "a", "seed": 1}):
+        save_masks(tmp_path / "masks.pt", sparsifier, origin)
+        for source in (tmp_path, str(tmp_path / "masks.pt")):
+            masks, margins, found = load_masks(source)
+            assert found == (origin or {}) and margins == {}
+            assert all(torch.equal(mask, sparsifier.kept()[name]) for name, mask in masks.items())
