@@ -207,3 +207,19 @@ def test_one_shot_may_prune_before_the_first_step_and_at_the_last_one():
 def test_a_fine_tuning_rate_may_be_above_one():
     assert OneShotMagnitude(0.9, finetune_lr=0.5).finetune_lr == 0.5
     assert Spred(0.9, finetune_lr=0.5).finetune_lr == 0.5
+
+
+def test_layers_of_their_own_sparsity_are_never_beyond_it():
+    """A schedule of one's own may be above its end: 0.9, then 0.5."""
+    gmp = GMP(0.5, end=0.5, interval=10, schedule=lambda at: 0.9 if at < 0.5 else 0.5)
+    gmp.attach(network(), total_epochs=10, steps_per_epoch=4, sparsities={"0.*": 0.25})
+    assert [gmp.progress_at(step) for step in (0, 10, 20)] == [1.0, 1.0, 1.0]
+    assert gmp.target_sparsity_at(0) == 0.9 and gmp.target_sparsity_at(20) == 0.5
+
+
+@pytest.mark.parametrize(("schedule", "halfway"), [("linear", 0.5), ("cubic", 0.875), ("cosine", 0.5)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.8])
+def test_the_progress_of_a_ramp_is_that_of_its_sparsity(schedule, halfway, sparsity):
+    gmp = attached(GMP(sparsity, begin=0.25, end=0.75, schedule=schedule))  # steps 10 to 30 of 40
+    assert [gmp.progress_at(step) for step in (0, 10, 20, 30, 39)] == pytest.approx([0, 0, halfway, 1, 1])
+    assert gmp.target_sparsity_at(20) == pytest.approx(sparsity * halfway)

@@ -396,3 +396,64 @@ def test_a_copy_masks_its_own_weights(copy):
     assert [int(w.parameters[0].count_nonzero()) for w in other.weights.values()] == [2, 2]
     assert all((weight == 2).all() for weight in weights.values())
     assert not any(part for name, part in other.__getstate__().items() if name in ("_multipliers", "_fills"))
+
+
+def test_masks_stay_where_the_weights_stay_and_follow_them_elsewhere():
+    layer = nn.Linear(2, 2, bias=False)
+    masks = MaskSet({"w": Weight(layer, "weight")})
+    masks.set({"w": KEPT["b"]})
+    first = masks.masks["w"]
+    masks.apply_to_weights_()
+    assert masks.masks["w"] is first
+    layer.to("meta")
+    assert masks.masks["w"].is_meta and masks.empty() == []
+    layer.to_empty(device="cpu")
+    with pytest.raises(RuntimeError) as error:
+        masks.apply_to_weights_()
+    assert str(error.value) == (
+        "the mask of w was made on the meta device and has no content: attach the sparsifier after "
+        "model.to_empty(device=...)"
+    )
+
+
+def test_layers_of_which_nothing_is_kept_are_named():
+    masks = MaskSet(two_layers())
+    assert masks.empty() == []
+    masks.set({"a": torch.zeros(4, dtype=torch.bool), "b": torch.tensor([[False, False], [True, False]])})
+    assert masks.empty() == ["a"]
+    masks.set({"a": torch.zeros(4, dtype=torch.bool), "b": torch.zeros(2, 2, dtype=torch.bool)})
+    assert masks.empty() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [([True] * 4, "list"), (torch.ones(4), "torch.float32"), (torch.ones(4).int(), "torch.int32")],
+)
+def test_masks_of_another_kind_are_refused(mask, kind):
+    with pytest.raises(ValueError) as error:
+        MaskSet(two_layers()).set({**KEPT, "a": mask})
+    assert str(error.value) == (f"the mask of a must be a bool tensor, got {kind}: use (scores > threshold)")
+
+
+def test_up_to_three_names_that_differ_are_listed():
+    weights = {name: nn.Parameter(torch.ones(1)) for name in "edcba"}
+    one = torch.ones(1, dtype=torch.bool)
+    for given, listed in (
+        ({}, "there is no mask for ['a', 'b', 'c']"),
+        (dict.fromkeys("abcdexyzw", one), "['w', 'x', 'y'] are not prunable weights"),
+    ):
+        with pytest.raises(ValueError) as error:
+            MaskSet(weights).set(given)
+        assert str(error.value) == (
+            f"masks and weights differ in names: {listed}; give one mask for each of kept()"
+        )
+
+
+def test_sparse_gradients_take_no_mask():
+    weights = two_layers()
+    masks = masked(weights)
+    weights["b"].grad = torch.ones(2, 2).to_sparse()
+    with pytest.raises(
+        ValueError, match=r"^a weight has sparse gradients, which take no mask: set sparse=False"
+    ):
+        masks.apply_to_gradients_()

@@ -152,3 +152,16 @@ def test_every_choice_has_its_literal_and_fields_keep_the_enum_for_omegaconf():
     assert {kind for kind in hints if isinstance(kind, type) and issubclass(kind, Choice)} == {
         enum for enum, _ in LITERALS.values()
     }
+
+
+@pytest.mark.parametrize(
+    "kind", [*SPARSIFIERS.values(), *PARAMETERIZATIONS.values()], ids=lambda c: c.__name__
+)
+def test_a_configuration_sees_an_enum_where_a_method_has_a_choice(kind):
+    """Hydra reads the types of the fields at run time."""
+    hints = get_type_hints(kind)
+    choices = {
+        *("scope", "revive", "revive_second_moment", "schedule", "factors", "calibrate", "allocation"),
+    }
+    for name in choices & hints.keys():
+        assert issubclass(hints[name], Choice), name
