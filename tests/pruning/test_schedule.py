@@ -79,6 +79,7 @@ def test_the_bounds_of_schedules_are_part_of_them():
     assert Linear(0.9, 2, 2)(1.9) == 0.0 and Linear(0.9, 2, 2)(2) == 0.9  # at once
     assert Linear(0.9, 1, 3, initial=0.5)(1) == Linear(0.9, 1, 3, initial=0.5)(0) == 0.5
     assert Linear(0.8, 1, 3)(2) == pytest.approx(0.4)
+    assert Linear(0.9, 1, 3, initial=0.1)(1) == 0.1  # 0.9 + (0.1 - 0.9) is 0.0999...
     assert Constant(0.0)(1) == 0.0
 
 

@@ -386,3 +386,55 @@ def test_the_step_by_which_torch_initializes_a_state_changes_no_weight(lr):
     get_optimizer_state_dict(model, optimizer)
     assert optimizer.state
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+# --- defaults
+
+
+def test_the_defaults_are_those_of_the_paper():
+    optimizer = SGD([weight()], lr=0.1)
+    ham = HAM(optimizer)
+    values = {"ham_alpha": 200.0, "ham_beta": 1e-3, "ham_explicit": False}
+    assert (
+        optimizer.param_groups[0].items() >= values.items() and optimizer.defaults.items() >= values.items()
+    )
+    assert (ham.clamp, ham.mask_zero_grad, ham.max_weight_norm) == (5.0, False, None)
+    assert (ham.track_clamped, ham.lr, ham.implementation) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "track", "counted"), [(1.0, 0.0, True, 12), (0.0, 1.0, True, 12), (0.0, 0.0, True, 0)]
+)
+def test_exponents_are_counted_where_a_group_has_any(alpha, beta, track, counted):
+    p = weight()
+    optimizer = SGD([p], lr=0.1)
+    ham = HAM(optimizer, alpha=alpha, beta=beta, track_clamped=track)
+    for step in (1, 2):  # the first is counted for its warning too
+        p.grad = gradient()
+        optimizer.step()
+        assert ham.state_dict() == {"clamped": 0, "seen": step * counted}
+
+
+def test_a_group_that_maximizes_is_pushed_the_other_way():
+    for maximize in (False, True):
+        p = weight()
+        optimizer = SGD([p], lr=0.1, maximize=maximize)
+        HAM(optimizer, alpha=20.0, beta=0.1)
+        p.grad = gradient()
+        sign = -1 if maximize else 1
+        half = p.detach() - sign * 0.1 * p.grad
+        expected = half * factor(half, sign * p.grad, 0.1, 20.0, 0.1)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=0)
+
+
+def test_the_norm_limit_waits_for_a_rate_and_holds_in_groups_where_ham_does_not_act():
+    p, q = weight(), weight()
+    groups = [{"params": [p], "lr": 0.0}, {"params": [q], "lr": 0.1, "ham_alpha": 0.0, "ham_beta": 0.0}]
+    optimizer = SGD(groups, lr=0.1)
+    HAM(optimizer, max_weight_norm=0.5)
+    before = p.detach().clone()
+    p.grad, q.grad = gradient(), gradient()
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert q.norm().item() == pytest.approx(0.5)
