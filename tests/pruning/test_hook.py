@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from ham import HAM, param_groups, perturbed
 from pruning import ACDC, STR, Dense, PILoT, Product, RandomPruning, RigL, Spred
+from pruning.hook import _numbers
 
 OPTIMIZERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9),
@@ -533,3 +534,93 @@ def test_the_last_step_ends_the_training(batches):
     for number in train(training, batches):
         assert training.sparsifier.masks.active == (number == LAST)
     assert BATCH >= 8 and training.sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=1e-3)
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in its groups, in a number and in a tensor, as some optimizers outside torch do."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            group.update(k=0, moved=torch.zeros(()), name="n", both=torch.zeros(2))
+
+    def step(self, closure=None):
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            group["k"] += 1
+            group["moved"].add_(1)
+            group["both"].add_(1)
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_counters_in_groups_do_not_count_steps_that_are_dropped(with_closure):
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    rigl = RigL(0.5, interval=2)
+    rigl.attach(model, total_epochs=2, steps_per_epoch=4)
+    optimizer = Counting(model.parameters())
+    rigl.hook(optimizer)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    counted = []
+    for _ in range(6):  # updates at 2 and 4
+        if with_closure:
+            assert optimizer.step(closure) > 0
+        else:
+            closure()
+            optimizer.step()
+        [group] = optimizer.param_groups
+        counted.append((group["k"], int(group["moved"])))
+    assert counted == [(1, 1), (2, 2), (2, 2), (3, 3), (3, 3), (4, 4)]
+    assert group["name"] == "n" and rigl.step == 6
+
+
+def test_only_single_numbers_of_a_group_are_kept():
+    tensor = torch.tensor([2.0])
+    group = {"lr": 0.5, "k": 3, "flag": True, "name": "n", "params": [], "one": tensor, "two": torch.ones(2)}
+    kept = _numbers(group)
+    assert kept.keys() == {"lr", "k", "flag", "one"}
+    tensor.add_(1)
+    assert kept["one"].item() == 2.0
+
+
+def test_the_hook_of_another_sparsifier_on_the_same_weights_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    first, second = RandomPruning(0.5), RigL(0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first.attach(model, optimizer, total_epochs=1, exclude=["0.*"])
+    second.attach(model, total_epochs=1, steps_per_epoch=1)
+    with pytest.raises(ValueError) as error:
+        second.hook(optimizer)
+    assert str(error.value) == (
+        "the hook of another RandomPruning on this optimizer acts on 1.weight: call remove() on that hook "
+        "first"
+    )
+    first._hook.remove()
+    assert first._hook is None
+    second.hook(optimizer)
+
+
+@pytest.mark.parametrize(("decay", "fits"), [(0.0, True), (None, True), (0.01, False)])
+def test_the_weight_decay_of_factors_is_that_of_the_method(decay, fits):
+    model = nn.Sequential(nn.Linear(4, 4))
+    spred = Spred(0.5)
+    spred.attach(model, total_epochs=1, steps_per_epoch=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["weight_decay"] = decay
+    if fits:
+        spred.hook(optimizer)
+        return
+    with pytest.raises(ValueError) as error:
+        spred.hook(optimizer)
+    assert str(error.value) == (
+        "Spred sets the weight decay of its parameters to 0, the optimizer to 0.01: create it from "
+        "sparsifier.param_groups(model.parameters())"
+    )

@@ -264,3 +264,17 @@ def test_weights_over_different_groups_are_refused(monkeypatch):
         ValueError, match=r"^the weights are sharded over different groups of ranks: call fully_"
     ):
         split_topk({"a": torch.zeros(2), "b": torch.zeros(2)}, 1)
+
+
+def test_a_split_tensor_in_the_layout_of_another_is_returned_itself(monkeypatch):
+    one, other = Rows(torch.zeros(2, 2)), Rows(torch.ones(2, 2))
+    other.device_mesh = one.device_mesh
+    assert place_like(one, other) is one
+    whole = torch.arange(8.0).view(4, 2)
+    one.full_tensor = lambda: whole
+    assert torch.equal(place_like(one, torch.zeros(4, 2)), whole)
+    monkeypatch.setattr(shards, "sharded_like", lambda part, reference: part)
+    for changed in ({"placements": (Replicate(), Shard(0))}, {"device_mesh": Rows(whole).device_mesh}):
+        different = Rows(torch.ones(2, 2))
+        vars(different).update({"device_mesh": one.device_mesh, **changed})
+        assert torch.equal(place_like(one, different), whole[2:4])  # the second of three parts

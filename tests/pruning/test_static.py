@@ -661,3 +661,32 @@ def test_the_origin_of_masks_comes_back_with_a_state(tmp_path):
     resumed.load_state_dict(first.state_dict())
     assert resumed.stats()["masks_from"] == {"run": "acdc", "seed": 3}
     assert resumed.masks.active
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind"), [(torch.zeros(2, 6, dtype=torch.int64), "torch.int64"), (object(), "object")]
+)
+def test_synflow_needs_inputs_that_can_be_ones(inputs, kind):
+    sparsifier = attached(SynFlow(0.5), mlp())
+    with pytest.raises(ValueError) as error:
+        sparsifier.initialize([(inputs, None)])
+    assert str(error.value) == (
+        f"SynFlow feeds ones through the network and needs floating-point inputs, got {kind}: choose SNIP or "
+        "RandomPruning"
+    )
+    assert not sparsifier.masks.active
+
+
+def test_the_density_of_synflow_falls_by_a_constant_factor(monkeypatch):
+    """80 weights, sparsity 0.75 in two steps: 80 * 0.25^(1/2), then 80 * 0.25."""
+    asked = []
+
+    def recorded(model, weights, shape, schedule, select):
+        asked.append((shape, schedule))
+        return synflow_masks(model, weights, shape, schedule, select)
+
+    monkeypatch.setattr("pruning.synflow.synflow_masks", recorded)
+    sparsifier = attached(SynFlow(0.75, iterations=2), mlp())
+    sparsifier.initialize(data(1))
+    assert asked == [((1, 6), [40, 20])]
+    assert sparsifier.achieved_sparsity() == 0.75

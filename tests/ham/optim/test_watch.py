@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from ham import HAM
+from ham.optim.watch import _message, _version
 
 LR, ALPHA, BETA = 0.1, 20.0, 0.1
 
@@ -307,3 +308,32 @@ def test_a_sharded_gradient_is_watched_too(one_rank, spoil):
         else:
             optimizer.step()
             torch.testing.assert_close(p.detach().to_local(), hyp(half, gradient(k)), rtol=1e-13, atol=0)
+
+
+def test_torchs_own_optimizers_have_a_second_cure():
+    end = "use an optimizer that leaves p.grad as it is, such as torch.optim.AdamW"
+    start = "changes p.grad in its step, and HAM reads p.grad after it: "
+    assert _message(Spoiling([weight()], replace)) == f"Spoiling {start}{end}"
+    assert _message(SGD([weight()], lr=LR)) == f"SGD {start}set foreach=False, or {end}"
+
+
+def test_writes_to_a_gradient_are_counted():
+    grad = torch.zeros(2)
+    before = _version(grad)
+    grad.add_(1)
+    assert _version(grad) == before + 1
+    assert _version(None) == 0
+    with torch.inference_mode():
+        assert _version(torch.zeros(2)) == 0
+
+
+def test_gradients_that_another_step_hook_gives_back_are_no_loss():
+    """Only where all are gone, and some were there before, is a hook in the way."""
+    p, q = weight(), weight()
+    optimizer = SGD([p, q], lr=LR)
+    HAM(optimizer, alpha=ALPHA, beta=BETA)
+    optimizer.step()  # none before
+    p.grad = gradient(1)  # q has none
+    expected = hyp(p.detach() - LR * p.grad, p.grad)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-13, atol=0)
