@@ -219,7 +219,7 @@ def test_ranks_find_the_largest_scores_together(ranks, monkeypatch, dtype, whole
     scores = {
         name: (value if dtype is torch.int64 else value / 2).to(dtype) for name, value in values.items()
     }
-    for kept in range(0, 35, 3):
+    for kept in range(0, 35, 6):
         split_search(ranks, monkeypatch, scores, whole, kept)
     split_search(ranks, monkeypatch, scores, whole, 34)
 

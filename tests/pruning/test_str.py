@@ -18,6 +18,7 @@ import ham
 from pruning import STR, Product
 from pruning.soft_threshold import SoftThreshold
 from pruning.str import stable_decay
+from pruning.threshold_control import ThresholdControl
 
 BOUND = 0.0026334  # (1 - sqrt(0.9))^2
 W = [0.5, -0.2, 0.05, -0.3]
@@ -701,3 +702,48 @@ def test_the_defaults_are_the_published_recipe():
 )
 def test_values_at_the_ends_of_their_ranges_are_accepted(options):
     assert vars(STR(sparsity=0.9, **options)).items() >= options.items()
+
+
+def test_the_last_step_measures_three_times_and_others_once_where_it_is_due(monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        ThresholdControl,
+        "update_",
+        lambda self, pairs, target, step, last: measured.append((step, target, last)),
+    )
+    monkeypatch.setattr(ThresholdControl, "is_due", lambda self, step, every: step % every == 0)
+    model = linear(W)
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=5, ramp_every=2, ramp_until=0.8)
+    for step in range(5):
+        step_without_gradients(model, sparsifier, step)
+    end = 4  # 0.8 of 5 steps
+    ramp = [0.8 * (1 - (1 - done / end) ** 3) for done in (1, 3)]
+    assert measured == [
+        (0, pytest.approx(ramp[0]), False),
+        (2, pytest.approx(ramp[1]), False),
+        *[(4, 0.8, True)] * 3,
+    ]
+
+
+def test_thresholds_without_a_ramp_are_never_measured(monkeypatch):
+    monkeypatch.setattr(ThresholdControl, "update_", lambda *args, **options: pytest.fail("measured"))
+    model = linear(W)
+    sparsifier = attached(model, sparsity=0.8, steps=1)
+    step_without_gradients(model, sparsifier, 0)
+    assert "ramp" not in sparsifier.state_dict()
+
+
+def test_the_state_of_a_ramp_holds_its_control_and_the_step():
+    model = linear(W)
+    sparsifier = attached(model, sparsity=0.8, calibrate="ramp", steps=5)
+    step_without_gradients(model, sparsifier, 0)
+    ramp = sparsifier.state_dict()["ramp"]
+    assert ramp["step"] == 0 and ramp["measured_at"] == 0
+    other = attached(linear(W), sparsity=0.8, calibrate="ramp", steps=5)
+    assert other.state_dict()["ramp"]["step"] == -1
+    other.load_state_dict(sparsifier.state_dict())
+    assert other.state_dict()["ramp"]["measured_at"] == 0 and other._step == 0
+    state = {key: value for key, value in sparsifier.state_dict().items() if key != "ramp"}
+    attached(linear(W), sparsity=0.8, calibrate="ramp", steps=5).load_state_dict(
+        state
+    )  # of an earlier version
