@@ -187,6 +187,24 @@ def test_the_optimizer_inside_any_number_of_wrappers_is_found():
         unwrapped(Wrapper(None))
 
 
+def test_an_optimizer_whose_step_runs_no_hooks_is_refused():
+    class Own(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer | None = None) -> None:
+            self.optimizer = inner
+
+        def step(self) -> None:
+            pass
+
+    with pytest.raises(ValueError) as error:
+        unwrapped(Own())
+    assert str(error.value) == (
+        "Own does not run the step hooks of torch.optim.Optimizer: call after_backward, add_decay and "
+        "after_step around its step"
+    )
+    inner = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+    assert unwrapped(Own(inner)) is inner
+
+
 # what every step checks
 
 
