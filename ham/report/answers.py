@@ -50,13 +50,11 @@ def _counts(run: RunSpec, record: Mapping[str, Any]) -> str:
     answers, metrics = record["answers"], record["metrics"]
     questions = sum(task["questions"] for task in answers.values())
     after = _share(sum(task["correct"] for task in answers.values()), questions)
-    shares = [metrics.get(f"before_{name}") for name in answers]
-    is_known = all(is_number(share) and 0 <= share <= 100 for share in shares)
-    sizes = [task["questions"] for task in answers.values()]
-    before = (
-        sum(round(share * size / 100) for share, size in zip(shares, sizes, strict=True)) if is_known else 0
-    )
-    earlier = f"{_share(before, questions)}, then " if is_known else ""
+    shares = {name: metrics.get(f"before_{name}") for name in answers}
+    earlier = ""
+    if all(is_number(share) and 0 <= share <= 100 for share in shares.values()):
+        before = sum(round(shares[name] * task["questions"] / 100) for name, task in answers.items())
+        earlier = f"{_share(before, questions)}, then "
     unread = sum(task.get("unanswered", 0) for task in answers.values())
     unreadable = f" ({unread} have no readable answer, which counts as wrong)" if unread else ""
     return f"{run.exp}, seed {run.seed}: {earlier}{after} of {questions}{unreadable}"

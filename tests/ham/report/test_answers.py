@@ -28,6 +28,11 @@ def test_impossible_counts_are_refused(counts):
         wilson(*counts)
 
 
+def test_the_interval_lies_within_0_and_1_in_spite_of_rounding():
+    for questions in range(1, 200):
+        assert wilson(0, questions)[0] >= 0 and wilson(questions, questions)[1] <= 1
+
+
 def test_the_note_sums_the_questions_of_all_tasks():
     table = plan.table("table11")
     run = next(run for run in table.runs(demo="smollm") if run.exp == "lora_llama1b_ham" and run.seed == 1)
@@ -43,6 +48,29 @@ def test_the_note_sums_the_questions_of_all_tasks():
     assert "of 10 (5 have no readable answer, which counts as wrong)." in note
     del metrics["before_piqa"]
     assert "seed 1: 4 (40.0 %, 16.8 to 68.7) of 10 " in answers_note(table, records, "smollm")
+
+
+def note_of_one_task(task, metrics):
+    table = plan.table("table11")
+    run = next(run for run in table.runs(demo="smollm"))
+    record = Record(run, {"answers": {"boolq": task}, "metrics": metrics}, Path())
+    return answers_note(table, {run: record}, "smollm")
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.0, "0 (0.0 %"), (50.0, "2 (50.0 %"), (100.0, "4 (100.0 %")]
+    + [(share, "") for share in (-0.1, 100.1, "50", None, float("nan"))],
+)
+def test_only_a_percentage_is_shown_as_the_share_before_training(share, shown):
+    note = note_of_one_task({"correct": 3, "questions": 4}, {"before_boolq": share})
+    assert f"seed 0: {shown}" in note and (", then 3 (75.0 %" in note) == bool(shown)
+
+
+@pytest.mark.parametrize("unanswered", [{}, {"unanswered": 0}])
+def test_a_note_says_nothing_of_unreadable_answers_where_there_are_none(unanswered):
+    note = note_of_one_task({"correct": 3, "questions": 4} | unanswered, {})
+    assert note.endswith("(75.0 %, 30.1 to 95.4) of 4.")
 
 
 def test_other_tables_have_no_such_note():
