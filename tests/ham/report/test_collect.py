@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -79,6 +80,84 @@ def test_an_existing_record_is_kept(tmp_path: Path, finish_run: Any, run: Any) -
     (line,) = err
     assert f"{path}: it cannot be read" in line and "delete it to collect this run" in line
     assert path.read_text() == "mine"
+
+
+def test_a_record_that_has_all_it_needs_is_not_written_again(
+    tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    """With epochs at the paper's scale, and without at that of the digits."""
+    finish_run(RUN), finish_run(RunSpec("rigl_s90", 0, demo="digits"))
+    for demo in ([], ["--demo", "digits"]):
+        assert "new records: 1, already recorded: 0," in run(tmp_path / "runs", *demo)[1]
+        assert "new records: 0, already recorded: 1," in run(tmp_path / "runs", *demo)[1]
+
+
+def test_a_divergence_is_recorded_once_and_not_beside_a_result(
+    tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    folder = finish_run(RUN)
+    done = (folder / "summary.json").read_text()
+    lost = json.loads(done) | {"status": "diverged", "reason": "the loss is inf", "epochs": 3}
+    (folder / "summary.json").rename(folder / "diverged.json")
+    (folder / "diverged.json").write_text(json.dumps(lost))
+    assert "new records: 1, already recorded: 0," in run(folder)[1]
+    path = records.diverged_path(records.path_of(RUN, tmp_path / "results"))
+    content = path.read_text()
+    path.write_text("mine")
+    assert "new records: 0, already recorded: 1," in run(folder)[1] and path.read_text() == "mine"
+    path.write_text(content)
+    (folder / "summary.json").write_text(done)
+    status, out, (line,) = run(folder)
+    assert status == 1 and "new records: 0, already recorded: 0, left out: 1" in out
+    assert line.endswith(f"it diverged before, and the first outcome counts: {path}")
+    path.unlink()
+    assert "new records: 1, already recorded: 0," in run(folder)[1]
+    (folder / "summary.json").unlink()
+    assert "new records: 0, already recorded: 1," in run(folder)[1] and not path.exists()
+
+
+def test_only_folders_without_a_finished_run_are_named_as_such(
+    tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    finish_run(RUN)
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    _, out, _ = run(tmp_path / "empty", tmp_path / "runs", tmp_path / "bare")
+    named = [line for line in out.splitlines() if "no run has finished there" in line]
+    assert [line.partition(":")[0] for line in named] == [str(tmp_path / name) for name in ("empty", "bare")]
+    assert "runs that are" not in out and "search grids" not in out
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_directory_without_a_seed_in_its_name_is_of_no_seed(
+    seed: int, tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    folder = finish_run(RunSpec("rigl_s90", seed))
+    folder.rename(folder.parent / "mine")
+    status, _, (line,) = run(folder.parent / "mine")
+    assert status == 1
+    assert line.endswith(f"its summary is of rigl_s90 seed {seed}, whose directory is rigl_s90/seed{seed}")
+
+
+def test_a_linked_run_directory_has_the_name_of_what_the_link_leads_to(
+    tmp_path: Path, finish_run: Any, run: Any
+) -> None:
+    (tmp_path / "link").symlink_to(finish_run(RUN))
+    assert run(tmp_path / "link")[::2] == (0, [])
+
+
+@pytest.mark.parametrize("limit", ["LARGEST", "LARGEST_METRICS"])
+def test_a_file_of_the_largest_size_is_read_and_a_larger_one_is_not(
+    limit: str, tmp_path: Path, finish_run: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finish_run(RUN)
+    name = {"LARGEST": "summary.json", "LARGEST_METRICS": "metrics.jsonl"}[limit]
+    size = (folder / name).stat().st_size
+    monkeypatch.setattr(collect, limit, size - 1)
+    status, _, (line,) = run(folder)
+    assert status == 1 and f"{name} has {size} bytes, more than {size - 1}" in line
+    monkeypatch.setattr(collect, limit, size)
+    assert run(folder)[::2] == (0, [])
 
 
 def test_a_record_without_its_epochs_gets_them(tmp_path: Path, finish_run: Any, run: Any) -> None:
@@ -187,6 +266,37 @@ def test_an_archive_is_read_without_being_extracted(tmp_path: Path, finish_run: 
     assert files(tmp_path / "results") == [f"runs/rigl_s90/seed1{end}" for end in (".json", ".metrics.jsonl")]
 
 
+def test_members_of_an_archive_are_read_up_to_the_largest_size_and_only_with_a_result(
+    tmp_path: Path, finish_run: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = texts(finish_run(RUN))
+    members = {f"./rigl_s90/seed1/{name}": text for name, text in mine.items()}
+    members["rigl_s90/seed0/metrics.jsonl"] = "half"
+    path = archive(tmp_path / "cells.tar.gz", members)
+    size = len(mine["metrics.jsonl"])
+    assert size > len(mine["summary.json"])
+    monkeypatch.setattr(collect, "LARGEST_METRICS", size - 1)
+    status, _, (line,) = run(path)
+    assert status == 1 and line.endswith(f"{path}:rigl_s90/seed1: it has no metrics.jsonl: run it again")
+    monkeypatch.setattr(collect, "LARGEST_METRICS", size)
+    assert run(path)[::2] == (0, [])
+
+
+def test_an_archive_may_unpack_to_512_mib(
+    tmp_path: Path, finish_run: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert collect._LARGEST_ARCHIVE == 512 * 1024**2
+    members = {f"rigl_s90/seed1/{name}": text for name, text in texts(finish_run(RUN)).items()}
+    path = archive(tmp_path / "cells.tar.gz", members)
+    size = len(gzip.decompress(path.read_bytes()))
+    monkeypatch.setattr(collect, "_LARGEST_ARCHIVE", size - 1)
+    status, _, (line,) = run(path)
+    assert status == 2
+    assert line == f"collect.py: {path} is larger than an archive of runs can be: download it again"
+    monkeypatch.setattr(collect, "_LARGEST_ARCHIVE", size)
+    assert run(path)[::2] == (0, [])
+
+
 def test_a_packed_archive_becomes_records(tmp_path: Path, finish_run: Any, run: Any) -> None:
     expected = [RunSpec("cifar100", 0), RunSpec("cifar100_sam_ham", 2)]
     for folder in map(finish_run, expected):
@@ -212,7 +322,8 @@ def test_a_damaged_archive_is_one_line_and_status_2(
     path.write_bytes(complete)
     monkeypatch.setattr(collect, "_LARGEST_ARCHIVE", 1000)  # a decompression bomb is not unpacked to its end
     assert run(path)[0] == 2
-    assert run(tmp_path / "absent")[0] == 2
+    status, _, (line,) = run(tmp_path / "absent")
+    assert status == 2 and f"{tmp_path / 'absent'} does not exist: give a folder of runs, or cells" in line
     assert not (tmp_path / "results").exists()
     with pytest.raises(SystemExit) as wrong:
         run(path, "--demo", "tiny")
