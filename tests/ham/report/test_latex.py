@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ham.files import RESULTS
-from ham.report.latex import HEIGHT, SIZES, WIDTH, ems, escape, latex, width
+from ham.report.latex import HEIGHT, SIZES, WIDTH, Size, ems, escape, latex, width
 from ham.report.render import Text, to_text
 from ham.report.spec import PlanError
 from ham.report.tables import build_table
@@ -85,6 +85,97 @@ def test_estimated_widths_are_those_of_computer_modern() -> None:
     assert cell <= ems("+0.12 [-0.70, +0.94]") <= 1.05 * cell
     spread = 7 * _DIGIT + 2 * _PERIOD + _SIGN + 2 * _SPACE
     assert spread <= ems("81.44 +- 0.67") <= 1.08 * spread
+
+
+def test_sizes_are_those_of_latex() -> None:
+    """A4 and letter without margins of 25 mm, in points of 1 / 72.27 inch; size10.clo; cmr9, cmr8."""
+    assert 160 / 25.4 * 72.27 - 1 < WIDTH <= 160 / 25.4 * 72.27
+    assert (279.4 - 50) / 25.4 * 72.27 - 35 < HEIGHT < (279.4 - 50) / 25.4 * 72.27 - 30
+    assert [(size.command, size.line, size.gap) for size in SIZES] == [
+        ("\\small", 11, 6),
+        ("\\small", 11, 4),
+        ("\\footnotesize", 9.5, 4),
+    ]
+    for size, quad in zip(SIZES, (9.25, 9.25, 8.5), strict=True):
+        assert quad <= size.em < 1.002 * quad
+
+
+def test_the_width_of_a_table_is_that_of_its_widest_cells_and_the_gaps_between() -> None:
+    """At 10 pt a digit has 5 pt: 15 + 10 + 5, and two gaps of twice 4 pt."""
+    table = Text("", "", (), ("", "00", "0"), ((("000", "0", ""),), (("0", "", "0"),)))
+    assert width(table, Size("", 10.0, 11.0, 4.0)) == pytest.approx(15 + 10 + 5 + 16)
+
+
+def blocks_of(*lengths: int) -> tuple[tuple[tuple[str, str], ...], ...]:
+    return tuple((("x", "y"),) * length for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("rows", "notes", "parts"),
+    [
+        ((25, 20), ("n",) * 5, 1),  # 22 + 22 + 6 x 12 + 45 x 11 + 2 x 4.5 = 620
+        ((24, 20), ("n",) * 6, 2),  # 621
+        ((25, 20), ("n" * 89, *("n",) * 4), 1),  # 89 characters are a line
+        ((25, 20), ("n" * 90, *("n",) * 4), 2),
+        ((25, 20), ("n",) * 6, 2),
+        ((40, 40), ("n",) * 2, 2),
+        ((40, 40, 40), ("n",) * 2, 3),
+        ((25, 20, 25, 20), ("n",) * 3, 2),
+    ],
+)
+def test_a_table_is_split_where_it_is_higher_than_620_points(
+    rows: tuple[int, ...], notes: tuple[str, ...], parts: int
+) -> None:
+    table = Text("high", "T", notes, ("", "a"), blocks_of(*rows))
+    assert latex(table).count("\\begin{table}") == parts
+
+
+def test_rows_are_shared_out_evenly() -> None:
+    """Seven blocks of 22 rows, of which two have 577 pt and three 823: two, two, two and one."""
+    text = latex(Text("high", "T", (), ("", "a"), blocks_of(*[22] * 7)))
+    counts = [part.count("  x & y") // 22 for part in text.split("\\begin{table}\n")[1:]]
+    assert counts == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("cells", "command", "parts"),
+    [
+        ((40, 40), "\\small", 1),
+        ((45, 46), "\\small", 1),
+        ((49, 50), "\\footnotesize", 1),
+        ((60, 60), "\\footnotesize", 2),
+        ((80, 80, 80), "\\footnotesize", 3),
+    ],
+)
+def test_a_wide_table_is_set_smaller_and_then_split(cells: tuple[int, ...], command: str, parts: int) -> None:
+    """Digits of half an em: 455 pt hold 98 at 9.26 pt and 106 at 8.51 pt, less the gaps."""
+    head = ("", *map(str, range(len(cells))))
+    table = Text("wide", "T", (), head, ((("x", *("0" * count for count in cells)),),))
+    text = latex(table)
+    assert text.count("\\begin{table}") == parts and f"  {command}\n" in text
+    shown = [row.split(" & ")[1:] for row in _ROW.findall(text)[1::2]]
+    assert [cell for row in shown for cell in row] == ["0" * count for count in cells]
+
+
+def test_parts_share_caption_label_and_notes() -> None:
+    """By hand: the first part has label and caption, the last one the notes; a name of one column."""
+    table = Text("t", "Table 3. A & B", ("A note.",), ("", "a"), blocks_of(40, 40), "A caption.")
+    first, last = latex(table).split("\\end{table}\n")[:2]
+    assert first.startswith("% needs booktabs") and "addtocounter" not in first and "minipage" not in first
+    assert "  \\caption{A \\& B (part 1 of 2). A caption.}\\smallskip\n  \\label{tab:t}\n" in first
+    assert "  \\addtocounter{table}{-1}\n" in last and "\\label" not in last
+    assert "  \\caption{A \\& B (part 2 of 2).}\\smallskip\n" in last
+    assert last.endswith("\\raggedright\n  A note.\\par\n  \\end{minipage}\n")
+    for part in (first, last):
+        assert "\\begin{tabular}{@{}lc@{}}\n  \\toprule\n   & a \\\\\n  \\midrule\n  x & y" in part
+        assert "tabcolsep" not in part
+
+
+def test_blocks_are_separated_and_a_narrow_gap_is_set() -> None:
+    table = Text("t", "T", (), ("", "a"), ((("x", "-"),), (("-", "0" * 95),)))
+    text = latex(table)
+    assert "  x & -- \\\\\n  \\addlinespace\n  -- & 000" in text and text.count("addlinespace") == 1
+    assert "  \\small\n  \\setlength{\\tabcolsep}{4pt}\n" in text and "minipage" not in text
 
 
 def parse(part: str) -> Text:

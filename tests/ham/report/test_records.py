@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_fixtures import GRAPH
 
-from ham.report import records, validation
+from ham.report import records, schema, validation
 from ham.report.records import InvalidRecord
 from ham.report.schema import epoch_error
 from ham.report.spec import RunSpec
@@ -238,3 +239,173 @@ def test_every_sparsifier_trains_scaled_down() -> None:
     expected = {f"{m}{c}_s90" for m in with_all for c in ("", "_sign_in", "_ham")}
     expected |= {"spred_s90", "pilot_s90", "str_s90", "str_ham_s90"}
     assert expected <= {run.exp for run in sparse}
+
+
+# rules of single values
+
+
+@pytest.mark.parametrize(
+    ("rule", "lowest", "highest"),
+    [
+        (schema.number(), -1e100, 1e100),
+        (schema.number(0, 100), 0, 100),
+        (schema.number(0.5, 0.75), 0.5, 0.75),
+        (schema.number(0), 0, 1e100),
+    ],
+)
+def test_a_number_may_be_either_end_of_its_range(rule: schema.Rule, lowest: float, highest: float) -> None:
+    for value in (lowest, highest, (lowest + highest) / 2):
+        assert rule(value, "x") == ""
+    end = "that is finite" if highest == 1e100 else f"within {lowest:g} and {highest:g}"
+    below, above = lowest - 0.01 * max(1, abs(lowest)), highest + 0.01 * max(1, abs(highest))
+    for value in (below, above, float("nan"), float("inf"), True, "1", None):
+        assert rule(value, "x") == f"no x {end}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "lowest", "highest"),
+    [(schema.integer(), 0, 2**53), (schema.integer(1), 1, 2**53), (schema.integer(2, 5), 2, 5)],
+)
+def test_an_integer_may_be_either_end_of_its_range(rule: schema.Rule, lowest: int, highest: int) -> None:
+    assert rule(lowest, "x") == rule(highest, "x") == ""
+    for value in (lowest - 1, highest + 1):
+        assert rule(value, "x") == f"no x within {lowest} and {highest}"
+    for value in (float(lowest), True, str(lowest), None):
+        assert rule(value, "x") == "no x"
+
+
+def test_a_label_has_at_most_300_characters_of_which_a_message_shows_60() -> None:
+    assert schema.label("x" * 300, "cell") == schema.label("", "cell") == ""
+    assert schema.label("x" * 301, "cell") == f"no cell in plain words (it is {'x' * 60!r})"
+    assert schema.label(3, "cell") == "no cell"
+
+
+def nested(levels: int) -> Any:
+    """A list in a list and so on; the innermost is empty, at this depth."""
+    return [nested(levels - 1)] if levels else []
+
+
+def test_values_are_at_most_20_levels_deep() -> None:
+    assert schema.odd_value(nested(20)) == ""
+    assert schema.odd_value(nested(21)) == "it is nested deeper than 20 levels"
+    content: Any = 0
+    for _ in range(20):
+        content = {"x": content}
+    assert schema.odd_value(content) == ""
+    assert schema.odd_value({"x": content}) == "it is nested deeper than 20 levels"
+
+
+@pytest.mark.parametrize("place", [lambda text: {"x": [text]}, lambda text: {text: 0}])
+def test_texts_have_at_most_10000_printable_characters(place: Callable[[str], Any]) -> None:
+    assert schema.odd_value(place("x" * 10_000)) == ""
+    for text in ("x" * 10_001, "\n" + "x" * 100):
+        assert schema.odd_value(place(text)) == (
+            f"it holds a control character, or a text of over 10000 characters: {text[:60]!r}"
+        )
+
+
+def test_numbers_of_any_place_are_finite() -> None:
+    assert schema.odd_value({"x": [1e100, -(10**100), True, None, 0]}) == ""
+    for value in (float("nan"), float("-inf"), 1.01e100, 10**101):
+        assert schema.odd_value({"x": [value]}) == "it holds nan, inf or a number beyond 1e100"
+
+
+def test_rules_of_lists_objects_and_texts_name_the_field() -> None:
+    assert schema.each(schema.integer())([0, 1], "x") == schema.each(schema.integer())([], "x") == ""
+    assert schema.each(schema.integer())([0, "1"], "x") == schema.each(schema.integer())({}, "x") == "no x"
+    assert schema.mapping(schema.integer())({"a": 0, "b": "1"}, "x") == "no x.b"
+    assert schema.mapping(schema.integer())({"a": 0}, "x") == ""
+    assert schema.mapping(schema.integer())([], "x") == "no x"
+    assert schema.nullable(schema.integer())(None, "x") == schema.nullable(schema.integer())(1, "x") == ""
+    assert schema.nullable(schema.integer())("", "x") == "no x"
+    assert schema.text()("any", "x") == schema.of_type(dict)({}, "x") == ""
+    assert schema.text()(1, "x") == schema.of_type(dict)([], "x") == "no x"
+    rule = schema.fields({"a": schema.integer()}, {"b": schema.integer()})
+    assert rule({"a": 0}, "") == rule({"a": 0, "b": 1, "c": "odd"}, "") == ""
+    assert [rule(value, "x") for value in ({}, {"a": 0, "b": None}, [])] == ["no x.a", "no x.b", "no x"]
+    assert [rule(value, "") for value in ({}, {"a": 0, "b": None}, [])] == [
+        "no a",
+        "no b",
+        "not a JSON object",
+    ]
+
+
+def altered(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy with another value at a place such as provenance.ranks."""
+    key, dot, rest = place.partition(".")
+    return content | {key: altered(content.get(key) or {}, rest, value) if dot else value}
+
+
+@pytest.mark.parametrize(
+    ("place", "good", "bad"),
+    [
+        ("seed", (0, 2**32 - 1), (-1, 2**32, None)),
+        ("epochs", (0,), (-1, 1.0, None)),
+        ("demo", (None, "digits"), (1,)),
+        ("cell", (None, ""), (1,)),
+        ("task", ("images",), (None,)),
+        ("status", ("done",), (None,)),
+        ("overridden", (True, False), (0, None)),
+        ("config_hash", ("0" * 64,), ("0" * 63, "g" * 64, None)),
+        ("provenance.threads", (None, 1), (0,)),
+        ("provenance.ranks", (None, 1, 2**20), (0, 2**20 + 1)),
+        ("provenance.hardware.cores", (None, 1), (0,)),
+        ("provenance.hardware.gpus", (None, [], ["H100"]), ("H100", [1])),
+        ("provenance.hardware.cpu", ("",), (None,)),
+        ("provenance.dirty", (None, True), (1,)),
+        ("provenance.python", (None, "3.11"), (3.11,)),
+        ("provenance.versions", (None, {"torch": None}, {"torch": "2"}), ({"torch": 2}, [])),
+        ("provenance.slurm_job", (None, "7"), (7,)),
+        ("provenance.argv", ([],), (None, [1])),
+        ("provenance.resumed_from", ([], [{}], [{"ranks": 1}]), (None, [{"ranks": 0}], [{"dirty": 1}])),
+    ],
+)
+def test_the_identity_of_a_run_has_types_and_ranges(
+    place: str, good: tuple, bad: tuple, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    summary = make_summary(RUN)
+    for value in good:
+        assert schema.IDENTITY(altered(summary, place, value), "") == "", value
+    for value in bad:
+        assert schema.IDENTITY(altered(summary, place, value), "").startswith(f"no {place.partition('[')[0]}")
+
+
+@pytest.mark.parametrize(
+    ("place", "good", "bad"),
+    [
+        ("metrics.top1_last", (0, 100), (-0.1, 100.1, None)),
+        ("metrics.other", (None, -1e100), ("x", 1e101)),
+        ("sparsity.target", (0, 1), (-0.01, 1.01, None)),
+        ("sparsity.overall", (0, 1), (-0.01, 1.01, None)),
+        ("sparsity.kept", (0,), (-1, None)),
+        ("sparsity.total", (0,), (-1, None)),
+        ("sparsity.masks_from", (None,), ({}, 1)),
+        ("graph.nodes.valid", (1,), (0, None)),
+        ("graph.metric", ("accuracy",), (None,)),
+        ("graphs.graphs", ({}, {"train": 0}), ({"train": -1},)),
+        ("ham", ({}, {"alpha": -1.0}), ({"alpha": None}, [])),
+        ("checkpoint", ({"bytes": 0},), ({"bytes": -1},)),
+        ("timing", ({"seconds": 0},), ({"seconds": -0.1},)),
+        ("answers", ({"x": {"correct": 0, "questions": 1}},), ({"x": {"correct": 0, "questions": 0}},)),
+        (
+            "answers",
+            ({"x": {"correct": 2, "questions": 2, "unanswered": 0}},),
+            ({"x": {"correct": 2, "questions": 2, "unanswered": -1}},),
+        ),
+    ],
+)
+def test_results_have_types_and_ranges(
+    place: str, good: tuple, bad: tuple, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    summary = make_summary(RUN) | {"graph": GRAPH, "graphs": {"name": "x"}}
+    rule = schema.results(("top1_last",), is_node=True)
+    for value in good:
+        assert rule(altered(summary, place, value), "") == "", value
+    for value in bad:
+        assert rule(altered(summary, place, value), "").startswith(f"no {place}"), value
+
+
+def test_only_a_node_run_needs_a_graph_and_its_number_of_validation_nodes() -> None:
+    content = {"metrics": {}, "sparsity": {"target": 0, "overall": 0}}
+    assert schema.results((), is_node=False)(content, "") == ""
+    assert schema.results((), is_node=True)(content, "") == "no graph"

@@ -76,6 +76,24 @@ def test_paired_differences_by_hand() -> None:
     assert str(mean_of([0.1, 0.2, -0.3])).startswith("+0.00 [")  # the sum's residue is -1.9e-17
 
 
+@pytest.mark.parametrize(
+    ("interval", "is_clear"),
+    [((0.0, 1.0), False), ((-1.0, 0.0), False), ((-1.0, 1.0), False), (None, False)]
+    + [((0.1, 1.0), True), ((-1.0, -0.1), True)],
+)
+def test_an_interval_that_ends_at_0_does_not_exclude_it(
+    interval: tuple[float, float] | None, is_clear: bool
+) -> None:
+    assert Difference(0.5, interval).is_clear == is_clear
+
+
+def test_a_single_run_has_no_variance_and_its_difference_no_interval_in_words() -> None:
+    assert Sample(1.0, 2.0, 4).variance_of_mean == 1.0
+    with pytest.raises(ValueError, match="a single run has no standard deviation"):
+        _ = Sample(1.0, None, 1).variance_of_mean
+    assert str(Difference(-1e-12, None)) == "+0.00" and str(Difference(-0.125, (-1, 0.75))).startswith("-0.1")
+
+
 def test_p_by_hand() -> None:
     """t(1) is Cauchy's: P(abs(t) > 1) = 1/2. 0 and 2: mean 1, standard error 1."""
     assert mean_of([0.0, 2.0]).p == pytest.approx(0.5, abs=1e-12)
@@ -112,6 +130,10 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.9]) == [1.0, 1.0]  # 2 x 0.5, then at least that
     assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
     assert holm([0.3]) == [0.3] and holm([]) == []
+
+
+def test_holm_takes_the_ends_of_the_unit_interval() -> None:
+    assert holm([0.0, 1.0]) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, math.nan])
@@ -156,6 +178,26 @@ def test_power_by_hand() -> None:
         paired_power(1, 1, 1)
     with pytest.raises(ValueError, match=r"between alpha = 0\.05 and 1"):
         detectable_difference(1, 5, power=0.05)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(1, 0, 5, 0.05), (1, -1, 5, 0.05), (1, 1, 1, 0.05), (1, 1, 5, 0.0), (1, 1, 5, 1.0)]
+)
+def test_power_needs_a_spread_two_pairs_and_a_level_between_0_and_1(arguments: tuple) -> None:
+    _, std, n, alpha = arguments
+    with pytest.raises(ValueError, match=rf"are needed, got {std}, {n} and {alpha}$"):
+        paired_power(*arguments)
+
+
+@pytest.mark.parametrize("power", [0.04, 0.05, 1.0, 1.5])
+def test_the_power_to_reach_lies_between_the_level_and_1(power: float) -> None:
+    with pytest.raises(ValueError, match=rf"between alpha = 0\.05 and 1, got {power}"):
+        detectable_difference(1, 5, power)
+
+
+def test_the_detectable_difference_is_that_of_80_percent_at_5_percent_unless_told() -> None:
+    assert detectable_difference(1, 34) == detectable_difference(1, 34, 0.8, 0.05)
+    assert paired_power(0.5, 1, 34) == paired_power(0.5, 1, 34, 0.05)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 300])

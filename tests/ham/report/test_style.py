@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import rc_context, rcParams
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ham.report import figures, methods, plan, style
@@ -39,6 +41,38 @@ def test_no_two_methods_look_alike_without_colors() -> None:
     assert {name for name, look in looks.items() if "markerfacecolor" in look} == {
         name for name in looks if name.startswith("sam")
     }
+
+
+LOOKS = """
+    base #000000 - o
+    ham #D55E00 -- s
+    alpha_only #CC79A7 : v
+    beta_only #117733 5,1,1,1,1,1 D
+    matched_decay #F0A830 8,2 P
+    nham #AA4499 2,2 *
+    sign_in #0072B2 -. ^
+    pilot #882255 6,1,2,1 X
+    spred #661100 4,1,1,1,1,1,1,1 h
+    product #56B4E9 4,1,1,1 <
+    product_decay #44AA99 1,1 >
+    ham_signed #332288 7,1.5,1.5,1.5 d
+    hyperbolic #999933 1,0.7 p
+    sam #999999 10,1 o white
+    sam_ham #EBA878 3,1 s white
+    sam_alpha_only #DDA9C7 1,2 v white
+    sam_beta_only #70AD85 3,1,1,1,1,1 D white
+    sam_matched_decay #D6C87E 6,3 P white
+"""
+
+
+def test_a_method_keeps_its_look_from_one_release_to_the_next() -> None:
+    """Figures that were published before can be read beside new ones."""
+    expected = {}
+    for name, color, dashes, *rest in map(str.split, LOOKS.strip().splitlines()):
+        lengths = tuple(map(float, dashes.split(","))) if "," in dashes else ()
+        own = {"color": color, "linestyle": (0, lengths) if lengths else dashes}
+        expected[name] = own | dict(zip(("marker", "markerfacecolor"), rest, strict=False))
+    assert expected == methods.METHODS
 
 
 def test_every_dash_and_gap_of_a_line_has_a_length() -> None:
@@ -148,6 +182,42 @@ def test_nothing_of_a_theory_figure_is_cut_off_or_covered_by_its_legend(name: st
             points = axes.transData.transform(line.get_xydata())
             inside = [box.contains(*point) for point in points]
             assert line.get_label().startswith("_") or not any(inside), (name, line.get_label())
+
+
+def test_the_style_is_independent_of_the_users_and_ends_with_its_block() -> None:
+    mine = {"lines.linewidth": 9.0, "axes.facecolor": "red", "axes.grid": False}
+    with rc_context(mine):
+        with style.styled():
+            shown = {key: rcParams[key] for key in mine}
+            assert (rcParams["font.family"], rcParams["font.size"]) == (["DejaVu Sans"], 8)
+        assert {key: rcParams[key] for key in mine} == mine
+    assert shown == {"lines.linewidth": 1.3, "axes.facecolor": "white", "axes.grid": True}
+
+
+def test_panels_stand_side_by_side_and_a_single_one_is_wider() -> None:
+    for count, inches in ((1, 4.4), (2, 6.8), (3, 10.2)):
+        picture, axes = style.panels(count)
+        assert tuple(picture.get_size_inches()) == pytest.approx((inches, 2.6)) and len(axes) == count
+        specs = [axis.get_subplotspec() for axis in axes]
+        assert [spec.colspan.start for spec in specs] == list(range(count))
+        assert {spec.rowspan.start for spec in specs} == {0}
+    picture, _ = style.panels(2, width=1.5, height=4.0)
+    assert tuple(picture.get_size_inches()) == pytest.approx((3.0, 4.0))
+
+
+def test_a_title_has_14_characters_per_inch_and_no_empty_line() -> None:
+    picture, _ = style.panels(1, width=2.0)
+    style.title(picture, "a " * 14 + "b", "", "last")
+    assert picture.get_suptitle().splitlines() == ["a " * 13 + "a", "b", "last"]
+
+
+def test_a_figure_is_saved_to_a_new_folder_and_over_an_earlier_one(tmp_path: Path) -> None:
+    picture = Figure(figsize=(1, 1))
+    stem = tmp_path / "a" / "b" / "figure.1"
+    for _ in range(2):
+        assert [path.name for path in style.save(picture, stem)] == ["figure.1.pdf", "figure.1.png"]
+    written = b"".join(path.read_bytes() for path in stem.parent.iterdir())
+    assert not [word for word in (b"Date", b"Creator", b"Producer", b"Software") if word in written]
 
 
 def test_the_legends_of_figures_3_and_4_explain_every_kind_of_mark() -> None:
