@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 from study_files import PLAN, all_tuned
 
-from ham.report import records, study_figures
+from ham.report import records, study_figures, study_page
+from ham.report.records import Record
 from ham.report.spec import RunSpec
-from ham.report.study import rate_of
+from ham.report.study import Claim, Contrast, Part, rate_of
+from ham.report.study_results import ArmResult, ContrastResult, PartResult, StudyResult, results
 from ham.sweep.archive import pack
 
 COMMAND = script("study")
@@ -90,6 +93,243 @@ def test_an_incomplete_part_shows_no_difference_and_no_test(write_tuning: Path, 
     assert row(page, "HAM")[2] == "10" and row(page, "alpha alone")[2] == "9"
     figures = {path.name for path in (write_tuning / "figures").iterdir()}
     assert figures == {"study_cifar16_curves.pdf", "study_cifar16_curves.png"}
+
+
+# results without files
+
+
+def record_of(run: RunSpec, top1: float, make_summary: Any, epochs: list[dict] | None = None) -> Record:
+    """A record in memory, with these epochs."""
+    record = Record(run, records.record(make_summary(run, top1)), Path("none"))
+    if epochs is not None:
+        vars(record)["_epochs"] = epochs
+    return record
+
+
+def result_of(
+    make_summary: Any, values: dict[tuple[str, int], float], epochs: list[dict] | None = None
+) -> StudyResult:
+    """The study with tuning as in RATES and these accuracies of the primary part."""
+    known = {run: record_of(run, top1, make_summary) for run, top1 in all_tuned(RATES).items()}
+    known |= {
+        run: record_of(run, values[key], make_summary, epochs)
+        for key, run in runs("primary").items()
+        if key in values
+    }
+    return results(PLAN, known, {})
+
+
+def test_a_forest_shows_each_seed_the_mean_and_its_interval(make_summary: Any) -> None:
+    values = accuracies("primary")
+    values |= {("beta alone", seed): values["HAM", seed] - 0.5 for seed in range(10)}
+    result = result_of(make_summary, values)
+    axis = study_figures.forest(result).axes[0]
+    contrasts = result.parts["primary"].contrasts
+    names = [f"{contrast.contrast}  (n = 10)" for contrast in contrasts]
+    assert [text.get_text() for text in axis.get_yticklabels()] == names
+    assert list(axis.get_yticks()) == [0, 1, 2]
+    assert axis.get_ylim() == (2.5, -0.5)  # the first contrast is at the top
+    lines = axis.get_lines()
+    for place, contrast in enumerate(contrasts):
+        dots, square, interval = lines[3 * place : 3 * place + 3] if place < 2 else (*lines[6:8], None)
+        expected = [
+            values[contrast.contrast.arm, k] - values[contrast.contrast.reference, k] for k in range(10)
+        ]
+        assert list(dots.get_xdata()) == pytest.approx(expected)
+        assert {round(float(y), 9) for y in dots.get_ydata()} == {round(place + 0.16, 9)}
+        assert (dots.get_marker(), dots.get_linestyle(), dots.get_markersize()) == ("o", "None", 2.5)
+        assert list(square.get_xdata()) == pytest.approx([np.mean(expected)])
+        assert (list(square.get_ydata()), square.get_marker(), square.get_color()) == ([place], "s", "black")
+        if interval is not None:  # all differences of the last contrast are equal
+            low, high = stats.ttest_1samp(expected, 0).confidence_interval(0.95)
+            assert list(interval.get_xdata()) == pytest.approx([low, high])
+            assert (list(interval.get_ydata()), interval.get_linestyle()) == ([place] * 2, "-")
+    assert len(lines) == 9 and list(lines[8].get_xdata()) == [0, 0] and lines[8].get_linewidth() == 0.8
+    assert axis.get_xlabel() == "difference of top-1 accuracy [points]"
+    title = " ".join(study_figures.forest(result).get_suptitle().split())
+    assert title == (
+        f"{PLAN.title}: paired differences Scaled down to CIFAR-100 at 16 px, not the paper's setting "
+        "(dots: seeds; squares: means with 95 % intervals)"
+    )
+
+
+def test_curves_of_a_study_have_a_panel_for_each_metric_and_one_legend(make_summary: Any) -> None:
+    epochs = [{"epoch": k, "top1": 40.0 + k, "l1_mean": 0.02, "below_0.001": 0.5} for k in range(3)]
+    values = {key: 50.0 for key in accuracies("primary") if key != ("alpha alone", 9)}
+    result = result_of(make_summary, values, epochs)
+    picture = study_figures.curves(result)
+    assert [axis.get_ylabel() for axis in picture.axes] == [
+        "test top-1 [%]",
+        "mean |weight|",
+        "sign flips per ten epochs [%]",
+        "weights below 1e-3 [%]",
+    ]
+    assert [list(axis.get_lines()[0].get_ydata()) for axis in picture.axes] == [
+        [40, 41, 42],
+        [0.02] * 3,
+        [],
+        [50] * 3,
+    ]
+    (legend,) = picture.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [f"{arm} (n = {9 if arm == 'alpha alone' else 10})" for arm in RATES]
+    assert legend._ncols == 5
+    title = " ".join(picture.get_suptitle().split())
+    assert title.startswith(f"{PLAN.title} Scaled down to CIFAR-100 at 16 px, not the paper's setting")
+    assert "Incomplete: 49 of 50 runs (mean over seeds, band: ± one sample standard deviation)" in title
+    full = result_of(make_summary, values | {("alpha alone", 9): 50.0}, epochs)
+    assert "Incomplete" not in study_figures.curves(full).get_suptitle()
+    assert study_figures.forest(result) is None
+    assert study_figures.curves(result_of(make_summary, {})) is None
+
+
+def test_the_weights_of_an_arm_are_those_of_the_last_epochs_that_have_them(make_summary: Any) -> None:
+    """Sign flips are counted every ten epochs; shares of weights are fractions in an epoch."""
+    epochs = [
+        {"epoch": 0, "l1_mean": 0.9, "sign_flips": 0.0123, "below_0.001": 0.5, "train_top1": 1.0},
+        {"epoch": 1, "l1_mean": 0.02512, "sign_flips": None, "below_0.0001": 0.25, "below_0.01": 1.0}
+        | {"train_top1": 88.5},
+    ]
+    result = result_of(make_summary, {("SGD", 0): 50.0, ("SGD", 3): 52.0, ("HAM", 0): 51.0}, epochs)
+    part = result.parts["primary"]
+    first, *others = study_page.mechanism_rows(part)
+    assert (
+        *("arm", "mean abs(weight)", "sign flips [%]", "below 1e-4 [%]", "below 1e-3 [%]"),
+        *("below 1e-2 [%]", "training top-1 [%]"),
+    ) == study_page.MECHANISM_HEAD
+    assert first == ["SGD", "0.0251", "1.23", "25", "50", "100", "88.5"]
+    assert others[1] == ["matched decay", *[""] * 6]
+    assert [study_page.arm_row(arm) for arm in part.arms.values()][:3] == [
+        ["SGD", "0.05", "2", "51.00 ± 1.41", "0.00"],
+        ["HAM", "0.0125", "1", "51.00", "0.00"],
+        ["matched decay", "0.05", "0", "not run", ""],
+    ]
+    assert study_page.arms_note(part).endswith("over the n of 10 seeds that have run.")
+    page = study_page.page(result)
+    assert "Incomplete: 3 of 50 runs. Tests and intervals follow" in page and "p (Holm)" not in page
+    assert page.count("## Secondary part\n\nIncomplete: 0 of 55 runs.") == 1 and page.endswith("|\n")
+
+
+def test_the_mean_over_seeds_is_of_each_ones_last_value(make_summary: Any) -> None:
+    run = PLAN.run("SGD", 0.05, 0)
+    own = [[{"epoch": 0, "x": 1.0}, {"epoch": 1, "x": value}] for value in (2.0, 4.0)]
+    kept = {seed: record_of(run, 50.0, make_summary, lines) for seed, lines in enumerate(own)}
+    kept[2] = record_of(run, 50.0, make_summary, [{"epoch": 0}])
+    arm = ArmResult("SGD", 0.05, kept, {})
+    assert (arm.mean_of("x"), arm.mean_of("y")) == (3.0, None)
+
+
+CONTRAST = Contrast("HAM", "SGD")
+UP, DOWN = {0: 1.0, 1: 1.5, 2: 0.9}, {0: -1.0, 1: -1.5, 2: -0.9}
+
+
+@pytest.mark.parametrize(
+    ("plain", "filled", "p", "p_filled", "sign"),
+    [
+        (UP, UP, 0.05, 0.05, 1),
+        (DOWN, DOWN, 0.05, 0.05, -1),
+        (UP, UP, 0.051, 0.05, 0),
+        (UP, UP, 0.05, 0.051, 0),
+        (UP, DOWN, 0.01, 0.01, 0),
+        (UP, UP, None, 0.01, 0),
+        (UP, UP, 0.01, None, 0),
+        ({}, {}, 0.01, 0.01, 0),
+    ],
+)
+def test_a_contrast_has_a_sign_where_both_computations_are_significant(
+    plain: dict, filled: dict, p: float | None, p_filled: float | None, sign: int
+) -> None:
+    assert ContrastResult(CONTRAST, plain, filled, p, p_filled).sign == sign
+
+
+def test_a_contrast_in_words() -> None:
+    assert study_page.verdict(ContrastResult(CONTRAST, {}, {})) == "no pair"
+    assert study_page.verdict(ContrastResult(CONTRAST, DOWN, DOWN, 0.01, 0.01)) == (
+        "below 0, -1.13 [-1.93, -0.33] points (n = 3)"  # std 0.321, t(2) = 4.303
+    )
+    lost = ContrastResult(CONTRAST, {0: 1.0}, UP, 1.0, 0.01)
+    assert study_page.verdict(lost) == "inconclusive, +1.00 points (n = 1, 2 diverged)"
+    assert (lost.std, lost.detectable()) == (None, None)
+    assert ContrastResult(CONTRAST, UP, UP).std == pytest.approx(np.std([1.0, 1.5, 0.9], ddof=1))
+
+
+def test_the_row_of_a_contrast_by_hand() -> None:
+    """Differences 1, -1, 0, 2: mean 0.5, standard deviation 1.291, t = 0.775, p = 0.495 with df = 3."""
+    part = PartResult(PLAN.parts["primary"], {}, (ContrastResult(CONTRAST, {}, {}),))
+    assert study_page.contrast_rows(part) == [["HAM - SGD", "not run", "", "", "", "", ""]]
+    values = {0: 1.0, 1: -1.0, 2: 0.0, 3: 2.0}
+    part = PartResult(PLAN.parts["primary"], {}, (ContrastResult(CONTRAST, values, values, 0.4951, 1.0),))
+    ((*cells, detectable),) = study_page.contrast_rows(part)
+    assert cells == ["HAM - SGD", "+0.50 [-1.55, +2.55]", "2 / 1 / 1", "0.5", "0.5", "1.29"]
+    critical = stats.t.isf(0.025, 3)
+    shift = float(detectable) * 2 / np.std(list(values.values()), ddof=1)
+    assert stats.nct.sf(critical, 3, shift) + stats.nct.sf(critical, 3, -shift) == pytest.approx(
+        0.8, abs=5e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("signs", "needed", "verdict"),
+    [
+        ((1, 1), 2, "supported"),
+        ((1, 0), 1, "supported"),
+        ((1, 0), 2, "inconclusive"),
+        ((-1, -1), 2, "contradicted"),
+        ((-1, 0), 2, "inconclusive"),
+        ((1, -1), 1, "supported"),
+    ],
+)
+def test_a_claim_is_decided_by_the_number_of_its_contrasts(
+    signs: tuple[int, ...], needed: int, verdict: str
+) -> None:
+    pairs = [Contrast("HAM", name) for name in ("SGD", "beta alone")]
+    other = ContrastResult(Contrast("HAM", "matched decay"), DOWN, DOWN, 0.01, 0.01)
+    own = [
+        ContrastResult(pair, UP, UP, 0.5, 0.5)
+        if sign == 0
+        else ContrastResult(pair, *([UP, DOWN][sign < 0],) * 2, 0.01, 0.01)
+        for pair, sign in zip(pairs, signs, strict=True)
+    ]
+    plan = Part("p", (), (), ())
+    result = StudyResult(PLAN, {}, {}, {"p": PartResult(plan, {}, (*own, other))})
+    assert result.verdict(Claim("text", tuple(pairs), needed)) == verdict
+    open_part = PartResult(replace(plan, seeds=(0,), arms=("HAM",)), {}, tuple(own))
+    open_result = replace(result, parts={"q": PartResult(plan, {}, ()), "p": open_part})
+    assert open_result.verdict(Claim("text", tuple(pairs), needed)) == "not decided yet"
+
+
+def test_equal_differences_count_as_a_p_of_1_in_the_correction(make_summary: Any) -> None:
+    """HAM is 1 above SGD in all seeds: no test. The two other p are then raised by 3 and 2."""
+    values = accuracies("primary")
+    values |= {("SGD", seed): values["HAM", seed] - 1 for seed in range(10)}
+    first, *others = result_of(make_summary, values).parts["primary"].contrasts
+    assert first.mean.p is None and first.adjusted == first.adjusted_with_chance == 1
+    raised = sorted(other.mean.p for other in others)
+    assert sorted(other.adjusted for other in others) == pytest.approx(
+        [min(1, 3 * raised[0]), min(1, max(3 * raised[0], 2 * raised[1]))]
+    )
+
+
+def test_the_csv_of_a_study_has_a_line_for_each_run(make_summary: Any) -> None:
+    result = result_of(make_summary, {("HAM", 3): 51.123456789, ("SGD", 0): 50.0})
+    lines = [line.split(",") for line in study_page.comma_separated(result).splitlines()]
+    assert lines == [
+        ["part", "arm", "seed", "learning_rate", "top1_last", "sparsity", "processor"],
+        ["primary", "SGD", "0", "0.05", "50", "0", "AMD EPYC"],
+        ["primary", "HAM", "3", "0.0125", "51.12345679", "0", "AMD EPYC"],
+    ]
+
+
+def test_tuning_is_counted_and_its_columns_rise(make_summary: Any) -> None:
+    trial = PLAN.trial("HAM", 0.05)
+    result = results(PLAN, {trial: record_of(trial, 45.0, make_summary)}, {PLAN.trial("SGD", 0.0125): "inf"})
+    assert study_page.tuning_note(result) == (
+        "Validation top-1 in percent of seed 1000, four learning rates for each arm; 2 of 20 runs have ended."
+    )
+    head, rows, chosen = study_page.tuning_table(result)
+    assert head == ["arm", "0.0125", "0.05"] and chosen == [None] * 5
+    assert rows[:3] == [["SGD", "diverged", ""], ["HAM", "", "45.00"], ["matched decay", "", ""]]
+    assert result.rates == dict.fromkeys(PLAN.arms)
 
 
 @pytest.mark.parametrize(
