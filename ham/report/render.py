@@ -59,8 +59,8 @@ def to_text(table: TableResult) -> Text:
     for row in table.rows:
         names = [row.group, row.label] if is_grouped else [row.label]
         lines = [
-            (*(names if is_first else [""] * len(names)), kind, *cells)
-            for is_first, (kind, cells) in zip([True] + 4 * [False], _kinds(table, row), strict=False)
+            (*([""] * len(names) if place else names), kind, *cells)
+            for place, (kind, cells) in enumerate(_kinds(table, row))
         ]
         blocks.append(tuple(lines))
     head = (*start, *table.columns)

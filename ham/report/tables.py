@@ -215,14 +215,12 @@ def _number(name: str) -> str:
 
 
 def _demo_note(table: plan.Table, demo: str) -> str:
-    infos = [run.info for run in table.runs(demo=demo)]
+    infos = {run.exp: run.info for run in table.runs(demo=demo)}
     scale = SCALES[demo]
-    models = " and ".join(dict.fromkeys(scale.models[info.base] for info in infos))
-    epochs = " or ".join(map(str, sorted({info.epochs for info in infos})))
-    hashes = {exp: RunSpec(exp, 0, demo=demo).info.config_hash for exp in {cell.exp for cell in table.cells}}
-    bases = {exp: RunSpec(exp, 0, demo=demo).info.base for exp in hashes}
-    distinct = {(bases[exp], own) for exp, own in hashes.items()}  # one network of the paper each
-    same = SAME if len(distinct) < len(hashes) else ""
-    same += SAME_NETWORK if len({*hashes.values()}) < len(distinct) else ""
+    models = " and ".join(dict.fromkeys(scale.models[info.base] for info in infos.values()))
+    epochs = " or ".join(map(str, sorted({info.epochs for info in infos.values()})))
+    distinct = {(info.base, info.config_hash) for info in infos.values()}  # one network of the paper each
+    same = SAME if len(distinct) < len(infos) else ""
+    same += SAME_NETWORK if len({own for _, own in distinct}) < len(distinct) else ""
     facts = dict(data=scale.data, caveat=scale.caveat, same=same)
     return DEMO.format(models=models, epochs=epochs, **facts)

@@ -53,6 +53,7 @@ def test_the_search_by_hand() -> None:
     assert sign_flip_count([[0.0, 0.0]]) == 4
     with pytest.raises(ValueError, match="at most 12 seeds"):
         sign_flip_count([[0.0] * 13])
+    assert sign_flip_count([[0.0] * 12]) == 2**12
 
 
 @given(st.lists(st.lists(st.integers(-9, 9), min_size=4, max_size=4), min_size=1, max_size=5))
@@ -128,6 +129,20 @@ def damaged(content: dict, how: str) -> None:
         point["config_hash"] = content["points"][4]["config_hash"]
     elif how == "seeds":
         content["seeds"] = [0, 1, 2, 3, 3]
+    elif how == "negative":
+        point["test"][0] = -0.1
+    elif how == "text":
+        point["test"][0] = "80"
+    elif how == "commit":
+        del content["provenance"][0]["commit"]
+    elif how == "hardware":
+        del content["provenance"][0]["hardware"]
+    elif how == "torch":
+        content["provenance"][0]["versions"] = {"numpy": "2"}
+    elif how == "nan":
+        content["provenance"][0]["threads"] = float("nan")
+    elif how == "unknown":
+        content["exp"] = "node/cora_mlp"
     elif how == "dirty":
         content["provenance"][0]["dirty"] = True
     elif how == "another":
@@ -145,6 +160,13 @@ def damaged(content: dict, how: str) -> None:
         ("order", "its pairs are not those of the search"),
         ("percentage", "does not have one percentage per seed"),
         ("lengths", "does not have one percentage per seed"),
+        ("negative", "(1, 0.1) does not have one percentage per seed"),
+        ("text", "(1, 0.1) does not have one percentage per seed"),
+        ("commit", "the commit of its code is unknown"),
+        ("hardware", "cannot be read (KeyError('hardware')): collect it again with --runs"),
+        ("torch", "cannot be read (KeyError('torch'))"),
+        ("nan", "it is incomplete: it holds nan"),
+        ("unknown", "node/cora_mlp has no search in node classification: delete the record"),
         ("configuration", "(0, 0) has another configuration today"),
         ("alike", "(1, 0.1) has another configuration today"),
         ("seeds", "its number of seeds is not the paper's"),
@@ -170,6 +192,24 @@ def test_an_invalid_record_is_one_line(
     assert COMMAND.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
+
+
+def test_percentages_may_be_0_and_100(tmp_path: Path) -> None:
+    base, *others = grid().points
+    own = replace(grid(), points=(replace(base, valid=(0, 100, 0, 0, 0), test=(100,) * 5), *others))
+    (tmp_path / "cora_sage.json").write_text(json.dumps(asdict(own)))
+    assert grid_records.read_all(tmp_path) == ([own], [])
+
+
+def test_gains_are_over_the_base_and_pairs_are_sorted_by_the_sign_of_alpha() -> None:
+    own = grid({(10, 0.01): [0.5, 0, 0, 0, -0.5]}, {(10, 0.01): [1.0] * 5})
+    (point,) = (p for p in own.points if (p.alpha, p.beta) == (10, 0.01))
+    assert own.gains(point) == [0.5, 0, 0, 0, -0.5] and own.gains(point, "test") == [1.0] * 5
+    with pytest.raises(ValueError, match="longer"):
+        own.gains(replace(point, valid=(80.0,)))
+    by_sign = {sign: {p.alpha for p in own.points_of(sign)} for sign in (1, -1, 0)}
+    assert by_sign == {1: {1, 10, 100, 200}, -1: {-1, -10, -100, -200}, 0: {0}}
+    assert [len(own.points_of(sign)) for sign in (1, -1, 0)] == [12, 12, 2]
 
 
 def test_changed_configurations_are_one_line(
@@ -245,6 +285,8 @@ def test_a_grid_is_recorded_when_it_is_complete(
     assert "## cora, SAGE" in (tmp_path / "page.md").read_text()
     recorded = read(tmp_path / "grids" / "cora_sage.json")
     assert recorded.seeds == (3, 4) and len(recorded.points) == len(PAIRS) == 27
+    text = (tmp_path / "grids" / "cora_sage.json").read_text()
+    assert text.rstrip() == json.dumps(json.loads(text), indent=1)
     assert len(recorded.provenance) == 1 and "argv" not in recorded.provenance[0]
     for number, point in enumerate(recorded.points):
         assert (point.alpha, point.beta) == PAIRS[number]
@@ -268,3 +310,45 @@ def test_runs_of_another_configuration_are_not_recorded(searched: Path, tmp_path
     (problem,) = grid_records.record_all(searched, tmp_path / "grids")
     assert problem == "cora_sage: 1 of 54 runs are not done, such as node/cora_sage seed 4"
     assert not (tmp_path / "grids").exists()
+
+
+def test_an_invalid_run_of_a_search_is_named_with_its_file(searched: Path, tmp_path: Path) -> None:
+    path = RunSpec(EXP, 4).folder(searched) / "summary.json"
+    content = json.loads(path.read_text())
+    for altered, reason in (
+        ({"seed": 3}, f"it is of {EXP} seed 3: move it to {EXP}/seed3"),
+        ({"provenance": content["provenance"] | {"dirty": True}}, "its code had uncommitted changes"),
+        ({"status": "stopped"}, "its status is 'stopped'"),
+    ):
+        path.write_text(json.dumps(content | altered))
+        (problem,) = grid_records.record_all(searched, tmp_path / "grids")
+        assert problem.startswith(f"cora_sage: {path}: {reason}")
+    path.write_text("[]")
+    (problem,) = grid_records.record_all(searched, tmp_path / "grids")
+    assert problem.startswith(f"cora_sage: {path}: it is incomplete: not a JSON object")
+
+
+def test_each_search_that_cannot_be_recorded_is_a_line(tmp_path: Path) -> None:
+    for exp in ("graph/ogbg_code2_ham", "graph/ogbg_ppa_ham", "node/cora_gcn_nham", "node/cora_sage_ham"):
+        folder = tmp_path / "runs" / f"{exp}-12345678" / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text("{}")
+    problems = grid_records.record_all(tmp_path / "runs", tmp_path / "grids")
+    starts = ["cora_gcn", "cora_sage", "graph/ogbg_code2", "graph/ogbg_ppa"]
+    assert sorted(line.partition(":")[0] for line in problems) == starts
+    assert not [line for line in problems if "kept" in line]
+    assert grid_records.record_all(tmp_path / "none", tmp_path / "grids") == []
+
+
+def test_runs_of_two_commits_are_two_provenances_in_a_folder_that_may_exist(
+    searched: Path, tmp_path: Path
+) -> None:
+    path = RunSpec(EXP, 4).folder(searched) / "summary.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["commit"] = "b" * 40
+    path.write_text(json.dumps(content))
+    for _ in range(2):
+        assert grid_records.record_all(searched, tmp_path / "a" / "grids") == []
+    recorded = read(tmp_path / "a" / "grids" / "cora_sage.json")
+    assert [part["commit"][:1] for part in recorded.provenance] == ["0", "b"]
+    assert not [part for part in recorded.provenance if {"argv", "config_hash"} & part.keys()]

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from ham.report.latex import latex
 from ham.report.records import Record, record
 from ham.report.scales import SCALES
 from ham.report.spec import RunSpec
-from ham.report.tables import build_table
+from ham.report.statistics import Difference, Sample
+from ham.report.tables import CellResult, RowResult, TableResult, build_table
 
 COMMAND = script("tables")
 _NUMBER = re.compile(r"[+-]?\d+\.\d\d\b")
@@ -247,6 +249,150 @@ def test_a_table_shows_both_numbers_and_their_difference(
     assert line(text, "PILoT", "difference")[0] == "-0.12"  # the paper prints no ±
     assert "ddof 1" in text and "convention" in text and "n = k of m: m - k seeds have no record" in text
     assert "52.90 (*)" in render.markdown(render.to_text(build_table("10", {})))
+
+
+CELL = plan.Cell("acdc_s90", "top1_last", (77.0, 0.5))
+
+
+def hand_made(**altered: Any) -> CellResult:
+    """A cell of three runs of four, 76 +- 1, beside the paper's 77 +- 0.5."""
+    ours, paper = Sample(76.0, 1.0, 3), Sample(77.0, 0.5, 3)
+    return replace(CellResult(CELL, ours, (0, 1, 3), paper, 0.9, 0.89994, (2, 4), 4), **altered)
+
+
+def test_the_texts_of_a_cell_by_hand() -> None:
+    """Welch: v = 1/3 and 1/12, df = 2.94, t(0.975) = 3.219: half width 2.08."""
+    cell = hand_made()
+    assert render.ours_text(cell) == "76.00 +- 1.00 (n = 3 of 4)"
+    assert render.ours_text(hand_made(planned=3)) == "76.00 +- 1.00 (n = 3)"
+    assert render.ours_text(hand_made(ours=Sample(76.0, None, 1))) == "76.00 (n = 1 of 4)"
+    assert render.ours_text(hand_made(ours=None)) == "not run"
+    assert render.ours_text(hand_made(ours=None, diverged=2)) == "diverged (2 of 4)"
+    assert render.paper_text(cell) == "77.00 +- 0.50" and render.paper_text(hand_made(paper=None)) == "-"
+    one = hand_made(paper=Sample(77.0, None, 1), cell=replace(CELL, single_run=True))
+    assert render.paper_text(one) == "77.00 (*)" and render.difference_text(one) == "-1.00"
+    assert re.fullmatch(r"-1\.00 \[-3\.0[678], \+1\.0[678]\]", render.difference_text(cell))
+    assert {render.difference_text(hand_made(**{key: None})) for key in ("ours", "paper")} == {"-"}
+    assert render.paired_text(hand_made(paired=Difference(0.5, (-1.0, 2.0)))) == "+0.50 [-1.00, +2.00]"
+    assert render.paired_text(cell) == "-"
+    assert render.sparsity_text(cell) == "89.99 % (target 90 %)"
+    assert render.sparsity_text(hand_made(achieved=None)) == "target 90 %"
+    assert render.sparsity_text(hand_made(target=0.0)) == "dense"
+
+
+def test_a_row_shows_every_kind_of_number_once_under_its_name() -> None:
+    """A table with groups, facts, a cell that is missing, and a sign that markdown would read as a column."""
+    full = hand_made(paired=Difference(0.5, None))
+    rows = (RowResult("G", "one", (full, None)), RowResult("", "two", (None, full)))
+    result = TableResult("t", "T", ("a", "|b|"), rows, ("note",), "caption", {"# nodes": (1, 2)})
+    shown = [line for line in render.markdown(render.to_text(result)).splitlines() if line[:1] == "|"]
+    assert shown[:4] == [
+        "| type | method |  | a | \\|b\\| |",
+        "| --- | --- | --- | --- | --- |",
+        "| # nodes |  |  | 1 | 2 |",
+        "| G | one | ours | 76.00 ± 1.00 (n = 3 of 4) | - |",
+    ]
+    assert [line.split(" | ")[:3] for line in shown[4:9]] == [
+        ["| ", "", "paper"],
+        ["| ", "", "difference"],
+        ["| ", "", "sparsity"],
+        ["| ", "", "paired"],
+        ["| ", "two", "ours"],
+    ]
+    plain = replace(result, rows=(RowResult("", "one", (hand_made(paper=None, target=0.0), None)),), facts={})
+    text = render.to_text(plain)
+    assert (text.head, text.blocks) == (
+        ("", "", "a", "|b|"),
+        ((("one", "ours", "76.00 +- 1.00 (n = 3 of 4)", "-"),),),
+    )
+    assert text.name_columns == 2 and not plain.has_paper and result.has_paper
+
+
+def test_a_page_begins_with_title_caption_and_notes() -> None:
+    table = render.Text("t", "T", ("one +- two", "three"), ("", "a"), ((("x", "y"),),), "caption")
+    rows = ["|  | a |", "| --- | --- |", "| x | y |", ""]
+    texts = ["# T", "", "caption", "", "one ± two", "", "three", "", *rows]
+    assert render.markdown(table) == "\n".join(texts)
+    assert render.markdown(replace(table, caption="")) == "\n".join([*texts[:2], *texts[4:]])
+    assert render.Text("t", "T", (), ("a", "b"), ()).name_columns == 1
+
+
+def test_the_csv_of_a_cell_by_hand() -> None:
+    row = RowResult(
+        "G", "one", (hand_made(), None, hand_made(ours=None, paper=None, seeds=(), achieved=None))
+    )
+    text = render.comma_separated(TableResult("t", "T", ("a", "b", "c"), (row,), ()))
+    head, first, last = csv.reader(io.StringIO(text))
+    assert head == list(render.CSV_COLUMNS)
+    cells = dict(zip(head, first, strict=True))
+    assert [cells[key] for key in head[:11]] == (
+        ["t", "G", "one", "a", "acdc_s90", "top1_last", "0 1 3", "3", "76", "1", "77"]
+    )
+    assert [cells[key] for key in head[11:14]] == ["0.5", "false", "-1"]
+    assert float(cells["low"]) + float(cells["high"]) == pytest.approx(-2)
+    assert [cells[key] for key in head[16:]] == ["0.9", "0.89994", "2 4", "4"]
+    assert last == ["t", "G", "one", "c", "acdc_s90", "top1_last", "", "0", *[""] * 8, "0.9", "", "2 4", "4"]
+
+
+def test_runs_of_several_numbers_of_processes_are_noted(make_summary: Callable[..., dict]) -> None:
+    """A run that was resumed counts each of its parts; a part without a number counts none."""
+    loaded = {}
+    for seed, ranks in ((0, 2), (1, 4)):
+        run = RunSpec("deit_acdc_s50", seed)
+        content = make_summary(run)
+        content["provenance"] |= {"ranks": ranks, "resumed_from": [{"ranks": 8}, {"ranks": None}, {}]}
+        loaded[run] = Record(run, record(content), Path("none"))
+    table = build_table("9", loaded)
+    assert table.cells[0].world_sizes == (2, 4, 8)
+    assert [note for note in table.notes if "different numbers of processes (2, 4, 8;" in note]
+    del loaded[RunSpec("deit_acdc_s50", 1)]
+    one = {
+        run: replace(own, content=own.content | {"provenance": {"ranks": 2}}) for run, own in loaded.items()
+    }
+    table = build_table("9", one)
+    assert table.cells[0].world_sizes == (2,) and not [n for n in table.notes if "processes" in n]
+
+
+def test_notes_say_which_seeds_a_table_has() -> None:
+    assert build_table("4", {}).notes[0].startswith("Ours: mean +- sample standard deviation (ddof 1) over")
+    assert "the n runs of seeds 0, 1, 2 that have a record" in build_table("4", {}).notes[0]
+    counts = sorted({len(cell.seeds) for cell in plan.table("14").cells})
+    expected = f"runs of the {' or '.join(map(str, counts))} seeds of each column"
+    assert len(counts) > 1 and expected in build_table("14", {}).notes[0]
+    assert build_table("4", {}).title.startswith("Table 4. ")
+    control = build_table("control_str", {})
+    assert control.title == plan.table("control_str").title and "A control" in control.notes[1]
+    demo = build_table("control_best_epoch", {}, "digits").title
+    own = plan.table("control_best_epoch").title
+    assert demo == f"Scaled down, not the paper's setting: {own}"
+
+
+def test_cells_that_are_the_same_runs_at_a_scale_are_noted() -> None:
+    """Table 3 differs in epochs, which the digits share; Table 11 in the network alone."""
+    captions = {
+        name: build_table(name, {}, demo).caption for name, demo in (("3", "digits"), ("4", "digits"))
+    }
+    assert captions["3"].endswith(" Cells that differ only in their epochs are the same runs here.")
+    assert captions["4"].endswith("ln 10.")
+    assert build_table("11", {}, "smollm").caption.endswith(
+        "the paper's. Rows that differ only in the paper's network are the same runs here."
+    )
+
+
+def test_a_difference_of_pairs_is_over_the_seeds_that_both_have(make_summary: Callable[..., dict]) -> None:
+    """Seeds 0 and 1 of three: differences 1 and 3, mean 2, half width 12.706."""
+    tops = {("graph/ogbg_ppa", 0): 80.0, ("graph/ogbg_ppa", 1): 80.0, ("graph/ogbg_ppa_ham", 0): 81.0}
+    tops |= {("graph/ogbg_ppa_ham", 1): 83.0, ("graph/ogbg_ppa_ham", 2): 99.0}
+    loaded = {}
+    for (exp, seed), valid in tops.items():
+        run = RunSpec(exp, seed)
+        content = make_summary(run, metrics={"valid_best": valid})
+        loaded[run] = Record(run, record(content), Path("none"))
+    base, ham = (row.cells[0] for row in build_table("12", loaded).rows)
+    assert base.paired is None and ham.paired.value == 2 and ham.ours.n == 3
+    assert ham.paired.interval == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    del loaded[RunSpec("graph/ogbg_ppa", 0)], loaded[RunSpec("graph/ogbg_ppa", 1)]
+    assert build_table("12", loaded).rows[1].cells[0].paired is None
 
 
 def test_controls_have_no_paper_and_each_cell_its_metric(
