@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -409,3 +410,218 @@ def test_only_a_node_run_needs_a_graph_and_its_number_of_validation_nodes() -> N
     content = {"metrics": {}, "sparsity": {"target": 0, "overall": 0}}
     assert schema.results((), is_node=False)(content, "") == ""
     assert schema.results((), is_node=True)(content, "") == "no graph"
+
+
+# summaries and what they contradict
+
+
+@pytest.mark.parametrize(
+    ("kept", "total", "is_valid"),
+    [(100, 1000, True), (100, None, True), (None, 1000, True), (0, 0, True)]
+    + [(101, 1000, False), (99, 1000, False), (900, 1000, False), (0, 1000, False)],
+)
+def test_the_sparsity_is_that_of_the_counts(
+    kept: int | None, total: int | None, is_valid: bool, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    counts = {key: value for key, value in (("kept", kept), ("total", total)) if value is not None}
+    summary = make_summary(RUN)
+    summary["sparsity"] |= counts
+    if is_valid:
+        assert validation.check(summary) == RUN
+    else:
+        with pytest.raises(InvalidRecord, match=r"sparsity\.overall is not 1 - kept / total; run it again$"):
+            validation.check(summary)
+
+
+@pytest.mark.parametrize(
+    ("altered", "reason"),
+    [
+        ({"metrics": {"top1_last": 70.1, "top1_best": 70.0}}, "top1_last is above top1_best; run it again"),
+        ({"sparsity": {"target": 0.8, "overall": 0.8}}, "its target sparsity is not the experiment's 0.9"),
+        ({"sparsity": {"target": 0.9 + 1e-8, "overall": 0.9}}, "its target sparsity is not the experiment's"),
+        ({"epochs": 99}, "its hash, provenance and epochs contradict each other: run it again"),
+        ({"overridden": True, "config_hash": "1" * 64}, "no figure, search or study has them: see train.py"),
+        ({"cell": "at /data/x"}, "it names a path of a machine ('at /data/x'): remove that"),
+        ({"ham": {"~/x": 1.0}}, "it names a path of a machine ('~/x'): remove that"),
+        ({"checkpoint": {"C:\\x": 1}}, "it names a path of a machine"),
+    ],
+)
+def test_a_summary_that_contradicts_itself_or_the_plan_is_refused(
+    altered: dict[str, Any], reason: str, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(InvalidRecord) as error:
+        validation.check(make_summary(RUN) | altered)
+    assert reason in str(error.value)
+
+
+def test_a_summary_may_end_at_its_best_and_within_rounding_of_its_target(
+    make_summary: Callable[..., dict[str, Any]],
+) -> None:
+    summary = make_summary(RUN, metrics={"top1_last": 70.0, "top1_best": 70.0})
+    summary["sparsity"]["target"] += 1e-12
+    assert validation.check(summary) == RUN
+    del summary["provenance"]["config_hash"]
+    assert validation.check(summary) == RUN
+    assert validation.check(make_summary(RUN, cell="Table 4, AC/DC + HAM")) == RUN
+
+
+@pytest.mark.parametrize(
+    ("altered", "reason"),
+    [
+        ({"epochs": 101}, "it ended after 101 of 100 epochs: run it again"),
+        ({"status": "done"}, "its status is 'done', not 'diverged': run it again"),
+        ({"config_hash": "0" * 64}, "it has another configuration than today's: run it again"),
+        ({"reason": None}, "it is incomplete: no reason; run it again"),
+        ({"seed": None}, "it is incomplete: no seed; run it again"),
+        (
+            {"exp": "nonsense"},
+            "configs/lock.json has no experiment 'nonsense': run python scripts/lock.py if",
+        ),
+        ({"reason": "in /home/x"}, "it names a path of a machine ('in /home/x')"),
+        ({"sparsity": [float("nan")]}, "it holds nan, inf or a number beyond 1e100: run it again"),
+    ],
+)
+def test_an_odd_divergence_is_refused(
+    altered: dict[str, Any], reason: str, make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    lost = make_summary(RUN, status="diverged", reason="the loss is inf", epochs=100)
+    assert validation.check_divergence(lost) == RUN
+    with pytest.raises(InvalidRecord) as error:
+        validation.check_divergence(lost | altered)
+    assert reason in str(error.value)
+    assert validation.divergence_record(lost | {"host": "x"}).keys() == lost.keys()
+
+
+def test_a_divergence_needs_code_that_is_known(make_summary: Callable[..., dict[str, Any]]) -> None:
+    lost = make_summary(RUN, status="diverged", reason="the loss is inf", epochs=1)
+    lost["provenance"]["dirty"] = True
+    with pytest.raises(InvalidRecord, match="uncommitted changes"):
+        validation.check_divergence(lost)
+
+
+def test_paths_and_places_are_no_part_of_a_recorded_command_line() -> None:
+    argv = ["runs_dir=x", "data.root=x", "a=/srv/x", "b=~/x", "c=AC/DC", "seed=1", "+runs_dir=x"]
+    provenance = {"argv": argv, "host": "x", "hardware": {"node": "x", "cores": 2, "gpus": []}, "dirty": None}
+    assert validation.strip_paths(provenance) == {
+        "argv": ["c=AC/DC", "seed=1", "+runs_dir=x"],
+        "hardware": {"cores": 2, "gpus": []},
+        "dirty": None,
+    }
+    earlier = {"resumed_from": [{"hardware": {"node": "x"}, "argv": [], "ranks": 2}, "odd"]}
+    assert validation.strip_hostname(earlier) == {"resumed_from": [{"hardware": {}, "ranks": 2}]}
+
+
+def test_masks_are_from_a_source_that_is_named(make_summary: Callable[..., dict[str, Any]]) -> None:
+    summary = make_summary(RunSpec("mask_str_s90", 2))
+    summary["sparsity"]["masks_from"] = None
+    with pytest.raises(InvalidRecord, match="not those of today's str_s90 seed 2: run that again, then this"):
+        validation.check(summary)
+
+
+def test_the_last_epoch_is_that_of_the_summary(
+    make_summary: Callable[..., dict[str, Any]], make_epochs: Callable[..., list[dict[str, Any]]]
+) -> None:
+    lines = make_epochs(RUN)
+
+    def read(lines: list[dict[str, Any]], **altered: Any) -> list[dict[str, Any]]:
+        text = "\n".join(map(json.dumps, lines))
+        return records.epochs(text.encode(), make_summary(RUN, **altered), RUN)
+
+    assert len(read(lines)) == 100 and read([], epochs=0) == []
+    with pytest.raises(InvalidRecord, match=r"^its metrics are not those of 100 epochs: run it again$"):
+        read([*lines, lines[-1] | {"epoch": 100}])
+    with pytest.raises(InvalidRecord, match=r"^the last epoch of its metrics contradicts its summary"):
+        read([*lines[:-1], lines[-1] | {"top1": 74.9}])
+    read([*lines[:-2], lines[-2] | {"top1": 0.0}, lines[-1]])
+    with pytest.raises(InvalidRecord, match=r"^its metrics are odd \(no epoch\): run it again$"):
+        read([{}, *lines[1:]])
+
+
+def test_an_altered_run_keeps_its_experiment_where_two_have_the_configuration(
+    make_summary: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = validation.lock()
+    info = RUN.info
+    own, other = "rigl_s90 x=1", "acdc_s90 x=1"
+    for specs in ((own, other), (other, own)):
+        scale = {"rigl_s90": replace(info, config_hash="1" * 64), **dict.fromkeys(specs, info)}
+        monkeypatch.setattr(validation, "lock", lambda scale=scale: known | {"": scale})
+        run = validation._identify(make_summary(RUN, overridden=True))
+        assert run == RunSpec("rigl_s90", 1, ("x=1",))
+
+
+# files of records
+
+
+def test_records_are_written_with_one_space_before_each_level(
+    tmp_path: Path, write_record: Callable[..., Path], make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    lost = make_summary(RUN, status="diverged", reason="the loss is inf", epochs=1)
+    paths = [write_record(tmp_path, RUN), records.write_divergence(RUN, lost, tmp_path)]
+    paths.append(records.write_divergence(RUN, lost, tmp_path))  # over the first
+    for path in paths:
+        assert path.read_text().rstrip() == json.dumps(json.loads(path.read_text()), indent=1)
+    assert records.read_diverged(results=tmp_path) == ({RUN: "the loss is inf"}, [])
+
+
+def test_a_record_has_the_metrics_of_its_summary(make_summary: Callable[..., dict[str, Any]]) -> None:
+    content = make_summary(RUN, metrics={"top1_last": 75, "none": None, "odd": True})
+    record = records.Record(RUN, content, Path("seed1.json"))
+    assert record.has("top1_last") and record.metric("top1_last") == 75.0
+    assert isinstance(record.metric("top1_last"), float)
+    for name in ("none", "odd", "missing"):
+        assert not record.has(name)
+        with pytest.raises(InvalidRecord, match=rf"^seed1\.json: metrics has no {name}$"):
+            record.metric(name)
+
+
+def test_the_folders_and_names_of_records() -> None:
+    place = Path("results")
+    folders = {"": "runs", "digits": "demo", "cifar16": "cifar16", "epochs20": "epochs20", "tiny": "tiny"}
+    assert {demo: records.folder_of(demo, place) for demo in folders} == {
+        demo: place / name for demo, name in folders.items()
+    }
+    assert records.record_path("a/b", 3, place) == place / "a" / "b" / "seed3.json"
+    assert records.path_of(RUN) == records.RECORDS / "rigl_s90" / "seed1.json"
+    assert records.diverged_path(Path("a/seed3.json")) == Path("a/seed3.diverged.json")
+    assert records.metrics_path(Path("a/seed3.json")) == Path("a/seed3.metrics.jsonl")
+
+
+def test_a_record_is_read_by_itself_where_its_path_ends_as_it_should(
+    tmp_path: Path, write_record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_record(tmp_path / "anywhere", RUN)
+    assert records.read(path).run == records.read(path, tmp_path / "anywhere").run == RUN
+    monkeypatch.chdir(path.parent)
+    assert records.read(Path(path.name)).run == RUN
+    with pytest.raises(InvalidRecord, match="it is in a wrong place: move it to "):
+        records.read(path, tmp_path)
+    moved = path.rename(path.with_name("seed2.json"))
+    with pytest.raises(
+        InvalidRecord, match=r"move it to runs/rigl_s90/seed1\.json, or remove it if that exists$"
+    ):
+        records.read(moved)
+
+
+def test_only_the_wanted_runs_are_read_and_what_is_at_no_runs_place(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
+    write_record(tmp_path, RUN)
+    write_record(tmp_path, RunSpec("acdc_s90", 0)).write_text("{")  # not wanted
+    stray = tmp_path / "runs" / "mine" / "seed0.json"
+    stray.parent.mkdir()
+    stray.write_text("{")
+    loaded, problems = records.read_runs([RUN, RunSpec("dense", 0)], results=tmp_path)
+    assert list(loaded) == [RUN] and len(problems) == 1 and problems[0].startswith(f"{stray}: ")
+    assert records.read_runs([RUN], results=tmp_path / "none") == ({}, [])
+
+
+def test_which_runs_keep_their_epochs() -> None:
+    """At the paper's scale the task says so, in a study all do, else those of a figure's curves."""
+    kept = {
+        RunSpec("rigl_s90", 0),
+        RunSpec("rigl_s90", 0, demo="cifar16"),
+        RunSpec("dense", 0, demo="digits"),
+    }
+    lost = {RunSpec("node/cora_gcn", 0), RunSpec("rigl_s90", 0, demo="digits")}
+    assert {run for run in kept | lost if records.stores_history(run)} == kept
