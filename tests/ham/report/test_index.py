@@ -14,7 +14,7 @@ from commands import script
 
 from ham.files import RESULTS, ROOT
 from ham.report import captions, coverage, grid, index, plan
-from ham.report.records import DEMOS, read_all
+from ham.report.records import DEMOS, read_all, write_divergence
 from ham.report.spec import PlanError, RunSpec
 
 COMMAND = script("index")
@@ -152,6 +152,94 @@ def test_partly_run_tables_and_grids_are_counted(tmp_path: Path, write_record: C
     assert readme.count("with altered values | 1 |") == 1
 
 
+def test_the_records_of_a_folder_are_counted_by_experiment(
+    tmp_path: Path, write_record: Callable[..., Path], make_summary: Callable[..., dict[str, Any]]
+) -> None:
+    """Two seeds and one that diverged, another that diverged, and one that names no cell."""
+    for seed in (0, 1):
+        write_record(tmp_path, RunSpec("snip_s90", seed), cell="SNIP")
+    lost = make_summary(RunSpec("snip_s90", 2), status="diverged", reason="the loss is inf", epochs=1)
+    write_divergence(RunSpec("snip_s90", 2), lost, tmp_path)
+    lost = make_summary(RunSpec("dense", 0), status="diverged", reason="the loss is inf", epochs=1)
+    write_divergence(RunSpec("dense", 0), lost, tmp_path)
+    write_record(tmp_path, RunSpec("acdc_s90", 0, demo="digits"), cell=None)
+    (tmp_path / "theory").mkdir()
+    for name in ("figure02b", "other"):
+        (tmp_path / "theory" / f"{name}.json").write_text("{}")
+    (tmp_path / "site").mkdir()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page.partition("## Records\n\n")[2] == (
+        "### demo\n\n[demo](demo): Runs scaled down to 8x8 digits; not the paper's setting; 1 record.\n\n"
+        "| records | of | n |\n|---|---|---|\n| [acdc_s90](demo/acdc_s90) | acdc_s90 | 1 |\n\n"
+        "### runs\n\n[runs](runs): Runs at the paper's setting, one record per experiment and seed: metrics, "
+        "sparsity, provenance; 4 records.\n\n| records | of | n |\n|---|---|---|\n"
+        "| [dense](runs/dense) | dense, diverged | 1 |\n| [snip_s90](runs/snip_s90) | SNIP | 3 |\n\n"
+        "### theory\n\n[theory](theory): Simulated data of the theory's figures, with provenance; 1 record.\n"
+        "\n"
+        "| records | of | n |\n|---|---|---|\n"
+        "| [figure02b](theory/figure02b.json) | Figure 2b. HAM's Bregman function | 1 |\n"
+    )
+    assert "In a browser" not in page
+    (tmp_path / "site" / "index.html").touch()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text().count("**In a browser**: [site/index.html]") == 1
+
+
+def test_a_folder_without_records_has_no_table(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text().endswith("provenance; 0 records.\n\n")
+
+
+def test_tables_are_linked_with_their_files_and_the_papers_come_first(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "tables").mkdir()
+    for name, title in (
+        ("control_str.md", "# STR again"),
+        ("table12.md", "# Table 12. Graphs\n\n# Table 12. more"),
+        ("demo_table04.md", "# Scaled down"),
+        ("table05.md", "# Table 5. Training details"),
+        ("table01.md", "# Table 1. Properties"),
+    ):
+        (tmp_path / "tables" / name).write_text(title)
+    for name in ("table12.csv", "table12.tex", "table01.tex"):
+        (tmp_path / "tables" / name).touch()
+    assert COMMAND.main(["--results", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    counts = [len(plan.table(name).cells) for name in ("control_str", "4")]
+    lines = page.partition("|---|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert lines == [
+        "| [Table 1](tables/table01.md) | Properties | as stated | [tex](tables/table01.tex) |",
+        "| [Table 5](tables/table05.md) | Training details | settings | - |",
+        "| [Table 12](tables/table12.md) | Graphs | not run (0 of 8) | [csv](tables/table12.csv), "
+        "[tex](tables/table12.tex) |",
+        f"| [control_str](tables/control_str.md) | STR again | not run (0 of {counts[0]}) | - |",
+        "| [coverage](tables/coverage.md) | Coverage of the paper's tables and figures | - | - |",
+        f"| [demo_table04](tables/demo_table04.md) | Scaled down | not run (0 of {counts[1]}) | - |",
+    ]
+
+
+def test_the_state_of_a_part_by_hand() -> None:
+    counts = {(0, 0, 0): "not run", (2, 0, 0): "not run", (2, 1, 0): "partly", (2, 2, 1): "partly"}
+    counts |= {(2, 2, 2): "run"}
+    for (parts, started, complete), state in counts.items():
+        assert coverage.Coverage("", "", parts, started, complete).state == state
+    labels = {"table04": "Table 4", "table10": "Table 10", "figure02a": "Figure 2a", "control": "control"}
+    assert {name: coverage.label_of(name) for name in labels} == labels
+
+
+def test_the_sum_of_parts_counts_a_shared_run_once() -> None:
+    one, two, three = (RunSpec("dense", seed) for seed in range(3))
+    counts = [
+        coverage.Coverage("a", "", 3, 2, 1, frozenset({one, two}), frozenset({one})),
+        coverage.Coverage("b", "", 5, 1, 0, frozenset({two, three}), frozenset({one, three})),
+    ]
+    assert coverage.total("sum", counts) == coverage.Coverage(
+        "sum", "", 8, 3, 1, frozenset({one, two, three}), frozenset({one, three})
+    )
+
+
 def test_an_invalid_record_is_reported_and_not_counted(
     tmp_path: Path, write_record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,8 +271,14 @@ def test_every_figure_has_a_title_and_a_caption_that_says_what_its_marks_are() -
         assert len(caption) > 100 and caption.endswith(".") and caption.isascii() and title
     assert captions.figure_texts("figure02b")[0] == "Figure 2b. HAM's Bregman function"
     assert captions.figure_texts("demo_figure02a")[1].startswith("Scaled down to 8x8 digits, not the paper's")
-    with pytest.raises(PlanError, match="no caption for the figure 'figure13'"):
-        captions.figure_texts("figure13")
+    assert (
+        captions.figure_texts("demo_figure11")[0]
+        == "Scaled down to 8x8 digits, not the paper's setting: the runs of Figure 11"
+    )
+    assert captions.figure_texts("study_cifar16_forest") == captions.STUDIES["study_cifar16_forest"]
+    for name in ("figure13", "demo_figure01", "demo_"):
+        with pytest.raises(PlanError, match=f"no caption for the figure '{name}'"):
+            captions.figure_texts(name)
 
 
 def test_the_numbers_of_the_theorys_captions_are_those_of_the_data() -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from commands import script
+from scipy import stats
 
+from ham.report import node_findings, node_report, node_rows, plan
 from ham.report import spec as lock_file
 from ham.report.node_findings import clear_differences, main_result, outside_paper
 from ham.report.node_report import PAGE
 from ham.report.node_rows import NodeRow
 from ham.report.plan import Cell
 from ham.report.spec import RunSpec
+from ham.report.statistics import Sample
 
 COMMAND = script("node_report")
 
@@ -152,6 +155,123 @@ def test_rows_outside_the_papers_interval_are_named() -> None:
         ["GCN+HAM", "81.00 ± 1.00", "78.70 ± 1.00", "+2.30 [+0.03, +4.57]", "+2.8"],
         ["GCN+nHAM", "81.00 ± 1.00", "83.30 ± 1.00", "-2.30 [-4.57, -0.03]", "-2.8"],
     ]
+
+
+def test_a_page_without_pairs_claims_nothing() -> None:
+    base = row("GCN", BASE, BASE, (81.0, 1.0))
+    assert main_result([base]) == ("No HAM row was run beside its base. No nHAM row was run beside its base.")
+    assert clear_differences([base]) == ["No difference has an interval."]
+    alone = NodeRow("cora", "GCN", base.cell, {0: base.own[0]}, base.cell, base.own)
+    assert outside_paper([alone]) == ["No row has an interval of its difference to the paper."]
+    assert node_findings.chance([]) == []
+
+
+def test_the_papers_gain_is_compared_with_each_interval() -> None:
+    """Differences 1, 1.1, 0.9 have the interval 1 +- 0.248; the paper's gains are 0.5, 1, 1.5 and 2."""
+    rows = [row("GCN+HAM", [81.0, 82.1, 82.9], BASE, (81.0 + gain, 1.0)) for gain in (0.5, 1.0, 1.5, 2.0)]
+    rows.append(row("GCN+nHAM", [79.0, 79.9, 81.1], BASE, (81.0, 1.0)))
+    assert node_findings.intervals_of_papers_gains(rows) == (
+        "The paper's difference, taken as exact, is outside our interval: above it in 2 and below it in 1 of "
+        "4 HAM rows, above it in 1 and below it in 0 of 1 nHAM rows."
+    )
+
+
+def test_the_row_with_the_fewest_seeds_says_what_can_be_found() -> None:
+    """Four differences: t at 1 - 0.05 / 4 / 2 with 1 and 2 degrees of freedom, over sqrt(2) and sqrt(3)."""
+    rows = [row("GCN+HAM", [81.0, 82.1, 82.9], BASE, (81.0, 1.0))]
+    rows.append(row("GAT+HAM", [81.0, 82.1], BASE[:2], (81.0, 1.0)))
+    needed = stats.t.isf(0.05 / 8, 1) / 2**0.5
+    text = clear_differences(rows)[0]
+    assert f"With 2 seeds, a mean difference must exceed {needed:.1f} standard deviations for that." in text
+    assert "about one in twenty excludes 0: 0.2 of 4." in text
+
+
+@pytest.mark.parametrize(("count", "subject"), [(0, "None has"), (1, "1 has"), (2, "2 have")])
+def test_survivors_of_the_correction_are_counted(count: int, subject: str) -> None:
+    text = f"{subject} a p below 0.05 after Holm's correction over all 6."
+    assert node_findings._survivors(count, 6) == text
+
+
+@pytest.mark.parametrize(("p", "text"), [(1e-4, "0.0001"), (0.99e-4, "< 0.0001"), (0.25, "0.2500")])
+def test_a_p_has_four_digits(p: float, text: str) -> None:
+    assert node_findings._digits(p) == text
+
+
+def test_tables_follow_an_empty_line_and_only_where_they_have_rows() -> None:
+    assert node_findings._table("a | b", ["| 1 | 2 |"]) == ["", "| a | b |", "|---|---|", "| 1 | 2 |"]
+    assert node_findings._table("a | b", []) == []
+    assert node_findings.spread(Sample(81.0, None, 1)) == "81.00"
+    assert node_findings.spread(Sample(81.0, 0.0, 2)) == "81.00 ± 0.00"
+
+
+def with_graph(own: NodeRow, metric: str, counts: list[int]) -> NodeRow:
+    for summary, count in zip(own.own.values(), counts, strict=True):
+        summary["graph"] = {"metric": metric, "nodes": {"valid": count}}
+    return own
+
+
+def test_a_difference_in_nodes_is_of_an_accuracy() -> None:
+    """1 % of 500, 1.1 % of 400 and 0.9 % of 600 nodes: 5, 4.4 and 5.4, on average 4.93 of 500."""
+    own = row("GCN+HAM", [81.0, 82.1, 82.9], BASE, (81.0, 1.0))
+    assert node_report.in_nodes(with_graph(own, "accuracy", [500, 400, 600])) == "+4.9 of 500"
+    assert node_report.in_nodes(with_graph(own, "rocauc", [500, 400, 600])) == ""
+    equal = row("GCN+HAM", BASE, BASE, (81.0, 1.0))
+    assert node_report.in_nodes(with_graph(equal, "accuracy", [500] * 3)) == "+0.0 of 500"
+    assert node_report.in_nodes(row("GCN", BASE, BASE, (81.0, 1.0))) == ""
+
+
+def test_seeds_above_equal_and_below_are_counted() -> None:
+    assert node_report.signs(row("GCN+HAM", [81.0, 81.0, 81.0], BASE, (81.0, 1.0))) == "1 / 1 / 1"
+    assert node_report.signs(row("GCN+HAM", [81.0, 82.0, 82.0], BASE, (81.0, 1.0))) == "2 / 1 / 0"
+    assert node_report.signs(row("GCN", BASE, BASE, (81.0, 1.0))) == ""
+
+
+def test_inverted_weights_are_percentages_at_the_best_and_at_the_last_epoch() -> None:
+    own = row("GCN+nHAM", BASE, BASE, (81.0, 1.0))
+    assert node_report.inverted(own) == ""
+    for seed, summary in own.own.items():
+        summary["metrics"] |= {"negative_metric_best": 0.01 * seed, "negative_metric_last": 0.5}
+    assert node_report.inverted(own) == "1.0 % / 50.0 %"
+    del own.own[1]["metrics"]["negative_metric_last"]
+    assert node_report.inverted(own) == ""
+
+
+def test_rows_without_a_run_are_named_and_those_that_diverged_marked() -> None:
+    """cora has one row, citeseer none and pubmed none, of which one diverged."""
+    summary = {"metrics": {"valid_best": 81.0, "test_at_best": 80.0}}
+    lost = [RunSpec("node/pubmed_gcn_ham", 4)]
+    report = node_rows.report_of({RunSpec("node/cora_gcn", 4): summary}, lost)
+    (own,) = report.rows
+    assert (own.graph, own.label, own.seeds, own.gain(), own.own) == ("cora", "GCN", [], None, {4: summary})
+    assert own.base_cell is own.cell
+    labels = [own.label for own in plan.table("17").rows]
+    assert report.missing["cora"] == labels[1:] and report.missing["citeseer"] == labels
+    assert report.missing["pubmed"] == [f"{x}: diverged" if x == "GCN+HAM" else x for x in labels]
+    text = node_report._missing({name: report.missing[name] for name in ("cora", "citeseer", "pubmed")})
+    assert text.startswith(
+        f"Without a run: cora ({', '.join(labels[1:])}), citeseer, pubmed (GCN, GCN+HAM: div"
+    )
+
+
+def test_run_directories_that_diverged_are_read(
+    tmp_path: Path, make_summary: Callable[..., dict], runs: Path
+) -> None:
+    """A result counts before a divergence, and one of another run is reported."""
+    for exp, place in (
+        ("node/cora_gat", "node/cora_gat/seed0"),
+        ("node/cora_gcn", "node/cora_gcn/seed0"),
+        ("node/cora_gat", "node/cora_sage/seed0"),
+    ):
+        lost = make_summary(RunSpec(exp, 0), status="diverged", reason="the loss is inf", epochs=1)
+        (runs / place).mkdir(parents=True, exist_ok=True)
+        (runs / place / "diverged.json").write_text(json.dumps(lost))
+    report = node_rows.build_report(runs)
+    assert report.missing["cora"][:3] == ["GCN+nHAM", "GAT: diverged", "GAT+HAM"]
+    assert [own.label for own in report.rows] == ["GCN", "GCN+HAM"]
+    path = runs / "node" / "cora_sage" / "seed0" / "diverged.json"
+    (problem,) = (line for line in report.problems if "diverged" in line)
+    assert problem == f"{path}: it is of node/cora_gat seed 0: move it to node/cora_gat/seed0"
+    assert len(report.problems) == 3
 
 
 def test_an_invalid_grid_is_one_line(
