@@ -522,6 +522,62 @@ def test_no_torch_is_needed(script: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_sheet_as_text_and_as_csv() -> None:
+    """Lists are values of one cell; floats lose zeros that say nothing."""
+    rows = ({"data_set": "a", "alpha_beta": [1.0, 1e-05]}, {"data_set": "b", "alpha_beta": 2})
+    sheet = hyperparameters.Sheet("t", "T", "note", rows, "caption", {"a": "b"})
+    assert sheet.to_text() == render.Text(
+        *("t", "T", ("note",), ("data set", "alpha beta"), ((("a", "1 / 1e-05"), ("b", "2")),)),
+        *("caption", {"a": "b"}),
+    )
+    assert sheet.comma_separated() == "data_set,alpha_beta\na,1 1e-05\nb,2\n"
+
+
+def test_settings_have_no_scale_below_the_papers() -> None:
+    assert table_files.render_table("table05", {}, "digits") is None
+    assert table_files.render_table("table05", {}).name == "table05"
+    assert table_files.table_result("12", {}, "digits") is None
+    assert table_files.table_result("4", {}, "digits") is None
+    assert table_files.table_result("4", {}).name == "table04"
+    lost = {RunSpec("snip_s90", 1, demo="digits"): "the loss is inf"}
+    shown = table_files.table_result("10", {}, "digits", lost)
+    assert shown.notes[-1].startswith("Diverged, hence not in a mean: snip_s90, seed 1 (the loss is inf)")
+
+
+def test_tables_are_named_in_full_and_each_once() -> None:
+    assert table_files.full_names(["4", "table04", "1", "control_str"]) == [
+        "table04",
+        "table01",
+        "control_str",
+    ]
+    every = table_files.full_names(None)
+    assert every == sorted({*plan.tables(), *table_files.SHEETS}) and len(every) == len({*every})
+
+
+def test_only_the_records_of_the_named_tables_are_read(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
+    for exp in ("deit", "acdc_s90"):
+        write_record(tmp_path, RunSpec(exp, 0))
+    read = {
+        names: table_files.read_records(names, results=tmp_path)[0] for names in (("8", "5"), ("5",), None)
+    }
+    assert {names: {run.exp for run in own} for names, own in read.items()} == {
+        ("8", "5"): {"deit"},
+        ("5",): set(),
+        None: {"deit", "acdc_s90"},
+    }
+
+
+def test_the_chosen_formats_are_written_in_their_order_to_a_new_folder(tmp_path: Path) -> None:
+    table = table_files.RenderedTable("t", {"md": "m", "csv": "c", "tex": "x"})
+    for _ in range(2):
+        paths = table_files.write_table(table, tmp_path / "a" / "b", ("tex", "md"))
+    assert [(path.name, path.read_text()) for path in paths] == [("t.tex", "x"), ("t.md", "m")]
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["t.md", "t.tex"]
+    assert len(table_files.write_table(table, tmp_path)) == 3
+
+
 def test_wrong_names_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert COMMAND.main(["--table", "20", "--to", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table20'")
