@@ -95,6 +95,25 @@ def test_a_plan_that_contradicts_itself_is_refused(change: tuple[str, str], word
         _study("cifar16", yaml.safe_load(changed))
 
 
+def test_a_claim_may_rest_on_all_contrasts() -> None:
+    content = yaml.safe_load((ROOT / "configs" / "studies" / "cifar16.yaml").read_text())
+    every = [pair for part in content["parts"].values() for pair in part["contrasts"]]
+    claims = {"all": {"contrasts": every, "needed": 9}}
+    (claim,) = _study("cifar16", content | {"claims": claims}).claims
+    assert (claim.text, len(claim.contrasts), claim.needed) == ("all", 9, 9)
+
+
+def test_the_possible_runs_have_seed_0_and_seven_rates() -> None:
+    assert PLAN.possible_rates() == pytest.approx([0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4])
+    possible = PLAN.possible_runs()
+    assert {run.seed for run in possible} == {0}
+    assert len(possible) == len({*possible}) == 7 * (len(PLAN.tuned_arms) + len(PLAN.arms))
+
+
+def test_a_plan_in_words_leaves_its_arms_parts_and_claims_out() -> None:
+    assert not re.search(r"Arm\(|Part\(|Claim\(", repr(PLAN)) and "cifar16" in repr(PLAN)
+
+
 def test_parts_wait_for_the_rates_of_their_arms_and_go_seed_by_seed() -> None:
     assert [run.seed for run in PLAN.runs({})] == [1000] * 15
     rates = {"SGD": 0.05, "HAM": 0.0125, "matched decay": 0.2, "beta alone": 0.05, "alpha alone": 0.0125}

@@ -102,6 +102,11 @@ def test_shades_of_a_method_go_from_dark_to_light_with_a_line_style_each() -> No
         assert all(b - a > 0.09 for a, b in pairwise(grays))
 
 
+def test_a_method_has_four_shades_at_most() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        style.shades("ham", 5)
+
+
 @pytest.mark.parametrize(
     ("label", "method"),
     [

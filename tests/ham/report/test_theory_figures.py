@@ -176,6 +176,9 @@ def test_figure_2b_lies_between_the_square_and_the_absolute_value():
     expected = ["alpha to 0: theta^2", *(f"HAM, alpha = {alpha:g}" for alpha in alphas[1:]), "|theta|"]
     assert [line.get_label() for line in (square, *others, absolute)] == expected
     assert list(axes.get_xticks()) == [-1, -0.5, 0, 0.5, 1]
+    short = committed("figure02b") | {"normalised": committed("figure02b")["normalised"][:-1]}
+    with pytest.raises(ValueError, match="zip"):
+        figures.FIGURES["figure02b"](short)
 
 
 def test_figure_3_breaks_a_curve_where_it_jumps_and_shades_where_the_sign_changes():
