@@ -72,7 +72,7 @@ def write_index(results: Path) -> tuple[list[Path], list[str]]:
     if figure_stems(results):
         texts[results / "figures" / "README.md"] = gallery(results)
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         atomic_write_text(path, text)
     texts[results / "README.md"] = index(results, records, grids)
     atomic_write_text(results / "README.md", texts[results / "README.md"])
@@ -116,7 +116,7 @@ def _tables(results: Path, counts: Counts) -> list[str]:
     rows = {}
     for stem in (path.stem for path in (results / "tables").glob("*.md")):
         page = (results / "tables" / f"{stem}.md").read_text(errors="replace")
-        heading = page.split("\n", 1)[0].removeprefix("# ")
+        heading = page.partition("\n")[0].removeprefix("# ")
         label = coverage.label_of(stem)
         title = heading.removeprefix(f"{label}. ")
         others = [ending for ending in ("csv", "tex") if (results / "tables" / f"{stem}.{ending}").exists()]

@@ -250,6 +250,20 @@ def test_an_invalid_record_is_reported_and_not_counted(
     assert rows((tmp_path / "tables" / "coverage.md").read_text())[0]["Table 8"][4] == "0 of 6"
 
 
+def test_odd_divergences_and_grids_are_reported(
+    tmp_path: Path, make_summary: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = make_summary(RunSpec("dense", 0), status="diverged", reason="the loss is inf", epochs=1)
+    path = write_divergence(RunSpec("dense", 0), lost | {"reason": 1}, tmp_path)
+    odd = tmp_path / "node_grid" / "cora_sage.json"
+    odd.parent.mkdir()
+    odd.write_text("{")
+    assert COMMAND.main(["--results", str(tmp_path)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"index.py: left out {path}: ")
+    assert second.startswith(f"index.py: left out {odd}: ")
+
+
 def test_what_has_no_caption_is_an_error_that_names_the_cure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -253,6 +253,15 @@ def test_rows_without_a_run_are_named_and_those_that_diverged_marked() -> None:
     )
 
 
+def test_odd_records_are_reported_once_and_divergences_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RunSpec("node/cora_gat", 1)
+    monkeypatch.setattr(node_rows, "read_runs", lambda specs: ({}, ["a", "b"]))
+    monkeypatch.setattr(node_rows, "read_diverged", lambda: ({lost: "the loss is inf"}, ["b", "c"]))
+    report = node_rows.build_report()
+    assert report.problems == ["a", "b", "c"] and report.rows == []
+    assert [label for label in report.missing["cora"] if "diverged" in label] == ["GAT: diverged"]
+
+
 def test_run_directories_that_diverged_are_read(
     tmp_path: Path, make_summary: Callable[..., dict], runs: Path
 ) -> None:
