@@ -117,7 +117,7 @@ def record_path(exp: str, seed: int, folder: Path = RECORDS) -> Path:
 
 def path_of(run: RunSpec, results: Path = RESULTS) -> Path:
     """The path of a run's record; the name of an altered run has its hash, that of a demo no suffix."""
-    name = run.name.replace(f"{run.exp}-{run.demo}", run.exp, 1) if run.demo else run.name
+    name = run.exp + run.name.removeprefix(f"{run.exp}-{run.demo}") if run.demo else run.name
     return record_path(name, run.seed, folder_of(run.demo, results))
 
 

@@ -202,10 +202,10 @@ def _world_sizes(record: Record) -> list[int]:
 
 
 def _seeds(table: plan.Table) -> str:
-    """`seeds 0, 1, 2`, or the numbers of seeds if they differ between columns."""
-    counts = sorted({len(cell.seeds or table.seeds) for cell in table.cells})
-    if len(counts) == 1 and not table.cells[0].seeds:
+    """`seeds 0, 1, 2`, or the numbers of seeds if columns have their own."""
+    if not any(cell.seeds for cell in table.cells):
         return f"seeds {', '.join(map(str, table.seeds))}"
+    counts = sorted({len(cell.seeds or table.seeds) for cell in table.cells})
     return f"the {' or '.join(map(str, counts))} seeds of each column"
 
 

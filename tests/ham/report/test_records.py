@@ -16,7 +16,7 @@ from report_fixtures import GRAPH
 from ham.report import records, schema, validation
 from ham.report.records import InvalidRecord
 from ham.report.schema import epoch_error
-from ham.report.spec import RunSpec
+from ham.report.spec import PlanError, RunSpec
 
 RUN = RunSpec("rigl_s90", 1)
 JSON = st.recursive(
@@ -625,3 +625,26 @@ def test_which_runs_keep_their_epochs() -> None:
     }
     lost = {RunSpec("node/cora_gcn", 0), RunSpec("rigl_s90", 0, demo="digits")}
     assert {run for run in kept | lost if records.stores_history(run)} == kept
+
+
+def test_epochs_that_contradict_their_record_make_it_invalid(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
+    path = write_record(tmp_path, RUN)
+    metrics = records.metrics_path(path)
+    metrics.write_text("{}\n")
+    with pytest.raises(InvalidRecord, match=f"^{path}|{metrics}: its metrics are odd"):
+        records.read(path)
+
+
+def test_a_lock_file_that_is_out_of_date_is_said_once(
+    tmp_path: Path, write_record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(tmp_path, RUN)
+
+    def fail() -> None:
+        raise PlanError("out of date")
+
+    monkeypatch.setattr(records, "lock", fail)
+    with pytest.raises(PlanError, match="^out of date$"):
+        records.read_all(results=tmp_path)
