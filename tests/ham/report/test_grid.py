@@ -49,6 +49,7 @@ def test_the_search_by_hand() -> None:
     assert sign_flip_count(gains) == 7
     # by chance: the mean of these and of ---, where the second has .0, the third -.07 and the first -.1
     assert chance_gain(gains) == pytest.approx((0.3 + 0.8 + 0.3 + 0.6 + 0.5 + 0.4 + 0.4 + 0.0) / 3 / 8)
+    assert leave_one_seed_out([[0.1, 0.2]]) == [0.1, 0.2]
     assert sign_flip_count([[0.1, 0.1, 0.1]]) == 1
     assert sign_flip_count([[0.0, 0.0]]) == 4
     with pytest.raises(ValueError, match="at most 12 seeds"):
@@ -352,3 +353,23 @@ def test_runs_of_two_commits_are_two_provenances_in_a_folder_that_may_exist(
     recorded = read(tmp_path / "a" / "grids" / "cora_sage.json")
     assert [part["commit"][:1] for part in recorded.provenance] == ["0", "b"]
     assert not [part for part in recorded.provenance if {"argv", "config_hash"} & part.keys()]
+
+
+def test_a_committed_record_stands_in_for_a_base_of_another_configuration(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunSpec(EXP, 4).folder(searched) / "summary.json"
+    content = json.loads(path.read_text())
+    (tmp_path / "committed.json").write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"config_hash": "0" * 64}))
+    monkeypatch.setattr(grid_records, "path_of", lambda run: tmp_path / "committed.json")
+    assert grid_records.record_all(searched, tmp_path / "grids") == []
+    assert read(tmp_path / "grids" / "cora_sage.json").points[0].valid[1] == content["metrics"]["valid_best"]
+
+
+def test_the_graph_of_a_search_is_that_of_its_first_run(searched: Path, tmp_path: Path) -> None:
+    path = RunSpec(EXP, 3).folder(searched) / "summary.json"
+    content = json.loads(path.read_text())
+    content["graph"]["nodes"]["valid"] = 501
+    path.write_text(json.dumps(content))
+    assert grid_records.collect(EXP, searched).graph == content["graph"]

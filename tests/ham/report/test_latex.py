@@ -87,6 +87,17 @@ def test_estimated_widths_are_those_of_computer_modern() -> None:
     assert spread <= ems("81.44 +- 0.67") <= 1.08 * spread
 
 
+@pytest.mark.parametrize(
+    ("characters", "em"),
+    [("il.,:;", 5 / 18), ("t()-r", 7 / 18), ("f", 0.306), ("aceg0", 0.5), ("bdhknpu", 5 / 9)]
+    + [("A", 0.75), ("w", 13 / 18), ("m@W", 0.833), ("M", 0.917), ("W", 1.028)],
+)
+def test_no_character_is_wider_than_estimated(characters: str, em: float) -> None:
+    """cmr10.tfm; what is not listed, such as m and @, counts as W, the widest."""
+    for char in characters:
+        assert em <= ems(char) < em + 0.2
+
+
 def test_sizes_are_those_of_latex() -> None:
     """A4 and letter without margins of 25 mm, in points of 1 / 72.27 inch; size10.clo; cmr9, cmr8."""
     assert 160 / 25.4 * 72.27 - 1 < WIDTH <= 160 / 25.4 * 72.27

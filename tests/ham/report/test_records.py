@@ -646,5 +646,5 @@ def test_a_lock_file_that_is_out_of_date_is_said_once(
         raise PlanError("out of date")
 
     monkeypatch.setattr(records, "lock", fail)
-    with pytest.raises(PlanError, match="^out of date$"):
+    with pytest.raises(PlanError, match=r"^out of date$"):
         records.read_all(results=tmp_path)

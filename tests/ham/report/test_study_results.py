@@ -227,6 +227,8 @@ UP, DOWN = {0: 1.0, 1: 1.5, 2: 0.9}, {0: -1.0, 1: -1.5, 2: -0.9}
     ("plain", "filled", "p", "p_filled", "sign"),
     [
         (UP, UP, 0.05, 0.05, 1),
+        ({0: 0.3, 1: 0.4}, {0: 0.3, 1: 0.4}, 0.05, 0.05, 1),
+        ({0: -0.3, 1: -0.4}, {0: -0.3, 1: -0.4}, 0.05, 0.05, -1),
         (DOWN, DOWN, 0.05, 0.05, -1),
         (UP, UP, 0.051, 0.05, 0),
         (UP, UP, 0.05, 0.051, 0),
@@ -250,6 +252,7 @@ def test_a_contrast_in_words() -> None:
     lost = ContrastResult(CONTRAST, {0: 1.0}, UP, 1.0, 0.01)
     assert study_page.verdict(lost) == "inconclusive, +1.00 points (n = 1, 2 diverged)"
     assert (lost.std, lost.detectable()) == (None, None)
+    assert ContrastResult(CONTRAST, {0: 1.0, 1: 2.0}, {}).std == pytest.approx(0.5**0.5)
     assert ContrastResult(CONTRAST, UP, UP).std == pytest.approx(np.std([1.0, 1.5, 0.9], ddof=1))
 
 
