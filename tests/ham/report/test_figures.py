@@ -233,6 +233,7 @@ def test_numbers_are_white_on_dark_cells_and_black_on_light_ones(
         assert (text.get_ha(), text.get_va(), text.get_fontsize()) == ("center", "center", 7)
     assert {text.get_color() for text in numbers} == {"white", "black"}
     other = next(text for text in picture.axes[0].texts if text.get_text() == "not run")
+    assert other.get_fontsize() == 6.5
     assert (other.get_ha(), other.get_va(), other.get_color()) == ("center", "center", style.NOTE["color"])
 
 
@@ -261,6 +262,14 @@ def test_a_point_that_diverged_says_so_under_either_of_its_names(
         with style.styled():
             texts = grid_of(figures.draw(figure, loaded, diverged=[lost]))
         assert texts.count("diverged") == 1 and texts.count("not run") == 33
+
+
+def test_a_scaled_down_run_without_epochs_is_left_out_of_a_curve(
+    tmp_path: Path, write_record: Callable[..., Path]
+) -> None:
+    paths = [write_record(tmp_path, RunSpec("random_s90", seed, demo="digits")) for seed in range(3)]
+    metrics_path(paths[0]).unlink()
+    assert legend(draw("2a", tmp_path, "digits"))[0] == "Random (n = 2)"
 
 
 def test_damaged_epochs_may_go_unreported(tmp_path: Path, write_record: Callable[..., Path]) -> None:

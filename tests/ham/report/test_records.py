@@ -511,6 +511,15 @@ def test_paths_and_places_are_no_part_of_a_recorded_command_line() -> None:
     assert validation.strip_hostname(earlier) == {"resumed_from": [{"hardware": {}, "ranks": 2}]}
 
 
+def test_a_run_that_says_nothing_of_its_ranks_had_one(make_summary: Callable[..., dict[str, Any]]) -> None:
+    summary = make_summary(RUN)
+    del summary["provenance"]["ranks"]
+    assert validation.check(summary) == RUN
+    assert validation.check(summary | {"ranks": {"world_size": 1, "agreed": True}}) == RUN
+    with pytest.raises(InvalidRecord, match="its ranks did not agree"):
+        validation.check(summary | {"ranks": {"world_size": 2, "agreed": True}})
+
+
 def test_masks_are_from_a_source_that_is_named(make_summary: Callable[..., dict[str, Any]]) -> None:
     summary = make_summary(RunSpec("mask_str_s90", 2))
     summary["sparsity"]["masks_from"] = None
