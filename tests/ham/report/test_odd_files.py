@@ -91,6 +91,32 @@ def test_a_folder_that_is_linked_twice_or_within_itself_is_searched_once(tmp_pat
     assert problems == [f"{runs / 'h'}: it cannot be read (No such file or directory): check the folder"]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("file", "it is a file: give a folder"),
+        ("link", "it is a link to nothing: remove it or give another folder"),
+        ("loop", "it cannot be opened (Too many levels of symbolic links): give another folder"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_folder_is_said(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = tmp_path / name
+    with pytest.raises(PlanError) as error:
+        check_folder("--runs", place)
+    assert str(error.value) == f"--runs {place} is not a directory that can be read: {what}"
+    with pytest.raises(PlanError) as error:
+        check_target("--to", place)
+    assert str(error.value) == f"--to {place} cannot be written: {place}: {what}"
+
+
+def test_a_folder_that_does_not_exist_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="is not a directory that can be read: it does not exist: check its"):
+        check_folder("--runs", tmp_path / "none")
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let nobody do anything, as the tests may run as root, who may do all; returns what was asked."""
     asked: list[int] = []
