@@ -120,6 +120,18 @@ def test_labels_name_methods(label: str, method: str) -> None:
     assert methods.look(label) is methods.METHODS[method]
 
 
+@pytest.mark.parametrize(
+    ("exp", "method"),
+    [
+        *(("dense", "base"), ("acdc_ham_s90", "ham"), ("dense_sam", "sam"), ("cifar100_sam_ham", "sam_ham")),
+        *(("dense_alpha_only", "alpha_only"), ("node/cora_gcn_nham", "nham"), ("spred_s90", "spred")),
+        *(("random_sign_in_s90", "sign_in"), ("dense_product_decay", "product_decay"), ("hammer", "base")),
+    ],
+)
+def test_names_of_experiments_name_methods(exp: str, method: str) -> None:
+    assert methods.method_of_experiment(exp) == method
+
+
 def test_an_unknown_label_is_an_error_that_names_the_cure() -> None:
     for label in ("Adagrad", "Adagrad + HAM", "", "+ "):
         with pytest.raises(
