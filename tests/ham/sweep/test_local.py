@@ -24,7 +24,7 @@ from ham.report.spec import RunSpec
 from ham.sweep import commands, local
 from ham.sweep.local import LocalSweep
 from ham.sweep.manifests import STOPPED_LINE, last_log_line
-from ham.sweep.schedule import Failures
+from ham.sweep.schedule import Ending, Failures, Outcome
 from ham.sweep.status import RunStatus, Status, Sweeps
 
 SCRIPT = ROOT / "scripts" / "sweep.py"
@@ -229,6 +229,172 @@ def test_an_earlier_log_is_not_the_reason_of_a_failure(
     assert run(DENSE) == 1
     assert "another day" not in capsys.readouterr().err
     assert last_log_line(sweeps.local_log(DENSE), 10**6).startswith("it added nothing to")
+
+
+# times, threads and exit statuses, without processes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stop", "kill"), [(None, float("inf"), float("inf")), (40, 130, 137.5), (400, 470, 492.5)]
+)
+def test_a_slice_stops_a_quarter_of_its_time_and_at_most_30_seconds_before_its_end(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch, seconds: float | None, stop: float, kill: float
+) -> None:
+    """Runs that do not save are killed after three quarters of the remaining time."""
+    monkeypatch.setattr(local.time, "monotonic", lambda: 100.0)
+    slice_ = LocalSweep([DENSE], sweeps, jobs=1, seconds=seconds)
+    assert (slice_._stop_at, slice_._kill_at) == (stop, kill)
+
+
+def test_a_run_that_failed_in_an_earlier_slice_starts_last(sweeps: Sweeps) -> None:
+    Failures(sweeps).add(DENSE, "diverged")
+    assert LocalSweep([DENSE, SAM], sweeps, jobs=1, seconds=9)._schedule.remaining() == [SAM, DENSE]
+    assert LocalSweep([DENSE, SAM], sweeps, jobs=1)._schedule.remaining() == [DENSE, SAM]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "short", "set_", "threads"),
+    [
+        (2, False, False, {"OMP_NUM_THREADS": "4"}),
+        (3, False, False, {"OMP_NUM_THREADS": "3"}),
+        (1, False, False, {}),
+        (2, False, True, {}),
+        (2, True, False, {"OMP_NUM_THREADS": "1"}),
+        (1, True, True, {"OMP_NUM_THREADS": "1"}),
+    ],
+)
+def test_a_process_has_its_share_of_the_cores(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch, jobs: int, short: bool, set_: bool, threads: dict
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.setattr(local, "is_short", lambda run: short)
+    monkeypatch.setattr(local, "Worker", lambda *arguments: arguments)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_:
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    sweep = LocalSweep([DENSE, SAM, STR], sweeps, jobs=jobs)
+    assert sweep._new_worker(DENSE) == (local.TRAIN, threads, short)
+
+
+DONE, FAILED, REFUSED, BUSY = (
+    *(Outcome(Ending.DONE), Outcome(Ending.FAILED, 1), Outcome(Ending.FAILED, 2)),
+    Outcome(Ending.BUSY),
+)
+
+
+@pytest.mark.parametrize(
+    ("ends", "signalled", "status"),
+    [
+        ([DONE, DONE], 0, 0),
+        ([DONE, BUSY], 0, 0),
+        ([DONE, FAILED], 0, 1),
+        ([REFUSED, FAILED], 0, 2),
+        ([FAILED, Outcome(Ending.STOPPED, 85)], 0, 85),
+        ([FAILED], 0, 85),
+        ([REFUSED, DONE], 130, 130),
+        ([DONE], 85, 85),
+    ],
+)
+def test_the_exit_status_tells_a_stop_from_failures(
+    sweeps: Sweeps, ends: list[Outcome], signalled: int, status: int
+) -> None:
+    sweep = LocalSweep([DENSE, SAM], sweeps, jobs=1)
+    for end in ends:
+        sweep._schedule.finish(sweep._schedule.take(), end)
+    if signalled:
+        sweep._stop_signal = signal.SIGTERM
+        sweep._stop(signalled)
+        sweep._stop(1)  # the first one counts
+    assert sweep._exit_status() == status
+
+
+class Signalled:
+    """A worker that notes what it is sent."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def signal(self, number: int) -> None:
+        self.numbers.append(number)
+
+
+def test_active_runs_are_asked_once_to_save_and_then_killed(sweeps: Sweeps) -> None:
+    sweep, worker = LocalSweep([DENSE, SAM], sweeps, jobs=1), Signalled()
+    sweep._active.add(worker)
+    sweep._stop(85)
+    sweep._stop(85)
+    assert worker.numbers == [signal.SIGTERM] and sweep._schedule.take() is None
+    sweep._kill()
+    assert worker.numbers == [signal.SIGTERM, signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds", "again"),
+    [
+        (FAILED, 9, [True, False]),
+        (FAILED, None, [False, False]),
+        (REFUSED, 9, [False, False]),
+        (BUSY, 9, [False, False]),
+    ],
+)
+def test_a_failed_run_is_tried_once_more_within_a_slice(
+    sweeps: Sweeps, outcome: Outcome, seconds: float | None, again: list[bool]
+) -> None:
+    sweep = LocalSweep([DENSE], sweeps, jobs=1, seconds=seconds)
+    assert [sweep._may_retry(DENSE, outcome) for _ in again] == again
+
+
+def test_a_run_that_diverged_is_not_tried_again(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweeps, "state", lambda *_, **__: RunStatus(Status.DIVERGED))
+    assert not LocalSweep([DENSE], sweeps, jobs=1, seconds=9)._may_retry(DENSE, FAILED)
+    assert Failures(sweeps).reasons(DENSE) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped", "ending", "last"),
+    [
+        (0, 0, Ending.DONE, "epoch 1"),
+        (85, 0, Ending.STOPPED, STOPPED_LINE),
+        (-9, 85, Ending.STOPPED, STOPPED_LINE),
+        (-9, 0, Ending.FAILED, "epoch 1"),
+        (1, 85, Ending.FAILED, "epoch 1"),
+    ],
+)
+def test_only_a_run_that_saved_or_was_killed_by_its_sweep_counts_as_stopped(
+    sweeps: Sweeps, status: int, stopped: int, ending: Ending, last: str
+) -> None:
+    sweep = LocalSweep([DENSE], sweeps, jobs=1)
+    sweeps.logs.mkdir(parents=True)
+    sweeps.local_log(DENSE).write_text("of another day")
+
+    class Worker:
+        def run(self, argv: list[str], log: Path) -> int:
+            assert sweep._active == {self} and argv == [*sweeps.argv(DENSE), "compute.threads=1"]
+            with log.open("a") as file:
+                file.write("\nepoch 1")
+            sweep._stop_status = stopped
+            return status
+
+    outcome = sweep._train(DENSE, Worker())
+    reason = f"epoch 1 (exit status {status})" if ending is Ending.FAILED else ""
+    assert outcome == Outcome(ending, status, reason) and sweep._active == set()
+    assert last_log_line(sweeps.local_log(DENSE)) == last
+
+
+def test_a_run_that_is_taken_after_a_stop_does_not_start(sweeps: Sweeps) -> None:
+    sweep = LocalSweep([DENSE], sweeps, jobs=1)
+    sweeps.logs.mkdir(parents=True)
+    sweep._stop(85)
+    assert sweep._train(DENSE, Signalled()) == Outcome(Ending.STOPPED) and sweep._active == set()
+
+
+def test_what_follows_a_run_is_called_where_it_ended_well(sweeps: Sweeps) -> None:
+    called: list[bool] = []
+    sweep = LocalSweep([DENSE, SAM], sweeps, jobs=1, after_run=lambda: called.append(True))
+    sweep._finish(DENSE, FAILED)
+    assert called == []
+    sweep._finish(SAM, DONE)
+    assert called == [True]
 
 
 # several sweeps of one folder
