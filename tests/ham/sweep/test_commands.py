@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from study_files import PLAN, all_tuned
 from sweep_files import commit, finish
 
 from ham.files import ROOT
 from ham.report import plan
 from ham.report.spec import RunSpec
+from ham.sweep import commands
 from ham.sweep import resources as classes
+from ham.sweep.commands import RUNS, Options
 from ham.sweep.manifests import SweepError
 from ham.sweep.selection import Selection, in_local_order, paper_seeds
 from ham.sweep.status import Sweeps
@@ -265,3 +268,181 @@ def test_again_counts_run_directories_alone(sweep: Sweep, sweeps: Sweeps) -> Non
     finish(RunSpec("dense", 1), sweeps)
     assert "2 done, 1 not launched" in sweep("--exp dense", "--seeds 0 1 2")[1]
     assert "1 done, 2 not launched" in sweep("--exp dense", "--seeds 0 1 2", "--again")[1]
+
+
+# modes, without processes
+
+
+def test_options_are_off_unless_they_are_given(tmp_path: Path) -> None:
+    off = dict.fromkeys(("brief", "allow_dirty", "again"), False) | dict.fromkeys(
+        ("seconds", "archive", "html")
+    )
+    assert vars(Options("status", tmp_path)) == off | {
+        "mode": "status",
+        "runs": tmp_path,
+        "jobs": 1,
+        "extra": (),
+    }
+    assert RUNS == ROOT / "runs"
+
+
+@pytest.mark.parametrize("option", [{"archive": Path("a.tar.gz")}, {"seconds": 0.5}, {"jobs": 2}])
+def test_options_of_local_runs_are_refused_elsewhere(tmp_path: Path, option: dict) -> None:
+    Options("local", tmp_path, **option)
+    with pytest.raises(SweepError, match=r"give --local$"):
+        Options("submit", tmp_path, **option)
+
+
+@pytest.fixture
+def local_sweep(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """No run starts: what LocalSweep is given, and the exit status that it returns."""
+    seen: dict = {"status": 0, "packed": []}
+
+    class Stand:
+        def __init__(self, todo: list[RunSpec], sweeps: Sweeps, **options: object) -> None:
+            seen.update(options, todo=todo)
+
+        def run(self) -> int:
+            seen["after_run"]()
+            return seen["status"]
+
+    monkeypatch.setattr(commands, "LocalSweep", Stand)
+    monkeypatch.setattr(commands, "has_changes", lambda: False)
+    return seen
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2, 85, 130])
+def test_a_sweep_that_was_stopped_says_how_to_resume(sweep: Sweep, local_sweep: dict, ended: int) -> None:
+    local_sweep["status"] = ended
+    status, out, err = sweep("--exp dense", "--seeds 0 1", "--demo tiny", "--local", "--jobs 3")
+    assert (status, out) == (ended, "2 not launched\n" * 2)
+    stopped = "sweep.py: stopped; start the same command again to resume\n"
+    assert err == (stopped if ended in (85, 130) else "")
+    assert local_sweep["jobs"] == 3 and local_sweep["seconds"] is None
+    assert local_sweep["todo"] == [RunSpec("dense", seed, demo="tiny") for seed in (0, 1)]
+
+
+def test_an_archive_that_cannot_be_written_ends_no_run(
+    sweep: Sweep, local_sweep: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(commands, "pack", fail)
+    choice = ("--exp dense", "--seeds 0", "--demo tiny", "--local")
+    status, _, err = sweep(*choice, "--pack a.tar.gz")
+    assert (status, err) == (0, "sweep.py: cannot pack a.tar.gz: No space left on device\n" * 2)
+    assert sweep(*choice)[2] == ""
+
+
+def test_the_time_limit_of_local_runs_counts_from_the_start_of_the_command(
+    sweep: Sweep, local_sweep: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([100.0, 103.0])
+    monkeypatch.setattr(commands.time, "monotonic", lambda: next(times))
+    sweep("--exp dense", "--seeds 0", "--demo tiny", "--local", "--seconds 10")
+    assert local_sweep["seconds"] == 7.0
+
+
+def test_runs_of_an_active_source_are_not_started_here(
+    sweep: Sweep, sweeps: Sweeps, local_sweep: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunSpec("acdc_s90", 0, demo="tiny").folder(sweeps.runs)
+    monkeypatch.setattr(Sweeps, "is_locked", lambda self, run: run.folder(self.runs) == folder)
+    sweep("--exp mask_acdc_s90 acdc_s90 dense", "--seeds 0", "--demo tiny", "--local")
+    assert [run.exp for run in local_sweep["todo"]] == ["dense"]
+
+
+@pytest.mark.parametrize("option", ["", "--allow-dirty"])
+@pytest.mark.parametrize("scale", ["", "--demo digits", "--demo tiny"])
+def test_uncommitted_code_is_refused_named_or_no_matter_by_scale(
+    sweep: Sweep, local_sweep: dict, monkeypatch: pytest.MonkeyPatch, scale: str, option: str
+) -> None:
+    monkeypatch.setattr(commands, "has_changes", lambda: True)
+    status, _, err = sweep("--exp dense", "--seeds 9", "--local", scale, option)
+    reason = "sweep.py: runs of uncommitted code cannot become records: commit first"
+    expected = {
+        "": (2, f"{reason}, or give --allow-dirty\n"),
+        "--demo digits": (0, f"{reason} (--allow-dirty counts them as done)\n"),
+        "--demo tiny": (0, ""),
+    }
+    assert (status, err) == ((0, "") if option else expected[scale])
+
+
+def test_code_whose_changes_git_cannot_tell_needs_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "unknown_commit", lambda: "")
+    monkeypatch.setattr(commands, "has_changes", lambda: None)
+    monkeypatch.setenv("HAM_COMMIT", "c0ffee0")
+    assert commands.uncommitted() == ""
+    monkeypatch.delenv("HAM_COMMIT")
+    assert commands.uncommitted().startswith("git cannot tell whether the code has changes: ")
+    monkeypatch.setattr(commands, "unknown_commit", lambda: "git is gone")
+    assert commands.uncommitted() == "git is gone"
+
+
+def test_a_dry_run_names_what_it_would_launch_and_ends_with_0(sweep: Sweep, sweeps: Sweeps) -> None:
+    sweeps.write([RunSpec("dense", 0, demo="tiny")])
+    finish(RunSpec("dense", 1, demo="tiny"), sweeps, config_hash="0" * 64)
+    status, out, err = sweep("--exp dense", "--seeds 0 1 2", "--demo tiny")
+    assert status == 0 and " failed  ended" in out and "seed 2  not launched" in out
+    assert " stale " not in out and "dense seed 1 (tiny) is stale: " in err
+    assert sweep("--exp dense", "--seeds 0 1 2", "--demo tiny", "--status")[0] == 1
+    assert " stale " in sweep("--exp dense", "--seeds 0 1 2", "--demo tiny", "--status")[1]
+    brief = sweep("--exp dense", "--seeds 0 1 2", "--demo tiny", "--status", "--brief")[1]
+    assert len(brief.splitlines()) == 1
+
+
+# the choice of runs
+
+
+def test_seeds_out_of_range_name_the_first_wrong_one() -> None:
+    Selection(exps=["dense"], seeds=(0, 4294967295))
+    with pytest.raises(SweepError, match=r"^--seeds must be from 0 to 4294967295, got 4294967296$"):
+        Selection(exps=["dense"], seeds=(1, 4294967296, -1))
+
+
+@pytest.mark.parametrize("kind", ["tables", "figures", "exps", "grids"])
+def test_each_kind_of_selection_is_enough_and_none_goes_with_a_study(kind: str) -> None:
+    Selection(**{kind: ["4"]})
+    with pytest.raises(SweepError, match=r"^--study selects its runs and their scale"):
+        Selection(study="cifar16", **{kind: ["4"]})
+    with pytest.raises(SweepError, match=r"^nothing is selected"):
+        Selection(seeds=(1,), only=["gcn"])
+
+
+def test_an_unknown_experiment_brings_the_three_nearest(sweep: Sweep) -> None:
+    _, _, err = sweep("--exp", "densee_ham")
+    names = err.strip().partition("nearest: ")[2].split(", ")
+    assert len(names) == 3 and names[0] == "dense_ham"
+
+
+def test_patterns_select_each_experiment_once_in_the_order_given(sweeps: Sweeps) -> None:
+    chosen = Selection(exps=["dense_h*", "dense", "dense*"], seeds=(3, 1)).runs(sweeps)["experiments"]
+    names = list(dict.fromkeys(run.exp for run in chosen))
+    assert names[0].startswith("dense_h") and names.count("dense") == 1
+    assert [run.seed for run in chosen] == [3] * len(names) + [1] * len(names)
+    (run,) = Selection(exps=["acdc_ham_s90"], demo="tiny", only=["ham"], seeds=(2,)).runs(sweeps)[
+        "experiments"
+    ]
+    assert run == RunSpec("acdc_ham_s90", 2, demo="tiny")
+
+
+def test_an_experiment_that_no_table_shows_has_seed_0(
+    sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ham.sweep.selection.paper_seeds", dict)
+    assert Selection(exps=["dense"]).runs(sweeps) == {"experiments": [RunSpec("dense", 0)]}
+
+
+def test_of_a_study_its_seeds_are_kept_beside_tuning(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = dict.fromkeys(PLAN.tuned_arms, PLAN.tuning.rates[1])
+    known = all_tuned(rates)
+    monkeypatch.setattr("ham.sweep.selection.outcomes", lambda plan, sweeps: known)
+    parts = Selection(study="cifar16", seeds=(2,), only=["nothing"]).runs(sweeps)
+    assert list(parts) == ["tuning", "study cifar16"]
+    assert {run.seed for run in parts["tuning"]} == {PLAN.tuning.seed} and parts["study cifar16"] == []
+    assert {run.seed for run in Selection(study="cifar16", seeds=(2,)).runs(sweeps)["study cifar16"]} == {2}
+    everything = Selection(study="cifar16")
+    runs = everything.runs(sweeps)["study cifar16"]
+    assert {run.seed for run in runs} == set(range(10))
+    assert everything.in_local_order(runs) == runs != Selection(exps=["dense"]).in_local_order(runs)

@@ -97,6 +97,47 @@ def test_a_worker_inside_of_a_step_trains_alone(
         worker.close()
 
 
+@pytest.mark.parametrize("warn", [False, True])
+def test_options_of_sbatch_are_named_where_that_is_asked(
+    warn: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "SBATCH_WAIT": "1",
+        "SBATCH_ACCOUNT": "me",
+        "SLURM_JOB_ID": "7",
+        "SBATCH_CLUSTERS": "one",
+        "A": "",
+    }
+    kept = {"SBATCH_ACCOUNT": "me", "SBATCH_CLUSTERS": "one", "SLURM_CLUSTERS": "one", "A": ""}
+    assert environment.without_slurm_variables(given, warn) == kept
+    text = "sweep.py: SBATCH_WAIT not used: give options of sbatch after --\n"
+    assert capsys.readouterr() == ("", text if warn else "")
+    assert environment.without_slurm_variables(given) == kept and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["01", "-1", "1.0", " 1", "1\n", "x"])
+@pytest.mark.parametrize("name", ["HAM_ARRAY_THROTTLE", "HAM_MAX_RESTARTS", "HAM_TERM_WAIT"])
+def test_limits_of_jobs_are_whole_numbers(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    known = {name: value}
+    monkeypatch.setattr(environment, "site_environment", lambda warn: dict(known))
+    with pytest.raises(SweepError, match=f"^{name}={value} is not a number: set it in slurm/site.sh or"):
+        environment.job_environment()
+    known[name] = "10"
+    monkeypatch.setattr(environment, "git", lambda *_: "abc")
+    for changes, expected in ((False, {"HAM_COMMIT": "abc"}), (True, {}), (None, {})):
+        monkeypatch.setattr(environment, "has_changes", lambda changes=changes: changes)
+        assert environment.job_environment() == {name: "10"} | expected
+
+
+def test_jobs_keep_the_given_commit_where_git_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: str) -> str:
+        raise repository.GitError("no git")
+
+    monkeypatch.setattr(environment, "site_environment", lambda warn: {"HAM_COMMIT": "c0ffee0"})
+    monkeypatch.setattr(environment, "git", fail)
+    assert environment.job_environment() == {"HAM_COMMIT": "c0ffee0"}
+
+
 # what commands print
 
 
@@ -206,6 +247,7 @@ def test_bytes_of_any_encoding_reach_the_jobs(
         ("echo 'module: not found' >&2; return 1", "module: not found"),
         ("set -u; echo $NOTHING", "NOTHING: unbound variable"),
         ("echo 'no such account'; return 1", "no such account"),
+        ("echo first >&2; echo second >&2; echo third >&2; return 1", "fails: third: correct it"),
         ("if", "syntax error"),
         ("printf 'caf\\xe9\\n' >&2; false", "caf"),
     ],

@@ -95,5 +95,5 @@ def test_a_run_has_the_class_of_its_scale_its_own_name_or_its_family(write: Call
         RunSpec("graph/ogbg_ppa_ham", 0): "ogbg_ppa",
     }
     assert {run: resource_class(run) for run in of} == of
-    with pytest.raises(SweepError, match="^slurm/resources.yaml has no entry imagenet_rn50: add one$"):
+    with pytest.raises(SweepError, match=r"^slurm/resources.yaml has no entry imagenet_rn50: add one$"):
         resource_class(RunSpec("dense", 0))

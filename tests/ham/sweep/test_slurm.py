@@ -183,3 +183,78 @@ def test_the_environment_wins_over_site_settings(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
     site = environment.site_environment()
     assert (site["HAM_MAX_RESTARTS"], site["SBATCH_ACCOUNT"]) == ("3", "mine")
+
+
+@pytest.mark.parametrize(
+    ("config", "tasks"),
+    [("MaxArraySize = 1001", 1000), ("MaxArraySize=2", 1), ("MaxArraySize = 1", 1), ("nothing", 1000)],
+)
+def test_an_array_has_a_task_less_than_slurm_counts(no_slurm: Path, config: str, tasks: int) -> None:
+    """MaxArraySize is one above the largest index, and the first index here is 1."""
+    stand_in(no_slurm, "scontrol", f"echo '{config}'")
+    assert slurm.largest_array({"PATH": str(no_slurm)}) == tasks
+
+
+def test_only_lines_of_its_manifest_are_tasks_of_a_job(sweeps: Sweeps, no_slurm: Path) -> None:
+    runs = [SOURCE, DEPENDENT]
+    name = sweeps.write(runs).stem.removeprefix("manifest-")
+    tasks = (("0", "RUNNING|None"), ("2", "PENDING|None"), ("3", "RUNNING|None"), ("N/A", "RUNNING|None"))
+    lines = [f"ham-{name}|7|{task}|{state}" for task, state in tasks]
+    lines.append(f"ham-{name}|8|1|COMPLETING|a|b")
+    stand_in(no_slurm, "squeue", "\n".join(f"echo '{line}'" for line in lines))
+    slurm.read_queue(sweeps)
+    assert sweeps.active == {
+        sweeps.line(DEPENDENT): RunStatus(Status.QUEUED, "", "7_2"),
+        sweeps.line(SOURCE): RunStatus(Status.RUNNING, "", "8_1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("printed", "message"),
+    [
+        ("", "squeue failed: exit status 3"),
+        ("squeue: first\nsecond", "squeue failed: first"),
+        ("hint: see squeue --help\nsecond", "squeue failed: second"),
+        ("hint: see squeue --help", "squeue failed: hint: see squeue --help"),
+    ],
+)
+def test_a_failed_command_shows_its_clearest_line(no_slurm: Path, printed: str, message: str) -> None:
+    stand_in(no_slurm, "squeue", f"printf '{printed}' >&2; exit 3")
+    with pytest.raises(slurm.SlurmCommandError) as caught:
+        slurm.run_slurm("squeue", environment={"PATH": str(no_slurm)})
+    assert str(caught.value) == message
+
+
+def test_the_last_number_that_sbatch_prints_is_the_job() -> None:
+    assert slurm._job_id("7\nSubmitted batch job 8\nbye\n") == "8"
+    for output, shown in (("first\nlast words\n", "'last words'"), (" \n", "'nothing'")):
+        with pytest.raises(SweepError, match=f"no job id, but {shown}: see squeue"):
+            slurm._job_id(output)
+
+
+def test_a_sweep_that_submits_keeps_others_out(sweeps: Sweeps) -> None:
+    with slurm.sweep_lock(sweeps):
+        assert sweeps.logs.is_dir() and (sweeps.folder / "lock").exists()
+        with (
+            pytest.raises(
+                SweepError, match=f"^another sweep is submitting runs of {sweeps.runs}: wait for it$"
+            ),
+            slurm.sweep_lock(sweeps),
+        ):
+            pass
+    with slurm.sweep_lock(sweeps):
+        pass
+
+
+def test_runs_of_one_level_and_class_share_an_array() -> None:
+    dense = [RunSpec("dense", seed) for seed in (0, 1)]
+    source, dependent = RunSpec("acdc_s90", 0), RunSpec("mask_acdc_s90", 0)
+    cora, late = RunSpec("node/cora_gcn", 0), RunSpec("mask_acdc_s90", 1)
+    jobs = {late.depends_on: "5_1"}  # of an earlier call
+    arrays = list(slurm._arrays([dense[0], source, cora, dependent, late, dense[1]], jobs))
+    assert arrays == [
+        (False, "imagenet_rn50", [dense[0], source, dense[1]]),
+        (False, "node", [cora]),
+        (True, "imagenet_rn50", [late]),
+        (False, "imagenet_rn50", [dependent]),
+    ]

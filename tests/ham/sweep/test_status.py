@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from sweep_files import DEPENDENT, SOURCE, commit, finish, stand_in, summary
 from tracing import is_traced
 
 from ham.report import plan
-from ham.report.records import metrics_path
+from ham.report.records import diverged_path, metrics_path, path_of
 from ham.report.spec import RunSpec
 from ham.sweep import status as states
+from ham.sweep.manifests import STOPPED_LINE
 from ham.sweep.status import RunStatus, Status, Sweeps
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -153,3 +155,112 @@ def test_status_ends_with_1_if_a_run_failed(sweep: Sweep, sweeps: Sweeps) -> Non
     sweeps.write([SOURCE])
     status, out, _ = sweep(*choice)
     assert status == 1 and "acdc_s90 (tiny)                   seed 0  failed  ended before it started" in out
+
+
+def test_active_and_launchable_statuses_are_no_others() -> None:
+    active = {kind for kind in Status if RunStatus(kind).is_active}
+    launchable = {kind for kind in Status if RunStatus(kind).is_launchable}
+    assert active == {Status.RUNNING, Status.QUEUED} and launchable == {Status.FAILED, Status.NOT_LAUNCHED}
+
+
+def test_a_diverged_run_names_its_file_and_is_checked_as_records_are(sweeps: Sweeps) -> None:
+    run = RunSpec("dense", 3)
+    folder = run.folder(sweeps.runs)
+    folder.mkdir(parents=True)
+    content = summary(run, status="diverged", reason="the loss is not finite at step 3", epochs=1)
+    (folder / "diverged.json").write_text(json.dumps(content))
+    note = f"the loss is not finite at step 3: delete {folder} to run it again"
+    assert sweeps.state(run) == RunStatus(Status.DIVERGED, note)
+    content["provenance"]["dirty"] = True
+    (folder / "diverged.json").write_text(json.dumps(content))
+    assert sweeps.state(run).kind is Status.NOT_LAUNCHED
+    assert Sweeps(sweeps.runs, lenient=True).state(run) == RunStatus(Status.DIVERGED, note)
+    finish(RunSpec("dense", 4), sweeps)
+    (folder / "summary.json").write_text(json.dumps(summary(run)))
+    (folder / "metrics.jsonl").write_text("")
+    assert sweeps.state(run).kind is Status.DONE, "a later attempt ended well"
+
+
+def test_a_committed_divergence_names_its_record_and_does_not_count_again(sweeps: Sweeps) -> None:
+    run = RunSpec("dense", 3)
+    path = diverged_path(path_of(run, states.RESULTS))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(summary(run, status="diverged", reason="nan", epochs=1)))
+    assert sweeps.state(run) == RunStatus(Status.DIVERGED, f"nan: delete {path} to run it again")
+    assert Sweeps(sweeps.runs, again=True).state(run).kind is Status.NOT_LAUNCHED
+
+
+def test_the_outcome_is_the_last_accuracy_of_the_directory_else_of_the_record(sweeps: Sweeps) -> None:
+    run = RunSpec("dense", 3)
+    commit(run, metrics={"top1_last": 61.0, "top1_best": 70.0})
+    assert sweeps.outcome(run) == 61.0
+    folder = finish(run, sweeps, metrics={"top1_last": 62.0, "top1_best": 70.0})
+    assert sweeps.outcome(run) == 62.0
+    (folder / "metrics.jsonl").unlink()  # no record can be made of it
+    assert sweeps.outcome(run) == 61.0
+
+
+def test_epochs_are_counted_once_each(sweeps: Sweeps) -> None:
+    assert sweeps.epochs_done(SOURCE) == 0
+    folder = SOURCE.folder(sweeps.runs)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"epoch": 0, "a": {"epoch": 7}}\n{"epoch": 0}\n{"epoch": 11}\n')
+    assert sweeps.epochs_done(SOURCE) == 2
+
+
+def test_the_log_of_the_latest_attempt_tells_why_a_run_failed(sweeps: Sweeps) -> None:
+    name = sweeps.write([SOURCE]).stem.removeprefix("manifest-")
+    folder = SOURCE.folder(sweeps.runs)
+    folder.mkdir(parents=True)
+    logs = [folder / "train.log", sweeps.log(name, 1), sweeps.local_log(SOURCE)]
+    for age, log in enumerate(logs):
+        log.write_text(f"words {age}\n")
+        os.utime(log, (1000 - age, 1000 - age))
+    assert sweeps.existing_logs(SOURCE) == logs[::-1]
+    assert sweeps.state(SOURCE) == RunStatus(Status.FAILED, "words 0")
+    logs[0].write_text(f"{STOPPED_LINE}\n")
+    assert sweeps.state(SOURCE) == RunStatus(Status.NOT_LAUNCHED, "stopped")
+
+
+def test_a_summary_of_another_run_names_where_it_belongs(sweeps: Sweeps) -> None:
+    folder = finish(RunSpec("dense", 2), sweeps, exp="dense_ham", seed=2)
+    (folder / "summary.json").write_text(json.dumps(summary(RunSpec("dense", 3))))
+    place = "its summary is of dense seed 3, which belongs in dense/seed3"
+    assert sweeps.state(RunSpec("dense", 2)).note == f"{folder}: {place} (move it away first)"
+    folder = finish(RunSpec("dense", 4), sweeps)
+    (folder / "metrics.jsonl").unlink()
+    reason = f"{folder}: it has no metrics.jsonl: run it again (move it away first)"
+    assert sweeps.state(RunSpec("dense", 4)).note == reason
+
+
+def test_a_run_is_blocked_by_a_source_that_is_lost_or_runs_elsewhere_than_in_slurm() -> None:
+    open_ = RunStatus(Status.NOT_LAUNCHED)
+    for state, held in (
+        *((RunStatus(kind), True) for kind in (Status.STALE, Status.DIVERGED, Status.RUNNING, Status.QUEUED)),
+        *((RunStatus(kind, "", "7_1"), False) for kind in (Status.RUNNING, Status.QUEUED)),
+        *((RunStatus(kind), False) for kind in (Status.DONE, Status.FAILED, Status.NOT_LAUNCHED)),
+    ):
+        known = {SOURCE: state, DEPENDENT: open_}
+        assert states.blocked(known) == ([DEPENDENT] if held else []), state
+        assert (DEPENDENT in states.open_runs(known)) is not held
+        assert states.blocked({SOURCE: state, DEPENDENT: RunStatus(Status.DONE)}) == []
+
+
+def test_levels_follow_the_sources_among_the_runs() -> None:
+    dense = RunSpec("dense", 0, demo="tiny")
+    assert states.dependency_levels([dense, SOURCE, DEPENDENT]) == [[dense, SOURCE], [DEPENDENT]]
+    assert states.dependency_levels([DEPENDENT]) == [[DEPENDENT]] and states.dependency_levels([]) == []
+
+
+def test_a_dependent_with_a_checkpoint_needs_no_masks(sweeps: Sweeps) -> None:
+    source, dependent = RunSpec("acdc_s90", 0), RunSpec("mask_acdc_s90", 0)
+    commit(source)
+    folder = dependent.folder(sweeps.runs)
+    folder.mkdir(parents=True)
+    sweeps.active[sweeps.line(dependent)] = RunStatus(Status.QUEUED, "", "7_1")
+    assert list(sweeps.survey([dependent])) == [source, dependent]
+    sweeps.active[sweeps.line(dependent)] = RunStatus(Status.RUNNING, "", "7_1")
+    assert list(sweeps.survey([dependent])) == [dependent]
+    sweeps.active.clear()
+    (folder / "last.pt").touch()
+    assert list(sweeps.survey([dependent])) == [dependent]
