@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ham import distributed
-from ham.agreement import StartError
+from ham.agreement import PeerLostError, RanksDisagreeError, StartError
 from ham.distributed import World, world
 from ham.run.metrics import EpochMetrics
 
@@ -72,6 +72,135 @@ def test_sums_of_other_numbers_of_ranks_are_kept_whole(monkeypatch: pytest.Monke
             assert size != 3 or torch.equal(own, rows[rank])
             sums += own
         assert torch.equal(sums, rows.sum(dim=0))
+
+
+# as one of several ranks: torch's collectives are replaced
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is rank 1 of 2; rank 0 has the value 4."""
+    group = distributed.distributed
+    monkeypatch.setattr(distributed, "world", lambda: World(1, 2, 1))
+
+    def all_reduce(tensor: torch.Tensor, op: object = None) -> None:
+        tensor.copy_(tensor | 4 if op == group.ReduceOp.BOR else tensor + 4)
+
+    def all_gather(parts: list[torch.Tensor], own: torch.Tensor) -> None:
+        parts[0].fill_(4)
+        parts[1].copy_(own)
+
+    def broadcast(tensor: torch.Tensor, src: int) -> None:
+        assert src == 0
+        tensor.fill_(4)
+
+    def broadcast_object_list(box: list[object], src: int) -> None:
+        assert src == 0 and len(box) == 1
+        box[0] = 4
+
+    monkeypatch.setattr(group, "all_reduce", all_reduce)
+    monkeypatch.setattr(group, "all_gather", all_gather)
+    monkeypatch.setattr(group, "broadcast", broadcast)
+    monkeypatch.setattr(group, "broadcast_object_list", broadcast_object_list)
+
+
+@pytest.mark.usefixtures("second")
+def test_values_of_the_ranks_are_added_joined_or_those_of_rank_0() -> None:
+    assert distributed.all_reduce_sum(torch.tensor([1, 2])).tolist() == [5, 6]
+    assert distributed.all_gather(torch.tensor([1, 2])).tolist() == [[4, 4], [1, 2]]
+    assert distributed.all_reduce_or(3) == 7
+    assert distributed.broadcast_object(1) == 4
+    model = torch.nn.BatchNorm1d(3)
+    distributed.broadcast_buffers(model)
+    assert model.running_mean.tolist() == [4.0] * 3 and model.num_batches_tracked == 4
+    assert model.weight.tolist() == [1.0] * 3
+
+
+@pytest.mark.usefixtures("second")
+def test_the_first_error_of_a_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs: list[Exception | None] = [None]
+    calls: list[int] = []
+
+    def all_gather_object(failures: list[object], own: object) -> None:
+        failures[:] = [theirs[0], own]
+
+    monkeypatch.setattr(distributed.distributed, "all_gather_object", all_gather_object)
+    assert distributed.raise_on_all_ranks(lambda: 7) == 7
+    assert distributed.on_rank_zero(lambda: calls.append(1)) is None and not calls
+    assert distributed.from_rank_zero(lambda: calls.append(1)) == 4 and not calls
+    with pytest.raises(ZeroDivisionError) as caught:
+        distributed.raise_on_all_ranks(lambda: 1 // 0)
+    assert caught.value.shared is True
+    theirs[0] = ValueError("on rank 0")
+    for act in (lambda: 7, lambda: 1 // 0):
+        with pytest.raises(ValueError, match="on rank 0") as caught:
+            distributed.raise_on_all_ranks(act)
+        assert caught.value.shared is True
+
+
+def test_an_error_that_cannot_be_sent_is_told_by_class_and_message() -> None:
+    class Local(Exception):
+        pass
+
+    error = ValueError("x")
+    assert distributed._portable(error) is error
+    told = distributed._portable(Local("what\nmore"))
+    assert type(told) is RuntimeError and str(told) == "Local: what"
+
+
+@pytest.mark.usefixtures("second")
+def test_ranks_that_hold_different_values_are_told_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_gather_object(found: list[object], own: object) -> None:
+        found[:] = [{"step": 1}, own]
+
+    monkeypatch.setattr(distributed.distributed, "all_gather_object", all_gather_object)
+    distributed.check_ranks_agree({"step": 1}, "resume")
+    line = "rank 1 differs from rank 0: step is 2 there and 1 on rank 0; resume"
+    with pytest.raises(RanksDisagreeError, match=f"^{line}$"):
+        distributed.check_ranks_agree({"step": 2}, "resume")
+    monkeypatch.setattr(distributed, "world", World)
+    distributed.check_ranks_agree({"step": 2}, "resume")
+
+
+@pytest.mark.usefixtures("second")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/a.cc:1] Connection closed by peer. "),
+        RuntimeError("[x] nccl: Connection closed by peer"),
+        torch.distributed.DistError("Connection closed by peer"),
+    ],
+)
+def test_a_failed_collective_names_this_rank_and_the_place(error: Exception) -> None:
+    with pytest.raises(PeerLostError) as caught, distributed.translate_collective_errors(lambda: "in step 3"):
+        raise error
+    assert (
+        str(caught.value).startswith("rank 1 of 2 lost another rank in step 3 (") and caught.value.__cause__
+    )
+    assert "Connection closed by peer): it died or hangs, see the end of its log; start" in str(caught.value)
+
+
+@pytest.mark.usefixtures("second")
+def test_another_error_is_not_taken_for_a_lost_rank() -> None:
+    with (
+        pytest.raises(RuntimeError, match="shapes do not match"),
+        distributed.translate_collective_errors(lambda: "now"),
+    ):
+        raise RuntimeError("shapes do not match")
+
+
+def test_the_reason_of_a_collectives_error_is_at_most_160_characters() -> None:
+    assert distributed.reason(RuntimeError("[a.cc:1]  lost. . \nmore")) == "lost"
+    assert distributed.reason(RuntimeError("x" * 200)) == "x" * 160
+
+
+def test_a_wrong_rank_is_printed_by_every_rank() -> None:
+    with pytest.raises(StartError) as caught:
+        world(TORCHRUN | {"RANK": "8"})
+    assert caught.value.shared is False
+    assert str(caught.value).startswith("RANK=8 WORLD_SIZE=8 LOCAL_RANK=1 are not a valid rank: ")
+    assert world({"RANK": "7", "WORLD_SIZE": "8"}) == World(7, 8, 0)
+    assert [World(rank).is_main_process for rank in (0, 1)] == [True, False]
 
 
 END = """
