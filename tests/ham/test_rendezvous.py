@@ -274,3 +274,182 @@ def test_long_values_are_shortened_and_order_does_not_matter() -> None:
     assert compare([{"a": 1}]) is None and compare([{"a": 1}] * 5) is None
     text = difference({"code": "x" * 99}, {"code": "y" * 99})
     assert len(text) < 110 and "yyy..." in text
+
+
+# parts of the talk
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[rendezvous._Connection, socket.socket]]:
+    """Rank 0's end of a connection, and the other rank's socket."""
+    ours, theirs = socket.socketpair()
+    yield rendezvous._Connection(ours), theirs
+    ours.close()
+    theirs.close()
+
+
+def test_a_line_is_complete_with_its_end_and_counts_once(pair: tuple) -> None:
+    connection, theirs = pair
+    theirs.sendall(b'{"rank"')
+    assert not connection.receive() and not connection.closed and connection.line == {}
+    theirs.sendall(b": 1}\n")
+    assert connection.receive() and not connection.closed and connection.line == {"rank": 1}
+    theirs.sendall(b'{"rank": 2}\n')
+    assert not connection.receive() and connection.line == {"rank": 1} and not connection.closed
+    theirs.close()
+    assert not connection.receive() and connection.closed
+
+
+@pytest.mark.parametrize("text", [b"no json\n", b"[]\n", b"{}\n"])
+def test_a_line_that_says_nothing_ends_the_connection(pair: tuple, text: bytes) -> None:
+    connection, theirs = pair
+    theirs.sendall(text)
+    assert not connection.receive() and connection.closed
+
+
+def test_a_line_without_an_end_is_given_up_above_a_megabyte(pair: tuple) -> None:
+    connection, theirs = pair
+    connection.text = b"x" * (2**20 - 1)
+    for closed in (False, True):
+        theirs.sendall(b"x")
+        assert not connection.receive() and connection.closed is closed
+
+
+def test_a_connection_that_broke_is_closed(pair: tuple) -> None:
+    connection, theirs = pair
+    theirs.close()
+    connection.send({"a": 1})
+    connection.closed = False
+    connection.send({"a": 1})
+    assert connection.closed
+    connection.socket.close()
+    connection.closed = False
+    assert not connection.receive() and connection.closed
+
+
+@pytest.mark.parametrize(
+    ("error", "key"), [(PeerLostError("gone"), "lost"), (StartError("gone"), "error")], ids=["lost", "start"]
+)
+def test_a_refusal_is_raised_as_the_same_error(pair: tuple, error: Exception, key: str) -> None:
+    connection, theirs = pair
+    connection.refuse(error)
+    answer = json.loads(theirs.recv(100))
+    assert answer == {key: "gone"}
+    with pytest.raises(type(error), match=r"^gone$") as caught:
+        rendezvous._store_port(answer)
+    assert getattr(caught.value, "shared", None) is getattr(type(error), "shared", None)
+
+
+def test_the_answer_of_rank_0_is_a_port_or_why_this_rank_has_none() -> None:
+    assert rendezvous._store_port({"store": 7}) == 7
+    with pytest.raises(StartError, match=r"^not you$") as caught:
+        rendezvous._store_port({"refused": "not you"})
+    assert caught.value.shared is False, "this rank alone has it, and prints it"
+    with pytest.raises(
+        PeerLostError, match=r"^rank 0 ended before all ranks had arrived, see the end of its"
+    ):
+        rendezvous._store_port({})
+
+
+def test_missing_ranks_are_named_with_place_and_time() -> None:
+    listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 4)
+    end = f"at 127.0.0.1:{listener.port} within 1.5 s (compute.timeout): {rendezvous._HOW}"
+    assert listener._missing(1.5) == f"ranks 1, 2, 3 of 4 did not arrive {end}"
+    listener._arrived = {1: None, 2: None}
+    assert listener._missing(1.5) == f"rank 3 of 4 did not arrive {end}"
+    listener.close()
+
+
+def test_a_rank_that_is_gone_has_twice_the_time_of_an_answer_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendezvous, "_REPLY_SECONDS", 4.0)
+    listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 4)
+    listener._gone = {1: 100.0, 2: 96.0}
+    listener._arrived = {2: None}
+    for now, named in ((108.0, False), (108.5, True)):
+        monkeypatch.setattr(rendezvous.time, "monotonic", lambda now=now: now)
+        listener._check_gone()
+        assert (listener._error is not None) is named
+    assert str(listener._error) == "rank 1 ended before all ranks had arrived, see the end of its log"
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "answers", "arrived"),
+    [
+        ({}, [{"run": "run 7"}], True),
+        ({"run": "run 8"}, [{"run": "run 7"}], False),
+        ({"identity": None}, [{"run": "run 7"}], False),
+        ({"rank": 0}, [{"run": "run 7"}, {"refused": "rank 0 of 3 does not exist: SAME"}], False),
+        ({"rank": 3}, [{"run": "run 7"}, {"refused": "rank 3 of 3 does not exist: SAME"}], False),
+        ({"rank": 2}, [{"run": "run 7"}], True),
+        (
+            {"world_size": 2},
+            [{"run": "run 7"}, {"error": "rank 1 counts 2 ranks, rank 0 counts 3: SAME"}],
+            False,
+        ),
+    ],
+)
+def test_who_arrives_is_acknowledged_and_admitted_or_told_why_not(
+    pair: tuple, line: dict, answers: list[dict], arrived: bool
+) -> None:
+    connection, theirs = pair
+    listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 3)
+    connection.line = {"run": "run 7", "rank": 1, "world_size": 3, "identity": {}} | line
+    listener._admit(connection)
+    text = json.dumps(answers).replace("SAME", rendezvous.SAME_START)
+    assert [json.loads(sent) for sent in theirs.recv(1000).splitlines()] == json.loads(text)
+    assert listener._arrived == ({connection.line["rank"]: connection} if arrived else {})
+    listener.close()
+
+
+def test_a_process_may_connect_again_and_another_one_of_its_rank_may_not(pair: tuple) -> None:
+    connection, theirs = pair
+    listener = Listener(Endpoint("127.0.0.1", (0,), ""), 3)
+    line = {"run": "", "rank": 1, "world_size": 3, "identity": {}, "token": "a"}
+    for token, told in (("a", 1), ("a", 1), ("b", 2)):
+        listener._admit(rendezvous._Connection(connection.socket, line=line | {"token": token}))
+        answers = theirs.recv(1000).splitlines()
+        assert len(answers) == told
+    what = "another process is rank 1 already: two runs share one MASTER_PORT"
+    assert json.loads(answers[1]) == {"refused": what}
+    listener.close()
+
+
+def test_a_port_that_cannot_be_had_names_the_first_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple] = []
+
+    def create_server(address: tuple[str, int], **options: object) -> None:
+        tried.append((address, options["family"], options.get("dualstack_ipv6", False)))
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
+    message = r"^rank 0 cannot listen on port 1, 2, 3 \(Address already in use\): set another MASTER_PORT$"
+    for address in ("localhost", "127.0.0.1", "node0"):
+        with pytest.raises(PeerLostError, match=message):
+            rendezvous._listen(Endpoint(address, (1, 2, 3, 4)))
+    local = [(("127.0.0.1", port), socket.AF_INET, False) for port in (1, 2, 3, 4)]
+    assert tried == local * 2 + [(("", port), socket.AF_INET6, True) for port in (1, 2, 3, 4)]
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with pytest.raises(PeerLostError):
+        rendezvous._listen(Endpoint("node0", (5,)))
+    assert tried[-1] == (("", 5), socket.AF_INET, False)
+
+
+def test_a_rank_that_finds_nobody_says_where_it_looked_and_for_how_long() -> None:
+    port = free_port()
+    with pytest.raises(PeerLostError) as caught:
+        join(Endpoint("127.0.0.1", (port, free_port()), "run 7"), 2, 3, OWN, 0.15)
+    assert str(caught.value) == (
+        f"rank 2 of 3 did not find rank 0 at 127.0.0.1:{port} within 0.15 s "
+        f"(compute.timeout; nothing listens there): {rendezvous._HOW}"
+    )
+
+
+@pytest.mark.parametrize("text", [b'{"a": 1}', b'{"a": 1}\n'])
+def test_a_line_of_json_is_an_object_or_nothing(text: bytes) -> None:
+    assert rendezvous._parse(text) == {"a": 1}
+    for wrong in (b"", b"1", b"[1]", b"{", b"[" * 100_000):
+        assert rendezvous._parse(wrong) == {}
