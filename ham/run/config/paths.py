@@ -22,4 +22,5 @@ def demo_file(demo: str, experiment: str) -> str:
     """The file of configs/demo that scales an experiment: <data>/<demo> for its kind of data, else <demo>."""
     base = OmegaConf.load(CONFIGS / "base" / f"{base_of(experiment)}.yaml")
     data = next((entry["override /data"] for entry in base.defaults if "override /data" in entry), "")
-    return f"{data}/{demo}" if (CONFIGS / "demo" / data / f"{demo}.yaml").exists() else demo
+    file = "/".join(filter(None, [data, demo]))
+    return file if (CONFIGS / "demo" / f"{file}.yaml").exists() else demo
