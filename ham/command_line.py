@@ -148,7 +148,7 @@ def unusable(text: str) -> str:
     match = _UNUSABLE.search(text)
     if not match:
         return ""
-    if match[0] < " " or match[0] == "\x7f":
+    if match[0] <= "\x7f":
         return f"a control character ({match[0]!r})"
     encoding = sys.getfilesystemencoding()
     return f"bytes that are not {encoding}" + ("" if encoding == "utf-8" else ", the encoding of this locale")

@@ -116,6 +116,18 @@ def test_torchruns_store_tells_where_rank_0_listens(monkeypatch: pytest.MonkeyPa
     assert process_group._endpoint_in(Agent()) == Endpoint("node0", (31000,), "abc")
 
 
+def test_a_rank_of_torchrun_asks_its_store_where_rank_0_listens(
+    torch_calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = SimpleNamespace(get={"ham rank 0": b"31000 abc"}.__getitem__)
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setattr(process_group.distributed, "rendezvous", lambda *_, **__: iter([(agent, 1, 3)]))
+    monkeypatch.setattr(process_group, "connect", lambda find, *_: (find(), 4242))
+    process_group.init_distributed({}, 5)
+    assert torch_calls["init"][1]["store"] == ("prefix", "abc", agent)
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError])
 def test_ranks_that_do_not_connect_are_named(
     torch_calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]

@@ -1,0 +1,113 @@
+"""Which checkpoints of the Trainer are complete, and which are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ham.run import trainer_checkpoints
+from ham.run.checkpoint import CheckpointError
+from ham.run.trainer_checkpoints import MARK, Checkpoint, latest, mark, rotate
+
+
+def write(folder: Path, step: int, best: int | None = None, **state: object) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "weights").write_text(str(step))
+    (path / "optimizer").write_text("x")
+    mark(path, {"best_step": best, **state})
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def silent(line: str) -> None:
+    raise AssertionError(line)
+
+
+def test_a_mark_holds_the_state_and_the_hash_of_each_file(tmp_path: Path) -> None:
+    path = write(tmp_path, 5, losses=[1.0])
+    mark(path, {"best_step": 5})
+    content = json.loads((path / MARK).read_text())
+    digests = {
+        name: hashlib.sha256(text).hexdigest() for name, text in (("optimizer", b"x"), ("weights", b"5"))
+    }
+    assert content == {"state": {"best_step": 5}, "sha256": digests}
+
+
+def test_files_are_on_the_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    path = tmp_path / "checkpoint-1"
+    path.mkdir()
+    (path / "weights").write_text("x")
+    original = trainer_checkpoints.os.fsync
+    fsync = lambda descriptor: events.append("file") or original(descriptor)  # noqa: E731
+    monkeypatch.setattr(trainer_checkpoints.os, "fsync", fsync)
+    monkeypatch.setattr(trainer_checkpoints, "sync_folder", lambda folder: events.append(folder.name))
+    monkeypatch.setattr(trainer_checkpoints, "atomic_write_json", lambda path, _: events.append(path.name))
+    mark(path, {"best_step": None})
+    assert events == ["file", "checkpoint-1", MARK, tmp_path.name]
+    assert trainer_checkpoints._digest(path / "weights") == hashlib.sha256(b"x").hexdigest()
+    assert events.count("file") == 1, "reading does not flush"
+
+
+def test_the_newest_by_number_is_resumed(tmp_path: Path) -> None:
+    assert latest(tmp_path / "missing", silent) is None
+    for step, best in ((9, None), (100, 20), (20, 20)):
+        write(tmp_path, step, best, note=step)
+    found = latest(tmp_path, silent)
+    assert found == Checkpoint(tmp_path / "checkpoint-100", 100, {"best_step": 20, "note": 100})
+    assert found.best == "checkpoint-20" and Checkpoint(tmp_path, 1, {"best_step": None}).best == ""
+
+
+def test_incomplete_ones_are_deleted_and_other_names_stay(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    for name in ("checkpoint-7", "checkpoint-x", "checkpoint-7b", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-8").touch()
+    (tmp_path / "checkpoint-9").symlink_to(tmp_path / "notes")
+    assert latest(tmp_path, silent).step == 5
+    assert names(tmp_path) == {"checkpoint-5", "checkpoint-x", "checkpoint-7b", "notes"}
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing", "mark", "state"])
+def test_a_damaged_one_is_named_and_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, 5)
+    path = write(tmp_path, 6)
+    if damage == "altered":
+        (path / "weights").write_text("7")
+    elif damage == "missing":
+        (path / "weights").unlink()
+    elif damage == "mark":
+        (path / MARK).write_text("{")
+    else:
+        (path / MARK).write_text('{"state": {}, "sha256": {}}')
+    lines: list[str] = []
+    assert latest(tmp_path, lines.append).step == 5
+    assert lines == [f"checkpoint {path} is damaged (truncated or altered); trying the one before it"]
+    assert names(tmp_path) == {"checkpoint-5"}
+
+
+def test_without_a_good_one_or_the_best_one_nothing_is_resumed(tmp_path: Path) -> None:
+    write(tmp_path, 5, 5)
+    write(tmp_path, 6, 5)
+    (tmp_path / "checkpoint-5" / "weights").write_text("damaged")
+    for which in ("the best checkpoint", "every checkpoint"):
+        with pytest.raises(CheckpointError) as caught:
+            latest(tmp_path, lambda line: None)
+        assert str(caught.value) == f"{which} in {tmp_path} is damaged: start again with resume=false"
+        assert names(tmp_path) == {"checkpoint-5", "checkpoint-6"}
+        (tmp_path / "checkpoint-6" / "weights").write_text("damaged")
+
+
+def test_the_newest_two_and_their_best_ones_stay(tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 2), (5, None)):
+        write(tmp_path, step, best)
+    (tmp_path / "checkpoint-6").mkdir()
+    rotate(tmp_path)
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
