@@ -79,7 +79,8 @@ def test_a_given_commit_is_taken_where_git_has_none(
     answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: str, known: bool
 ) -> None:
     answer["out"] = "f" * 40
-    assert (commit(), unknown_commit()) == ("f" * 40, "")
+    assert (commit(), answer["called"][0]) == ("f" * 40, ["git", "rev-parse", "HEAD"])
+    assert (unknown_commit(), answer["called"][0]) == ("", ["git", "rev-parse", "HEAD"])
     answer["raises"] = FileNotFoundError(2, "No such file", "git")
     monkeypatch.setenv("HAM_COMMIT", given)
     assert commit() == (given if known else None)
