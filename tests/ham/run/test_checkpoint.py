@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import random
 import resource
@@ -14,7 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from ham.run.checkpoint import FORMAT, SAVED, CheckpointError, load, save
+from ham.run.checkpoint import (
+    FORMAT,
+    SAVED,
+    CheckpointError,
+    check_not_purged,
+    explain_mismatch,
+    load,
+    mark_saved,
+    save,
+)
+from ham.run.config import ConfigError
 from ham.run.metrics import EpochMetrics
 from ham.run.state import _check_optimizer_state
 
@@ -193,6 +205,112 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file or directory") as caught:
         save(tmp_path / "gone", state(1))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_is_torchs_file_and_its_sha_256(tmp_path: Path) -> None:
+    """Also of tensors above a megabyte, which a thread hashes."""
+    large = {"w": torch.arange(2**19, dtype=torch.float32), "n": 3}
+    save(tmp_path, large)
+    content = (tmp_path / "last.pt").read_bytes()
+    assert content[-32:] == hashlib.sha256(content[:-32]).digest() and len(content) > 2**21
+    assert_equal(load(tmp_path, silent), large)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    assert FORMAT == 2
+    for other in ({"format": 1}, {"format": 3}, {}):
+        buffer = io.BytesIO()
+        torch.save({**other, "n": 1}, buffer)
+        (tmp_path / "last.pt").write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+        with pytest.raises(CheckpointError) as caught:
+            load(tmp_path, silent)
+        cure = "finish the run with that version, or start again with resume=false"
+        assert str(caught.value) == f"checkpoint {tmp_path / 'last.pt'} is of another version: {cure}"
+
+
+@pytest.mark.parametrize("content", [b"no archive", None], ids=["text", "list"])
+def test_a_whole_file_that_holds_something_else_is_damaged(tmp_path: Path, content: bytes | None) -> None:
+    save(tmp_path, state(1))
+    save(tmp_path, state(2))
+    if content is None:
+        buffer = io.BytesIO()
+        torch.save([1], buffer)
+        content = buffer.getvalue()
+    last, warnings = tmp_path / "last.pt", []
+    last.write_bytes(content + hashlib.sha256(content).digest())
+    assert_equal(load(tmp_path, warnings.append), state(1))
+    line = f"checkpoint {last} is damaged (it holds something else); trying the one before it"
+    assert warnings == [line] and (tmp_path / "last.damaged").exists() and not last.exists()
+
+
+def test_what_cannot_be_read_is_told_with_its_cure(tmp_path: Path) -> None:
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path, [].append)
+    reasons = "last.pt is not a file; previous.pt is not a file"
+    cure = "move last.pt and previous.pt away"
+    assert str(caught.value) == f"no checkpoint in {tmp_path} can be read ({reasons}): {cure}"
+    (tmp_path / "previous.pt").rmdir()
+    (tmp_path / "previous.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"\(truncated or altered\)\): move last\.pt away$"):
+        load(tmp_path, [].append)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reached"),
+    [
+        ('{"epoch": 0}\n{"epoch": 4}\n', "metrics.jsonl says that epoch 5 was reached"),
+        ("", ".saved says that a checkpoint was written"),
+        ("{", ".saved says that a checkpoint was written"),
+        ("[1]", ".saved says that a checkpoint was written"),
+    ],
+)
+def test_deleted_checkpoints_are_told_from_a_run_that_had_none(
+    tmp_path: Path, metrics: str, reached: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    check_not_purged(tmp_path)
+    mark_saved(tmp_path)
+    os.utime(tmp_path / SAVED, (1000, 1000))
+    mark_saved(tmp_path)
+    assert (tmp_path / SAVED).stat().st_mtime > 1000 and (tmp_path / SAVED).read_bytes() == b""
+    for check in (check_not_purged, lambda folder: load(folder, silent)):
+        with pytest.raises(ConfigError) as caught:
+            check(tmp_path)
+        assert str(caught.value).startswith(
+            f"{reached}, but the checkpoints in {tmp_path} are gone (purged?)"
+        )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_failed_write_says_what_is_left(
+    tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kept:
+        save(tmp_path, state(1))
+
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("enforce fail") from error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path, state(2))
+    rest = "the last good one is kept" if kept else "none was written before"
+    assert str(caught.value) == f"cannot write a checkpoint in {tmp_path}: No space left on device; {rest}"
+
+
+@pytest.mark.parametrize("kind", [KeyError, TypeError, ValueError, AttributeError, RuntimeError])
+def test_a_state_that_does_not_fit_is_of_another_version(tmp_path: Path, kind: type[Exception]) -> None:
+    with pytest.raises(CheckpointError) as caught, explain_mismatch(tmp_path):
+        raise kind("what\nmore")
+    start = f"the checkpoint in {tmp_path} does not fit this version ({kind.__name__}: "
+    assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
+    with pytest.raises(torch.OutOfMemoryError), explain_mismatch(tmp_path):
+        raise torch.OutOfMemoryError("no memory")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,3 +216,117 @@ def test_the_order_of_a_step(monkeypatch: pytest.MonkeyPatch, sam: float, clip: 
     assert passes[0] == {"average": not sam}
     assert passes[1:] == ([{"count": False}] if sam and steps else [])
     assert run.params[0].grad.item() == pytest.approx(0.5 if clip and steps else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "synced", "counted"), [({}, True, 2), ({"average": False, "count": False}, False, 0)]
+)
+def test_parts_of_a_batch_are_weighted_and_averaged_over_the_ranks_once(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], synced: bool, counted: int
+) -> None:
+    """The mean of 3 samples of loss 2 w and one of loss 6 w is 3 w."""
+    weight = torch.tensor(1.0, requires_grad=True)
+    syncs: list[bool] = []
+    accuracies: list[tuple[str, str]] = []
+
+    def gradient_sync(network: object, enabled: bool) -> Any:
+        syncs.append(enabled)
+        return nullcontext()
+
+    monkeypatch.setattr(loop.process_group, "gradient_sync", gradient_sync)
+    task = SimpleNamespace(
+        microbatches=lambda batch, parts: [(2.0, 0.75), (6.0, 0.25)][:parts],
+        loss=lambda network, part: (part * weight, f"logits {part:g}", f"labels {part:g}"),
+    )
+    run = SimpleNamespace(
+        cfg=SimpleNamespace(optimizer=SimpleNamespace(accumulate=2)),
+        device=torch.device("cpu"),
+        network=None,
+        task=task,
+        metrics=SimpleNamespace(update_accuracy=lambda *pair: accuracies.append(pair)),
+    )
+    loss = loop.forward_backward(run, None, **options)
+    assert (loss.item(), weight.grad.item(), loss.requires_grad) == (3.0, 3.0, False)
+    assert syncs == [False, synced]
+    assert accuracies == [("logits 2", "labels 2"), ("logits 6", "labels 6")][:counted]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 50.0)
+    events: list[Any] = []
+    monkeypatch.setattr(loop.ranks, "check_run", lambda run: events.append("compared"))
+    monkeypatch.setattr(loop.checkpoint, "save", lambda folder, state: events.append((folder, state)))
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    run = SimpleNamespace(
+        model=model,
+        ham=None,
+        step=7,
+        saved_at=0.0,
+        metrics=SimpleNamespace(diverged_at=lambda: -1),
+        logger=SimpleNamespace(folder=tmp_path, flush=lambda: events.append("flushed")),
+        state_dict=lambda: {"a": 1},
+    )
+    loop.save(run)
+    assert events == ["compared", "flushed", (tmp_path, {"a": 1})] and run.saved_at == 50.0
+    with torch.no_grad():
+        model[1].bias[1] = float("nan")
+    with pytest.raises(DivergedError, match=r"diverged: 1\.bias is not finite at step 7; "):
+        loop.save(run)
+    model[0].running_var[0] = float("inf")
+    with pytest.raises(DivergedError, match=r"diverged: 0\.running_var is not finite at step 7; "):
+        loop.save(run)
+    run.metrics.diverged_at = lambda: 6
+    with pytest.raises(DivergedError, match="the loss is not finite at step 6"):
+        loop.save(run)
+    assert events[3:] == ["compared"] * 2
+
+
+@pytest.mark.parametrize("ham", [None, SimpleNamespace(clamped_share=lambda: torch.tensor(0.25))])
+def test_the_statistics_of_an_epoch(monkeypatch: pytest.MonkeyPatch, ham: Any) -> None:
+    masks = SimpleNamespace(weights={"first": "w1", "second": "w2"}, masks={"first": "m1"})
+    monkeypatch.setattr(loop, "l1_norm", lambda masks: {"l1": 1.0})
+    monkeypatch.setattr(loop, "small_fractions", lambda masks: {"small": 2.0})
+    monkeypatch.setattr(loop, "inverse_metric_at_zero", lambda weight, mask: (weight, mask))
+    run = SimpleNamespace(
+        epoch=3,
+        ham=ham,
+        flips=SimpleNamespace(on_epoch_end=lambda epoch: {"flips": epoch}),
+        sparsifier=SimpleNamespace(masks=masks, counts=lambda: [("first", 1, 4), ("second", 4, 4)]),
+    )
+    expected = {"l1": 1.0, "small": 2.0, "flips": 4, "inverse_metric_at_zero": ("w1", "m1")}
+    expected |= {"layers": {"first": 0.75, "second": 0.0}} | ({"clamped_share": 0.25} if ham else {})
+    assert loop.statistics(run) == expected
+
+
+@pytest.mark.parametrize(("batch", "starts"), [(0, [0, 1]), (1, [1])])
+def test_training_goes_on_from_its_batch_to_its_last_epoch(
+    run: Noted, monkeypatch: pytest.MonkeyPatch, batch: int, starts: list[int]
+) -> None:
+    """Two epochs of two steps; an epoch starts once for the sparsifier."""
+    events: list[Any] = []
+    run.epoch, run.batch, run.step, run.cfg.epochs, run.optimizer = 0, batch, batch, 2, "optimizer"
+    run.task.batches = lambda epoch, start: range(start, 2)
+    run.metrics.update_loss = lambda *step: events.append(step)
+    run.logger.update_progress = lambda: events.append("progress")
+    run.sparsifier = SimpleNamespace(
+        on_epoch_start=lambda *arguments: events.append(arguments), on_end=lambda: events.append("end")
+    )
+    monkeypatch.setattr(loop, "train_step", lambda run, batch: f"loss {batch}")
+    monkeypatch.setattr(loop, "_handle_requests", lambda run, received: events.append((run.step, run.batch)))
+
+    def finish(run: Noted, received: list[str]) -> None:
+        events.append("finished")
+        run.epoch, run.batch = run.epoch + 1, 0
+
+    monkeypatch.setattr(loop, "finish_epoch", finish)
+    loop.train(run)
+    expected: list[Any] = []
+    step = batch
+    for epoch in (0, 1):
+        if epoch in starts:
+            expected.append((epoch, "optimizer"))
+        for number in range(batch if epoch == 0 else 0, 2):
+            expected += [(step, f"loss {number}"), "progress", (step + 1, number + 1)]
+            step += 1
+        expected += ["end", "finished"] if epoch == 1 else ["finished"]
+    assert events == expected and run.saved_at == 1000.0 and run.events == [("flush",)]
