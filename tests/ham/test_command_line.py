@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -184,6 +185,19 @@ def test_what_no_configuration_can_hold_is_named(text: str, what: str) -> None:
 def test_bytes_of_another_locale_name_its_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
     assert unusable("\udce9") == "bytes that are not ascii, the encoding of this locale"
+
+
+@pytest.mark.parametrize(("given", "path"), [("a b", Path("a b")), ("", None)])
+def test_a_path_is_not_empty(capsys: pytest.CaptureFixture[str], given: str, path: Path | None) -> None:
+    parser = Parser(prog="some.py")
+    parser.add_argument("--to", type=Path)
+    if path is not None:
+        assert parser.parse_args(["--to", given]).to == path
+        return
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--to", given])
+    line = "some.py: argument --to: the path is empty: give one, or leave the option out\n"
+    assert capsys.readouterr().err == line
 
 
 def test_an_error_of_arguments_is_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,6 +207,27 @@ def test_a_lock_whose_owner_cannot_be_written_is_not_held(
     assert caught.value.errno == (errno.EWOULDBLOCK if isinstance(error, FileExistsError) else errno.EROFS)
 
 
+def test_a_dead_owners_file_may_be_gone_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = locks._Owner({"pid": 1, "started": "never", "machine": locks._machine()}, 0.0)
+    answers = [dead, None]
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "_read_owner", lambda path: answers.pop(0))
+        locks._wait_for_owner(tmp_path / "lock.owner")
+    assert answers == []
+
+
+def test_a_write_that_fails_is_the_error_although_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: object) -> str:
+        (tmp_path / "lock.owner").unlink()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.json, "dumps", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        lock_file(tmp_path / "lock")
+
+
 def test_a_heartbeat_renews_the_file_while_it_is_ones_own(tmp_path: Path) -> None:
     lock, path = lock_file(tmp_path / "lock"), tmp_path / "lock.owner"
     waits: list[float] = []

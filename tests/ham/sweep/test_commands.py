@@ -338,10 +338,11 @@ def test_an_archive_that_cannot_be_written_ends_no_run(
 def test_the_time_limit_of_local_runs_counts_from_the_start_of_the_command(
     sweep: Sweep, local_sweep: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([100.0, 103.0])
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(times))
-    sweep("--exp dense", "--seeds 0", "--demo tiny", "--local", "--seconds 10")
-    assert local_sweep["seconds"] == 7.0
+    for now, left in ((103.0, 7.0), (110.0, 0.001), (200.0, 0.001)):
+        times = iter([100.0, now])
+        monkeypatch.setattr(commands.time, "monotonic", lambda times=times: next(times))
+        sweep("--exp dense", "--seeds 0", "--demo tiny", "--local", "--seconds 10")
+        assert local_sweep["seconds"] == left
 
 
 def test_runs_of_an_active_source_are_not_started_here(

@@ -258,3 +258,18 @@ def test_runs_of_one_level_and_class_share_an_array() -> None:
         (True, "imagenet_rn50", [late]),
         (False, "imagenet_rn50", [dependent]),
     ]
+
+
+def test_slurm_and_the_sites_settings_have_minutes_to_answer(
+    sweeps: Sweeps, no_slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(command: list[str], seconds: float, *_: object) -> None:
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(environment, "run_program", hang)
+    monkeypatch.setattr(slurm, "run_program", hang)
+    stand_in(no_slurm, "squeue", "")
+    with pytest.raises(SweepError, match=r"^slurm/site\.sh does not end within 60 s: correct it$"):
+        environment.site_environment()
+    with pytest.raises(SweepError, match=r"^squeue does not answer within 120 s: try again later$"):
+        slurm.run_slurm("squeue", environment={"PATH": str(no_slurm)})

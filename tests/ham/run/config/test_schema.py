@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ham.run.config import Config, load
+from ham.run.config import Config, load, schema
 from ham.run.config.schema import CheckpointConfig, ComputeConfig, Device, WandbConfig, WandbMode
 
 
@@ -135,3 +136,10 @@ def test_a_sparsifier_is_told_the_rate_and_the_momentum_of_sgd(
     replace(cfg, **options(cfg, "optimizer", lr=0.25, momentum=0.5))
     replace(cfg, optimizer=adamw)
     assert seen == [{"lr": 0.25, "momentum": 0.5}, {"lr": 0.125, "momentum": None}]
+
+
+def test_a_task_checks_the_run_that_learns_it(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Config] = []
+    monkeypatch.setattr(schema, "task_of", lambda data: SimpleNamespace(check=checked.append))
+    made = replace(cfg, epochs=7)
+    assert checked == [made]
