@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,16 @@ import torch
 from torch import nn
 
 from ham import process_group
+from ham.data import derived_seed
+from ham.distributed import World
 from ham.run import build as module
 from ham.run.build import _check_world_size, build_ham, build_optimizer, optimizer_of, setup_device
 from ham.run.config import Config, ConfigError, load
 from ham.run.config.optimization import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
 from ham.run.config.schema import ComputeConfig, Device
+from ham.run.logger import NullLogger
+
+SMALL = ("+demo=digits", "model.width=4")
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +188,83 @@ def test_each_part_of_a_rank_is_large_enough_for_batchnorm() -> None:
         _check_world_size(made, 4)
     message = "BatchNorm needs 2 samples at once, got 1 on each of 4 processes: start fewer of them"
     assert str(caught.value) == message
+
+
+def task_of_three_steps(cfg: Config, **values: Any) -> Any:
+    """The digits with 3 steps an epoch; `generators` has what models were drawn with."""
+    generators: list[torch.Generator] = []
+
+    def build_model(generator: torch.Generator) -> nn.Module:
+        generators.append(generator)
+        return cfg.model.build(num_classes=10, image_size=8)
+
+    known = {"name": "images", "smooths_labels": True, "steps_per_epoch": 3, "build_model": build_model}
+    return SimpleNamespace(**known | {"generators": generators} | values)
+
+
+def built(cfg: Config, task: Any, **options: bool) -> Any:
+    cpu = torch.device("cpu")
+    return module.build(cfg, "hash", task, NullLogger(Path("none"), cfg), cpu, **options)
+
+
+@pytest.mark.parametrize(("rank", "stream"), [(0, "training"), (2, "training 2")])
+def test_each_random_stream_follows_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, rank: int, stream: str
+) -> None:
+    cfg = load([*SMALL, "+exp=dense", "seed=5", "epochs=4", "optimizer.schedule.warmup=0"])
+    monkeypatch.setattr(module.distributed, "world", lambda: World(rank, 1))
+    task = task_of_three_steps(cfg)
+    run = built(cfg, task)
+    assert task.generators[0].initial_seed() == derived_seed(5, "model")
+    assert torch.initial_seed() == derived_seed(5, stream)
+    assert run.network is run.model and run.ham is None and run.config_hash == "hash"
+    factor = run.scheduler.lr_lambdas[0]
+    assert [factor(step) for step in (0, 6, 12)] == [1.0, 0.5, 0.0]
+    assert run.flips is not None and run.metrics.means() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_first_step_without_the_optimizer_is_no_warning(at_start: bool) -> None:
+    cfg = load([*SMALL, "+exp=rigl_s90", f"sparsifier.update_at_start={str(at_start).lower()}"])
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        built(cfg, task_of_three_steps(cfg))
+        found = [text for _, text, *_ in warnings.filters if text and "lr_scheduler" in text.pattern]
+    assert bool(found) is at_start
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_masks_are_read_at_the_start_alone(monkeypatch: pytest.MonkeyPatch, resumed: bool) -> None:
+    cfg = load([*SMALL, "+exp=mask_acdc_s90", "runs_dir=/runs"])
+    asked: list[object] = []
+
+    def load_masks(source: object) -> None:
+        asked.append(source)
+        raise ValueError("no masks")
+
+    monkeypatch.setattr(module, "load_masks", load_masks)
+    if resumed:
+        built(cfg, task_of_three_steps(cfg), resumed=True)
+        assert asked == []
+        return
+    with pytest.raises(ConfigError, match=r"^no masks$") as caught:
+        built(cfg, task_of_three_steps(cfg))
+    assert caught.value.shared is True and asked == ["/runs/acdc_s90-digits/seed0"]
+
+
+def test_a_task_that_smooths_no_labels_refuses_it() -> None:
+    cfg = load([*SMALL, "+exp=dense", "optimizer.label_smoothing=0.1"])
+    built(cfg, task_of_three_steps(cfg))
+    with pytest.raises(
+        ConfigError, match=r"^optimizer\.label_smoothing does not apply to task other: leave it"
+    ):
+        built(cfg, task_of_three_steps(cfg, name="other", smooths_labels=False))
+    plain = load([*SMALL, "+exp=dense"])
+    built(plain, task_of_three_steps(plain, smooths_labels=False))
+
+
+def test_a_directory_is_named_by_experiment_scale_and_changes() -> None:
+    cfg = replace(load([*SMALL, "+exp=dense", "seed=5"]), runs_dir="/runs", overridden=False)
+    assert str(module.run_directory(cfg, "0123456789")) == "/runs/dense-digits/seed5"
+    changed = replace(cfg, overridden=True, demo="")
+    assert str(module.run_directory(changed, "0123456789")) == "/runs/dense-01234567/seed5"
