@@ -60,9 +60,11 @@ class EpochMetrics:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore this rank's sums; with another world size rank 0 gets the sums of all ranks."""
         rows, me = state["rows"], distributed.world()
-        if len(rows) != me.size:
-            rows = torch.stack([rows.sum(dim=0), *torch.zeros(me.size - 1, rows.shape[1], dtype=rows.dtype)])
-        loss_sum, steps, correct, count = rows[me.rank].tolist()
+        if len(rows) == me.size:
+            own = rows[me.rank]
+        else:
+            own = rows.sum(dim=0) if me.is_main_process else torch.zeros(4)
+        loss_sum, steps, correct, count = own.tolist()
         self.loss_sum.fill_(loss_sum)
         self.correct.fill_(int(correct))
         self.steps, self.count = int(steps), int(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from ham import distributed
+from ham.data import derived_seed
 from ham.distributed import World
 from ham.run import finetune
 from ham.run.config import Config, ConfigError, load
@@ -217,3 +219,93 @@ def test_an_unexplained_error_on_a_full_disk_is_one_of_the_disk(
     monkeypatch.setattr(trainer, "build_trainer", refuse)
     with pytest.raises(ConfigError, match=r"^ham\.select matches nothing$"):
         make(cfg, logger)._train(None)
+
+
+@pytest.mark.parametrize("score_before", [True, False])
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_run_answers_after_its_training_and_before_where_that_is_asked(
+    cfg: Config, logger: Any, monkeypatch: pytest.MonkeyPatch, resumed: bool, score_before: bool
+) -> None:
+    events: list[Any] = []
+    note = lambda name, value=None: lambda *arguments: events.append((name, *arguments)) or value  # noqa: E731
+    scores = {"boolq": Score("boolq", 1, 2, 0)}
+    model = torch.nn.Linear(2, 1)
+    monkeypatch.setattr(finetune, "Answering", lambda *_: SimpleNamespace(all_tasks=note("answers", scores)))
+    monkeypatch.setattr(finetune.ranks, "check_states", lambda state, where: events.append(where))
+    monkeypatch.setattr(finetune, "trained_weights", lambda model: {})
+    monkeypatch.setattr(finetune, "_save_adapter", lambda model, folder: events.append(folder.name))
+    monkeypatch.setattr(torch, "set_num_threads", note("threads"))
+    logger.load_state_dict = note("log")
+    kept = finetune.Checkpoint(Path("a"), 5, {"threads": 3, "logger": {"elapsed": 1.0}})
+    monkeypatch.setattr(finetune.FineTuning, "_prepare", lambda self: kept if resumed else None)
+    monkeypatch.setattr(finetune.FineTuning, "_receive", lambda self, checkpoint: checkpoint)
+    training = finetune.Training(8, 12, {"train_loss": 2.0})
+    monkeypatch.setattr(
+        finetune.FineTuning, "_train", lambda self, given: events.append(("train", given)) or training
+    )
+    given = replace(cfg, data=replace(cfg.data, score_before=score_before))
+    inputs = SimpleNamespace(language=SimpleNamespace(model=model), questions={})
+    tuning = finetune.FineTuning(given, "hash", inputs, torch.device("cpu"), logger, [])
+    found = tuning.run()
+    start = [("threads", 3), ("log", {"elapsed": 1.0})] if resumed else []
+    before = [("answers", "before")] if score_before else []
+    trained = [("train", kept if resumed else None), "after the training", "adapter", ("answers", "after")]
+    assert events == start + before + trained
+    accuracies = {"boolq": 50.0, "average": 50.0}
+    before = {f"before_{name}": value for name, value in accuracies.items()} if score_before else {}
+    assert found["metrics"] == {"train_loss": 2.0} | accuracies | before
+    assert found["ham"] == {"alpha": cfg.ham.alpha, "beta": cfg.ham.beta}
+    assert found["checkpoint"] == {"step": 8, "steps": 12} and found["sparsity"]["total"] == 3
+    assert found["answers"] == {"boolq": {"correct": 1, "questions": 2, "unanswered": 0}}
+
+
+@pytest.fixture
+def flow(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`train_or_resume` with stand-ins; what happens is in `events`."""
+    known = SimpleNamespace(events=[], finished=[False, False], fails=False)
+    note = lambda name, value=None: lambda *_: known.events.append(name) or value  # noqa: E731
+    made = SimpleNamespace(clear=note("clear"), close=note("close"))
+
+    def run() -> dict[str, Any]:
+        known.events.append("run")
+        if known.fails:
+            raise ConfigError("no")
+        return {}
+
+    monkeypatch.setattr(finetune, "setup_device", lambda cfg: torch.device("cpu"))
+    monkeypatch.setattr(finetune, "is_finished", lambda cfg, folder: known.finished.pop(0))
+    monkeypatch.setattr(finetune, "load_inputs", note("inputs"))
+    monkeypatch.setattr(finetune, "RunLogger", lambda *_: made)
+    monkeypatch.setattr(finetune, "report_finished", lambda *_: {"reported": True})
+    monkeypatch.setattr(finetune, "FineTuning", lambda *_: SimpleNamespace(run=run))
+    monkeypatch.setattr(finetune, "_finish", note("finish", {"summary": True}))
+    monkeypatch.setattr(finetune, "print_summary", lambda logger, task, summary: summary)
+    known.run = lambda **changes: finetune.train_or_resume(replace(cfg, **changes), tmp_path, "hash")
+    return known
+
+
+def test_a_run_starts_is_found_finished_or_fails_and_releases_its_directory(flow: Any) -> None:
+    assert flow.run() == {"summary": True} and flow.events == ["inputs", "run", "finish", "close"]
+    for answers, events in (([True], ["close"]), ([False, True], ["inputs", "close"])):
+        flow.events.clear()
+        flow.finished = answers
+        assert flow.run() == {"reported": True} and flow.events == events
+    flow.events.clear()
+    flow.finished = [False]
+    assert flow.run(resume=False) == {"summary": True}
+    assert flow.events == ["inputs", "clear", "run", "finish", "close"]
+    flow.finished, flow.fails = [False, False], True
+    with pytest.raises(ConfigError):
+        flow.run()
+    assert flow.events[-2:] == ["run", "close"]
+
+
+def test_inputs_are_examples_questions_and_the_model_of_the_seed(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(cfg.data), "load_examples", lambda self: "examples")
+    monkeypatch.setattr(type(cfg.data), "load_questions", lambda self, task: f"of {task}")
+    monkeypatch.setattr(type(cfg.model), "load", lambda self, seed, device: (seed, device))
+    found = finetune.load_inputs(cfg, torch.device("cpu"))
+    assert found.examples == "examples" and found.questions == {name: f"of {name}" for name in cfg.data.tests}
+    assert found.language == (derived_seed(cfg.seed, "model"), torch.device("cpu"))

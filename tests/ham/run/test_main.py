@@ -189,3 +189,77 @@ def test_a_resumed_run_says_where_it_goes_on(starting: Any) -> None:
     events = [("state", state), ("log", {"metrics_bytes": 7}), METADATA, "compared", ("progress", 400, 23)]
     assert starting.logger.events == events
     assert starting.logger.lines == ["resumed at epoch 3, step 23"]
+
+
+@pytest.fixture
+def flow(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`train_or_resume` with stand-ins: `events` is what happens, `finished` the answers of `is_finished`."""
+    known = SimpleNamespace(events=[], finished=[False, False], state=None, fails=False)
+    note = lambda name, value=None: lambda *_, **__: known.events.append(name) or value  # noqa: E731
+
+    class Logger:
+        folder = tmp_path
+        clear = staticmethod(note("clear"))
+        close = staticmethod(note("close"))
+
+    def train(run: Any) -> None:
+        known.events.append("train")
+        if known.fails:
+            raise DivergedError("nan", "advice")
+
+    def build(cfg: Config, *parts: Any, resumed: bool) -> Any:
+        known.events.append(("build", parts[0], parts[1], resumed))
+        return "run"
+
+    monkeypatch.setattr(main, "setup_device", lambda cfg: torch.device("cpu"))
+    monkeypatch.setattr(main, "is_finished", lambda cfg, folder: known.finished.pop(0))
+    monkeypatch.setattr(main, "_load_task", lambda *_: known.events.append("data") or "task")
+    monkeypatch.setattr(main, "RunLogger", lambda *_: Logger())
+    monkeypatch.setattr(main, "report_finished", lambda *_: {"reported": True})
+    monkeypatch.setattr(main, "_load_checkpoint", lambda *_: known.state)
+    monkeypatch.setattr(main, "build", build)
+    monkeypatch.setattr(main, "_start_or_restore", lambda run, state: known.events.append(("start", state)))
+    monkeypatch.setattr(main, "_train", train)
+    monkeypatch.setattr(main.ranks, "check_run", note("compare"))
+    monkeypatch.setattr(main, "finish", lambda run: {"summary": run})
+    monkeypatch.setattr(main, "print_summary", lambda logger, task, summary: summary | {"task": task})
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: known.events.append(("threads", threads)))
+    known.run = lambda **changes: main.train_or_resume(replace(cfg, **changes), tmp_path, "hash")
+    return known
+
+
+def test_a_new_run_is_built_trained_compared_and_summarized(flow: Any) -> None:
+    assert flow.run() == {"summary": "run", "task": str}
+    rest = [("build", "hash", "task", False), ("start", None), "train", "compare", "close"]
+    assert flow.events == ["data", *rest]
+
+
+def test_a_resumed_run_has_the_threads_of_its_checkpoint(flow: Any) -> None:
+    flow.state = {"threads": 3}
+    flow.run()
+    assert flow.events[1:4] == [("threads", 3), ("build", "hash", "task", True), ("start", flow.state)]
+    flow.finished, flow.state = [False, False], {}
+    with pytest.raises(main.checkpoint.CheckpointError, match="does not fit this version"):
+        flow.run()
+    assert flow.events[-1] == "close"
+
+
+@pytest.mark.parametrize(("answers", "events"), [([True], ["close"]), ([False, True], ["data", "close"])])
+def test_a_finished_run_is_reported_whoever_finished_it(
+    flow: Any, answers: list[bool], events: list[str]
+) -> None:
+    """It reads no data, unless another process finished it meanwhile."""
+    flow.finished = answers
+    assert flow.run() == {"reported": True} and flow.events == events
+
+
+def test_a_run_that_starts_again_is_cleared_first(flow: Any) -> None:
+    assert flow.run(resume=False)["summary"] == "run"
+    assert flow.events[:2] == ["data", "clear"] and flow.finished == [False]
+
+
+def test_the_directory_is_released_however_training_ends(flow: Any) -> None:
+    flow.fails = True
+    with pytest.raises(DivergedError):
+        flow.run()
+    assert flow.events[-2:] == ["train", "close"]

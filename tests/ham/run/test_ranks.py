@@ -108,10 +108,12 @@ def test_a_checkpoint_is_sent_in_parts_and_read_on_the_other_side(monkeypatch: p
     parts: list[torch.Tensor] = []
     sizes: list[int] = []
     assert ranks.send_state(state) is state and ranks.send_state(None) is None
-    monkeypatch.setattr(ranks, "_CHUNK", 1000)
     monkeypatch.setattr(distributed, "world", lambda: World(0, 2))
     monkeypatch.setattr(distributed, "broadcast_object", lambda size: sizes.append(size) or size)
     monkeypatch.setattr(distributed, "broadcast", lambda part: parts.append(part.clone()))
+    assert ranks.send_state(state) is state and len(parts) == 1, "a small one is sent at once"
+    parts.clear()
+    monkeypatch.setattr(ranks, "_CHUNK", 1000)
     assert ranks.send_state(state) is state
     assert [len(part) for part in parts[:-1]] == [1000] * (sizes[0] // 1000) and sum(
         map(len, parts)

@@ -107,6 +107,39 @@ def test_the_arguments_are_the_values_of_the_configuration(cfg: Config, tmp_path
     assert plain.eval_strategy.value == "no" and plain.load_best_model_at_end is False
 
 
+@pytest.mark.parametrize("held_out", [[], ["c"]])
+def test_the_trainer_gets_our_optimizer_schedule_and_callbacks(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held_out: list[str]
+) -> None:
+    events: list[Any] = []
+    encode = lambda examples, tokenizer, cutoff_len: [(text, tokenizer, cutoff_len) for text in examples]  # noqa: E731
+    made = lambda **options: SimpleNamespace(**options, remove_callback=events.append)  # noqa: E731
+    monkeypatch.setattr(trainer, "encode_examples", encode)
+    monkeypatch.setattr(trainer, "Trainer", made)
+    monkeypatch.setattr(trainer, "ham_callbacks", lambda cfg: ["ham"])
+    monkeypatch.setattr(trainer.transformers_logging, "set_verbosity_error", lambda: events.append("silent"))
+    model = torch.nn.Linear(2, 2)
+    inputs = SimpleNamespace(
+        language=SimpleNamespace(model=model, tokenizer="tokens"),
+        examples=SimpleNamespace(train=["a"] * 24, valid=held_out),
+    )
+    linear = replace(cfg.optimizer.schedule, warmup_steps=0)
+    optimizer = replace(cfg.optimizer, schedule=linear, lr=0.5, weight_decay=0.25)
+    given = replace(cfg, optimizer=optimizer, ham=replace(cfg.ham, select="everything"))
+    found = trainer.build_trainer(given, inputs, CPU, "callback", tmp_path)
+    assert found.model is model and found.train_dataset == [("a", "tokens", cfg.data.cutoff_len)] * 24
+    assert found.eval_dataset == ([("c", "tokens", cfg.data.cutoff_len)] if held_out else None)
+    assert found.callbacks == ["ham", "callback"] and found.data_collator is trainer.collate
+    assert events == ["silent", trainer.PrinterCallback]
+    assert (found.args.eval_strategy.value == "steps") is bool(held_out)
+    built, schedule = found.optimizers
+    assert type(built) is torch.optim.AdamW and {group["weight_decay"] for group in built.param_groups} <= {
+        0.25,
+        0.0,
+    }
+    assert [schedule.lr_lambdas[0](step) for step in (0, 3, 6)] == [1.0, 0.5, 0.0], "of 2 epochs of 3 steps"
+
+
 @pytest.mark.parametrize(
     ("examples", "size", "accumulate", "steps"),
     [(48, 1, 1, 6), (49, 1, 1, 7), (48, 2, 1, 6), (49, 2, 2, 7), (1, 4, 2, 1), (33, 4, 1, 5)],

@@ -122,7 +122,7 @@ def test_limits_of_jobs_are_whole_numbers(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setattr(environment, "site_environment", lambda warn: dict(known))
     with pytest.raises(SweepError, match=f"^{name}={value} is not a number: set it in slurm/site.sh or"):
         environment.job_environment()
-    known[name] = "10"
+    known.update({name: "10", "HAM_COMMIT": "of before"})
     monkeypatch.setattr(environment, "git", lambda *_: "abc")
     for changes, expected in ((False, {"HAM_COMMIT": "abc"}), (True, {}), (None, {})):
         monkeypatch.setattr(environment, "has_changes", lambda changes=changes: changes)

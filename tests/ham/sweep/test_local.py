@@ -308,6 +308,15 @@ def test_the_exit_status_tells_a_stop_from_failures(
     assert sweep._exit_status() == status
 
 
+def test_the_last_reason_of_a_run_that_is_left_out_is_printed(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for reason in ("first", "second"):
+        Failures(sweeps).add(DENSE, reason)
+    assert LocalSweep([DENSE], sweeps, jobs=1, seconds=9).run() == 1
+    assert capsys.readouterr() == ("", f"failed: {DENSE}: left out: second\n")
+
+
 class Signalled:
     """A worker that notes what it is sent."""
 
