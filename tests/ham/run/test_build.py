@@ -28,7 +28,7 @@ SMALL = ("+demo=digits", "model.width=4")
 
 @pytest.fixture(scope="module")
 def cfg() -> Config:
-    return load(["+exp=dense", "+demo=digits", "batch_size=64"])
+    return load(["+exp=dense", "+demo=digits"])
 
 
 def groups() -> list[dict[str, Any]]:
@@ -75,7 +75,8 @@ def test_ham_has_the_values_of_its_configuration(
 
 
 def test_ham_reads_gradients_without_the_decay_of_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = load(["+exp=acdc_sign_in_s90", "+demo=digits", "ham=imagenet", "allow_unpublished=true"])
+    cfg = load(["+exp=acdc_sign_in_s90", "+demo=digits"])
+    cfg = replace(cfg, ham=replace(cfg.ham, alpha=1.0), allow_unpublished=True)
     events: list[str] = []
     parameterization = SimpleNamespace(decoupled_decay=False, remove_decay=lambda: events.append("removed"))
     optimizer = optimizer_of(SGDConfig(lr=0.5), groups())
@@ -211,7 +212,9 @@ def built(cfg: Config, task: Any, **options: bool) -> Any:
 def test_each_random_stream_follows_from_the_seed(
     monkeypatch: pytest.MonkeyPatch, rank: int, stream: str
 ) -> None:
-    cfg = load([*SMALL, "+exp=dense", "seed=5", "epochs=4", "optimizer.schedule.warmup=0"])
+    cfg = load(["+exp=dense", *SMALL])
+    schedule = replace(cfg.optimizer.schedule, warmup=0.0)
+    cfg = replace(cfg, seed=5, epochs=4, optimizer=replace(cfg.optimizer, schedule=schedule))
     monkeypatch.setattr(module.distributed, "world", lambda: World(rank, 1))
     task = task_of_three_steps(cfg)
     run = built(cfg, task)
@@ -225,7 +228,8 @@ def test_each_random_stream_follows_from_the_seed(
 
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_first_step_without_the_optimizer_is_no_warning(at_start: bool) -> None:
-    cfg = load([*SMALL, "+exp=rigl_s90", f"sparsifier.update_at_start={str(at_start).lower()}"])
+    cfg = load(["+exp=rigl_s90", *SMALL])
+    cfg = replace(cfg, sparsifier=replace(cfg.sparsifier, update_at_start=at_start))
     with warnings.catch_warnings():
         warnings.resetwarnings()
         built(cfg, task_of_three_steps(cfg))
@@ -235,7 +239,7 @@ def test_a_first_step_without_the_optimizer_is_no_warning(at_start: bool) -> Non
 
 @pytest.mark.parametrize("resumed", [True, False])
 def test_masks_are_read_at_the_start_alone(monkeypatch: pytest.MonkeyPatch, resumed: bool) -> None:
-    cfg = load([*SMALL, "+exp=mask_acdc_s90", "runs_dir=/runs"])
+    cfg = load(["+exp=mask_acdc_s90", *SMALL, "runs_dir=/runs"])
     asked: list[object] = []
 
     def load_masks(source: object) -> None:
@@ -253,18 +257,18 @@ def test_masks_are_read_at_the_start_alone(monkeypatch: pytest.MonkeyPatch, resu
 
 
 def test_a_task_that_smooths_no_labels_refuses_it() -> None:
-    cfg = load([*SMALL, "+exp=dense", "optimizer.label_smoothing=0.1"])
+    plain = load(["+exp=dense", *SMALL])
+    cfg = replace(plain, optimizer=replace(plain.optimizer, label_smoothing=0.1))
     built(cfg, task_of_three_steps(cfg))
     with pytest.raises(
         ConfigError, match=r"^optimizer\.label_smoothing does not apply to task other: leave it"
     ):
         built(cfg, task_of_three_steps(cfg, name="other", smooths_labels=False))
-    plain = load([*SMALL, "+exp=dense"])
     built(plain, task_of_three_steps(plain, smooths_labels=False))
 
 
 def test_a_directory_is_named_by_experiment_scale_and_changes() -> None:
-    cfg = replace(load([*SMALL, "+exp=dense", "seed=5"]), runs_dir="/runs", overridden=False)
+    cfg = replace(load(["+exp=dense", *SMALL]), seed=5, runs_dir="/runs", overridden=False)
     assert str(module.run_directory(cfg, "0123456789")) == "/runs/dense-digits/seed5"
     changed = replace(cfg, overridden=True, demo="")
     assert str(module.run_directory(changed, "0123456789")) == "/runs/dense-01234567/seed5"

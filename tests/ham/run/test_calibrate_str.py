@@ -14,6 +14,7 @@ import pytest
 from ham.run import calibrate_str as module
 from ham.run.calibrate_str import TOLERANCE, TRIALS, calibrate_str
 from ham.run.config import Config, ConfigError, load
+from ham.run.config.optimization import AdamWConfig
 from pruning.str import Calibrate, stable_decay
 
 LR_SUM = 8.0
@@ -104,7 +105,7 @@ def test_a_finished_search_is_not_repeated(search: Callable[..., Any], cfg: Conf
 
 
 def test_other_optimizers_are_refused(cfg: Config, tmp_path: Path) -> None:
-    other = replace(cfg, optimizer=load(["+exp=deit", "+demo=digits"]).optimizer)
+    other = replace(cfg, optimizer=AdamWConfig(lr=0.1))
     message = r"^sparsifier\.calibrate=search needs SGD: use calibrate=ramp with other optimizers$"
     with pytest.raises(ConfigError, match=message):
         calibrate_str(other, tmp_path, "hash", lambda *_: {})

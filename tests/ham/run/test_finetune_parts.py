@@ -22,7 +22,7 @@ from ham.tasks.commonsense_answers import Score
 
 @pytest.fixture(scope="module")
 def cfg() -> Config:
-    return load(["+exp=lora_llama1b_ham", "+demo=tiny", "seed=3"])
+    return replace(load(["+exp=lora_llama1b_ham", "+demo=tiny"]), seed=3)
 
 
 def test_counts_are_those_of_a_score_without_its_task() -> None:

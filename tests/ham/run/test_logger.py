@@ -21,7 +21,7 @@ from ham.run.logger import NullLogger, RunLogger, finite_or_none
 
 @pytest.fixture(scope="module")
 def cfg() -> Config:
-    return load(["+exp=dense", "+demo=digits", "epochs=9", "seed=4"])
+    return replace(load(["+exp=dense", "+demo=digits"]), epochs=9, seed=4)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ham.run.loop import DivergedError
 
 @pytest.fixture(scope="module")
 def cfg() -> Config:
-    return load(["+exp=acdc_s90", "+demo=digits", "seed=3", "runs_dir=/runs"])
+    return replace(load(["+exp=acdc_s90", "+demo=digits"]), seed=3, runs_dir="/runs")
 
 
 @pytest.fixture

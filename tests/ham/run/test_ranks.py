@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ def test_tensors_and_plain_values_are_told_by_their_crc_32() -> None:
 
 
 def test_ranks_are_identified_by_what_decides_a_result_by_versions_and_by_code() -> None:
-    mine = ranks.identity(load([*RUN, "seed=3", "runs_dir=/a", "compute.threads=1"]))
+    mine = ranks.identity(replace(load(RUN), seed=3, runs_dir="/a"))
     assert mine["seed"] == 3 and mine["resume"] is True and mine["compute.device"] == "auto"
     assert not {"runs_dir", "compute.threads", "data.root", "wandb.mode"} & mine.keys()
     assert mine["torch"] == torch.__version__ and mine["GPUs"] is torch.cuda.is_available()
@@ -66,8 +67,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
 def test_ranks_connect_with_their_configuration_or_with_its_error(
     started: list[tuple[Any, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = ranks.load_on_all_ranks([*RUN, "compute.timeout=7.5"])
-    assert started == [(ranks.identity(cfg), 7.5)]
+    cfg = ranks.load_on_all_ranks(RUN)
+    assert started == [(ranks.identity(cfg), 600.0)]
     started.clear()
     message = "epochs must be at least 1, got 0"
     with pytest.raises(ConfigError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from ham.run import summary as module
 from ham.run.config import load
 from ham.run.summary import agreed_ranks, finish, identity, summarize, summarize_divergence, timing
 
-CFG = load(["+exp=acdc_s90", "+demo=digits", "seed=3", "epochs=4"])
+CFG = replace(load(["+exp=acdc_s90", "+demo=digits"]), seed=3, epochs=4, overridden=True)
 IDENTITY = {
     "exp": "acdc_s90",
     "cell": CFG.cell,

@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def cfg() -> Config:
     """Batches of 8, two epochs."""
-    return load(["+exp=lora_llama1b_ham", "+demo=tiny", "checkpoint.minutes=15", "compute.timeout=90.7"])
+    made = load(["+exp=lora_llama1b_ham", "+demo=tiny"])
+    return replace(made, compute=replace(made.compute, timeout=90.7), checkpoint=CheckpointConfig())
 
 
 class Logger:

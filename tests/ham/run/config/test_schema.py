@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ham.run.config import Config, load, schema
+from ham.run.config.optimization import AdamWConfig
 from ham.run.config.schema import CheckpointConfig, ComputeConfig, Device, WandbConfig, WandbMode
 
 
@@ -130,7 +131,7 @@ def test_factors_and_ham_and_clipping_and_matched_decay_exclude_each_other() -> 
 def test_a_sparsifier_is_told_the_rate_and_the_momentum_of_sgd(
     cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adamw = load(["+exp=deit", "+demo=digits", "optimizer.lr=0.125"]).optimizer
+    adamw = AdamWConfig(lr=0.125)
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(type(cfg.sparsifier), "check_rates", lambda self, **rates: seen.append(rates))
     replace(cfg, **options(cfg, "optimizer", lr=0.25, momentum=0.5))
