@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -265,6 +266,7 @@ def test_a_reused_number_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> 
     assert locks._Owner(own | {"token": "of nobody"}, 0.0).is_alive() is False
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 def test_the_age_of_a_process_is_that_of_ps() -> None:
     shown = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True)
     assert abs(age_of_process(os.getpid()) - int(shown.stdout)) <= 2
