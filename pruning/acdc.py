@@ -50,9 +50,9 @@ class SecondMoment(Choice):
 
 
 if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
-    ScopeLike: TypeAlias = "Scope | ScopeName"
-    ReviveLike: TypeAlias = "Revive | ReviveName"
-    SecondMomentLike: TypeAlias = "SecondMoment | SecondMomentName"
+    ScopeLike: TypeAlias = Scope | ScopeName
+    ReviveLike: TypeAlias = Revive | ReviveName
+    SecondMomentLike: TypeAlias = SecondMoment | SecondMomentName
 else:
     ScopeLike, ReviveLike, SecondMomentLike = Scope, Revive, SecondMoment
 

@@ -24,7 +24,7 @@ class Allocation(Choice):
 
 
 if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
-    AllocationLike: TypeAlias = "Allocation | AllocationName"
+    AllocationLike: TypeAlias = Allocation | AllocationName
 else:
     AllocationLike = Allocation
 

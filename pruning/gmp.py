@@ -16,7 +16,7 @@ from .scores import magnitude
 from .target import TargetSparsity
 
 if TYPE_CHECKING:  # a checker accepts strings and callables; at run time a field's type must be the enum
-    RampLike: TypeAlias = "Ramp | RampName | Callable[[float], float]"
+    RampLike: TypeAlias = Ramp | RampName | Callable[[float], float]
 else:
     RampLike = Ramp
 

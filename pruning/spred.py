@@ -26,7 +26,7 @@ class Factors(Choice):
 
 
 if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
-    FactorsLike: TypeAlias = "Factors | FactorsName"
+    FactorsLike: TypeAlias = Factors | FactorsName
 else:
     FactorsLike = Factors
 

@@ -39,7 +39,7 @@ class Calibrate(Choice):
 
 
 if TYPE_CHECKING:  # a checker accepts strings; at run time a field's type must be the enum
-    CalibrateLike: TypeAlias = "Calibrate | CalibrateName"
+    CalibrateLike: TypeAlias = Calibrate | CalibrateName
 else:
     CalibrateLike = Calibrate
 

@@ -18,6 +18,7 @@ SWAPS = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 SWAPS |= {ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult}
 CODE = ("ham", "pruning")
 _NOT_CODE = ("annotation", "returns", "decorator_list", "type_params")  # they compute nothing
+_SYMMETRIC = ("min", "max", "minimum", "maximum")  # functions whose arguments have no order
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """(what is replaced, its new text) of the node and everything below it, texts of messages apart."""
+    """(what is replaced, its new text) of the node and everything below it, except in texts of messages.
+
+    zip(strict=True) stays, which only guards what the code around it ensures, and so do aliases of types.
+    """
     if isinstance(node, ast.Raise):
         yield node, "pass"
-    if isinstance(node, ast.JoinedStr | ast.Raise):
-        return
+    match node:
+        case ast.JoinedStr() | ast.Raise() | ast.keyword(arg="strict"):
+            return
+        case ast.AnnAssign(annotation=ast.Name(id="TypeAlias")):
+            return
     if isinstance(node, ast.expr):
         yield from ((node, f"({ast.unparse(other)})") for other in _expressions(node))
     elif text := _statement(node):
@@ -82,7 +89,8 @@ def _expressions(node: ast.expr) -> Iterator[ast.expr]:
         case ast.Constant(value=int() | float()):
             yield from (ast.Constant(node.value + more) for more in (1, -1))
         case ast.Call(args=[one, other, *rest]) if ast.dump(one) != ast.dump(other):
-            if not isinstance(one, ast.Starred) and not isinstance(other, ast.Starred):
+            starred = isinstance(one, ast.Starred) or isinstance(other, ast.Starred)
+            if not starred and getattr(node.func, "id", getattr(node.func, "attr", "")) not in _SYMMETRIC:
                 yield _with(node, args=[other, one, *rest])
 
 

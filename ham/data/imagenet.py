@@ -36,4 +36,4 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalize a batch on the device."""
-        return images.float().sub_(self._mean).div_(self._std)
+        return images.to(torch.float32, copy=True).sub_(self._mean).div_(self._std)

@@ -25,13 +25,12 @@ typedef uint32_t bits;
 #define LN2_LOW -2.12194440054690583e-4f
 #endif
 #define LOG2_E ((real)1.4426950408889634)
-#define CHUNK 65536 /* elements; the number of hits in a chunk fits in an integer */
+#define NEAR_ZERO ((real)0.3465) /* below ln 2 / 2: exp is the polynomial alone */
+#define CHUNK 1024 /* elements, whose exponents stay in the cache */
 
-/* exp(x) = 2^n exp(r) for |x| <= 80, with r = x - n ln 2 in [-0.35, 0.35] and Taylor's polynomial of r. */
-static inline real exponential(real x)
+/* Taylor's polynomial of exp(r), for r in [-0.35, 0.35]. */
+static inline real polynomial(real r)
 {
-    real shifted = x * LOG2_E + ROUNDING, n = shifted - ROUNDING;
-    real r = (x - n * LN2_HIGH) - n * LN2_LOW;
     real sum;
 #ifdef DOUBLE
     sum = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
@@ -48,33 +47,60 @@ static inline real exponential(real x)
     sum = sum * r + (real)(1.0 / 24.0);
     sum = sum * r + (real)(1.0 / 6.0);
     sum = sum * r + (real)0.5;
-    sum = (sum * r * r + r) + (real)1.0;
+    return (sum * r * r + r) + (real)1.0;
+}
+
+/* exp(x) = 2^n exp(r) for |x| <= 80, with r = x - n ln 2. */
+static inline real exponential(real x)
+{
+    real shifted = x * LOG2_E + ROUNDING, n = shifted - ROUNDING;
+    real r = (x - n * LN2_HIGH) - n * LN2_LOW;
 
     bits exponent;
     real power;
     memcpy(&exponent, &shifted, sizeof exponent);
     exponent = (exponent + BIAS) << MANTISSA;
     memcpy(&power, &exponent, sizeof power);
-    return sum * power;
+    return polynomial(r) * power;
 }
 
-/* One step on `count` weights; returns how many exponents are at the bound. Comparisons keep nan. */
+/* The exponents of `count` weights; returns how many are at NEAR_ZERO, at the bound, or beyond. Comparisons keep nan. */
+static inline integer compute_exponents(const real *restrict weights, const real *restrict grads, int64_t count, real a,
+                                        real b, real clamp, int mask_zero_grad, real *restrict exponents)
+{
+    real near = clamp < NEAR_ZERO ? clamp : NEAR_ZERO;
+    integer far = 0;
+    for (int64_t i = 0; i < count; i++) {
+        real weight = weights[i], grad = grads[i];
+        real sign = weight > 0 ? (real)1.0 : weight < 0 ? (real)-1.0 : (real)0.0; /* 0 for nan, as torch.sign */
+        real x = sign * grad * a + b;
+        x = -clamp > x ? -clamp : x;
+        x = clamp < x ? clamp : x;
+        x = mask_zero_grad && grad == 0 ? (real)0.0 : x;
+        exponents[i] = x;
+        far += x >= near || x <= -near;
+    }
+    return far;
+}
+
+/* One step on `count` weights; returns how many exponents are at the bound. */
 static int64_t step(real *restrict weights, const real *restrict grads, int64_t count, real a, real b, real clamp,
                     int mask_zero_grad)
 {
     int64_t at_bound = 0;
-    for (int64_t start = 0; start < count; start += CHUNK) {
-        int64_t end = start + CHUNK < count ? start + CHUNK : count;
+    real exponents[CHUNK];
+    for (; count > 0; weights += CHUNK, grads += CHUNK, count -= CHUNK) {
+        int64_t size = count < CHUNK ? count : CHUNK;
+        if (!compute_exponents(weights, grads, size, a, b, clamp, mask_zero_grad, exponents)) { /* nearly always */
+            for (int64_t i = 0; i < size; i++)
+                weights[i] *= polynomial(exponents[i]);
+            continue;
+        }
         integer hits = 0;
-        for (int64_t i = start; i < end; i++) {
-            real weight = weights[i], grad = grads[i];
-            real sign = (real)((weight > 0) - (weight < 0)); /* 0 for nan, as torch.sign */
-            real x = sign * grad * a + b;
-            x = -clamp > x ? -clamp : x;
-            x = clamp < x ? clamp : x;
-            x = mask_zero_grad && grad == 0 ? (real)0.0 : x;
+        for (int64_t i = 0; i < size; i++) {
+            real x = exponents[i];
             hits += x >= clamp || x <= -clamp;
-            weights[i] = weight * exponential(x);
+            weights[i] *= exponential(x);
         }
         at_bound += hits;
     }
