@@ -64,7 +64,7 @@ static inline real exponential(real x)
     return polynomial(r) * power;
 }
 
-/* The exponents of `count` weights; returns how many are at NEAR_ZERO, at the bound, or beyond. Comparisons keep nan. */
+/* The exponents of `count` weights; returns how many are at NEAR_ZERO or the bound, or beyond. Comparisons keep nan. */
 static inline integer compute_exponents(const real *restrict weights, const real *restrict grads, int64_t count, real a,
                                         real b, real clamp, int mask_zero_grad, real *restrict exponents)
 {
