@@ -83,7 +83,8 @@ def print_estimate(states: dict[RunSpec, RunStatus]) -> None:
         run for run in todo if run.depends_on in states and states[run.depends_on].kind is not Status.DONE
     ]
     if waiting:
-        print(f"{len(waiting)} runs wait for the masks of {len({run.depends_on for run in waiting})} others")
+        sources = len({run.depends_on for run in waiting})
+        print(f"waiting for masks of other runs: {pluralize(len(waiting))}, for those of {pluralize(sources)}")
 
 
 def warn(states: dict[RunSpec, RunStatus]) -> None:

@@ -137,7 +137,7 @@ def test_a_state_whose_masks_are_gone_is_refused():
     sparsifier = attached(RandomPruning(0.5))
     state = {**sparsifier.state_dict(), "masks": {"kept": {}}}
     with pytest.raises(
-        ValueError, match=r"^the state has no masks, but they were on: read a checkpoint of torch"
+        ValueError, match=r"^the state lacks the masks that it was saved with: read a checkpoint of torch"
     ):
         sparsifier.load_state_dict(state)
     sparsifier.load_state_dict({**state, "active": False})
@@ -186,7 +186,7 @@ def test_given_masks_replace_those_of_the_method_and_leave_other_values():
     assert torch.equal(model[0].weight[[0, 2, 3]], before[[0, 2, 3]]) and not model[0].weight[1].any()
     assert model[2].weight.all()
     with pytest.raises(
-        ValueError, match=r"^ACDC finds its masks during the training: give them to Dense, Random"
+        ValueError, match=r"^ACDC finds its masks during the training and takes none: pass masks to Dense, Random"
     ):
         ACDC(0.5).attach(network(), total_epochs=3, masks=masks)
 

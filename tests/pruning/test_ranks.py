@@ -188,7 +188,7 @@ def test_numbers_come_back_in_their_order():
 # the largest scores of all ranks
 
 
-def split_search(ranks: Ranks, monkeypatch, scores: dict[str, Tensor], whole: set[str], kept: int) -> None:
+def split_search(ranks: Ranks, monkeypatch, scores: dict[str, Tensor], whole: str, kept: int) -> None:
     """The masks of all ranks together are those of one process that holds all rows."""
     own: dict[int, Split] = {rank: Split("group", rank, ranks.size) for rank in range(ranks.size)}
     parts: dict[int, dict[str, Tensor]] = {}
@@ -247,8 +247,8 @@ def test_all_ranks_must_keep_as_many(ranks, monkeypatch, counts, refused):
         return ""
 
     line = (
-        f"ranks keep from {min(counts)} to {max(counts)} weights: count the entries of DTensors by "
-        "pruning.shards.count_nonzero"
+        f"the ranks ask to keep different numbers of weights, from {min(counts)} to {max(counts)}: count "
+        "the entries of DTensors by pruning.shards.count_nonzero"
     )
     assert ranks.each(checked) == [line if refused else ""] * 3
 

@@ -226,7 +226,7 @@ def test_a_state_belongs_to_its_method_target_and_units():
         with pytest.raises(ValueError) as error:
             other.load_state_dict(state)
         assert str(error.value) == (
-            f"the state is of {state['target']}, this is {other._target()}: create it with the same values"
+            f"the state is of {state['target']}, this is {other._target()}: create this with the same values"
         )
 
 

@@ -136,7 +136,7 @@ def test_a_run_directory_without_a_seed_in_its_name_is_of_no_seed(
     folder.rename(folder.parent / "mine")
     status, _, (line,) = run(folder.parent / "mine")
     assert status == 1
-    assert line.endswith(f"its summary is of rigl_s90 seed {seed}, whose directory is rigl_s90/seed{seed}")
+    assert line.endswith(f"its summary is of rigl_s90 seed {seed}: move it to rigl_s90/seed{seed}")
 
 
 def test_a_linked_run_directory_has_the_name_of_what_the_link_leads_to(

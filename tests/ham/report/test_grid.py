@@ -317,7 +317,7 @@ def test_an_invalid_run_of_a_search_is_named_with_its_file(searched: Path, tmp_p
     path = RunSpec(EXP, 4).folder(searched) / "summary.json"
     content = json.loads(path.read_text())
     for altered, reason in (
-        ({"seed": 3}, f"it is of {EXP} seed 3: move it to {EXP}/seed3"),
+        ({"seed": 3}, f"it is the record of {EXP} seed 3: move it to {EXP}/seed3"),
         ({"provenance": content["provenance"] | {"dirty": True}}, "its code had uncommitted changes"),
         ({"status": "stopped"}, "its status is 'stopped'"),
     ):

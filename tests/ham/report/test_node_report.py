@@ -279,7 +279,7 @@ def test_run_directories_that_diverged_are_read(
     assert [own.label for own in report.rows] == ["GCN", "GCN+HAM"]
     path = runs / "node" / "cora_sage" / "seed0" / "diverged.json"
     (problem,) = (line for line in report.problems if "diverged" in line)
-    assert problem == f"{path}: it is of node/cora_gat seed 0: move it to node/cora_gat/seed0"
+    assert problem == f"{path}: it is the record of node/cora_gat seed 0: move it to node/cora_gat/seed0"
     assert len(report.problems) == 3
 
 

@@ -56,7 +56,7 @@ def test_what_is_odd_about_a_json_is_said(content: bytes, what: str) -> None:
     with pytest.raises(InvalidRecord) as error:
         odd_files.parse_json(content)
     text = str(error.value)
-    assert text.startswith(f"it cannot be read, its JSON is incomplete or odd {what}")
+    assert text.startswith(f"it cannot be read, its JSON is incomplete or invalid {what}")
     assert text.endswith("): remove it, then run or collect it again")
 
 

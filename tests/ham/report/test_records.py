@@ -542,7 +542,7 @@ def test_the_last_epoch_is_that_of_the_summary(
     with pytest.raises(InvalidRecord, match=r"^the last epoch of its metrics contradicts its summary"):
         read([*lines[:-1], lines[-1] | {"top1": 74.9}])
     read([*lines[:-2], lines[-2] | {"top1": 0.0}, lines[-1]])
-    with pytest.raises(InvalidRecord, match=r"^its metrics are odd \(no epoch\): run it again$"):
+    with pytest.raises(InvalidRecord, match=r"^its metrics are invalid \(no epoch\): run it again$"):
         read([{}, *lines[1:]])
 
 
@@ -642,7 +642,7 @@ def test_epochs_that_contradict_their_record_make_it_invalid(
     path = write_record(tmp_path, RUN)
     metrics = records.metrics_path(path)
     metrics.write_text("{}\n")
-    with pytest.raises(InvalidRecord, match=f"^{path}|{metrics}: its metrics are odd"):
+    with pytest.raises(InvalidRecord, match=f"^{path}|{metrics}: its metrics are invalid"):
         records.read(path)
 
 

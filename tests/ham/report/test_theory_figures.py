@@ -234,7 +234,7 @@ def test_figure_4_marks_starts_ends_and_paths_that_learn():
 def test_odd_data_are_an_error_unless_problems_are_collected(tmp_path):
     (tmp_path / "figure01.json").write_text("{}")
     with pytest.raises(
-        InvalidRecord, match=r"figure01\.json: its data are odd \(KeyError\('settings'\)\): run"
+        InvalidRecord, match=r"figure01\.json: its data are invalid \(KeyError\('settings'\)\): run"
     ):
         figures.draw(["figure01"], tmp_path, tmp_path)
     problems = []

@@ -52,7 +52,7 @@ def test_damaged_facts_are_one_line(directory: RunDirectory, content: str) -> No
     with pytest.raises(CheckpointError) as caught:
         directory.provenance()
     assert str(caught.value).startswith(
-        f"{path} cannot be read (No such file or directory): mend that, or move"
+        f"{path} cannot be read (No such file or directory): fix that, or move"
     )
 
 
@@ -132,7 +132,7 @@ def test_an_error_of_a_file_says_how_to_go_on_and_who_prints_it(tmp_path: Path, 
         error.shared = shared
     with pytest.raises(CheckpointError) as caught, explain_os_errors(tmp_path):
         raise error
-    cure = "; mend that and start the same command again to resume"
+    cure = "; fix that and start the same command again to resume"
     assert str(caught.value) == f"/a/b cannot be read or written: Input/output error{cure}"
     assert caught.value.shared is bool(shared)
     with (
@@ -159,5 +159,5 @@ def test_a_summary_has_a_hash_and_metrics(tmp_path: Path, content: object, compl
     assert read_summary(tmp_path / "summary.json") is None, "a file in the place of the folder"
     (tmp_path / "summary.json").unlink()
     (tmp_path / "summary.json").mkdir()
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\): mend that or move it away$"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\): fix that or move it away$"):
         read_summary(tmp_path)
