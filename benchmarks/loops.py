@@ -1,6 +1,6 @@
 """A whole epoch and the data pipelines beside those of timm and FFCV, and a bare loop of torch.
 
-    python benchmarks/loops.py [--rounds 5] [--json PATH] [--quick]
+    python benchmarks/loops.py [--rounds 9] [--json PATH] [--quick]
 
 An epoch is training, evaluation and a checkpoint, of the same model on the same batches in memory. timm's
 package does not contain its train.py: that loop is put together here from timm's meters, accuracy, schedule

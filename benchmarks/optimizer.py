@@ -114,7 +114,7 @@ VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
     PLAIN: plain_step,
     OURS: ham_step,
     TRACKED: partial(ham_step, track_clamped=True),
-    WITHOUT_C: partial(without_c, ham_step),
+    WITHOUT_C: partial(without_c, partial(ham_step, implementation="fused")),
     **{ALONE.format(name): partial(hyp_step, name) for name in IMPLEMENTATIONS},
     ALONE.format(BLOCKS): partial(without_c, partial(hyp_step, "fused")),
     AUTHORS: authors_step,

@@ -6,7 +6,7 @@ The parts are timed alone, since differences between complete steps are smaller 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,15 +41,29 @@ def overhead_rows(rounds: int, tiny: bool) -> list[dict[str, Any]]:
     calls = {part: partial(_repeated, added_work(run, part)) for part, run in runs.items()}
     calls |= {UPDATE: partial(_update, runs["RigL"]), BASE: dense.optimizer.step}
     times = interleaved(calls, 5 * rounds)
-    ms, spread = medians(times, 1e-3), spreads(times, 1e-3)
+    added = {part: added_in_rounds(part, times, runs["RigL"].sparsifier.interval) for part in BUDGETS}
+    ms, spread = medians(added, 1e-3), spreads(added, 1e-3)
     step_ms = medians(step, 1e-3)[STEP]
-    rows = []
-    for part in BUDGETS:
-        added = ms[part] / STEPS - (ms[BASE] if part in REPARAMETRIZED else 0.0)
-        added += ms[UPDATE] / runs["RigL"].sparsifier.interval if part == "RigL" else 0.0
-        row = {"part": part, "ms": added, "spread_ms": [value / STEPS for value in spread[part]]}
-        rows.append(row | {"step_ms": step_ms, "share": added / step_ms})
-    return rows
+    return [
+        {"part": part, "ms": ms[part], "spread_ms": spread[part]}
+        | {"step_ms": step_ms, "share": ms[part] / step_ms}
+        for part in BUDGETS
+    ]
+
+
+def added_in_rounds(part: str, times: Mapping[str, Sequence[float]], interval: int) -> list[float]:
+    """Seconds that a part adds to a step, in each round.
+
+    Args:
+        part: of `BUDGETS`.
+        times: name -> seconds of each round: of `STEPS` steps of a part, of one base step, of one update.
+        interval: steps between RigL's updates.
+    """
+    rounds = zip(times[part], times[BASE], times[UPDATE], strict=True)
+    return [
+        own / STEPS - base * (part in REPARAMETRIZED) + update / interval * (part == "RigL")
+        for own, base, update in rounds
+    ]
 
 
 def added_work(run: Run, part: str) -> Callable[[], object]:

@@ -28,8 +28,8 @@ SGD, OURS, TRACKED = "SGD fused", "SGD fused + HAM", "SGD fused + HAM, track_cla
 WITHOUT_C = "SGD fused + HAM, no C compiler"
 AUTHORS = "SGD fused + authors' update"
 FORMULAS = {
-    "fused": "in C, HAM's default",
-    "compiled": "the same C code",
+    "fused": "HAM's default; in C where there is a compiler",
+    "compiled": "in C",
     "fused, no C compiler": "torch's operations, in blocks that stay in the cache",
     "foreach": "by torch's multi-tensor kernels",
     "reference": "tensor by tensor",

@@ -13,6 +13,7 @@ from ctypes import CDLL
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -114,12 +115,22 @@ def in_threads(call: Callable[[int, int, int], Any], bounds: Sequence[int]) -> l
 
 
 def _start(call: Callable[[int, int, int], Any], share: tuple[int, int, int]) -> Future:
+    """Compute a share in another thread, or in this one if no other can be started; once in any case."""
+    done: Future = Future()
+    claim = Lock()
+
+    def compute() -> None:
+        if claim.acquire(blocking=False):
+            try:
+                done.set_result(call(*share))
+            except BaseException as error:
+                done.set_exception(error)
+
     try:
-        return _threads(os.getpid()).submit(call, *share)
-    except RuntimeError:  # the main thread has ended, and starts no other ones
-        done: Future = Future()
-        done.set_result(call(*share))
-        return done
+        _threads(os.getpid()).submit(compute)
+    except RuntimeError:  # a limit, or the main thread has ended; a running thread may find `compute` queued
+        compute()
+    return done
 
 
 def equal_shares(count: int, smallest: int) -> list[int]:

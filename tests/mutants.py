@@ -58,7 +58,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     if isinstance(node, ast.Raise):
         yield node, "pass"
     match node:
-        case ast.JoinedStr() | ast.Raise() | ast.keyword(arg="strict"):
+        case ast.JoinedStr() | ast.Raise() | ast.keyword(arg="strict", value=ast.Constant(value=True)):
             return
         case ast.AnnAssign(annotation=ast.Name(id="TypeAlias")):
             return

@@ -53,10 +53,10 @@ def _kernels(dtype: torch.dtype) -> GraphKernels | None:
 
 def _gives_what_is_known(kernels: GraphKernels, dtype: torch.dtype) -> bool:
     """Are results right that are known by hand? Row 0 of the matrix is (2, 3), row 1 is empty."""
-    pattern = Pattern(torch.tensor([0, 2, 2]), torch.tensor([0, 1]), 2)
-    x = torch.tensor([[1.0, torch.nan], [10.0, 1.0]], dtype=dtype)
-    product = kernels.multiply(pattern, torch.tensor([2.0, 3.0], dtype=dtype), None, x)
-    weights, mean = kernels.attend(pattern, torch.zeros(2, dtype=dtype), x)
+    pattern = Pattern(*(torch.tensor(numbers, device="cpu") for numbers in ([0, 2, 2], [0, 1])), 2)
+    x = torch.tensor([[1.0, torch.nan], [10.0, 1.0]], dtype=dtype, device="cpu")
+    product = kernels.multiply(pattern, x.new_tensor([2.0, 3.0]), None, x)
+    weights, mean = kernels.attend(pattern, x.new_zeros(2), x)
     expected = ([[32.0, torch.nan], [0.0, 0.0]], [0.5, 0.5], [[5.5, torch.nan], [0.0, 0.0]])
     pairs = zip((product, weights, mean), expected, strict=True)
     return all(torch.allclose(own, own.new_tensor(known), equal_nan=True) for own, known in pairs)
@@ -220,7 +220,7 @@ class GraphKernels:
         shares = c_code.equal_shares(len(pattern.columns) * channels, _SMALLEST_SHARE)
         if len(shares) == 2:
             return [0, pattern.rows]
-        ends = torch.tensor([share // channels for share in shares[1:-1]])
+        ends = pattern.starts.new_tensor([share // channels for share in shares[1:-1]])
         return [0, *torch.searchsorted(pattern.starts, ends).tolist(), pattern.rows]
 
     def _run(

@@ -55,8 +55,11 @@ def sum_messages(x: Tensor, edges: Tensor, messages: Messages) -> Tensor:
         [nodes, channels].
 
     Raises:
-        ValueError: x or edges has another number of rows than the batch has nodes or kinds.
+        ValueError: x or edges has another number of rows than the batch has nodes or kinds, or they have
+            different numbers of channels.
     """
+    if x.shape[-1] != edges.shape[-1]:
+        raise ValueError(f"x has {x.shape[-1]} channels, and edges {edges.shape[-1]}")
     for name, tensor, matrix in (("x", x, messages.by_sender), ("edges", edges, messages.by_kind)):
         if len(tensor) != matrix.shape[0]:
             raise ValueError(f"{name} has {len(tensor)} rows, and the batch {matrix.shape[0]}")

@@ -72,12 +72,12 @@ def hyperbolic_step_(
         _check_pair(p, g)
     lr, alpha, beta = (_number(value) for value in (lr, alpha, beta))
     for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
-        rate = lr.to(device, non_blocking=True) if isinstance(lr, Tensor) else lr
+        rate = lr.to(device, non_blocking=device.type != "cpu") if isinstance(lr, Tensor) else lr
         step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
         a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
         try:
             step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
-        except CompilerError as error:  # only where "compiled" was asked for: the default is tried before
+        except CompilerError as error:  # only where "compiled" was asked for: "fused" tries the C code before
             raise ValueError(COMPILED_FAILS.format(error)) from None
 
 

@@ -103,13 +103,14 @@ def _fused_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
         raise ValueError(
             "implementation='fused' is for CPU weights and a float learning rate; use 'foreach' or None"
         )
-    step_ = _in_c_ if _has_c(ps[0]) else _in_blocks_
+    step_ = _in_c_ if _has_c(next(filter(is_plain, ps), ps[0])) else _in_blocks_
     step_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
 
 
 def _in_blocks_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
     """All of torch's operations on one cache-sized block, then on the next."""
-    buffer, shift = torch.empty(_BLOCK, dtype=ps[0].dtype), torch.tensor(b, dtype=ps[0].dtype)
+    options = {"dtype": ps[0].dtype, "device": "cpu"}
+    buffer, shift = torch.empty(_BLOCK, **options), torch.tensor(b, **options)
     for p, g in zip(ps, gs, strict=True):
         if not p.numel():
             continue

@@ -1,4 +1,7 @@
-"""Do the Triton kernel and the C code work here? Each is tried on small tensors before it is the default."""
+"""Do the Triton kernel and the C code work here? Both are tried on small tensors.
+
+The kernel before it is the default, the C code before `fused` uses it.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def print_estimate(states: dict[RunSpec, RunStatus]) -> None:
     ]
     if waiting:
         sources = len({run.depends_on for run in waiting})
-        print(f"waiting for masks of other runs: {pluralize(len(waiting))}, for those of {pluralize(sources)}")
+        print(f"waiting for masks: {pluralize(len(waiting))}, for those of {pluralize(sources)}")
 
 
 def warn(states: dict[RunSpec, RunStatus]) -> None:

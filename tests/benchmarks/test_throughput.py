@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import overheads
 import pytest
 import throughput
 
@@ -33,3 +34,10 @@ def test_a_quick_run_has_every_promised_row(
     assert results["hardware"]["cores"] and str(tmp_path) not in path.read_text()
     out = capsys.readouterr().out
     assert all(name in out for name in expected)
+
+
+def test_what_a_part_adds_is_computed_in_each_round() -> None:
+    """Two steps are timed together; STR takes the base step, RigL an update in every 100 steps."""
+    times = {"HAM": [4, 6], "STR": [10, 12], "RigL": [2, 4], "base step": [1, 3], "RigL's update": [100, 200]}
+    found = {part: overheads.added_in_rounds(part, times, 100) for part in ("HAM", "STR", "RigL")}
+    assert found == {"HAM": [2, 3], "STR": [4, 3], "RigL": [2, 4]}

@@ -333,6 +333,16 @@ def test_other_types_and_layouts_of_indices_and_values_are_read_right():
     assert not (edges @ torch._efficientzerotensor(5, 3)).any()
 
 
+def test_the_default_device_does_not_matter(monkeypatch):
+    edges, x = random_matrix(40, 40, 300, torch.float32, 0), randn(40, 3, dtype=torch.float32)
+    expected = edges.tensor().to_dense() @ x
+    monkeypatch.setattr(graph_kernels, "_SMALLEST_SHARE", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    graph_kernels._kernels.cache_clear()
+    with torch.device("meta"):
+        torch.testing.assert_close(edges @ x, expected)
+
+
 def test_layers_take_part_in_autocast():
     torch.manual_seed(0)
     for kind in ("gcn", "sage"):

@@ -186,7 +186,7 @@ def test_given_masks_replace_those_of_the_method_and_leave_other_values():
     assert torch.equal(model[0].weight[[0, 2, 3]], before[[0, 2, 3]]) and not model[0].weight[1].any()
     assert model[2].weight.all()
     with pytest.raises(
-        ValueError, match=r"^ACDC finds its masks during the training and takes none: pass masks to Dense, Random"
+        ValueError, match=r"^ACDC finds its masks during the training and takes none: pass masks to Dense, "
     ):
         ACDC(0.5).attach(network(), total_epochs=3, masks=masks)
 

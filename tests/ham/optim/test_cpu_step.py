@@ -1,5 +1,6 @@
 """The step in C: compiler, threads and unusual inputs. test_hyperbolic.py compares it with the formula."""
 
+import itertools
 import math
 import os
 import re
@@ -265,3 +266,39 @@ def test_torch_compile_which_other_devices_use_gives_the_formula(dtype):
     implementations._by_torch_compile_([weight], [grad], -50.0, -0.25e-3, 5.0, False, None, count)
     torch.testing.assert_close(weight, expected, rtol=1e-5, atol=0)
     assert count == expected_count > 100
+
+
+@needs_compiler
+@pytest.mark.parametrize("first_that_fails", [1, 2, 3])
+def test_each_share_is_computed_once_where_threads_cannot_be_started(first_that_fails, monkeypatch):
+    """A share whose thread cannot start is queued all the same, for a running thread or for a later step."""
+    starts = itertools.count(1)
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if next(starts) >= first_that_fails:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    c_code._threads.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    weights, grads = [randn(400_000)], [randn(400_000, seed=1)]
+    expected = stepped(weights, grads, implementation="reference")[0]
+    found = [stepped(weights, grads, implementation="compiled")[0] for _ in range(3)]
+    monkeypatch.undo()
+    c_code.in_threads(lambda number, first, last: None, [0, 1, 2, 3, 4])  # whatever was left in the queue
+    c_code._threads.cache_clear()
+    for weight in found:
+        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "step_", [implementations._in_blocks_, *([implementations._in_c_] if c_code.has_compiler() else [])]
+)
+def test_the_default_device_does_not_matter(step_):
+    weight, grad = randn(1000), randn(1000, seed=1) * 0.1
+    expected = stepped([weight], [grad], implementation="reference")[0]
+    with torch.device("meta"):
+        step_([weight], [grad], -50.0, -0.25e-3, 5.0, False, None, None)
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=0)

@@ -41,7 +41,7 @@ def test_a_version_of_torch_may_add_keys() -> None:
     _check_optimizer_state(made, state)
     del state["param_groups"][0]["of_the_future"], state["param_groups"][0]["foreach"]
     _check_optimizer_state(made, state)
-    with pytest.raises(ValueError, match=r"^it was saved with another kind of optimizer: its groups have 'amsgrad', this run's 'dampening'$"):
+    with pytest.raises(ValueError, match=r"another kind of optimizer: its groups have 'amsgrad'"):
         _check_optimizer_state(made, optimizer(torch.optim.Adam).state_dict())
 
 
@@ -98,7 +98,7 @@ def test_a_restored_run_has_the_state_of_the_other(run: Run) -> None:
     assert run.model.weight.eq(3).all() and torch.equal(torch.rand(3), expected)
     state["optimizer"]["param_groups"][0]["of_others"] = 1
     del state["optimizer"]["param_groups"][0]["dampening"]
-    with pytest.raises(ValueError, match="its groups have 'of_others', this run's 'dampening'$"):
+    with pytest.raises(ValueError, match=r"its groups have 'of_others', this run's 'dampening'$"):
         run.load_state_dict(state)
 
 

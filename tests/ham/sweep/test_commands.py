@@ -40,7 +40,7 @@ def test_table_10_needs_the_masks_of_nine_runs(sweep: Sweep) -> None:
     _, out, _ = sweep("--table=10")
     assert "18 cells x 3 seeds: 54 not launched" in out
     assert "9 more runs: 9 not launched" in out
-    assert "waiting for masks of other runs: 27 runs, for those of 9 runs" in out
+    assert "waiting for masks: 27 runs, for those of 9 runs" in out
     assert re.search(r"total +63 ", out)
 
 

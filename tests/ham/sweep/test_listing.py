@@ -60,7 +60,7 @@ def test_an_estimate_adds_up_hours_and_disk_of_each_class(
         "demo                 2           0       1.0   ",
         f"total                4{2 * hours:>12}       2.5",
         "GPU hours follow from the images per second assumed in slurm/resources.yaml",
-        "waiting for masks of other runs: 1 run, for those of 1 run",
+        "waiting for masks: 1 run, for those of 1 run",
     ]
     print_estimate({SOURCE: DONE, DEPENDENT: OPEN})
     assert capsys.readouterr().out.splitlines()[2:] == [
