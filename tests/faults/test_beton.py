@@ -181,9 +181,10 @@ def test_a_place_that_is_no_folder_is_one_line(place: str, tree: Path, tmp_path:
 # workers and processors
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGBUS", "SIGSEGV", "SIGABRT"])
 def test_a_killed_worker_is_one_line(
-    number: str, tree: Path, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+    number: str, workers: int, tree: Path, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def in_worker(*_: object) -> Iterator[int]:
         signal.signal(signal.Signals[number], signal.SIG_DFL) if number != "SIGKILL" else None
@@ -191,7 +192,7 @@ def test_a_killed_worker_is_one_line(
         return iter(())
 
     monkeypatch.setattr(beton_encoder, "_take", in_worker)
-    outcome = write(tree, tmp_path / "to", "--workers", 2)
+    outcome = write(tree, tmp_path / "to", "--workers", workers)
     cure = {"SIGKILL": "fewer --workers", "SIGBUS": "/dev/shm"}.get(number, "try again")
     assert_failed(outcome, tmp_path / "to", f"a worker process ended by {number}, ", cure)
 
