@@ -968,3 +968,16 @@ def test_a_kernel_for_cuda_is_refused_before_the_first_step():
     weight.grad = torch.ones(2, 2)
     optimizer.step()  # as it was before
     assert torch.allclose(weight, torch.full((2, 2), 0.9)) and "ham_alpha" not in optimizer.param_groups[0]
+
+
+def test_the_rate_of_a_group_on_which_ham_does_nothing_is_not_asked_for():
+    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    settings = ({"ham_alpha": 1.0}, {"ham_beta": 1.0}, {"ham_alpha": 0.0, "ham_beta": 0.0})
+    optimizer = SGD([{"params": [p], **own} for p, own in zip(params, settings, strict=True)], lr=0.1)
+    asked = []
+    HAM(optimizer, lr=lambda group: asked.append(group["params"][0]) or group["lr"], alpha=0.0, beta=0.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert {id(p) for p in asked} == {id(p) for p in params[:2]}
+    torch.testing.assert_close(params[2].detach(), torch.full((2, 2), 0.9))

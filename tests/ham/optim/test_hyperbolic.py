@@ -361,3 +361,34 @@ def test_a_weight_without_a_gradient_is_skipped(implementation):
     assert all(torch.equal(w, e) for w, e in zip(weights, expected, strict=True))
     hyperbolic_step_(weights, [None] * 3, **PAPER, implementation=implementation)
     assert all(torch.equal(w, e) for w, e in zip(weights, expected, strict=True))
+
+
+def test_a_zero_has_no_exponent_at_the_bound_inside_torch_compile():
+    """There the sign comes from copysign, which is 1 for +0 and -1 for -0."""
+    weights, grads = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0]), torch.full((5,), 100.0)
+    count = torch.tensor(0)
+    step = torch.compile(hyperbolic_step_, backend="eager")
+    step([weights], [grads], lr=1.0, alpha=1.0, beta=0.0, clamped=count)
+    assert count == 3
+    torch.testing.assert_close(
+        weights, torch.tensor([0.0, -0.0, -5.0, 5.0, -5.0]).exp() * torch.tensor([0.0, -0.0, 1, -1, 2])
+    )
+
+
+class Sharded(Tensor):
+    """A tensor with placements, as DTensor has."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor, placements: tuple[str, ...]) -> Tensor:
+        made = data.as_subclass(cls)
+        made.placements = placements
+        return made
+
+
+def test_a_weight_and_its_gradient_must_be_sharded_alike():
+    weight, grad = torch.ones(2), torch.zeros(2)
+    for other in (Sharded(grad, ("Partial",)), grad):
+        with pytest.raises(ValueError, match="must be sharded alike: reduce the gradient first"):
+            hyperbolic_step_([Sharded(weight, ("Shard(0)",))], [other], **PAPER)
+    hyperbolic_step_([Sharded(weight, ("Shard(0)",))], [Sharded(grad, ("Shard(0)",))], lr=1, alpha=0, beta=1)
+    torch.testing.assert_close(weight, torch.full((2,), math.exp(-1)))
