@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
@@ -129,24 +128,11 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-_STARTED: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-"""Iterators that have worker processes -> the process that started these."""
-
-
-def _end_at_exit(batches: Any) -> None:
-    """Let this process end the workers of an iterator before multiprocessing waits for them.
-
-    Its SIGTERM, which they ignore, would not end them.
-    """
-    if os.getpid() not in _STARTED.values():  # a copy of a process does not inherit the finalizers
-        Finalize(None, _end_all_workers, exitpriority=20)  # before the queues close, at 10
-    _STARTED[batches] = os.getpid()
-
-
-def _end_all_workers() -> None:
-    for batches, process in list(_STARTED.items()):
-        if process == os.getpid():
-            batches._shutdown_workers()
+def _end_workers(loader: torch.utils.data.DataLoader) -> None:
+    """End the worker processes of a loader, which the next pass starts again."""
+    batches, loader._iterator = loader._iterator, None
+    if batches is not None:
+        batches._shutdown_workers()
 
 
 class FolderLoader:
@@ -163,6 +149,7 @@ class FolderLoader:
         self.sampler, self.workers, self.device = sampler, workers, device
         self._normalize = Normalize(device)
         self._call: object = None
+        self._process = 0
         self._order = _Order(sampler.local_batch_size)
         self._loader = torch.utils.data.DataLoader(
             _Seeded(dataset),
@@ -199,18 +186,21 @@ class FolderLoader:
     def _decoded(self) -> Iterator[Any]:
         try:
             with explain_killed_workers():
-                batches = iter(self._loader)
                 if self.workers:
-                    _end_at_exit(batches)
-                yield from batches
+                    self._end_workers_in_time()
+                yield from self._loader
         except Exception as error:
-            self._end_workers()
+            _end_workers(self._loader)
             if not isinstance(error, DataError):
                 raise
             last = str(error).strip().splitlines()[-1]  # from a worker, its text is the worker's traceback
             raise DataError(last.partition("DataError: ")[2] or str(error)) from None
 
-    def _end_workers(self) -> None:
-        batches, self._loader._iterator = self._loader._iterator, None
-        if batches is not None and self.workers:
-            batches._shutdown_workers()
+    def _end_workers_in_time(self) -> None:
+        """Let this process end the workers when it ends, or no longer needs this object.
+
+        SIGTERM, by which multiprocessing and torch end what is left, does not end them.
+        """
+        if self._process != os.getpid():  # a copy of a process does not inherit finalizers
+            self._process = os.getpid()
+            Finalize(self, _end_workers, [self._loader], exitpriority=20)  # before the queues close, at 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -315,6 +316,17 @@ def test_a_damaged_image_is_named_in_one_line(workers: int, tree: Path, tmp_path
     assert str(damaged) in message and "replace or remove" in message and len(message.splitlines()) == 1
     damaged.write_bytes(content)
     assert_equal(list(loaders.train.batches(0)), list(folder(tree).train.batches(0)))
+
+
+def test_a_loader_that_the_garbage_collector_finds_has_no_workers_left(tree: Path) -> None:
+    """Its queues then end before the iterator could ask the workers to end, and these ignore SIGTERM."""
+    before, loaders = children(), folder(tree, 2)
+    list(loaders.train.batches(0))
+    assert len(children() - before) == 2
+    loaders.train.itself = loaders.train
+    del loaders
+    gc.collect()
+    assert children() <= before
 
 
 def test_the_root_defaults_to_ham_data(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pruning import STR, Dense, Product, RandomPruning, Sparsifier
 from pruning.export import (
     load_masks,
     plain_state_dict,
+    remove_parametrizations_,
     save_masks,
     semi_structured,
     semi_structured_error,
@@ -319,3 +320,16 @@ def test_the_origin_of_saved_masks_is_optional(tmp_path):
             masks, margins, found = load_masks(source)
             assert found == (origin or {}) and margins == {}
             assert all(torch.equal(mask, sparsifier.kept()[name]) for name, mask in masks.items())
+
+
+def test_a_parametrized_buffer_becomes_a_buffer_again():
+    class Doubled(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+    model = nn.Module()
+    model.register_buffer("scale", torch.tensor([1.0, -3.0]))
+    nn.utils.parametrize.register_parametrization(model, "scale", Doubled())
+    remove_parametrizations_(model)
+    assert not list(model.parameters())
+    assert {name: value.tolist() for name, value in model.named_buffers()} == {"scale": [2.0, -6.0]}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pruning import MaskSet
 from pruning.optimizer_state import fill_second_moments_, reset_first_moments_
+from pruning.prunable import prunable_weights
 from pruning.weights import Weight
 
 INF, NAN = float("inf"), float("nan")
@@ -457,3 +458,14 @@ def test_sparse_gradients_take_no_mask():
         ValueError, match=r"^a weight has sparse gradients, which take no mask: set sparse=False"
     ):
         masks.apply_to_gradients_()
+
+
+def test_what_follows_from_a_mask_is_kept_from_step_to_step_and_made_again_for_another_dtype():
+    model = nn.Linear(3, 2)
+    masks = MaskSet(prunable_weights(model))
+    masks.set({"weight": torch.tensor([[True, False, True], [False, True, True]])})
+    (first,), (again,) = ([part for _, part, _ in masks._trained_tensors()] for _ in range(2))
+    assert again is first and first.dtype == torch.int32
+    model.double()
+    ((_, other, _),) = masks._trained_tensors()
+    assert other.dtype == torch.int64 and other.tolist() == [[1, 0, 1], [0, 1, 1]]

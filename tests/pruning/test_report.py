@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning import ACDC, STR, Dense, PILoT, Product, RandomPruning, RigL, Sparsifier, Spred
 from pruning.checks import NotAttachedError
 from pruning.cost import cost
-from pruning.report import WIDTH, _shortened
+from pruning.report import WIDTH, _aligned, _shortened
 
 
 def small() -> nn.Sequential:
@@ -215,3 +215,9 @@ def test_large_numbers_have_commas_and_the_total_has_no_share_of_its_own():
         "entire model: 2,000 parameters, 8,000 bytes, 4,000 FLOPs (1.0000 of dense)",
     ]
     assert not any("empty" in line for line in lines)
+
+
+def test_a_long_name_is_shortened_until_its_line_is_full():
+    """Two spaces stand between columns."""
+    (line,) = _aligned([["n" * 300, "64x3", "1", "22"]])
+    assert len(line) == WIDTH and line.endswith("n  64x3  1  22")
