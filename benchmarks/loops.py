@@ -3,8 +3,9 @@
     python benchmarks/loops.py [--rounds 9] [--json PATH] [--quick]
 
 An epoch is training, evaluation and a checkpoint, of the same model on the same batches in memory. timm's
-package does not contain its train.py: that loop is put together here from timm's meters, accuracy, schedule
-and saver. The pipelines read the same files with the same number of processes or threads. Variants alternate.
+package does not contain its train.py: that loop is put together here from timm's optimizer, meters, accuracy,
+schedule and saver. The pipelines read the same files with the same number of processes or threads. The order of the
+variants is drawn in each round.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def our_epoch(run: Run, folder: Path) -> float:
 
 def epoch_row(model: str, rounds: int, quick: bool) -> dict[str, Any]:
     """Seconds of an epoch of each loop; each round starts from new weights, outside of the timed part."""
-    batch_size, steps = (4, 2) if quick else (32, 12)
+    batch_size, steps = (4, 2) if quick else (32, 20)
     generator = torch.Generator().manual_seed(0)
     loaders = Loaders(*(random_batches(n, batch_size, generator) for n in (steps, max(1, steps // 4))))
     loops: dict[str, Callable[[Run, Path], float]] = {
