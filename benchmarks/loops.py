@@ -4,8 +4,8 @@
 
 An epoch is training, evaluation and a checkpoint, of the same model on the same batches in memory. timm's
 package does not contain its train.py: that loop is put together here from timm's optimizer, meters, accuracy,
-schedule and saver. The pipelines read the same files with the same number of processes or threads. The order of the
-variants is drawn in each round.
+schedule and saver. The pipelines read the same files with the same number of processes or threads. The order
+of the variants is drawn in each round.
 """
 
 from __future__ import annotations

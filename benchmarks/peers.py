@@ -23,15 +23,16 @@ PEERS = {"FFCV": "ffcv.Loader", "image folder": "timm's loader"}
 def timm_epoch(run: Run, folder: Path) -> float:
     """One epoch of timm's parts: each step reads the loss; returns when the steps ended, see `our_epoch`.
 
-    The optimizer is the one that timm's `train.py` makes without `--opt-kwargs`, with the run's options.
+    The optimizer is the one that timm's `train.py` makes by default, with the options of the run's.
     """
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
     from timm.utils import AverageMeter, CheckpointSaver, accuracy
 
-    model, own = run.model, run.optimizer.defaults
-    name, options = ("adamw", {}) if "betas" in own else ("momentum", {"momentum": own["momentum"]})
-    optimizer = create_optimizer_v2(model, name, own["lr"], run.cfg.optimizer.weight_decay, **options)
+    model, options = run.model, run.optimizer.defaults
+    name, momentum = ("adamw", {}) if "betas" in options else ("momentum", {"momentum": options["momentum"]})
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in run.optimizer.param_groups]
+    optimizer = create_optimizer_v2(groups, name, options["lr"], **momentum)
     scheduler = CosineLRScheduler(optimizer, t_initial=100 * len(run.task.loaders.train), t_in_epochs=False)
     (folder / "timm").mkdir()
     saver = CheckpointSaver(model, optimizer, checkpoint_dir=str(folder / "timm"), decreasing=False)

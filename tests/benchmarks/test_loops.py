@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ham.data import Batch, DataError, ImageNetFFCV, ImageNetFolder, Loaders
 from ham.data.beton import import_ffcv
@@ -39,19 +40,30 @@ def test_a_quick_run_has_every_row(
     assert "| resnet18 |" in out and "| deit_tiny |" in out
 
 
-def test_all_loops_take_the_same_steps(tmp_path: Path) -> None:
-    """With one rate for all steps, the weights after an epoch are equal."""
+@pytest.mark.parametrize("model", ["resnet18", "deit_tiny"])
+def test_all_loops_take_the_same_steps(model: str, tmp_path: Path) -> None:
+    """With one rate for all steps, the weights after an epoch are equal.
+
+    timm's AdamW is not fused and rounds otherwise. The biases of keys have a zero gradient, of which Adam
+    normalizes the rounding: they are left out.
+    """
     generator = torch.Generator().manual_seed(0)
     loaders = Loaders(*(loops.random_batches(count, 4, generator) for count in (2, 1)))
     weights = []
     for name, loop in (("a", loops.our_epoch), ("b", peers.timm_epoch), ("c", peers.bare_epoch)):
-        run = loops.make_run("resnet18", loaders, 4, tmp_path / name, tiny=True)
+        run = loops.make_run(model, loaders, 4, tmp_path / name, tiny=True)
         rate = run.optimizer.param_groups[0]["lr"]
-        run.optimizer.register_step_pre_hook(lambda optimizer, *_, rate=rate: _set_rate(optimizer, rate))
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_, rate=rate: _set_rate(optimizer, rate))
         loop(run, tmp_path)
+        hook.remove()
         run.logger.close()
-        weights.append(torch.cat([p.detach().flatten() for p in run.params]))
-    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+        weights.append(run.model.state_dict())
+    rounding = 0.0
+    if model == "deit_tiny":
+        rounding = 1e-5  # a step moves a weight by 2.5e-3
+        for state in weights:
+            state["blocks.0.attn.qkv.bias"] = state["blocks.0.attn.qkv.bias"].reshape(3, -1)[[0, 2]]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=rounding)
     torch.testing.assert_close(weights[2], weights[0], rtol=0, atol=0)
 
 
