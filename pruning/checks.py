@@ -90,6 +90,15 @@ def check_not_sharded_yet(weights: Mapping[str, Weight], method: str) -> None:
         )
 
 
+def check_real(weights: Mapping[str, Weight], method: str) -> None:
+    """Raise ValueError where a weight that a method scores is complex."""
+    for name, weight in weights.items():
+        if weight.parameters[0].is_complex():
+            raise ValueError(
+                f"{name} is complex and {method} scores real weights: exclude it, or choose SNIP"
+            )
+
+
 def check_takes_masks(weights: Mapping[str, Weight]) -> None:
     """Raise ValueError where a weight is computed, as by torch.nn.utils.parametrizations.weight_norm."""
     for name, weight in weights.items():

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair, losses_in_parts
-from .checks import check_not_sharded_yet
+from .checks import check_not_sharded_yet, check_real
 from .ranks import mean_over_ranks
 from .scores import evaluation_mode
 from .weights import Weight
@@ -117,10 +117,11 @@ class GraSP(AtInitialization):
         """Prune by the gradient flow of `loss_fn(model(inputs) / temperature, targets)`.
 
         Raises:
-            ValueError: no loss function, fewer batches than `self.batches`, inputs that are not tensors, or
-                `fully_shard` has split the weights.
+            ValueError: no loss function, fewer batches than `self.batches`, inputs that are not tensors, a
+                complex weight, or `fully_shard` has split the weights.
         """
         check_not_sharded_yet(self.masks.weights, "GraSP")
+        check_real(self.masks.weights, "GraSP")
         if loss_fn is None:
             raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         data = [check_pair(batch) for batch in islice(batches, self.batches)]

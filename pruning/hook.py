@@ -104,7 +104,7 @@ class OptimizerHook:
                 "the loaded state was saved without a hook and does not contain the number of steps: set "
                 "sparsifier.step to the optimizer steps before this one"
             )
-        if self._overflowed(step):
+        if self._overflowed():
             sparsifier.mask_gradients()  # the optimizer skips this step: it does not count
             return
         self._acts, self.is_active = True, True
@@ -117,10 +117,13 @@ class OptimizerHook:
             self.is_active = False
         self._drop_gradients()
 
-    def _overflowed(self, step: int) -> bool:
-        """Are gradients about to be used that GradScaler found to be infinite? A host sync at such steps."""
+    def _overflowed(self) -> bool:
+        """Did GradScaler find infinite gradients, so that a fused optimizer will skip this step?
+
+        A host sync, as GradScaler makes one in each step of an optimizer that is not fused.
+        """
         found_inf = getattr(self.optimizer, "found_inf", None)
-        return found_inf is not None and self.sparsifier.uses_gradients(step) and bool(found_inf)
+        return found_inf is not None and bool(found_inf)
 
     def _drop_gradients(self) -> None:
         """Let the step change nothing where a sparsifier skips it and all have seen the gradients."""

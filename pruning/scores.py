@@ -95,7 +95,7 @@ def snip(
     scores = {}
     for name, weight in weights.items():
         gradient = weight.gradient_from([mean_over_ranks(next(parts)) for _ in weight.parameters])
-        scores[name] = (gradient * weight.value).abs()
+        scores[name] = (gradient.conj() * weight.value).real.abs()
     return scores
 
 
@@ -113,11 +113,12 @@ def synflow(
     Returns:
         |dR/dtheta * theta| of each weight's shape, 0 where it is masked (Tanaka et al., 2020, Eq. 2).
     """
+    flow = _FlowGradients(model)
     tensors = {
         name: tensor.detach().abs().double() if tensor.is_floating_point() else tensor
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        for name, tensor in (*flow.named_parameters(), *flow.named_buffers())
     }
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in flow.named_parameters()}
     # of a product m * w only the second factor: dR/dw * w is dR/dtheta * theta
     scored = {name: names[id(weight.parameters[-1])] for name, weight in weights.items()}
     for name, key in scored.items():
@@ -125,13 +126,28 @@ def synflow(
     device = next(iter(weights.values())).parameters[0].device
     with evaluation_mode(model), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         ones = torch.ones(input_shape, dtype=torch.float64, device=device)
-        total = functional_call(model, tensors, (ones,)).sum()
         leaves = [tensors[key] for key in scored.values()]
-        gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+        gradients = functional_call(flow, tensors, (ones, leaves))
     return {
         name: (gradient * leaf.detach()).abs()  # LayerNorm and attention give either sign
         for name, gradient, leaf in zip(scored, gradients, leaves, strict=True)
     }
+
+
+class _FlowGradients(nn.Module):
+    """The gradients of the sum of a model's outputs.
+
+    Their backward pass is part of the functional call: activation checkpointing computes the forward pass
+    again in it, and has to find the weights of the call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of `leaves`, 0 where the output does not depend on one."""
+        return torch.autograd.grad(self.model(inputs).sum(), leaves, materialize_grads=True)
 
 
 def synflow_masks(

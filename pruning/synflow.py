@@ -11,7 +11,7 @@ from torch import Tensor
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair
-from .checks import check_not_sharded_yet
+from .checks import check_not_sharded_yet, check_real
 from .scores import synflow_masks
 
 
@@ -39,10 +39,11 @@ class SynFlow(AtInitialization):
         """Prune; only the shape of the first input is used.
 
         Raises:
-            ValueError: there is no batch to take the shape from, its inputs are integers, or `fully_shard`
-                has split the weights.
+            ValueError: there is no batch to take the shape from, its inputs are integers, a weight is
+                complex, or `fully_shard` has split the weights.
         """
         check_not_sharded_yet(self.masks.weights, "SynFlow")
+        check_real(self.masks.weights, "SynFlow")
         first = next(iter(batches), None)
         if first is None:
             raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ham import HAM, param_groups, perturbed
-from pruning import ACDC, STR, Dense, PILoT, Product, RandomPruning, RigL, Spred
+from pruning import ACDC, GMP, STR, Dense, PILoT, Product, RandomPruning, RigL, Spred
 from pruning.hook import _numbers
 
 OPTIMIZERS = {
@@ -348,6 +348,31 @@ def test_a_fused_optimizer_with_scaled_gradients(batches):
     assert all(torch.equal(m, plain.sparsifier.kept()[n]) for n, m in fused.sparsifier.kept().items())
     for one, other in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("overflows", [[0], [1, 2], [2, 4], [5]])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_skipped_steps_do_not_count_in_any_optimizer(batches, name, overflows, fused):
+    """GMP's masks after six calls, of which some overflow, are those after as many steps as were taken."""
+    kept = []
+    for skipped in (overflows, []):
+        training = build(
+            GMP(0.6, interval=2, begin=0.0, end=1.0),
+            hooked=True,
+            optimizer=lambda groups: getattr(torch.optim, name)(groups, 1e-3, fused=fused),
+        )
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+        numbers = range(6) if skipped else [n for n in range(6) if n not in overflows]
+        for number in numbers:
+            loss = cross_entropy(training.model(batches[number][0]), batches[number][1])
+            scaler.scale(loss * (torch.inf if number in skipped else 1)).backward()
+            scaler.step(training.optimizer)
+            scaler.update()
+            training.optimizer.zero_grad()
+        assert training.sparsifier.step == 6 - len(overflows)
+        kept.append(training.sparsifier.kept())
+    assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())
 
 
 def assert_weights_finite(training) -> None:

@@ -1,18 +1,31 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ham.models import DeiT
-from pruning import ACDC, SNIP, STR, MaskFrom, Product, RandomPruning, Sparsifier, SynFlow, prunable_weights
+from pruning import (
+    ACDC,
+    SNIP,
+    STR,
+    GraSP,
+    MaskFrom,
+    Product,
+    RandomPruning,
+    Sparsifier,
+    SynFlow,
+    prunable_weights,
+)
 from pruning.export import save_masks
 from pruning.scores import snip, synflow, synflow_masks
 
@@ -118,6 +131,44 @@ def test_snip_is_the_gradient_of_the_summed_loss_times_the_weight():
     for name, score in scores.items():
         weight = model.get_parameter(name)
         torch.testing.assert_close(score, (weight.grad * weight).abs(), rtol=1e-12, atol=1e-15)
+
+
+def test_snip_of_a_complex_weight_is_the_finite_difference_with_respect_to_a_mask_entry():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4, dtype=torch.complex128), Magnitude())
+    x, y = torch.randn(5, 6, dtype=torch.complex128), torch.randint(4, (5,))
+    (score,) = snip(model, prunable_weights(model), [(x, y)], cross_entropy).values()
+    weight, step = model[0].weight, 1e-6
+
+    @torch.no_grad()
+    def loss(factor: float, row: int, column: int) -> float:
+        before = weight[row, column].clone()
+        weight[row, column] *= factor
+        value = float(cross_entropy(model(x), y))
+        weight[row, column] = before
+        return value
+
+    for row, column in ((0, 0), (1, 3), (3, 5)):
+        slope = (loss(1 + step, row, column) - loss(1 - step, row, column)) / (2 * step)
+        assert float(score[row, column]) == pytest.approx(abs(slope), rel=1e-6, abs=1e-10)
+
+
+class Magnitude(nn.Module):
+    """|x| of complex numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+@pytest.mark.parametrize("method", [SynFlow(0.5), GraSP(0.5, batches=1)])
+def test_scores_of_real_weights_refuse_complex_ones(method):
+    model = nn.Sequential(nn.Linear(6, 4, dtype=torch.complex64), Magnitude(), nn.Linear(4, 4))
+    name = type(method).__name__
+    sparsifier = attached(method, model)
+    with pytest.raises(ValueError, match=rf"0\.weight is complex and {name} scores real weights: exclude"):
+        sparsifier.initialize([(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))], cross_entropy)
+    excluding = attached(dataclasses.replace(method, exclude=["0.weight"]), model)
+    assert [*excluding.masks.weights] == ["2.weight"]
 
 
 def test_snip_computes_a_large_batch_in_parts_and_scores_it_as_one():
@@ -328,6 +379,29 @@ def test_synflow_of_a_transformer_is_the_magnitude_of_its_absolute_networks_flow
     for name, score in scores.items():
         assert (score >= 0).all() and not score[~kept[name]].any(), name
         torch.testing.assert_close(score, flows[name].abs(), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("model", ["transformer", "resnet"])
+def test_synflow_of_a_network_with_activation_checkpointing_is_that_without(model, dtype):
+    """Checkpointing computes the forward pass again in the backward pass, with the same weights."""
+    torch.manual_seed(0)
+    if model == "transformer":
+        sizes = dict(img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=2)
+        net = timm.models.VisionTransformer(num_classes=3, **sizes)
+    else:
+        sizes = dict(layers=[1, 1, 1, 1], channels=(4, 8, 8, 8))
+        net = timm.models.ResNet(timm.models.resnet.BasicBlock, num_classes=3, **sizes)
+    net = net.to(dtype)
+    weights = prunable_weights(net)
+    generator = torch.Generator().manual_seed(0)
+    kept = {name: torch.rand(w.shape, generator=generator) < 0.5 for name, w in weights.items()}
+    plain = synflow(net, weights, kept, (1, 3, 8, 8))
+    net.set_grad_checkpointing()
+    checkpointed = synflow(net, weights, kept, (1, 3, 8, 8))
+    assert sum(float(score.sum()) for score in plain.values()) > 0
+    for name, score in checkpointed.items():
+        torch.testing.assert_close(score, plain[name], rtol=1e-9, atol=0)
 
 
 def deep_net() -> nn.Sequential:
