@@ -117,7 +117,7 @@ def _hydra(argv: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from ham.run.config import CONFIGS, demo_last, literal_path, register
+    from ham.run.config import CONFIGS, ConfigError, check_jobs, demo_last, literal_path, register
 
     register()
     statuses = []
@@ -129,9 +129,15 @@ def _hydra(argv: list[str]) -> int:
             raise SystemExit(statuses[-1])
 
     argv = [text if "," in text or "(" in text else literal_path(text) for text in demo_last(argv)]
+    runs_jobs = {text for text in argv if text.startswith("-")} <= {"-m", "--multirun"}
+    if runs_jobs:
+        try:
+            check_jobs([text for text in argv if not text.startswith("-")])
+        except ConfigError as error:
+            return _fail(error, 2)
     sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra expects them first
     job()
-    if not statuses and {text for text in argv if text.startswith("-")} <= {"-m", "--multirun"}:
+    if not statuses and runs_jobs:
         return _fail("-m selects no run: a glob matches nothing; see python train.py --list", 2)
     return max(statuses, default=0)
 

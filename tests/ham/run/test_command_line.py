@@ -174,6 +174,38 @@ def test_a_wrong_job_of_a_multirun_shows_in_the_status_and_the_others_run(
     assert len(list(runs.glob("acdc_ham_s90-digits-*/seed0/summary.json"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["seed=x,y"], "seed: Value 'x' of type 'str' could not be converted to Integer"),
+        (["seed=0,x"], "seed: Value 'x' of type 'str' could not be converted to Integer"),
+        (["seed=0,1", "epochs=many"], "epochs: Value 'many' of type 'str' could not be converted to Integer"),
+        (["ham.alfa=1,2"], "unknown key ham.alfa; nearest: ham.alpha"),
+        (["seed=0,1", "ham.alfa=1"], "unknown key ham.alfa; nearest: ham.alpha"),
+        (["+demo=tinny", "seed=0,1"], "unknown demo 'tinny'; nearest: tiny, digits, cifar16"),
+        (["+exp=dense_ham,dens"], "unknown experiment 'dens'; nearest: dense, dense_sam, dense_ham"),
+        (["+exp=glob(dense*)", "model=resnet19"], "unknown model 'resnet19'; nearest: "),
+        (
+            ["seed=interval(0,3)"],
+            "'seed=interval(0,3)' is not a list of values: write key=value1,value2, range()",
+        ),
+        (
+            ["seed=range(0,"],
+            "'seed=range(0,' is not an override: write key=value or key=value1,value2, or see",
+        ),
+    ],
+)
+def test_a_job_of_a_multirun_that_cannot_be_composed_is_one_line_before_any_starts(
+    process: Callable, tmp_path: Path, argv: list[str], line: str
+) -> None:
+    needed = [] if any("exp=" in word for word in argv) else ["+exp=dense"]
+    outcome = process("-m", *needed, *argv, f"runs_dir={tmp_path / 'runs'}")
+    assert outcome.status == 2
+    (complaint,) = outcome.err.splitlines()
+    assert complaint.startswith(f"train.py: {line}")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_signal_stops_a_multirun_whole(tmp_path: Path) -> None:
     argv = [*DEMO, "model.width=4", "epochs=40", "checkpoint.minutes=0", f"runs_dir={tmp_path / 'runs'}"]
     command = [sys.executable, str(TRAIN), "-m", *argv, "seed=0,1"]
