@@ -90,6 +90,14 @@ def check_not_sharded_yet(weights: Mapping[str, Weight], method: str) -> None:
         )
 
 
+def check_positive_integer(name: str, value: Any, unit: str = "") -> None:
+    """Raise ValueError with the option's name unless `value` is an integer of at least 1."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1{unit}, got {value}")
+
+
 def check_real(weights: Mapping[str, Weight], method: str) -> None:
     """Raise ValueError where a weight that a method scores is complex."""
     for name, weight in weights.items():

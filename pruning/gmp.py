@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from .acdc import Scope, ScopeLike
 from .base import register
+from .checks import check_positive_integer
 from .schedule import RAMPS, Ramp, RampName
 from .scores import magnitude
 from .target import TargetSparsity
@@ -60,8 +61,7 @@ class GMP(TargetSparsity):
                 f"begin and end are fractions of the steps, 0 <= begin <= end <= 1, got {self.begin:g} and "
                 f"{self.end:g}"
             )
-        if self.interval < 1:
-            raise ValueError(f"interval must be at least 1 step, got {self.interval}")
+        check_positive_integer("interval", self.interval, " step")
         if callable(self.schedule) and abs(self.schedule(self.end) - self.sparsity) > 1e-9:
             raise ValueError(
                 f"the schedule ends at {self.schedule(self.end):g}, not at sparsity={self.sparsity:g}: "

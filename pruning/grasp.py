@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair, losses_in_parts
-from .checks import check_not_sharded_yet, check_real
+from .checks import check_not_sharded_yet, check_positive_integer, check_real
 from .ranks import mean_over_ranks
 from .scores import evaluation_mode
 from .weights import Weight
@@ -108,8 +108,7 @@ class GraSP(AtInitialization):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, got {self.batches}")
+        check_positive_integer("batches", self.batches)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature:g}")
 

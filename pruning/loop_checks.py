@@ -36,6 +36,7 @@ class LoopChecks(Traits):
         self._announced_epoch = -1
         self._checked_tensors: tuple[Any, ...] = ()
         self._decay_is_due = self._skips_step = self._was_stepped = False
+        self._warned_of: tuple[float, int] | None = None
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameter -> weight decay, for those whose decay the method sets."""

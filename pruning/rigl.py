@@ -8,6 +8,7 @@ from math import cos, pi
 from torch import Tensor
 
 from .base import register
+from .checks import check_positive_integer
 from .deprecation import warn_renamed
 from .drop_grow import DropAndGrow, update_mask
 from .ranks import mean_over_ranks
@@ -47,8 +48,7 @@ class RigL(DropAndGrow):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
-        if self.interval < 1:
-            raise ValueError(f"interval must be at least 1 step, got {self.interval}")
+        check_positive_integer("interval", self.interval, " step")
         for name in ("drop_fraction", "until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name):g}")

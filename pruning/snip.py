@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
-from .checks import check_not_sharded_yet
+from .checks import check_not_sharded_yet, check_positive_integer
 from .scores import snip
 
 
@@ -33,8 +33,7 @@ class SNIP(AtInitialization):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
-        if self.batches < 1:
-            raise ValueError(f"batches must be at least 1, got {self.batches}")
+        check_positive_integer("batches", self.batches)
 
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Prune by the gradients of `loss_fn(model(inputs), targets)` over the first batches.

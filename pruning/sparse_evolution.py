@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import register
+from .checks import check_positive_integer
 from .drop_grow import DropAndGrow
 from .shards import place_like
 from .weights import Weight
@@ -44,8 +45,8 @@ class SET(DropAndGrow):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
-        if self.interval is not None and self.interval < 1:
-            raise ValueError(f"interval must be at least 1 step, got {self.interval}")
+        if self.interval is not None:
+            check_positive_integer("interval", self.interval, " step")
         for name in ("drop_fraction", "until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name):g}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import register
-from .checks import warn_at_caller
+from .checks import check_positive_integer, warn_at_caller
 from .choice import Choice
 from .deprecation import warn_renamed
 from .parameterization import Plain
@@ -92,8 +92,7 @@ class STR(TargetSparsity):
         self.calibrate = Calibrate(self.calibrate)
         if not self.threshold_decay >= 0:
             raise ValueError(f"threshold_decay must not be negative, got {self.threshold_decay:g}")
-        if self.ramp_every < 1:
-            raise ValueError(f"ramp_every must be at least 1 step, got {self.ramp_every}")
+        check_positive_integer("ramp_every", self.ramp_every, " step")
         if not 0 < self.ramp_until <= 1:
             raise ValueError(f"ramp_until must be in (0, 1], got {self.ramp_until:g}")
         if self.calibrate is not Calibrate.none and self.initial >= 0:
@@ -202,7 +201,10 @@ class STR(TargetSparsity):
             super()._warn_of_missed_target()
 
     def _cure_of_missed_target(self) -> str:
-        return f"{super()._cure_of_missed_target()}; or use calibrate='ramp' with initial=-8"
+        ramp = "use calibrate='ramp' with initial=-8"
+        if self.steps_per_epoch is not None and self.step >= self.total_steps:
+            return f"{ramp}, because the sparsity that thresholds reach depends on the training"
+        return f"{super()._cure_of_missed_target()}; or {ramp}"
 
     def _warn_of_end(self, achieved: float, cure: str) -> None:
         warn_at_caller(

@@ -11,7 +11,7 @@ from torch import Tensor
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair
-from .checks import check_not_sharded_yet, check_real
+from .checks import check_not_sharded_yet, check_positive_integer, check_real
 from .scores import synflow_masks
 
 
@@ -32,8 +32,7 @@ class SynFlow(AtInitialization):
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}; the authors take 100")
+        check_positive_integer("iterations", self.iterations)
 
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Prune; only the shape of the first input is used.

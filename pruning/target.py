@@ -54,7 +54,11 @@ class TargetSparsity(Sparsifier):
         return granularity(self.granularity)
 
     def on_end(self) -> None:
-        """Warn where the model is more than a point below the target; called after the last step."""
+        """Warn where the model is more than a point below the target; called after the last step.
+
+        Every layer may be two weights below the target, because counts are rounded. What was warned of is not
+        warned of again, where both the hook and the loop make this call.
+        """
         super().on_end()
         self._warn_of_missed_target()
 
@@ -62,7 +66,9 @@ class TargetSparsity(Sparsifier):
         weights = self.masks.weights.values()
         total = sum(weight.numel() for weight in weights)
         achieved, target = self.achieved_sparsity(), 1 - self.kept_target() / total
-        if achieved < target - max(_NEAR, 2 * len(weights) / total):  # layers round up by themselves
+        misses = achieved < target - max(_NEAR, 2 * len(weights) / total)  # layers round up by themselves
+        if misses and (achieved, self.step) != self._warned_of:
+            self._warned_of = achieved, self.step
             warn_at_caller(
                 f"{type(self).__name__} ends at sparsity {achieved:.4f}, its target is {target:.4f}: "
                 f"{self._cure_of_missed_target()}"
@@ -73,7 +79,8 @@ class TargetSparsity(Sparsifier):
             return "no optimizer step reached it, call sparsifier.hook(optimizer) before the first one"
         if self.steps_per_epoch is not None and 0 < self.step < self.total_steps:
             return f"training ended after {self.step} of the {self.total_steps} steps that attach announced"
-        return "train as many epochs and steps as attach announced, and call after_step after each step"
+        after_step = "" if self._hook is not None else ", and call after_step after each step"
+        return f"train as many epochs and steps as attach announced{after_step}"
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
         if not isinstance(sparsities, Mapping):

@@ -90,8 +90,10 @@ class Cifar100(ImageData):
         """Read the files, and verify them against SHA256SUMS if the folder has it."""
         root = Path(self.root or Path(os.environ.get("HAM_DATA", ".")) / FOLDER)
         prepare = f"python scripts/prepare_data.py cifar100 --to {root.parent}"
+        replace = f"replace it with {prepare}, which moves the damaged one away"
         if root.name != FOLDER:
-            prepare += f" and data.root={root.parent / FOLDER}"
+            prepare = f"python scripts/prepare_data.py cifar100 --to {root}, then data.root={root / FOLDER}"
+            replace = f"fetch another with {prepare}"
         if not root.is_dir():
             raise DataError(
                 f"CIFAR-100 is not at {root}: fetch it with {prepare}; data.root or $HAM_DATA can name "
@@ -100,7 +102,7 @@ class Cifar100(ImageData):
         try:
             parts = read_official(root)
         except ValueError as error:
-            raise DataError(f"{error}: replace it with {prepare}, which moves the damaged one away") from None
+            raise DataError(f"{error}: {replace}") from None
         parts = self._select(parts)
         count = len(parts["train"][1])
         if not 0 < batch_size <= count or batch_size % world_size:

@@ -408,7 +408,8 @@ def test_a_changed_pixel_is_detected_by_sha256sums(small_cifar100: Path) -> None
 def test_a_missing_folder_names_the_command_that_fetches_it(tmp_path: Path) -> None:
     cure = f"python scripts/prepare_data.py cifar100 --to {tmp_path}"
     refuses(tmp_path / "cifar-100-python", "not at", cure, "data.root", "HAM_DATA", "+demo=digits")
-    refuses(tmp_path / "elsewhere", cure, f"data.root={tmp_path}/cifar-100-python")
+    cure = f"cifar100 --to {tmp_path}/elsewhere, then data.root={tmp_path}/elsewhere/cifar-100-python;"
+    refuses(tmp_path / "elsewhere", cure, "HAM_DATA")
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 301])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -210,6 +211,61 @@ def test_the_cure_of_a_missed_target_follows_from_the_steps(step, steps_per_epoc
     with pytest.warns(SparsityWarning) as caught:
         sparsifier.on_end()
     assert str(caught[0].message).endswith(f"its target is 0.4000: {cure}")
+
+
+def trained_with_a_hook(sparsifier: Sparsifier, steps: int) -> Sparsifier:
+    """A loop with the hook that ends with `on_end`."""
+    model = nn.Sequential(nn.Linear(20, 20, bias=False))
+    sparsifier.attach(model, total_epochs=2, steps_per_epoch=5)
+    optimizer = torch.optim.SGD(sparsifier.param_groups(model.parameters()), lr=1e-6)
+    sparsifier.hook(optimizer)
+    for step in range(steps):
+        if step % 5 == 0:
+            sparsifier.on_epoch_start(step // 5, optimizer)
+        model(torch.ones(2, 20)).sum().backward()
+        optimizer.step()
+    sparsifier.on_end()
+    return sparsifier
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "cure"),
+    [
+        (STR, 10, "use calibrate='ramp' with initial=-8, because the sparsity that thresholds reach"),
+        (STR, 7, "training ended after 7 of the 10 steps that attach announced; or use calibrate='ramp'"),
+        (partial(GMP, begin=0.0, end=1.0, interval=1), 7, "training ended after 7 of the 10 steps"),
+    ],
+)
+def test_the_hook_and_the_loop_warn_once(make, steps, cure):
+    with pytest.warns(SparsityWarning) as caught:
+        trained_with_a_hook(make(0.9), steps)
+    (message,) = (str(warning.message) for warning in caught if "ends at sparsity" in str(warning.message))
+    assert f"its target is 0.9000: {cure}" in message
+
+
+INTEGERS = [
+    *((make, "interval") for make in (RigL, GMP, SET)),
+    *((make, "batches") for make in (SNIP, GraSP)),
+    (SynFlow, "iterations"),
+    (STR, "ramp_every"),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), INTEGERS)
+@pytest.mark.parametrize("value", [1.5, 2.0, "3", None, [1]])
+def test_counts_of_steps_are_integers(make, name, value):
+    if make is SET and value is None:
+        return  # an epoch
+    with pytest.raises(ValueError, match=f"^{name} must be an integer, got "):
+        make(0.5, **{name: value})
+
+
+@pytest.mark.parametrize(("make", "name"), INTEGERS)
+def test_counts_of_steps_are_positive(make, name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1( step)?, got {value}$"):
+            make(0.5, **{name: value})
+    assert getattr(make(0.5, **{name: np.int64(2)}), name) == 2
 
 
 def test_a_state_belongs_to_its_method_target_and_units():
