@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 @contextmanager
@@ -21,18 +23,19 @@ def perturbed(
     `ddp.no_sync()` for an ascent per rank (m-sharpness, the original).
 
     Args:
-        params: the weights to perturb; those without a gradient are not.
+        params: the weights to perturb, each once; those without a gradient are not. Of float16 and bfloat16
+            the ascent is computed in float32, so that its length does not overflow or vanish.
         rho: radius of the ascent in the norm over all `params`, 0.05 in the original.
         adaptive: scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
-        freeze_bn: a module whose BatchNorm layers keep their running statistics inside the block; batch
-            statistics still normalize.
+        freeze_bn: a module whose norm layers keep their running statistics inside the block, see
+            `frozen_running_statistics`; batch statistics still normalize.
 
     Raises:
         ValueError: rho is negative, or no parameter has a gradient.
     """
     if rho < 0:
         raise ValueError(f"rho must not be negative, got {rho}")
-    active = [p for p in params if p.grad is not None]
+    active = list(dict.fromkeys(p for p in params if p.grad is not None))  # each once
     if not active:
         raise ValueError("no parameter has a gradient: run a backward pass before perturbed()")
     saved = _ascend_(active, rho, adaptive)
@@ -49,13 +52,13 @@ def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
     """Move to the perturbed point, clear the gradients and return the weights to restore."""
     saved = [torch.empty_like(p) for p in params]
     torch._foreach_copy_(saved, params)
-    grads = [p.grad for p in params if p.grad is not None]  # all of them
+    grads = [_in_float32(p.grad) for p in params if p.grad is not None]  # all of them
     directions = torch._foreach_mul(torch._foreach_abs(params), grads) if adaptive else grads
     device = params[0].device
     norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in torch._foreach_norm(directions)]))
     scale = rho / (norm + 1e-12)
     for ps, ds in _launches(params, directions):
-        factor = scale.to(ps[0].device, ps[0].dtype)
+        factor = scale.to(ps[0].device, ds[0].dtype)
         if adaptive:  # the directions are our own memory
             torch._foreach_mul_(ds, factor)
             torch._foreach_mul_(ds, torch._foreach_abs(ps))
@@ -63,6 +66,11 @@ def _ascend_(params: list[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
     for p in params:
         p.grad = None
     return saved
+
+
+def _in_float32(grad: Tensor) -> Tensor:
+    """The gradient, in float32 where it has fewer bits: there 1e-12 is 0 and rho / |g| may be infinite."""
+    return grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
 
 
 def _launches(params: list[Tensor], directions: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -77,14 +85,32 @@ def _launches(params: list[Tensor], directions: list[Tensor]) -> Iterator[tuple[
 
 @contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes by the batch but does not update its running statistics and counters."""
-    layers = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
-    ]
-    for layer in layers:
+    """Norm layers compute what they compute outside, but do not update running statistics and counters.
+
+    BatchNorm normalizes by the batch in training; its flag `track_running_stats` alone decides about updates.
+    In other layers, such as InstanceNorm, that flag also decides what normalizes: they update copies of their
+    statistics, which are dropped afterwards.
+    """
+    layers = [m for m in model.modules() if _has_running_statistics(m)]
+    batch_norms = [m for m in layers if isinstance(m, _BatchNorm) and m.track_running_stats]
+    others = [m for m in layers if not isinstance(m, _BatchNorm)]
+    kept = [(m, dict(m._buffers), m.__dict__.get("momentum")) for m in others]
+    for layer in batch_norms:
         layer.track_running_stats = False
+    for layer, buffers, _ in kept:
+        layer._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
+        if isinstance(layer, _InstanceNorm):
+            layer.momentum = 0.0  # the copies stay as they are too, for evaluation inside the block
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in batch_norms:
             layer.track_running_stats = True
+        for layer, buffers, momentum in kept:
+            layer._buffers.update(buffers)
+            if isinstance(layer, _InstanceNorm):
+                layer.momentum = momentum
+
+
+def _has_running_statistics(module: nn.Module) -> bool:
+    return any(module._buffers.get(name) is not None for name in ("running_mean", "running_var"))

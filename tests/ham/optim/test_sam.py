@@ -1,5 +1,6 @@
 """The SAM context against closed forms, alone, with HAM and over two processes."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,32 @@ def test_a_vanishing_gradient_moves_nothing():
         assert torch.equal(weight, torch.ones(3))
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 0.1, 300.0, 3e4])
+def test_weights_of_few_bits_reach_the_perturbed_point(dtype, adaptive, size):
+    """Gradients whose norm, or whose inverse, float16 cannot hold; against float64, to half a step."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter((0.5 + torch.rand(100, generator=generator)).to(dtype))
+    weight.grad = (size * (1 + torch.rand(100, generator=generator))).to(dtype)
+    w, g = weight.detach().double(), weight.grad.double()
+    point = ascended(w, g, 0.5, adaptive) if size else w
+    with perturbed([weight], rho=0.5, adaptive=adaptive):
+        assert ((weight.double() - point).abs() <= 0.51 * torch.finfo(dtype).eps * point.abs()).all()
+    assert torch.equal(weight.double(), w)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_parameter_that_is_given_twice_counts_once(adaptive):
+    model = Quadratic()
+    w = model.w.detach().clone()
+    model().backward()
+    point = ascended(w, model.a @ w, RHO, adaptive)
+    with perturbed([*model.parameters(), model.u], rho=RHO, adaptive=adaptive):
+        assert close(model.w, point)
+    assert torch.equal(model.w, w)
+
+
 def test_a_zero_weight_stays_zero_under_the_adaptive_ascent():
     weight = nn.Parameter(torch.tensor([0.0, 2.0]))
     weight.grad = torch.tensor([1.0, 1.0])
@@ -153,6 +180,60 @@ def test_frozen_layers_normalize_by_the_batch_in_training_and_by_the_running_sta
         by_batch = (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt()
         assert torch.allclose(norm(x), by_batch, atol=1e-5)
         assert torch.allclose(norm.eval()(x), (x - 3) / 2, atol=1e-5)
+
+
+class OwnNorm(nn.Module):
+    """A norm of a user: by the batch in training, else by statistics that it updates in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x - self.running_mean[:, None]
+        mean = x.mean((0, 2))
+        self.running_mean.mul_(0.5).add_(mean.detach(), alpha=0.5)
+        return x - mean[:, None]
+
+
+NORMS = {
+    "BatchNorm": lambda: nn.BatchNorm1d(3),
+    "cumulative BatchNorm": lambda: nn.BatchNorm1d(3, momentum=None),
+    "BatchNorm of batches": lambda: nn.BatchNorm1d(3, track_running_stats=False),
+    "SyncBatchNorm": lambda: nn.SyncBatchNorm(3),
+    "InstanceNorm": lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+    "cumulative InstanceNorm": lambda: nn.InstanceNorm1d(3, momentum=None, track_running_stats=True),
+    "InstanceNorm of instances": lambda: nn.InstanceNorm1d(3),
+    "own": OwnNorm,
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_frozen_norms_compute_what_they_compute_outside_and_keep_their_statistics(kind, training, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = 3 + 2 * torch.randn(5, 3, 7, generator=generator)
+    model = nn.Sequential(NORMS[kind]())
+    for _ in range(seed):
+        model(x + 1)
+    model.train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    buffers, attributes = [*model.buffers()], dict(model[0].__dict__)
+    outside = copy.deepcopy(model)(x)
+    with frozen_running_statistics(model):
+        assert torch.equal(model(x), outside)
+        assert torch.equal(model(x), outside)
+        if training and kind != "own":  # which cannot know that it must not follow the batches
+            by_statistics = copy.deepcopy(nn.Sequential(NORMS[kind]())).eval()
+            by_statistics.load_state_dict(before)
+            torch.testing.assert_close(model.eval()(x), by_statistics(x), rtol=2e-6, atol=2e-6)
+            model.train()
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(one is other for one, other in zip(buffers, model.buffers(), strict=True))
+    assert attributes == model[0].__dict__
 
 
 def test_frozen_statistics_come_back_after_an_error_and_spare_layers_without_any():
