@@ -189,20 +189,16 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's.
+    """The torch optimizer inside wrappers such as accelerate's and SAM's.
 
     Raises:
         TypeError: there is no torch optimizer.
         ValueError: it does not run step hooks.
     """
-    while not _runs_hooks(optimizer):  # a wrapper that runs hooks may change weights, such as Lookahead
-        inner = getattr(optimizer, "optimizer", None)
-        if not isinstance(inner, Optimizer):
-            break
-        optimizer = inner
+    optimizer = layers_of(optimizer)[-1]
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"hook needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not _runs_hooks(optimizer):
+    if not runs_hooks(optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} does not run the step hooks of torch.optim.Optimizer: call "
             "after_backward, add_decay and after_step around its step"
@@ -210,5 +206,32 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _runs_hooks(optimizer: Any) -> bool:
+def layers_of(optimizer: Any) -> list[Any]:
+    """The wrappers around an optimizer from the outside to the inside, and it itself at the end."""
+    layers, inner = [], optimizer
+    while inner is not None and not any(inner is layer for layer in layers):
+        layers.append(inner)
+        inner = _inside(inner)
+    return layers
+
+
+def _inside(wrapper: Any) -> Optimizer | None:
+    """The optimizer that a wrapper holds and whose hooks take the place of its own."""
+    inner = getattr(wrapper, "base_optimizer", None)  # SAM's: its two-step API does not call SAM's own step
+    if isinstance(inner, Optimizer) and _share_parameters(wrapper, inner):
+        return inner
+    inner = getattr(wrapper, "optimizer", None)
+    return (
+        inner if isinstance(inner, Optimizer) and not runs_hooks(wrapper) else None
+    )  # Lookahead moves weights later
+
+
+def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
+    groups = getattr(wrapper, "param_groups", inner.param_groups)
+    own = {id(p) for group in groups for p in group["params"]}
+    return any(id(p) in own for group in inner.param_groups for p in group["params"])
+
+
+def runs_hooks(optimizer: Any) -> bool:
+    """Is it an optimizer whose step calls the hooks of torch.optim.Optimizer?"""
     return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)

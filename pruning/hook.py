@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from .checks import unwrapped
+from .checks import layers_of, runs_hooks, unwrapped
 from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class OptimizerHook:
 
     Args:
         sparsifier: attached; counts the steps in its attribute `step`.
-        optimizer: a torch optimizer, or a wrapper without step hooks that holds one in `.optimizer`.
+        optimizer: a torch optimizer, or a wrapper that holds one: in `.base_optimizer`, as SAM does, or in
+            `.optimizer` if the wrapper itself runs no step hooks. The hook is on the optimizer inside; after
+            the own step of a wrapper around it that runs hooks the masks are applied once more.
 
     Raises:
         TypeError: it is not an optimizer.
@@ -48,6 +50,11 @@ class OptimizerHook:
         post_hooks: Any = self.optimizer._optimizer_step_post_hooks
         post_hooks.move_to_end(self._restore.id, last=False)  # before HAM reads the gradient
         self._post = self.optimizer.register_step_post_hook(self._after_step)
+        self._outer = [
+            layer.register_step_post_hook(self._mask_again)
+            for layer in layers_of(optimizer)[:-1]
+            if runs_hooks(layer)
+        ]
 
     @property
     def _pre_hooks(self) -> Any:
@@ -55,7 +62,7 @@ class OptimizerHook:
 
     def remove(self) -> None:
         """Detach the sparsifier from the optimizer; its masks are then no longer enforced."""
-        for handle in (self._pre, self._restore, self._post):
+        for handle in (self._pre, self._restore, self._post, *self._outer):
             handle.remove()
         if self.sparsifier._hook is self:
             self.sparsifier._hook = None
@@ -153,6 +160,10 @@ class OptimizerHook:
         sparsifier.step += 1
         if sparsifier.steps_per_epoch is not None and sparsifier.step == sparsifier.total_steps:
             sparsifier.on_end()
+
+    def _mask_again(self, wrapper: Optimizer, args: tuple, kwargs: dict) -> None:
+        """After the own step of a wrapper, which may have changed weights, as Lookahead does."""
+        self.sparsifier.masks.apply_to_weights_()
 
 
 def check_hook(sparsifier: Sparsifier, optimizer: Optimizer) -> Optimizer:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .checks import layers_of
 from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum"
 @torch.no_grad()
 def reset_first_moments_(optimizer: Optimizer) -> None:
     """Zero the momentum of every parameter, pruned or not (AC/DC's --reset_momentum_after_recycling)."""
-    for state in optimizer.state.values():
+    for state in layers_of(optimizer)[-1].state.values():
         for key in FIRST_MOMENTS:
             if isinstance(state.get(key), Tensor):
                 state[key].zero_()
@@ -58,6 +59,6 @@ def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tens
 
     For a DTensor also plain tensors of the shape of this rank's part.
     """
-    state = optimizer.state.get(parameter, {})
+    state = layers_of(optimizer)[-1].state.get(parameter, {})
     shapes = (parameter.shape, local(parameter).shape)
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape in shapes}

@@ -32,21 +32,42 @@ _HOOKS = (
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's and Lookahead's.
+    """The torch optimizer inside wrappers such as accelerate's, Lookahead's and SAM's.
 
     Raises:
         TypeError: another object than a torch optimizer.
     """
-    seen: set[int] = set()
-    while id(optimizer) not in seen:
-        seen.add(id(optimizer))
-        for name in ("optimizer", "_base_optimizer"):  # timm's Lookahead has the second
-            if isinstance(inner := getattr(optimizer, name, None), Optimizer):
-                optimizer = inner
-                break
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
+    return layers_of(optimizer)[-1]
+
+
+def layers_of(optimizer: Optimizer) -> list[Optimizer]:
+    """The wrappers around a torch optimizer from the outside to the inside, and it itself at the end.
+
+    Raises:
+        TypeError: another object than a torch optimizer.
+    """
+    layers, inner = [], optimizer
+    while inner is not None and not any(inner is layer for layer in layers):
+        layers.append(inner)
+        inner = _inside(inner)
+    if not isinstance(layers[-1], Optimizer):
+        raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(layers[-1]).__name__}")
+    return layers
+
+
+def _inside(wrapper: Any) -> Optimizer | None:
+    """The optimizer that a wrapper holds."""
+    for name in ("optimizer", "_base_optimizer"):  # timm's Lookahead has the second
+        if isinstance(inner := getattr(wrapper, name, None), Optimizer):
+            return inner
+    inner = getattr(wrapper, "base_optimizer", None)  # SAM's: its two-step API does not call SAM's own step
+    return inner if isinstance(inner, Optimizer) and _share_parameters(wrapper, inner) else None
+
+
+def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
+    groups = getattr(wrapper, "param_groups", inner.param_groups)
+    own = {id(p) for group in groups for p in group["params"]}
+    return any(id(p) in own for group in inner.param_groups for p in group["params"])
 
 
 def as_number(value: Any) -> Any:

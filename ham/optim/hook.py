@@ -58,7 +58,8 @@ class HAM:
     and, with `lr`, steps of an optimizer that has no state yet and group["lr"] = 0 in all groups.
 
     Args:
-        optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer`.
+        optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer` or,
+            as SAM does, in `.base_optimizer`.
         model: the module that owns the parameters; its norm layers are left out, by type.
         alpha: hyperbolic awareness; None is 200, as in the paper's vision runs. Negative is nHAM (Tables
             17-19).
