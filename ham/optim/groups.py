@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 _NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm", re.IGNORECASE)
 _PARAMETRIZATION = re.compile(r"(^|\.)parametrizations\.\w+\.\d+\.")
@@ -22,7 +23,7 @@ def not_norm(name: str, module: nn.Module, param: nn.Parameter) -> bool:
     """All layers except normalization layers, recognized by module type (App. G).
 
     A parametrization's own parameters (torch.nn.utils.parametrize), such as the thresholds of STR, are left
-    out too: they are not weights of the network. The weights that it transforms are selected.
+    out too: they are not weights of the network. A weight that it transforms is selected by its layer.
     """
     norm = any(_NORM.search(cls.__name__) for cls in type(module).__mro__)
     return not norm and not _PARAMETRIZATION.search(name)
@@ -44,13 +45,20 @@ _FILTERS: dict[str, ParamFilter] = {"not_norm": not_norm, "ndim2": ndim2, "every
 def owned_parameters(
     model: nn.Module, *, frozen: bool = False
 ) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """Each parameter once, with its qualified name and owning module; frozen ones only with `frozen`."""
+    """Each parameter once, with its qualified name and owning module; frozen ones only with `frozen`.
+
+    The original of a parametrized weight (torch.nn.utils.parametrize) belongs to the layer that has the
+    weight.
+    """
     seen: set[int] = set()
+    layers: dict[int, nn.Module] = {}  # id of what keeps the original of a weight -> its layer
     for prefix, module in model.named_modules():
+        if is_parametrized(module):
+            layers |= {id(originals): module for originals in module.parametrizations.values()}
         for name, param in module.named_parameters(recurse=False):
             if (frozen or param.requires_grad) and id(param) not in seen:
                 seen.add(id(param))
-                yield (f"{prefix}.{name}" if prefix else name), module, param
+                yield (f"{prefix}.{name}" if prefix else name), layers.get(id(module), module), param
 
 
 def as_filter(select: Selection, model: nn.Module) -> ParamFilter:

@@ -1,5 +1,6 @@
 """Which parameters HAM acts on, on real models."""
 
+import math
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ import torch
 from timm.layers import BatchNormAct2d, LayerNorm2d, RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from torchvision.models import resnet18
 
 from ham import HAM, param_groups
@@ -166,3 +168,64 @@ def test_norm_layers_of_all_kinds_are_recognized_by_type(norm):
 def test_a_bare_parameter_of_the_root_module_is_named_and_selected():
     model = nn.Linear(3, 2)
     assert acted_on(model, param_groups(model, weight_decay=0.0, select="weight")) == {"weight"}
+
+
+class Scaled(nn.Module):
+    """A parametrization with a parameter of its own, which is no weight of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.scale.mean()
+
+
+def with_own_parametrization(layer: nn.Module, name: str = "weight") -> nn.Module:
+    parametrize.register_parametrization(layer, name, Scaled())
+    return layer
+
+
+ORIGINALS = {
+    "own": (with_own_parametrization, ["parametrizations.weight.original"]),
+    "own, of the bias": (
+        lambda layer: with_own_parametrization(layer, "bias"),
+        ["parametrizations.bias.original"],
+    ),
+    "weight_norm": (
+        parametrizations.weight_norm,
+        ["parametrizations.weight.original0", "parametrizations.weight.original1"],
+    ),
+    "spectral_norm": (parametrizations.spectral_norm, ["parametrizations.weight.original"]),
+    "old weight_norm": (nn.utils.weight_norm, ["weight_g", "weight_v"]),
+    "old spectral_norm": (nn.utils.spectral_norm, ["weight_orig"]),
+}
+
+
+@pytest.mark.parametrize("kind", ORIGINALS)
+@pytest.mark.parametrize("is_norm", [False, True])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_a_parametrized_weight_is_selected_by_its_layer(kind, is_norm):
+    """In groups, for decay, by a function of the layer, and in a step of HAM with model=."""
+    register, originals = ORIGINALS[kind]
+    model = nn.Sequential(nn.Linear(4, 4), register(nn.LayerNorm((4, 4)) if is_norm else nn.Linear(4, 4)))
+    names = {f"1.{name}" for name in originals}
+    named = dict(model.named_parameters())
+    scales = {name for name in named if name.endswith(".scale")}
+    assert names < named.keys()
+    expected = {"0.weight", "0.bias"} | (set() if is_norm else {n for n in named if n[0] == "1"} - scales)
+    assert acted_on(model, param_groups(model, weight_decay=0.0)) == expected
+    groups = param_groups(model, weight_decay=0.1, decay="not_norm")
+    assert names_where(model, groups, lambda group: group["weight_decay"] == 0.1) == expected
+    kinds = nn.LayerNorm if is_norm else nn.Linear
+    by_layer = param_groups(model, weight_decay=0.0, select=lambda name, module, p: isinstance(module, kinds))
+    assert names <= acted_on(model, by_layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model, alpha=0.0, beta=1.0)
+    before = {name: p.detach().double() for name, p in named.items()}
+    for p in named.values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in named.items():
+        factor = math.exp(-0.1) if name in expected else 1.0
+        torch.testing.assert_close(p.detach().double(), factor * before[name], rtol=1e-6, atol=0)
