@@ -208,10 +208,9 @@ def unwrapped(optimizer: Any) -> Optimizer:
 
 def layers_of(optimizer: Any) -> list[Any]:
     """The wrappers around an optimizer from the outside to the inside, and it itself at the end."""
-    layers, inner = [], optimizer
-    while inner is not None and not any(inner is layer for layer in layers):
+    layers = [optimizer]
+    while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
         layers.append(inner)
-        inner = _inside(inner)
     return layers
 
 

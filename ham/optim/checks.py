@@ -46,10 +46,9 @@ def layers_of(optimizer: Optimizer) -> list[Optimizer]:
     Raises:
         TypeError: another object than a torch optimizer.
     """
-    layers, inner = [], optimizer
-    while inner is not None and not any(inner is layer for layer in layers):
+    layers = [optimizer]
+    while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
         layers.append(inner)
-        inner = _inside(inner)
     if not isinstance(layers[-1], Optimizer):
         raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(layers[-1]).__name__}")
     return layers

@@ -18,9 +18,9 @@ from .checks import (
     check_optimizer,
     initializes_state,
     is_zero,
+    layers_of,
     outer_stacklevel,
     rate_of,
-    unwrapped,
 )
 from .clamping import ClampCounts, FirstStep
 from .groups import Selection, as_filter, not_norm
@@ -96,7 +96,8 @@ class HAM:
         track_clamped: bool = False,
         implementation: str | None = None,
     ) -> None:
-        optimizer = unwrapped(optimizer)
+        layers = layers_of(optimizer)
+        optimizer = layers[-1]
         given = {"ham_alpha": alpha, "ham_beta": beta}
         alpha, beta = (
             as_number(_ALPHA if alpha is None else alpha),
@@ -106,6 +107,7 @@ class HAM:
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)
         self.optimizer = optimizer
+        self._loaded = [layer for layer in layers if _loads_groups_of(layer, optimizer)]
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped, self.lr = max_weight_norm, track_clamped, lr
         self._given = {key: value for key, value in given.items() if value is not None}
@@ -118,7 +120,8 @@ class HAM:
         self._selected = SelectedParameters(optimizer, model, is_selected)
         self._selected.check_dtypes(alpha, beta)
         self._warn_of_lost_values(
-            [self._given if not has_own_values(group) else {} for group in optimizer.param_groups]
+            optimizer.param_groups,
+            [self._given if not has_own_values(group) else {} for group in optimizer.param_groups],
         )
         self._saved_keys = SavedKeys(optimizer)
         self._keys_before_load: list[dict[str, Any]] = []
@@ -139,8 +142,9 @@ class HAM:
         self._watch = GradientWatch(optimizer, self._read_gradients_of, self._prepare_groups)
         self._handles.append(self._watch)
         self._handles.append(optimizer.register_step_post_hook(self._step))
-        self._handles.append(optimizer.register_load_state_dict_pre_hook(self._before_load))
-        self._handles.append(optimizer.register_load_state_dict_post_hook(self._after_load))
+        for layer in self._loaded:
+            self._handles.append(layer.register_load_state_dict_pre_hook(self._before_load))
+            self._handles.append(layer.register_load_state_dict_post_hook(self._after_load))
 
     def remove(self) -> None:
         """Detach HAM and restore the optimizer and its groups."""
@@ -261,23 +265,39 @@ class HAM:
         self._keys_before_load = [keys_of(group) for group in optimizer.param_groups]
 
     def _after_load(self, optimizer: Optimizer) -> None:
-        """Restore the keys that a state_dict saved before HAM was attached lacks."""
+        """Restore the keys that a state_dict saved before HAM was attached lacks.
+
+        Where a state was saved by a HAM that chose its parameters otherwise, by `model` instead of by the
+        groups or the other way round, its values are those of other parameters: the group keeps its own.
+        """
+        chooses_otherwise = False
         for group, before in zip(optimizer.param_groups, self._keys_before_load, strict=True):
             rename_old_key(group)
+            if group.get("ham_explicit") not in (None, before["ham_explicit"]):
+                group.update(before)
+                chooses_otherwise = True
             fill_missing(group, [before[key] for key in KEYS])
-            check_group(group, optimizer, self.lr)
+            check_group(group, self.optimizer, self.lr)
+        if chooses_otherwise:
+            warnings.warn(
+                "the loaded state is of a HAM that chose its parameters by the groups instead of by model=, "
+                "or the other way round: HAM keeps the present choice, alpha and beta; to continue with "
+                "those of the state, create optimizer and HAM as they were when it was saved",
+                stacklevel=outer_stacklevel(),
+            )
         self._warn_of_lost_values(
+            optimizer.param_groups,
             [
                 {key: value for key, value in self._given.items() if before[key] == value}
                 for before in self._keys_before_load
-            ]
+            ],
         )
 
-    def _warn_of_lost_values(self, expected: list[dict[str, float]]) -> None:
+    def _warn_of_lost_values(self, groups: list[dict], expected: list[dict[str, float]]) -> None:
         """Warn once where groups hold other values than those that were passed to HAM."""
         lost = {
             key: (value, group[key])
-            for group, values in zip(self.optimizer.param_groups, expected, strict=True)
+            for group, values in zip(groups, expected, strict=True)
             for key, value in values.items()
             if group.get(key) is not None and group[key] != value
         }
@@ -291,3 +311,11 @@ class HAM:
                 f"HAM keeps the values of the loaded state ({both}): set {cure} after loading to change them",
                 stacklevel=outer_stacklevel(),
             )
+
+
+def _loads_groups_of(layer: Optimizer, optimizer: Optimizer) -> bool:
+    """Does `load_state_dict` of a wrapper, or of the optimizer itself, set the groups of the optimizer?"""
+    return layer is optimizer or (
+        hasattr(layer, "_optimizer_load_state_dict_post_hooks")
+        and layer.param_groups is optimizer.param_groups
+    )

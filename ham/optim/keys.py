@@ -28,7 +28,12 @@ class SavedKeys:
 def has_own_values(group: dict) -> bool:
     """Does the group itself set HAM's values, for all its parameters?"""
     has_both = "ham_alpha" in group and "ham_beta" in group
-    return group.get(OLD_KEY, group.get("ham_explicit", has_both))
+    return is_marked_explicit(group, has_both)
+
+
+def is_marked_explicit(group: dict, otherwise: bool = False) -> bool:
+    """The group's mark that its values hold for all its parameters, or `otherwise` where it has none."""
+    return group.get(OLD_KEY, group.get("ham_explicit", otherwise))
 
 
 def rename_old_key(group: dict[str, Any]) -> None:

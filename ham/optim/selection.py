@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from .checks import outer_stacklevel
 from .groups import ParamFilter, owned_parameters
 from .hyperbolic import DTYPES, LOW_PRECISION
-from .keys import fill_missing, has_own_values, keys_of
+from .keys import fill_missing, has_own_values, is_marked_explicit, keys_of
 
 
 class SelectedParameters:
@@ -30,6 +30,7 @@ class SelectedParameters:
         self._model = ref(model) if model is not None else None  # it may be deleted before the optimizer
         self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and does HAM act on it
         self._warned = False
+        self._warn_of_groups_that_choose()
         params = [p for group in optimizer.param_groups if not has_own_values(group) for p in group["params"]]
         if not params:
             return
@@ -87,6 +88,23 @@ class SelectedParameters:
                 f"HAM does not change parameters that are not in model=..., for example one of shape "
                 f"{tuple(p.shape)}: pass a module that has all, or set ham_alpha and ham_beta in its group"
             )
+
+    def _warn_of_groups_that_choose(self) -> None:
+        """Warn where groups with `ham_explicit`, maybe of a loaded state, hold what `model` leaves out."""
+        groups = [group for group in self._optimizer.param_groups if is_marked_explicit(group)]
+        if self._model is None or not groups:
+            return
+        self._read_model()
+        for group in groups:
+            acts = not group.get("ham_alpha") == group.get("ham_beta") == 0
+            left_out = [p for p in group["params"] if self._is_known(p) and not self._known[id(p)][1]]
+            if acts and left_out:
+                return _warn(
+                    "the optimizer's groups choose where HAM acts, by ham_explicit=True of param_groups or "
+                    "of a loaded state, and include parameters that model=... leaves out, such as one of "
+                    f"shape {tuple(left_out[0].shape)}: leave out model=..., or set ham_explicit=False in "
+                    "the groups"
+                )
 
     def check_dtypes(self, alpha: float, beta: float) -> None:
         """Raise ValueError where HAM would act on weights of low precision, with these default values."""

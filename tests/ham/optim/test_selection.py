@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from two_step_sam import TwoStepSAM
 
-from ham import HAM
+from ham import HAM, param_groups
 from pruning import STR
 
 DECAY = {"alpha": 0, "beta": 1.0}
@@ -204,3 +206,101 @@ def test_counts_are_restored_where_the_first_group_is_empty() -> None:
     ham = HAM(optimizer, model=model, track_clamped=True)
     ham.load_state_dict({"clamped": 1, "seen": 4})
     assert ham.clamped_share() == 0.25
+
+
+def with_norm() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+
+
+def single(model: nn.Module) -> list[dict[str, object]]:
+    return [{"params": list(model.parameters())}]
+
+
+def in_two(model: nn.Module) -> list[dict[str, object]]:
+    return [{"params": list(layer.parameters())} for layer in model]
+
+
+ALL, ALL_BUT_NORM = [True] * 4, [True, True, False, False]
+GROUPS = {
+    "everything": lambda model: param_groups(model, weight_decay=0.0, select="everything"),
+    "not_norm": lambda model: param_groups(model, weight_decay=0.0, select="not_norm"),
+}
+CHOICES = {
+    "model, one group": (single, True, ALL_BUT_NORM),
+    "model, two groups": (in_two, True, ALL_BUT_NORM),
+    "everything": (GROUPS["everything"], False, ALL),
+    "not_norm": (GROUPS["not_norm"], False, ALL_BUT_NORM),
+}
+PAIRS = [
+    (saved, loaded)
+    for names in (("model, one group", "everything"), ("model, two groups", "not_norm"))
+    for saved in names
+    for loaded in names
+]
+
+
+def with_ham(choice: str, beta: float, sam: bool = False) -> Optimizer:
+    groups, by_model, _ = CHOICES[choice]
+    model = with_norm()
+    optimizer = TwoStepSAM(groups(model), SGD, lr=0.1) if sam else SGD(groups(model), lr=0.1)
+    HAM(optimizer, model=model if by_model else None, alpha=0.0, beta=beta)
+    optimizer.model = model
+    return optimizer
+
+
+@pytest.mark.parametrize("sam", [False, True])
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("saved", "loaded"), PAIRS)
+def test_the_choice_of_a_loaded_state_does_not_replace_the_present_one(saved, loaded, older, sam) -> None:
+    state = with_ham(saved, beta=0.5, sam=sam).state_dict()
+    if older:
+        for group in state["param_groups"]:
+            group["ham_chosen"] = group.pop("ham_explicit")
+    optimizer = with_ham(loaded, beta=1.0, sam=sam)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        optimizer.load_state_dict(state)
+    [message] = [str(warning.message) for warning in seen]
+    assert "\n" not in message
+    assert ("HAM keeps the present choice" in message) == (saved != loaded)
+    assert ("keeps the values of the loaded state (beta=1.0 gives way to 0.5)" in message) == (
+        saved == loaded
+    )
+    beta = 0.5 if saved == loaded else 1.0
+    results = factors(optimizer.base_optimizer if sam else optimizer)
+    expected = [math.exp(-0.1 * beta) if acts else 1.0 for acts in CHOICES[loaded][2]]
+    assert results == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mark", ["ham_explicit", "ham_chosen"])
+def test_groups_of_a_state_that_was_loaded_before_ham_and_hold_more_than_the_model_selects_are_named(mark):
+    state = with_ham("everything", beta=1.0).state_dict()
+    for group in state["param_groups"]:
+        group[mark] = group.pop("ham_explicit")
+    model = with_norm()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.load_state_dict(state)
+    with pytest.warns(
+        UserWarning, match=r"groups choose where HAM acts.*leaves out, such as one of shape \(4,"
+    ) as seen:
+        HAM(optimizer, model=model, **DECAY).remove()
+    assert len(seen) == 1 and seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HAM(optimizer).remove()
+        HAM(optimizer, model=model, select="everything").remove()
+        for group in optimizer.param_groups:
+            group["ham_explicit"] = False
+            group.pop("ham_chosen", None)
+        HAM(optimizer, model=model, **DECAY)
+    assert acted(optimizer) == ALL_BUT_NORM
+
+
+@pytest.mark.parametrize("select", ["not_norm", "ndim2", "0.weight"])
+def test_groups_within_what_the_model_selects_are_no_reason_to_warn(select: str) -> None:
+    model = with_norm()
+    groups = param_groups(model, weight_decay=0.0, select=select)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HAM(SGD(groups, lr=0.1), model=model)
