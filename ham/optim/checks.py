@@ -71,13 +71,41 @@ def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
 
 def as_number(value: Any) -> Any:
     """A number of another package, or in a tensor, as a float; anything else as it is."""
-    return float(value) if isinstance(value, Tensor | Real) else value
+    is_number = _is_one_number(value) if isinstance(value, Tensor) else isinstance(value, Real)
+    return float(value) if is_number else value
+
+
+def _is_one_number(value: Tensor) -> bool:
+    return value.numel() == 1 and not value.is_complex()
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, for an error."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return " ".join(repr(value).split())
+
+
+def may_act(group: dict) -> bool:
+    """Is alpha or beta of the group not 0, as far as that is known without waiting for a device?"""
+    return may_differ_from_0(group["ham_alpha"]) or may_differ_from_0(group["ham_beta"])
+
+
+def may_differ_from_0(value: float | Tensor) -> bool:
+    """Is the value not known to be 0 without waiting for a device?"""
+    if isinstance(value, Tensor) and (value.device.type != "cpu" or torch.compiler.is_compiling()):
+        return True
+    return bool(value != 0)
 
 
 def check_hyperparameters(
     alpha: float, beta: float, clamp: float, max_weight_norm: float | None, implementation: str | None
 ) -> None:
-    """Raise ValueError on values out of range."""
+    """Raise TypeError on what is no number, ValueError on values out of range."""
+    numbers = {"alpha": alpha, "beta": beta, "clamp": clamp, "max_weight_norm": max_weight_norm}
+    for name, value in numbers.items():
+        if not (isinstance(value, Real) or (value is None and name == "max_weight_norm")):
+            raise TypeError(f"{name} must be a number, got {_shown(value)}")
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
     if not (math.isfinite(beta) and beta >= 0):
@@ -142,12 +170,27 @@ def check_group(group: dict, optimizer: Optimizer, lr: LearningRate | None) -> N
     if group.get("differentiable"):
         raise ValueError("HAM's step is not differentiable: set differentiable=False in the optimizer")
     for key in ("ham_alpha", "ham_beta") if not torch.compiler.is_compiling() else ():
-        value = group.get(key)
-        if isinstance(value, Real) and not (math.isfinite(value) and (value >= 0 or key == "ham_alpha")):
-            positive = "" if key == "ham_alpha" else " and not negative"
-            raise ValueError(f"{key} of a group must be finite{positive}, got {value}")
+        _check_value(key, group.get(key))
     if isinstance(optimizer, torch.optim.SGD):
         check_gradient_preserved(group)
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Raise ValueError unless a group's alpha or beta is a number in its range, in a tensor or not, or None.
+
+    The value of a tensor on a device is not read, because that would wait for the device.
+    """
+    if isinstance(value, Tensor) and _is_one_number(value):
+        if value.device.type != "cpu":
+            return
+        value = value.item()
+    if value is None:
+        return
+    if not isinstance(value, Real):
+        raise ValueError(f"{key} of a group must be a number or a tensor with one, got {_shown(value)}")
+    if not (math.isfinite(value) and (value >= 0 or key == "ham_alpha")):
+        positive = "" if key == "ham_alpha" else " and not negative"
+        raise ValueError(f"{key} of a group must be finite{positive}, got {value}")
 
 
 def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:

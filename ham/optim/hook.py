@@ -19,6 +19,8 @@ from .checks import (
     initializes_state,
     is_zero,
     layers_of,
+    may_act,
+    may_differ_from_0,
     outer_stacklevel,
     rate_of,
 )
@@ -78,7 +80,8 @@ class HAM:
     Raises:
         ValueError: an optimizer or a hyperparameter that HAM cannot work with, or a second HAM on the same
             optimizer. The optimizer is then as it was before.
-        TypeError: `optimizer` is not a torch optimizer, `select` not a selection or `lr` not a function.
+        TypeError: `optimizer` is not a torch optimizer, `select` not a selection, `lr` not a function or a
+            hyperparameter not a number.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class HAM:
             as_number(_ALPHA if alpha is None else alpha),
             as_number(_BETA if beta is None else beta),
         )
+        clamp, max_weight_norm = as_number(clamp), as_number(max_weight_norm)
         check_hyperparameters(alpha, beta, clamp, max_weight_norm, implementation)
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)
@@ -191,7 +195,7 @@ class HAM:
         return [
             p
             for group in self.optimizer.param_groups
-            if group["ham_alpha"] != 0 or (self.mask_zero_grad and group["ham_beta"] != 0)
+            if may_act(group) and (self.mask_zero_grad or may_differ_from_0(group["ham_alpha"]))
             for p in self._selected.of(group)
         ]
 
@@ -208,7 +212,7 @@ class HAM:
         self._watch.check_gradients_kept()
         rates = self._rates()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            if group["ham_alpha"] != 0 or group["ham_beta"] != 0:
+            if may_act(group):
                 params = [p for p in self._selected.of(group) if p.grad is not None]
                 self._hyperbolic_step(group, params, rate, found_inf, counts)
             if self.max_weight_norm is not None and not is_zero(rate):
@@ -226,10 +230,7 @@ class HAM:
         groups = self.optimizer.param_groups
         if not (torch.compiler.is_compiling() or self._had_state) and initializes_state(self.optimizer):
             return [0.0] * len(groups)
-        acts = [
-            group["ham_alpha"] != 0 or group["ham_beta"] != 0 or self.max_weight_norm is not None
-            for group in groups
-        ]
+        acts = [may_act(group) or self.max_weight_norm is not None for group in groups]
         return [rate_of(group, self.lr) if act else 0.0 for group, act in zip(groups, acts, strict=True)]
 
     def _hyperbolic_step(

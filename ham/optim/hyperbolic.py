@@ -25,8 +25,8 @@ def hyperbolic_step_(
     grads: Sequence[Tensor | None],
     *,
     lr: float | Tensor,
-    alpha: float,
-    beta: float,
+    alpha: float | Tensor,
+    beta: float | Tensor,
     clamp: float = 5.0,
     mask_zero_grad: bool = False,
     found_inf: Tensor | None = None,
@@ -44,8 +44,9 @@ def hyperbolic_step_(
         params: weights, float32 or float64, any shapes and devices; changed in place.
         grads: one gradient per weight, same shape, dtype and device; None skips the weight.
         lr: the base step's learning rate; a 0-dim tensor is used without a host sync.
-        alpha: strength of the hyperbolic awareness; negative is nHAM (Tables 17-19).
-        beta: strength of the multiplicative weight decay.
+        alpha: strength of the hyperbolic awareness; negative is nHAM (Tables 17-19). A 0-dim tensor is used
+            without a host sync, like `lr`.
+        beta: strength of the multiplicative weight decay; it may be a tensor too.
         clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
         mask_zero_grad: do not change weights whose gradient is exactly zero, not even by beta.
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
@@ -72,9 +73,11 @@ def hyperbolic_step_(
         _check_pair(p, g)
     lr, alpha, beta = (_number(value) for value in (lr, alpha, beta))
     for device, ps, gs in _by_device_and_dtype([(local(p), local(g)) for p, g in pairs]):
-        rate = lr.to(device, non_blocking=device.type != "cpu") if isinstance(lr, Tensor) else lr
-        step = IMPLEMENTATIONS[implementation or fastest(ps[0], rate)]
-        a, b = (_representable(-rate * strength, ps[0].dtype) for strength in (alpha, beta))
+        rate, *strengths = (_on(device, value) for value in (lr, alpha, beta))
+        a, b = (_representable(-rate * strength, ps[0].dtype) for strength in strengths)
+        if isinstance(a, Tensor) != isinstance(b, Tensor):  # alpha or beta is a tensor on a device
+            a, b = (x if isinstance(x, Tensor) else torch.full((), x, device=device) for x in (a, b))
+        step = IMPLEMENTATIONS[implementation or fastest(ps[0], a)]
         try:
             step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
         except CompilerError as error:  # only where "compiled" was asked for: "fused" tries the C code before
@@ -100,12 +103,22 @@ def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: T
 def _check_pair(p: Tensor, g: Tensor) -> None:
     if p.dtype not in DTYPES:
         raise ValueError(LOW_PRECISION.format(p.dtype))
-    check_dense(g)
+    check_gradient(p, g)
     if not (is_plain(p) and is_plain(g)) and getattr(p, "placements", None) != getattr(g, "placements", None):
         raise ValueError("a sharded weight and its gradient must be sharded alike: reduce the gradient first")
-    if p.shape != g.shape or p.dtype != g.dtype:
+    if p.shape != g.shape:
         raise ValueError(
             f"weight {tuple(p.shape)} {p.dtype} and gradient {tuple(g.shape)} {g.dtype} must match"
+        )
+
+
+def check_gradient(p: Tensor, grad: Tensor) -> None:
+    """Raise ValueError on a sparse gradient, or one of another dtype than the weight's."""
+    check_dense(grad)
+    if p.dtype != grad.dtype:
+        raise ValueError(
+            f"weight {p.dtype} and gradient {grad.dtype} must match in HAM: leave p.grad_dtype at the "
+            "weight's dtype, or set ham_alpha=ham_beta=0 in the group of such weights"
         )
 
 
@@ -134,11 +147,15 @@ def _by_device_and_dtype(
 
 
 def _number(value: float | Tensor) -> float | Tensor:
-    """The value, as a number where that needs no host sync."""
-    is_on_host = (
-        isinstance(value, Tensor) and value.device.type == "cpu" and not torch.compiler.is_compiling()
-    )
-    return value.item() if is_on_host else value
+    """The value, as a number where that needs no host sync, else as a 0-dim tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    is_on_host = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    return value.item() if is_on_host else value.reshape(())
+
+
+def _on(device: torch.device, value: float | Tensor) -> float | Tensor:
+    return value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value
 
 
 def _representable(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:

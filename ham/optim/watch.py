@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hyperbolic import check_dense, local
+from .hyperbolic import check_dense, check_gradient, local
 
 _HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # of torch's wrapper around every step
 
@@ -45,6 +45,7 @@ class GradientWatch:
         self._optimizer, self._watched, self._prepare = optimizer, watched, prepare
         self._record: list[tuple[Tensor, Tensor | None, int]] | None = None  # None: this step is not compared
         self._has_gradients = False  # before this step
+        self._is_first = True  # dtypes are compared before the first step, later where HAM reads gradients
         self._open_steps = 0
         self._before = optimizer.register_step_pre_hook(self._before_step)
         self._after = optimizer.register_step_post_hook(self._after_step)
@@ -99,12 +100,13 @@ class GradientWatch:
     @torch.no_grad()
     def _take_record(self) -> None:
         record = []
+        check = check_gradient if self._is_first else _check_later
         for p in self._watched():
             grad = p.grad
             if grad is not None:
-                check_dense(grad)
+                check(p, grad)
             record.append((p, grad, _version(grad)))
-        self._record = record
+        self._record, self._is_first = record, False
         self._has_gradients = _have_gradients(self._optimizer)
 
     @torch.no_grad()
@@ -124,6 +126,10 @@ class GradientWatch:
             return
         if any(p.grad is not grad or _version(grad) != version for p, grad, version in record):
             raise ValueError(_message(optimizer))
+
+
+def _check_later(p: Tensor, grad: Tensor) -> None:
+    check_dense(grad)
 
 
 def _count_open_steps(optimizer: Optimizer) -> int:

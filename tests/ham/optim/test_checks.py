@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+from ham import HAM
 from ham.c_code import CompilerError
 from ham.optim import checks
 from ham.optim.checks import (
@@ -75,6 +76,40 @@ def test_other_hyperparameters_are_refused(values, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("name", ["alpha", "beta", "clamp", "max_weight_norm"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("200", "'200'"),
+        ([1.0], "[1.0]"),
+        (1j, "1j"),
+        (torch.ones(2), "a tensor of shape (2,) and torch.float32"),
+        (torch.ones((), dtype=torch.complex64), "a tensor of shape () and torch.complex64"),
+    ],
+    ids=repr,
+)
+def test_hyperparameters_are_numbers(name, value, shown):
+    base = optimizer()
+    with pytest.raises(TypeError) as error:
+        HAM(base, **{name: value})
+    assert str(error.value) == f"{name} must be a number, got {shown}"
+    assert "ham_alpha" not in base.param_groups[0] and not base._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta", "clamp", "max_weight_norm"])
+@pytest.mark.parametrize("kind", [torch.tensor, numpy.float32, Fraction, lambda value: torch.tensor([value])])
+def test_hyperparameters_may_be_numbers_of_any_kind(name, kind):
+    results = []
+    for value in (0.25, kind(0.25)):
+        base = optimizer()
+        [p] = base.param_groups[0]["params"]
+        p.grad = torch.linspace(-60, 60, 4).reshape(2, 2)
+        HAM(base, **{"alpha": 1.0, name: value})
+        base.step()
+        results.append(p.detach())
+    assert torch.equal(*results)
+
+
 def test_wrappers_are_opened_until_the_innermost_optimizer():
     class Wrapper:
         def __init__(self, name: str, inner: object) -> None:
@@ -112,7 +147,25 @@ def test_numbers_of_any_kind_become_floats_and_other_things_stay(value, expected
     [
         ({"ham_alpha": -5.0, "ham_beta": 0.0}, None),
         ({"ham_alpha": None, "ham_beta": None}, None),
-        ({"ham_alpha": torch.tensor(math.nan)}, None),  # read without a host sync
+        ({"ham_alpha": torch.tensor(-5.0), "ham_beta": torch.tensor([[0.5]])}, None),
+        ({"ham_alpha": torch.tensor(math.nan, device="meta")}, None),  # a device's tensor is not read
+        ({"ham_beta": torch.ones(1, device="meta")}, None),
+        ({"ham_alpha": torch.tensor(math.nan)}, "ham_alpha of a group must be finite, got nan"),
+        ({"ham_beta": torch.tensor(-1.0)}, "ham_beta of a group must be finite and not negative, got -1.0"),
+        ({"ham_beta": torch.tensor(-1)}, "ham_beta of a group must be finite and not negative, got -1"),
+        ({"ham_alpha": "200"}, "ham_alpha of a group must be a number or a tensor with one, got '200'"),
+        ({"ham_beta": [1]}, "ham_beta of a group must be a number or a tensor with one, got [1]"),
+        ({"ham_beta": 1j}, "ham_beta of a group must be a number or a tensor with one, got 1j"),
+        (
+            {"ham_alpha": torch.ones(2, 30)},
+            "ham_alpha of a group must be a number or a tensor with one, got a tensor of shape (2, 30) and "
+            "torch.float32",
+        ),
+        (
+            {"ham_beta": torch.ones((), dtype=torch.complex64)},
+            "ham_beta of a group must be a number or a tensor with one, got a tensor of shape () and "
+            "torch.complex64",
+        ),
         ({"ham_alpha": math.inf}, "ham_alpha of a group must be finite, got inf"),
         ({"ham_beta": math.nan}, "ham_beta of a group must be finite and not negative, got nan"),
         ({"ham_beta": -0.5}, "ham_beta of a group must be finite and not negative, got -0.5"),

@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 from two_step_sam import TwoStepSAM
 
 from ham import HAM, param_groups
+from ham.optim.implementations import IMPLEMENTATIONS
 from pruning import STR
 
 DECAY = {"alpha": 0, "beta": 1.0}
@@ -137,9 +138,12 @@ def test_an_optimizer_through_whose_step_autograd_goes_is_refused() -> None:
         ("ham_alpha", float("inf"), "ham_alpha of a group must be finite, got inf"),
         ("ham_beta", -1.0, "ham_beta of a group must be finite and not negative, got -1.0"),
         ("ham_beta", numpy.float32("nan"), "ham_beta of a group must be finite and not negative"),
+        ("ham_beta", torch.tensor(-1.0), "ham_beta of a group must be finite and not negative, got -1.0"),
+        ("ham_alpha", torch.tensor([math.nan]), "ham_alpha of a group must be finite, got nan"),
+        ("ham_alpha", "200", "ham_alpha of a group must be a number or a tensor with one, got '200'"),
     ],
 )
-def test_values_of_a_group_are_checked_before_each_step(key: str, value: float, words: str) -> None:
+def test_values_of_a_group_are_checked_before_each_step(key: str, value: object, words: str) -> None:
     model = nn.Linear(4, 4)
     optimizer = SGD(model.parameters(), lr=0.1)
     HAM(optimizer, model=model)
@@ -192,6 +196,77 @@ def test_alpha_may_be_any_kind_of_number(alpha: object) -> None:
     assert torch.equal(weights_after(alpha), expected)
     if not isinstance(alpha, numpy.floating):  # torch.load does not take numpy's
         assert torch.equal(weights_after(1.0, scheduled=alpha), expected)
+
+
+@pytest.mark.parametrize("keys", [["ham_alpha"], ["ham_beta"], ["ham_alpha", "ham_beta"]])
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1, device="meta")])
+def test_values_in_a_device_tensor_are_not_read_in_a_step(keys, rate, monkeypatch) -> None:
+    """A tensor on meta has no value to read; the step gets both as 0-dim tensors on its device."""
+    seen: list[Tensor] = []
+    monkeypatch.setitem(IMPLEMENTATIONS, "foreach", lambda *args: seen.extend(args[2:4]))
+    with torch.device("meta"):
+        model = nn.Linear(4, 4)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        HAM(optimizer, model=model, max_weight_norm=1.0, lr=lambda group: rate)
+        optimizer.param_groups[0].update({key: torch.ones(1) for key in keys})
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(2):
+        optimizer.step()
+    assert [(x.shape, x.device.type) for x in seen] == [((), "meta")] * 4
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("implementation", ["foreach", "reference", "fused"])
+def test_values_in_tensors_count_as_their_numbers(shape, implementation) -> None:
+    """Against the formula in float64; a group with zeros in tensors is skipped."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(5, 3, generator=generator, dtype=torch.float64)) for _ in range(2)]
+    optimizer = SGD([{"params": [p]} for p in params], lr=0.1)
+    HAM(optimizer, implementation=implementation)
+    for group, (alpha, beta) in zip(optimizer.param_groups, [(-20.0, 0.5), (0.0, 0.0)], strict=True):
+        group.update(ham_alpha=torch.full(shape, alpha), ham_beta=torch.full(shape, beta))
+    for p in params:
+        p.grad = 0.1 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    half = [p.detach() - 0.1 * p.grad for p in params]
+    expected = half[0] * (-0.1 * (-20 * half[0].sign() * params[0].grad + 0.5)).exp()
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(params[1].detach(), half[1], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_gradient_of_another_dtype_is_refused_before_the_base_step(dtype: torch.dtype) -> None:
+    model = nn.Linear(4, 4)
+    for p in model.parameters():
+        p.grad_dtype = dtype
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model)
+    line = (
+        rf"weight torch.float32 and gradient {dtype} must match in HAM: leave p\.grad_dtype at the weight's"
+    )
+    for step in (optimizer.step, lambda: optimizer.step(lambda: model(torch.ones(2, 4)).sum().backward())):
+        model(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(ValueError, match=line) as error:
+            step()
+        assert "\n" not in str(error.value)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    optimizer.param_groups[0].update(ham_alpha=0, ham_beta=0)
+    optimizer.step()
+
+
+def test_a_gradient_that_gets_another_dtype_later_is_refused_too() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    HAM(optimizer, model=model)
+    assert factors(optimizer)
+    for p in model.parameters():
+        p.grad = None
+        p.grad_dtype = torch.bfloat16
+    model(torch.ones(2, 4)).sum().backward()
+    with pytest.raises(ValueError, match=r"leave p\.grad_dtype at the weight's dtype"):
+        optimizer.step()
 
 
 def test_text_is_no_number() -> None:
