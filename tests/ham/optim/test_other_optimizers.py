@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +149,78 @@ def test_each_optimizer_is_followed_exactly_or_refused_in_one_line(optimizers, s
     assert sum(outcome == "right" for outcome in outcomes.values()) >= least_right, outcomes
     for name in refused:
         assert "changes p.grad in its step" in outcomes[name], outcomes
+
+
+# Rates that are not group["lr"]
+
+
+def row_of(name: str) -> list[str]:
+    """The cells of an optimizer's row in the table of docs/ham.md."""
+    page = (Path(__file__).parents[3] / "docs" / "ham.md").read_text()
+    [row] = re.findall(rf"^\| `{name}(?:`|\(lr_decay).*$", page, re.MULTILINE)
+    return row.strip("| ").split(" | ")
+
+
+def mean_step_size(gradients: list[list[Tensor]], lr: float) -> float:
+    """Of Rprop (Riedmiller and Braun): times 1.2 where the sign stays, times 0.5 where it changes, once."""
+    sizes = []
+    for of_one in zip(*gradients, strict=True):
+        size, previous = torch.full_like(of_one[0], lr), torch.zeros_like(of_one[0])
+        for gradient in of_one:
+            agrees = (gradient * previous).sign()
+            size = (size * (1 + 0.2 * (agrees > 0) - 0.5 * (agrees < 0))).clamp(1e-6, 50)
+            previous = torch.where(agrees < 0, 0.0, gradient)
+        sizes.append(size.mean())
+    return torch.stack(sizes).mean().item()
+
+
+RATES: dict[str, tuple[dict[str, float], Callable[..., float]]] = {
+    "ASGD": ({"lambd": 0.5}, lambda lr, steps, **_: lr / (1 + 0.5 * lr * steps) ** 0.75),
+    "Adagrad": ({"lr_decay": 0.3}, lambda lr, steps, **_: lr / (1 + (steps - 1) * 0.3)),
+    "Rprop": ({}, lambda lr, gradients, **_: mean_step_size(gradients, lr)),
+    "Adafactor": (
+        {},
+        lambda lr, weights, **_: lr * (sum(w.square().mean().item() for w in weights) / len(weights)) ** 0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("flags", [{"foreach": False}, {"foreach": True}])
+@pytest.mark.parametrize("lr", [0.1, 0.02])
+def test_the_rate_that_the_page_gives_for_an_optimizer_is_its_own(name, flags, lr):
+    """ASGD's is that of its next step. HAM with alpha=0 multiplies by exp(-rate * beta)."""
+    options, reference = RATES[name]
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(4, n, generator=generator, dtype=torch.float64)) for n in (3, 5)]
+    optimizer = getattr(torch.optim, name)(params, lr=lr, **options, **flags)
+    before: list[Tensor] = []
+    optimizer.register_step_post_hook(lambda *_: before.extend(p.detach().clone() for p in params))
+    [code] = re.findall(r"`lr=(lambda group: [^`]*)`", row_of(name)[2])
+    HAM(optimizer, alpha=0.0, beta=1.0, lr=eval(code, {"torch": torch, "optimizer": optimizer}))
+    gradients = []
+    for steps in range(1, 8):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        gradients.append([p.grad.clone() for p in params])
+        before.clear()
+        optimizer.step()
+        rate = reference(lr=lr, steps=steps, gradients=gradients, weights=before)
+        assert steps == 1 or abs(rate - lr) > 1e-3 * lr
+        for p, theta in zip(params, before, strict=True):
+            torch.testing.assert_close(p.detach(), theta * math.exp(-rate), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", [*RATES, "Muon"])
+def test_without_lr_the_rate_is_that_of_the_group(name):
+    assert 'takes `group["lr"]`' in row_of(name)[1]
+    p = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
+    optimizer = getattr(torch.optim, name)([p], lr=0.1)
+    before: list[Tensor] = []
+    optimizer.register_step_post_hook(lambda *_: before.append(p.detach().clone()))
+    HAM(optimizer, alpha=20.0, beta=1.0)
+    for _ in range(3):
+        p.grad = torch.eye(3, dtype=torch.float64) * 0.1
+        optimizer.step()
+        exponent = -0.1 * (20 * before[-1].sign() * p.grad + 1)
+        torch.testing.assert_close(p.detach(), before[-1] * exponent.exp(), rtol=1e-6, atol=1e-30)
