@@ -95,8 +95,8 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     batch_norms = [m for m in layers if isinstance(m, _BatchNorm) and m.track_running_stats]
     others = [m for m in layers if not isinstance(m, _BatchNorm)]
     kept = [(m, dict(m._buffers), m.__dict__.get("momentum")) for m in others]
-    for layer in batch_norms:
-        layer.track_running_stats = False
+    for norm in batch_norms:
+        norm.track_running_stats = False
     for layer, buffers, _ in kept:
         layer._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
         if isinstance(layer, _InstanceNorm):
@@ -104,8 +104,8 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer in batch_norms:
-            layer.track_running_stats = True
+        for norm in batch_norms:
+            norm.track_running_stats = True
         for layer, buffers, momentum in kept:
             layer._buffers.update(buffers)
             if isinstance(layer, _InstanceNorm):
