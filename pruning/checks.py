@@ -219,10 +219,10 @@ def _inside(wrapper: Any) -> Optimizer | None:
     inner = getattr(wrapper, "base_optimizer", None)  # SAM's: its two-step API does not call SAM's own step
     if isinstance(inner, Optimizer) and _share_parameters(wrapper, inner):
         return inner
+    if runs_hooks(wrapper):  # Lookahead, which moves weights after the step of the optimizer inside
+        return None
     inner = getattr(wrapper, "optimizer", None)
-    return (
-        inner if isinstance(inner, Optimizer) and not runs_hooks(wrapper) else None
-    )  # Lookahead moves weights later
+    return inner if isinstance(inner, Optimizer) else None
 
 
 def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
