@@ -120,6 +120,13 @@ def check_hyperparameters(
         )
 
 
+def check_flags(**flags: bool) -> None:
+    """Raise TypeError on a value that is neither True nor False: text such as "no" counts as True in Python."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+
+
 def check_implementation(optimizer: Optimizer, implementation: str | None) -> None:
     """Raise ValueError where no weight is on a device of the implementation, or a C compiler is missing."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -210,11 +217,11 @@ def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:
         ) from error
     if isinstance(rate, Tensor) and rate.numel() == 1:
         return rate.detach().reshape(())
-    if isinstance(rate, int | float) and math.isfinite(rate):
-        return rate
-    if isinstance(rate, Real) and math.isfinite(rate):  # numpy's numbers among them
-        return float(rate)
-    raise ValueError(f"lr= of HAM must return a finite number or a 0-dim tensor, got {rate!r}")
+    if isinstance(rate, Real) and math.isfinite(rate) and rate >= 0:
+        return rate if isinstance(rate, int | float) else float(rate)  # numpy's numbers
+    raise ValueError(
+        f"lr= of HAM must return a finite number that is not negative, or a 0-dim tensor, got {rate!r}"
+    )
 
 
 def is_zero(rate: float | Tensor | None) -> bool:

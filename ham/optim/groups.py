@@ -110,8 +110,11 @@ def param_groups(
         is True: the values hold for all parameters of the group.
 
     Raises:
-        ValueError: a pattern matches no parameter, or the model has no trainable parameters.
+        ValueError: a pattern matches no parameter, the model has no trainable parameters, or `weight_decay`
+            is negative.
     """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
     selects, decays = as_filter(select, model), as_filter(decay, model)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, module, param in owned_parameters(model):

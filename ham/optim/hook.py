@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from .checks import (
     LearningRate,
     as_number,
+    check_flags,
     check_group,
     check_hyperparameters,
     check_implementation,
@@ -108,6 +109,7 @@ class HAM:
         )
         clamp, max_weight_norm = as_number(clamp), as_number(max_weight_norm)
         check_hyperparameters(alpha, beta, clamp, max_weight_norm, implementation)
+        check_flags(mask_zero_grad=mask_zero_grad, track_clamped=track_clamped)
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)
         self.optimizer = optimizer

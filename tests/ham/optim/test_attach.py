@@ -135,11 +135,20 @@ def test_a_group_without_a_rate_is_refused_when_attached_added_or_loaded():
 @pytest.mark.parametrize(
     ("lr", "message"),
     [
-        (lambda group: numpy.float32("inf"), "must return a finite number or a 0-dim tensor, got .*inf"),
+        (
+            lambda group: numpy.float32("inf"),
+            "must return a finite number that is not negative, or a 0-dim tensor, got .*inf",
+        ),
         (lambda group: group["scale"], r"lr= of HAM reads group\['scale'\], .* its keys are lr, "),
-        (lambda group: float("nan"), "must return a finite number or a 0-dim tensor, got nan"),
-        (lambda group: None, "must return a finite number or a 0-dim tensor, got None"),
-        (lambda group: torch.ones(2), "must return a finite number or a 0-dim tensor, got tensor"),
+        (
+            lambda group: float("nan"),
+            "must return a finite number that is not negative, or a 0-dim tensor, got nan",
+        ),
+        (lambda group: None, "must return a finite number that is not negative, or a 0-dim tensor, got None"),
+        (
+            lambda group: torch.ones(2),
+            "must return a finite number that is not negative, or a 0-dim tensor, got tensor",
+        ),
     ],
 )
 def test_a_wrong_rate_is_refused_in_one_line(lr, message):

@@ -264,12 +264,13 @@ def test_the_rate_of_a_step(lr: Callable | None, expected: float):
 
 
 @pytest.mark.parametrize(
-    "rate", [math.nan, -math.inf, numpy.float32("inf"), None, "0.1", torch.ones(2)], ids=repr
+    "rate", [math.nan, -math.inf, numpy.float32("inf"), -1.0, -1, None, "0.1", torch.ones(2)], ids=repr
 )
 def test_a_rate_is_one_finite_number(rate: object):
     with pytest.raises(ValueError) as error:
         rate_of({"params": [], "lr": 0.1}, lambda group: rate)
-    assert str(error.value) == f"lr= of HAM must return a finite number or a 0-dim tensor, got {rate!r}"
+    expected = "a finite number that is not negative, or a 0-dim tensor"
+    assert str(error.value) == f"lr= of HAM must return {expected}, got {rate!r}"
 
 
 def test_a_key_that_a_group_lacks_is_named_beside_those_that_it_has():
@@ -360,3 +361,16 @@ def test_a_compiled_step_needs_a_compiler(monkeypatch):
     coarse = SGD([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))], lr=0.1)
     check_implementation(coarse, "compiled")  # HAM does not act on it
     check_implementation(SGD([nn.Parameter(torch.ones(2, device="meta"))], lr=0.1), "compiled")
+
+
+@pytest.mark.parametrize("name", ["mask_zero_grad", "track_clamped"])
+@pytest.mark.parametrize("value", ["no", "False", 1, None, [True], torch.tensor(True)])
+def test_flags_are_true_or_false(name, value):
+    """The optimizer stays as it was."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    with pytest.raises(TypeError, match=f"^{name} must be True or False, got "):
+        HAM(optimizer, model=model, **{name: value})
+    assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before
+    assert not optimizer._optimizer_step_post_hooks and not hasattr(optimizer, "_ham")

@@ -229,3 +229,9 @@ def test_a_parametrized_weight_is_selected_by_its_layer(kind, is_norm):
     for name, p in named.items():
         factor = math.exp(-0.1) if name in expected else 1.0
         torch.testing.assert_close(p.detach().double(), factor * before[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("weight_decay", [-1, -1e-9, float("nan")])
+def test_a_negative_weight_decay_is_refused(weight_decay):
+    with pytest.raises(ValueError, match="^weight_decay must not be negative, got "):
+        param_groups(nn.Linear(2, 2), weight_decay=weight_decay)
