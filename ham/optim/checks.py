@@ -121,7 +121,7 @@ def check_hyperparameters(
 
 
 def check_flags(**flags: bool) -> None:
-    """Raise TypeError on a value that is neither True nor False: text such as "no" counts as True in Python."""
+    """Raise TypeError on a value that is neither True nor False: text such as "no" would be True."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {_shown(value)}")

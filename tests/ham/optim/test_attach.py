@@ -137,17 +137,17 @@ def test_a_group_without_a_rate_is_refused_when_attached_added_or_loaded():
     [
         (
             lambda group: numpy.float32("inf"),
-            "must return a finite number that is not negative, or a 0-dim tensor, got .*inf",
+            "is not negative, or a 0-dim tensor, got .*inf",
         ),
         (lambda group: group["scale"], r"lr= of HAM reads group\['scale'\], .* its keys are lr, "),
         (
             lambda group: float("nan"),
-            "must return a finite number that is not negative, or a 0-dim tensor, got nan",
+            "is not negative, or a 0-dim tensor, got nan",
         ),
-        (lambda group: None, "must return a finite number that is not negative, or a 0-dim tensor, got None"),
+        (lambda group: None, "is not negative, or a 0-dim tensor, got None"),
         (
             lambda group: torch.ones(2),
-            "must return a finite number that is not negative, or a 0-dim tensor, got tensor",
+            "is not negative, or a 0-dim tensor, got tensor",
         ),
     ],
 )

@@ -247,7 +247,7 @@ def test_only_the_multi_tensor_nesterov_without_decay_overwrites_gradients(optio
         (None, 0.1),
         (lambda group: 2 * group["lr"], 0.2),
         (lambda group: 3, 3),
-        (lambda group: -0.5, -0.5),
+        (lambda group: 0.25, 0.25),
         (lambda group: Fraction(1, 4), 0.25),
         (lambda group: numpy.float64(0.5), numpy.float64(0.5)),
         (lambda group: numpy.float32(0.5), 0.5),

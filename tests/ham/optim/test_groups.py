@@ -233,5 +233,5 @@ def test_a_parametrized_weight_is_selected_by_its_layer(kind, is_norm):
 
 @pytest.mark.parametrize("weight_decay", [-1, -1e-9, float("nan")])
 def test_a_negative_weight_decay_is_refused(weight_decay):
-    with pytest.raises(ValueError, match="^weight_decay must not be negative, got "):
+    with pytest.raises(ValueError, match=r"^weight_decay must not be negative, got "):
         param_groups(nn.Linear(2, 2), weight_decay=weight_decay)
