@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .base import register
 from .choice import Choice
-from .optimizer_state import fill_second_moments_, reset_first_moments_
+from .optimizer_state import fill_second_moments_, reset_first_moments_, warn_of_unknown_momentum
 from .scores import magnitude
 from .shards import place_like
 from .target import TargetSparsity
@@ -105,6 +105,8 @@ class ACDC(TargetSparsity):
     revive_second_moment: SecondMomentLike = SecondMoment.mean
 
     changes_at_epochs: ClassVar[bool] = True
+    _own_state: ClassVar[tuple[str, ...]] = ("stale",)
+    _state_options: ClassVar[tuple[str, ...]] = ("scope", "revive")
 
     def __post_init__(self) -> None:
         """Convert strings to enums. Raises ValueError on values out of range."""
@@ -116,6 +118,7 @@ class ACDC(TargetSparsity):
     def _on_attach(self) -> None:
         self._phases = phases(self.total_epochs)
         self._stale: dict[str, Tensor] = {}
+        self._has_warned = False
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Compress or decompress where the phase changes."""
@@ -123,6 +126,7 @@ class ACDC(TargetSparsity):
             raise ValueError(
                 f"epoch {epoch} is outside the schedule: attach with total_epochs={epoch + 1} or more"
             )
+        optimizer = self._begin_epoch(optimizer)
         is_sparse = self._phases[epoch] == "sparse"
         if is_sparse and not self.masks.active:
             self._compress(optimizer)
@@ -146,6 +150,10 @@ class ACDC(TargetSparsity):
         self._stale = {}
         if self.reset_momentum:
             reset_first_moments_(optimizer)
+            trained = [p for weight in weights.values() for p in weight.parameters]
+            self._has_warned = self._has_warned or warn_of_unknown_momentum(
+                optimizer, trained, "ACDC's reset_momentum"
+            )
         if self.revive_second_moment is SecondMoment.mean:
             fill_second_moments_(optimizer, self.masks)
         self.masks.clear()

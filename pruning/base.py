@@ -17,6 +17,7 @@ from .checks import (
     check_model,
     check_separate,
     check_takes_masks,
+    tied_places,
     unwrapped,
     warn_at_caller,
     warn_of_empty_layers,
@@ -113,6 +114,8 @@ class Sparsifier(LoopChecks, Inspection):
             self.parameterization = self._parameterize(parameterization or Plain())
             weights = self._parametrize_and_find()
             self.masks, self._nonzero = MaskSet(weights, model), NonzeroCounts()
+            self._ties = tied_places(model, weights)
+            self._known_layers = set(self._not_covered())
             self._set_layer_sparsities(sparsities or {})
             self._check_layers()
             if optimizer is not None:
@@ -183,6 +186,7 @@ class Sparsifier(LoopChecks, Inspection):
         self._hook = OptimizerHook(self, optimizer)
         if former is not None:
             former.remove()
+        self._announced_to = None
         return self._hook
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
@@ -218,10 +222,17 @@ class Sparsifier(LoopChecks, Inspection):
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Change phases at epoch `epoch`, counted from 0.
 
+        A method that overrides this and acts before it calls this calls `_begin_epoch` first.
+
+        Args:
+            epoch: counted from 0.
+            optimizer: of the training, the one with the hook or a wrapper of it.
+
         Raises:
             RuntimeError: a weight is no longer a parameter of the model.
+            ValueError: the hook is on another optimizer.
         """
-        check_model(self.model, self.masks.weights)
+        optimizer = self._begin_epoch(optimizer)
         self._announced_epoch = epoch
         self.parameterization.on_epoch_start(epoch, optimizer)
         self._nonzero.refresh(self.masks.weights.values())
@@ -278,6 +289,7 @@ class Sparsifier(LoopChecks, Inspection):
 
     def on_end(self) -> None:
         """Called after the last step."""
+        self._warn_of_new_layers()
 
     def set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
         """Replace the masks and apply them to the weights and to the optimizer's state.
@@ -290,7 +302,7 @@ class Sparsifier(LoopChecks, Inspection):
             ValueError: names or shapes differ from the weights'.
             RuntimeError: the ranks of torch.distributed have different masks, or a weight left the model.
         """
-        check_model(self.model, self.masks.weights)
+        check_model(self.model, self.masks.weights, self._ties)
         self.masks.set(masks)
         self.masks.apply_to_weights_()
         if optimizer is not None:
@@ -307,6 +319,8 @@ class Sparsifier(LoopChecks, Inspection):
             "masks": self.masks.state_dict(),
             "active": self.masks.active,
             "epoch": self._announced_epoch,
+            "target": self._target(),
+            "options": self._options(),
         }
         counts_steps = self._hook is not None or self.step > 0
         return {**state, "step": self.step} if counts_steps else state
@@ -315,7 +329,8 @@ class Sparsifier(LoopChecks, Inspection):
         """Restore what `state_dict` returned, after `attach`.
 
         Raises:
-            ValueError: it lacks the masks that were on, as `torch.distributed.checkpoint.load` leaves it.
+            ValueError: it lacks the masks that were on, as `torch.distributed.checkpoint.load` leaves it, or
+                belongs to another method, target or option.
         """
         if "masks" not in state:
             raise ValueError("the state is not that of a sparsifier: it comes from sparsifier.state_dict()")
@@ -324,9 +339,32 @@ class Sparsifier(LoopChecks, Inspection):
                 "the state lacks the masks that it was saved with: read a checkpoint of "
                 "torch.distributed.checkpoint by pruning.checkpoint.load_distributed(sparsifier, folder)"
             )
+        other, own = state.get("target", self._target()), self._target()  # states of 0.5 lack it
+        if other != own:
+            raise ValueError(f"the state is of {other}, this is {own}: create this with the same values")
+        given = state.get("options", {})
+        for name, value in self._options().items():
+            if given.get(name, value) != value:  # earlier states lack it
+                raise ValueError(
+                    f"the state is of {type(self).__name__} with {name}={given[name]}, this has {value}: "
+                    "create this with the same values"
+                )
+        if lacking := [key for key in self._own_state if key not in state]:
+            raise ValueError(
+                f"the state has no {lacking[0]!r}, which that of {type(self).__name__} has: it is of another "
+                "method"
+            )
         self.masks.load_state_dict(state["masks"])
         self._announced_epoch = state.get("epoch", self.total_epochs)  # states of 0.5 lack it
         self.step = state.get("step", -1)  # -1: unknown, saved by a loop with explicit calls
+
+    def _target(self) -> str:
+        """What the state belongs to: the method, and its target."""
+        return type(self).__name__
+
+    def _options(self) -> dict[str, str]:
+        """Name -> value of the options without which the state means something else."""
+        return {name: str(getattr(self, name)) for name in self._state_options}
 
     def __getattr__(self, name: str) -> Any:
         """Tell what is missing where a method is used before `attach`, which sets all attributes."""
@@ -337,7 +375,7 @@ class Sparsifier(LoopChecks, Inspection):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy and a pickle hold: all but the hook, which stays on the original's optimizer."""
         return {k: v for k, v in self.__dict__.items() if k != "_hook"} | (
-            {"_hook": None, "_checked_tensors": ()} if "_hook" in self.__dict__ else {}
+            {"_hook": None, "_checked_tensors": (), "_announced_to": None} if "_hook" in self.__dict__ else {}
         )
 
 
@@ -345,3 +383,8 @@ class Sparsifier(LoopChecks, Inspection):
 @dataclass
 class Dense(Sparsifier):
     """No sparsity: every weight stays on."""
+
+    def _warn_of_new_layers(self) -> None:
+        """Only where masks are set."""
+        if self.masks.active:
+            super()._warn_of_new_layers()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from .shards import is_sharded
 from .weights import ComputedWeight, Weight
 
 _SENSIBLE_COVERAGE = 0.5
+
+Ties: TypeAlias = list[tuple[nn.Module, str, str]]
+"""(module, attribute, name of the weight) of parameters that are also those of a weight elsewhere."""
 
 
 class SparsityWarning(UserWarning):
@@ -145,8 +148,34 @@ def warn_at_caller(message: str) -> None:
     warnings.warn(message, SparsityWarning, stacklevel=level)
 
 
-def check_model(model: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Raise RuntimeError unless every weight still is a parameter of the model, parametrized as before."""
+def warn_of_new_layers(names: Sequence[str]) -> None:
+    """Warn where weights have become prunable after `attach`, which neither masks nor counts know."""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    warn_at_caller(
+        f"{names[0]}{others} came to the model after attach or is no longer frozen: it stays dense, and the "
+        "sparsity does not count it; attach after the last change of the model's layers, or exclude it"
+    )
+
+
+def tied_places(model: nn.Module, weights: Mapping[str, Weight]) -> Ties:
+    """(module, attribute, name of the weight) wherever another layer shares the parameter of a weight."""
+    owned = {id(p): (name, weight) for name, weight in weights.items() for p in weight.parameters}
+    return [
+        (module, attribute, owned[id(p)][0])
+        for module in model.modules()
+        for attribute, p in module._parameters.items()
+        if id(p) in owned and not owned[id(p)][1].is_at(module, attribute)
+    ]
+
+
+def check_model(model: nn.Module, weights: Mapping[str, Weight], ties: Ties | None = None) -> None:
+    """Raise RuntimeError unless every weight still is a parameter of the model, parametrized as before.
+
+    Args:
+        model: that the sparsifier is attached to.
+        weights: its prunable weights.
+        ties: of the weights at `attach`, from `tied_places`; None: not compared.
+    """
     owned = {id(p) for p in model.parameters()}
     layers = {id(module) for module in model.modules()}
     for name, weight in weights.items():
@@ -162,6 +191,27 @@ def check_model(model: nn.Module, weights: Mapping[str, Weight]) -> None:
                     f"{name} is no longer a parameter of the model: attach the sparsifier after the last "
                     "change of the model's layers"
                 )
+    if ties is not None:
+        _check_ties(model, weights, ties)
+
+
+def _check_ties(model: nn.Module, weights: Mapping[str, Weight], ties: Ties) -> None:
+    cure = "tie weights before attach, and attach after the last change of the model's layers"
+    firsts: dict[int, str] = {}
+    for name, weight in weights.items():
+        for p in weight.parameters:
+            if (first := firsts.setdefault(id(p), name)) != name:
+                raise RuntimeError(f"{first} and {name} became one parameter with two masks: {cure}")
+    name_of = {id(module): prefix for prefix, module in model.named_modules()}
+    before = {(id(module), attribute) for module, attribute, _ in ties}
+    for module, attribute, name in ties:
+        if id(module) in name_of and firsts.get(id(module._parameters.get(attribute))) != name:
+            place = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
+            raise RuntimeError(f"{place} no longer shares the parameter of {name}, and has no mask: {cure}")
+    for module, attribute, name in tied_places(model, weights):
+        if (id(module), attribute) not in before:
+            place = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
+            raise RuntimeError(f"{place} shares the parameter of {name} since attach: {cure}")
 
 
 def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -82,6 +82,8 @@ class DropAndGrow(RandomMasks, ABC):
         if not self.is_update_step(step):
             return super().after_backward(step, optimizer)
         self._begin_step(step, optimizer)
+        self.masks.apply_to_weights_()  # what grows starts at zero, whatever was loaded since the last step
+        self.masks.apply_to_optimizer_(optimizer)
         self.set_masks(self._updated_masks(step), optimizer)
         self._skips_step = True
         return False

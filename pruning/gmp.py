@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -49,6 +49,8 @@ class GMP(TargetSparsity):
     end: float = 0.75
     interval: int = 100
     schedule: RampLike = Ramp.cubic
+
+    _state_options: ClassVar[tuple[str, ...]] = ("scope",)
 
     def __post_init__(self) -> None:
         """Convert strings to enums. Raises ValueError on values out of range."""

@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from .checks import layers_of, runs_hooks, unwrapped
+from .optimizer_state import has_state
 from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _initializes_state(optimizer: Optimizer) -> bool:
 
     A host sync, only while every rate is 0 and no state exists.
     """
-    if optimizer.state:
+    if optimizer.state or has_state(optimizer):  # the first of them is quick
         return False
     rates = [group.get("lr") for group in optimizer.param_groups]
     if any(rate is None or (isinstance(rate, torch.Tensor) and rate.device.type != "cpu") for rate in rates):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from .checks import check_model
+from .checks import Ties, check_model
 from .masks import MaskSet
 from .project import project_
 from .report import is_terminal, report
@@ -23,6 +23,7 @@ class Inspection:
     model: nn.Module
     masks: MaskSet
     _nonzero: NonzeroCounts
+    _ties: Ties | None
 
     def kept(self) -> dict[str, Tensor]:
         """Name -> mask of each prunable weight, True where it is on."""
@@ -42,7 +43,7 @@ class Inspection:
             RuntimeError: a weight is no longer a parameter of the model, or has no values.
         """
         weights = self.masks.weights
-        check_model(self.model, weights)
+        check_model(self.model, weights, self._ties)
         for name, weight in weights.items():
             if any(p.is_meta for p in weight.parameters):
                 raise RuntimeError(

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checks import check_model, check_not_sharded, check_optimizer
+from .checks import Ties, check_model, check_not_sharded, check_optimizer, check_separate, warn_of_new_layers
 from .hook import OptimizerHook
 from .masks import MaskSet
+from .optimizer_state import share_state
 from .parameterization import Plain
+from .prunable import as_list, not_covered
 from .traits import Traits
 
 
@@ -29,12 +31,18 @@ class LoopChecks(Traits):
     total_epochs: int
     steps_per_epoch: int | None
     _hook: OptimizerHook | None
+    _include: list[str]
+    _exclude: list[str]
+    _announced_to: Optimizer | None = None
+    _ties: Ties | None = None  # None: unknown, of a pickle of an earlier version
+    _known_layers: set[str] | None = None
 
     def _expect_first_step(self) -> None:
         """Forget what was seen of a loop; `attach` calls it."""
         self._hook = None
         self._announced_epoch = -1
         self._checked_tensors: tuple[Any, ...] = ()
+        self._announced_to: Optimizer | None = None
         self._decay_is_due = self._skips_step = self._was_stepped = False
         self._warned_of: tuple[float, int] | None = None
 
@@ -53,20 +61,37 @@ class LoopChecks(Traits):
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Raise unless the sparsifier's weights are the model's and the optimizer trains them.
 
-        It runs by itself at the first `after_backward` and whenever the model's tensors have changed.
+        It runs by itself at the first `after_backward`, whenever the weights' tensors have changed, and after
+        `on_epoch_start`. Layers that are new since `attach` are a warning.
 
         Raises:
             NotAttachedError: `attach` was not called.
-            RuntimeError: a weight is no longer a parameter of the model.
+            RuntimeError: a weight is no longer a parameter of the model, or is shared by other layers than
+                at `attach`.
             ValueError: the optimizer does not train a weight, or `fully_shard` has split weights that the
                 method parametrizes.
         """
-        check_model(self.model, self.masks.weights)
+        weights = self.masks.weights
+        check_model(self.model, weights, self._ties)
+        check_separate(weights)
+        self._warn_of_new_layers()
         if type(self.parameterization) is not Plain:
             check_not_sharded(self.model, self._name_of(self.parameterization))
         self._check_layers()
         if optimizer is not None:
             check_optimizer(optimizer, self._trained_tensors())
+            self.parameterization.check_optimizer(optimizer)
+
+    def _warn_of_new_layers(self) -> None:
+        """Warn, once, of weights that have become prunable since `attach`."""
+        if self._known_layers is not None and (new := self._not_covered() - self._known_layers):
+            self._known_layers |= new
+            warn_of_new_layers(sorted(new))
+
+    def _not_covered(self) -> set[str]:
+        """The names of weights that would be prunable, but are not among the sparsifier's."""
+        exclude = [*self._exclude, *as_list(getattr(self, "exclude", ()))]
+        return not_covered(self.model, self.masks.weights, exclude, self._include)
 
     def _trained_tensors(self) -> list[tuple[str, Tensor]]:
         own = [(name, p) for name, weight in self.masks.weights.items() for p in weight.parameters]
@@ -76,11 +101,39 @@ class LoopChecks(Traits):
         """What every `after_backward` does first: check what may have changed since the last one."""
         self._check_caller()
         tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
+        if self._ties:  # of the same parameters in other layers
+            tensors += tuple([id(module._parameters.get(attribute)) for module, attribute, _ in self._ties])
         if self._checked_tensors != (id(optimizer), tensors):
             self.check(optimizer)
+            if self.acts_on_epochs:
+                self._check_announced(optimizer)
+            self.masks.apply_to_optimizer_(optimizer)  # it may have trained before
             self._checked_tensors = (id(optimizer), tensors)
         self._check_epoch(step)
         self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
+
+    def _begin_epoch(self, optimizer: Optimizer) -> Optimizer:
+        """What every `on_epoch_start` does first: check the model and the optimizer.
+
+        Returns:
+            The optimizer with the hook, which `optimizer` may wrap; without a hook `optimizer` itself.
+        """
+        check_model(self.model, self.masks.weights, self._ties)
+        self._warn_of_new_layers()
+        self._announced_to, self._checked_tensors = optimizer, ()  # the next step checks it
+        if self._hook is not None:
+            self._check_announced(self._hook.optimizer)
+        return optimizer if self._hook is None else self._hook.optimizer
+
+    def _check_announced(self, optimizer: Optimizer) -> None:
+        """Raise ValueError where `on_epoch_start` got another optimizer, whose state it has changed."""
+        announced = self._announced_to
+        if announced is not None and not share_state(announced, optimizer):
+            raise ValueError(
+                f"on_epoch_start got another optimizer, {type(announced).__name__}, than the one that trains "
+                f"the pruned weights, {type(optimizer).__name__}: pass that one, or call "
+                "sparsifier.hook(optimizer) to change it"
+            )
 
     def _check_caller(self) -> None:
         """Raise RuntimeError where the loop makes the calls of the hook a second time."""

@@ -37,6 +37,7 @@ class MaskFrom(TargetSparsity):
     redraw: bool = True
 
     elementwise: ClassVar[bool] = True
+    _own_state: ClassVar[tuple[str, ...]] = ("origin",)
     tolerance: ClassVar[float] = 0.005
     largest_difference: ClassVar[float] = 0.05
 

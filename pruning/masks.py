@@ -41,7 +41,8 @@ class MaskSet:
         self._model = model
         self._masks: dict[str, Tensor] = {}
         self._multipliers: dict[str, Tensor] = {}  # the masks as integers, see `zero_pruned_`; once needed
-        self._fills: list[Tensor] = []  # bits of the values of pruned entries that are not 0; once needed
+        # dtypes -> bits of the values of pruned entries that are not 0; once needed
+        self._fills: dict[tuple[torch.dtype, ...], list[Tensor]] = {}
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -105,7 +106,7 @@ class MaskSet:
                     f"{tuple(mask.shape)}"
                 )
         self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
-        self._multipliers, self._fills = {}, []
+        self._multipliers, self._fills = {}, {}
         self._check_equal(masks)
 
     def _check_equal(self, given: Mapping[str, Tensor]) -> None:
@@ -131,7 +132,7 @@ class MaskSet:
 
     def clear(self) -> None:
         """Turn every weight on again; values stay as they are."""
-        self._masks, self._multipliers, self._fills = {}, {}, []
+        self._masks, self._multipliers, self._fills = {}, {}, {}
 
     def _follow(self, name: str, weight: Weight) -> None:
         """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
@@ -158,17 +159,17 @@ class MaskSet:
             multiplier = self._multipliers.get(name)
             if multiplier is None or multiplier.dtype != dtype:
                 multiplier = self._multipliers[name] = local(self._masks[name]).to(dtype)
-                self._fills = []
+                self._fills = {}
             for parameter, value in zip(parameters, weight.pruned_value, strict=True):
                 yield parameter, multiplier, value
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy and a pickle hold: without what follows from the masks."""
-        return {**self.__dict__, "_multipliers": {}, "_fills": []}
+        return {**self.__dict__, "_multipliers": {}, "_fills": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; a pickle of an earlier version lacks the last two attributes."""
-        self.__dict__.update({"_multipliers": {}, "_fills": [], **state})
+        self.__dict__.update({**state, "_multipliers": {}, "_fills": {}})
 
     @torch.no_grad()
     def apply_to_weights_(self) -> None:
@@ -176,11 +177,13 @@ class MaskSet:
         trained = list(self._trained_tensors())
         zero_pruned_([(parameter, multiplier) for parameter, multiplier, _ in trained])
         filled = [entry for entry in trained if entry[2]]  # the first factors of products
-        if filled and not self._fills:
-            self._fills = [(1 - multiplier) * _bits_of(value, p) for p, multiplier, value in filled]
         if filled:
+            # float16 and bfloat16 differ in bits, not in size
+            dtypes = tuple([p.dtype for p, _, _ in filled])
+            if dtypes not in self._fills:
+                self._fills = {dtypes: [(1 - multiplier) * _bits_of(v, p) for p, multiplier, v in filled]}
             bits = [local(p).detach().view(multiplier.dtype) for p, multiplier, _ in filled]
-            torch._foreach_add_(bits, self._fills)  # +0.0 has no bits
+            torch._foreach_add_(bits, self._fills[dtypes])  # +0.0 has no bits
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
@@ -33,6 +33,8 @@ class OneShotMagnitude(TargetSparsity):
     scope: ScopeLike = Scope["global"]
     prune_at: float = 0.5
     finetune_lr: float | None = None
+
+    _state_options: ClassVar[tuple[str, ...]] = ("scope",)
 
     def __post_init__(self) -> None:
         """Convert strings to enums. Raises ValueError on values out of range."""

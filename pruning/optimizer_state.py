@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from .checks import layers_of
+from .checks import warn_at_caller
 from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:
@@ -16,15 +17,95 @@ if TYPE_CHECKING:
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
+_OTHERS = ("acc_delta", "prev", "step_size", "ax", "slow_params", "lookahead_slow_buff")  # no moments
+
+
+def holders_of_state(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizer and those inside it, as ZeroRedundancyOptimizer, Lookahead and accelerate have one.
+
+    A wrapper's own state may be empty, or a copy of what the inner one has, which comes later in the list.
+    """
+    holders = [optimizer]
+    for holder in holders:
+        inner = [value for value in getattr(holder, "__dict__", {}).values() if isinstance(value, Optimizer)]
+        holders += [value for value in inner if all(value is not other for other in holders)]
+    return holders
+
+
+def share_state(one: Optimizer, other: Optimizer) -> bool:
+    """Are the two the same optimizer, perhaps in wrappers, or do they share parameter groups?"""
+    both = [
+        {id(part) for holder in holders_of_state(optimizer) for part in (holder, *_groups(holder))}
+        for optimizer in (one, other)
+    ]
+    return not both[0].isdisjoint(both[1])
+
+
+def has_state(optimizer: Optimizer) -> bool:
+    """Has the optimizer, or one inside it, any state yet?"""
+    return any(_state(holder) for holder in holders_of_state(optimizer))
+
+
+def _state(optimizer: Optimizer) -> Mapping[Tensor, Any]:
+    """Parameter -> its state; ZeroRedundancyOptimizer loads None where another rank has it."""
+    return getattr(optimizer, "state", {})  # a wrapper need not be a whole optimizer
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return getattr(optimizer, "param_groups", [])
+
+
+def is_split_by_parameters(optimizer: Optimizer) -> bool:
+    """Does each rank have the state of some parameters only, as with ZeroRedundancyOptimizer?"""
+    return _group_of(optimizer) is not None
+
+
+def _group_of(optimizer: Optimizer) -> Any:
+    """The process group over which ZeroRedundancyOptimizer splits the state; None for others."""
+    holder: Any
+    for holder in holders_of_state(optimizer):
+        if type(holder).__name__ == "ZeroRedundancyOptimizer" and holder.world_size > 1:
+            return holder.process_group
+    return None
 
 
 @torch.no_grad()
 def reset_first_moments_(optimizer: Optimizer) -> None:
-    """Zero the momentum of every parameter, pruned or not (AC/DC's --reset_momentum_after_recycling)."""
-    for state in layers_of(optimizer)[-1].state.values():
-        for key in FIRST_MOMENTS:
-            if isinstance(state.get(key), Tensor):
-                state[key].zero_()
+    """Zero the momentum of every parameter, pruned or not (AC/DC's --reset_momentum_after_recycling).
+
+    Raises:
+        ValueError: it is quantized.
+    """
+    for holder in holders_of_state(optimizer):
+        for state in filter(None, _state(holder).values()):
+            for key in FIRST_MOMENTS:
+                if isinstance(state.get(key), Tensor):
+                    _check_not_quantized(holder, key, state[key])
+                    state[key].zero_()
+
+
+def warn_of_unknown_momentum(optimizer: Optimizer, parameters: Iterable[Tensor], reset: str) -> bool:
+    """Warn where parameters have elementwise state, but under names among which no momentum is known.
+
+    Args:
+        optimizer: whose momentum was to be reset.
+        parameters: of the pruned weights.
+        reset: what was to happen, for the message.
+
+    Returns:
+        Whether it has warned.
+    """
+    known = {*FIRST_MOMENTS, *SECOND_MOMENTS, *_OTHERS}
+    for parameter in parameters:
+        names = elementwise_state(optimizer, parameter).keys()
+        if names.isdisjoint(FIRST_MOMENTS) and (unknown := sorted(names - known)):
+            warn_at_caller(
+                f"{type(optimizer).__name__} has the state {', '.join(unknown)}, and none with the name of a "
+                f"momentum ({', '.join(FIRST_MOMENTS)}): {reset} leaves it unchanged, use an optimizer of "
+                "torch.optim"
+            )
+            return True
+    return False
 
 
 @torch.no_grad()
@@ -35,7 +116,7 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
     make Adam's first update of a revived weight sqrt(1 / (1 - beta2)) * (1 - beta1) = 3.16 learning rates, 17
     times a usual one.
     """
-    sums: dict[tuple[str, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+    entries: list[tuple[tuple[int, int], Tensor, Tensor, Tensor, Tensor]] = []
     for name, mask in masks.masks.items():
         for factor, parameter in enumerate(masks.weights[name].parameters):
             for key, state in elementwise_state(optimizer, parameter).items():
@@ -43,22 +124,46 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
                     state, on = local(state), local(mask)
                     total = torch.where(on, state, 0.0).sum(dtype=torch.float64)
                     total, active = (sum_over_parts([x], [mask])[0] for x in (total, on.count_nonzero()))
-                    sums.setdefault((key, factor), []).append((state, on, total, active))
-    for entries in sums.values():
-        device = entries[0][0].device
-        zero = torch.zeros((), device=device)
-        sum_of_all = sum((e[2].to(device) for e in entries), start=zero.double())
-        overall = sum_of_all / sum((e[3].to(device) for e in entries), start=zero.long()).clamp(min=1)
-        for state, mask, total, active in entries:
-            mean = torch.where(active > 0, total / active.clamp(min=1), overall.to(state.device))
-            state.copy_(torch.where(mask, state, mean.to(state.dtype)))
+                    entries.append(((SECOND_MOMENTS.index(key), factor), state, on, total, active))
+    group = _group_of(optimizer)
+    if not entries and group is None:
+        return
+    device = next(iter(masks.masks.values())).device
+    factors = max(len(weight.parameters) for weight in masks.weights.values())
+    sums = torch.zeros(2, len(SECOND_MOMENTS), factors, dtype=torch.float64, device=device)
+    for place, _, _, total, active in entries:
+        sums[0][place] += total.to(device)
+        sums[1][place] += active.to(device)
+    if group is not None:
+        distributed.all_reduce(sums, group=group)
+    overall = sums[0] / sums[1].clamp(min=1)
+    for place, state, mask, total, active in entries:
+        mean = torch.where(active > 0, total / active.clamp(min=1), overall[place].to(state.device))
+        state.copy_(torch.where(mask, state, mean.to(state.dtype)))
 
 
 def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """The optimizer's state of a parameter that has its shape, such as momenta; no step counts.
 
-    For a DTensor also plain tensors of the shape of this rank's part.
+    For a DTensor also plain tensors of the shape of this rank's part. Empty on ranks that do not hold it.
+
+    Raises:
+        ValueError: it is quantized.
     """
-    state = layers_of(optimizer)[-1].state.get(parameter, {})
+    state: dict[str, Tensor] = {}
     shapes = (parameter.shape, local(parameter).shape)
-    return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape in shapes}
+    for holder in holders_of_state(optimizer):
+        for key, value in (_state(holder).get(parameter) or {}).items():
+            if key != "step" and isinstance(value, Tensor) and value.shape in shapes:
+                _check_not_quantized(holder, key, value)
+                state[key] = value
+    return state
+
+
+def _check_not_quantized(optimizer: Optimizer, key: str, state: Tensor) -> None:
+    """Raise ValueError on integers, whose 0 is a code and may stand for any value."""
+    if not (state.is_floating_point() or state.is_complex() or state.dtype == torch.bool):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps {key!r} in {state.dtype} codes, which cannot be set to zero: "
+            "use an optimizer with floating-point state for the pruned weights"
+        )

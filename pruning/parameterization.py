@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 from typing import ClassVar, TypeVar
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .deprecation import warn_renamed
-from .optimizer_state import FIRST_MOMENTS, elementwise_state
+from .optimizer_state import (
+    FIRST_MOMENTS,
+    elementwise_state,
+    is_split_by_parameters,
+    warn_of_unknown_momentum,
+)
 from .product import PointwiseProduct
 from .prunable import parametrize_, prunable_weights
 from .registry import register_in
@@ -77,6 +83,9 @@ class Plain:
             include: globs of further parameters, see `prunable_weights`.
             exclude: globs of weights to leave alone.
         """
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Raise ValueError where the parameterization cannot work with the optimizer."""
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Called at the start of epoch `epoch`, counted from 0."""
@@ -172,7 +181,16 @@ class Product(Plain):
         parametrize_(model, lambda: PointwiseProduct(self.scaling), exclude, include)
         weights = prunable_weights(model, exclude, include)
         self.weights = [w for w in weights.values() if isinstance(w, ProductWeight)]
+        self._has_warned = False
         self._last_reset = Fraction(repr(float(self.reset_until))) * total_epochs  # exact: .58 of 100 is 58
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Raise ValueError where the two momenta that a reset combines are on different ranks."""
+        if self.changes_at_epochs and self.carry_momentum and is_split_by_parameters(optimizer):
+            raise ValueError(
+                "ZeroRedundancyOptimizer keeps the momenta of the two factors on different ranks: set "
+                "Product(carry_momentum=False), or use another optimizer"
+            )
 
     def is_reset_epoch(self, epoch: int) -> bool:
         """Are the factors rebalanced at the start of this epoch?"""
@@ -189,6 +207,10 @@ class Product(Plain):
         if self.is_reset_epoch(epoch):
             for weight in self.weights:
                 rebalance_(weight, optimizer, carry_momentum=self.carry_momentum)
+            factors = [factor for weight in self.weights for factor in weight.parameters]
+            self._has_warned = self._has_warned or warn_of_unknown_momentum(
+                optimizer, factors, "the reset of Product"
+            )
 
     @torch.no_grad()
     def add_decay(self) -> None:
@@ -226,15 +248,16 @@ def rebalance_(weight: ProductWeight, optimizer: Optimizer, *, carry_momentum: b
     """
     m, w = weight.parameters
     states = [elementwise_state(optimizer, p) for p in (m, w)]
+    if not carry_momentum:
+        for state, key in product(states, FIRST_MOMENTS):
+            if key in state:
+                state[key].zero_()
     velocities = {
         key: weight.gradient_from([states[0][key], states[1][key]])
         for key in FIRST_MOMENTS
-        if all(key in state for state in states)
+        if carry_momentum and all(key in state for state in states)
     }
     weight.assign_(weight.value)
     for key, velocity in velocities.items():
         for state, other in zip(states, (w, m), strict=True):
-            if carry_momentum:
-                torch.mul(velocity, other, out=state[key])
-            else:
-                state[key].zero_()
+            torch.mul(velocity, other, out=state[key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
@@ -42,6 +42,9 @@ class PILoT(FactoredPruning):
     frobenius: float = 5e-5
     prune_at: float = 1.0
 
+    _own_state: ClassVar[tuple[str, ...]] = ("schedule",)
+    _state_options: ClassVar[tuple[str, ...]] = ("strength",)
+
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
         super().__post_init__()
@@ -76,6 +79,7 @@ class PILoT(FactoredPruning):
                 "PILoT's penalty follows the training accuracy: call on_epoch_end(train_accuracy=...) "
                 "after each epoch, with a fraction in [0, 1]"
             )
+        optimizer = self._begin_epoch(optimizer)
         if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
             self._prune_to_target(optimizer)
             self._factors.decay = 0.0

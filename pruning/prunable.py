@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -90,6 +90,26 @@ def prunable_weights(
             f"excluded{embeddings}"
         )
     return prunable
+
+
+def not_covered(
+    model: nn.Module, weights: Mapping[str, Weight], exclude: Iterable[str], include: Iterable[str]
+) -> set[str]:
+    """The names of plain weights that `prunable_weights` would find and that are not in `weights`."""
+    owned = {id(p) for weight in weights.values() for p in weight.parameters}
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
+    return {
+        name
+        for prefix, module in _plain_modules(model)
+        for attribute, p in module._parameters.items()
+        if p is not None
+        and id(p) not in owned
+        and p.requires_grad
+        and _has_elements(p)
+        and (name := f"{prefix}.{attribute}" if prefix else attribute)
+        and (_matches(name, include) or (_is_prunable(module, attribute) and id(p) not in embedded))
+        and not _matches(name, exclude)
+    }
 
 
 def weight_locations(model: nn.Module, include: Iterable[str] = ()) -> list[tuple[str, nn.Module, str]]:

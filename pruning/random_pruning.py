@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class RandomMasks(TargetSparsity):
     """Base class of the methods that start with random masks at given layer densities."""
 
     allocation: AllocationLike = Allocation.erk
+
+    _state_options: ClassVar[tuple[str, ...]] = ("allocation",)
 
     def __post_init__(self) -> None:
         """Convert a string to the enum. Raises ValueError on values out of range."""

@@ -68,7 +68,7 @@ def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, 
         NotAttachedError: `attach` was not called.
         RuntimeError: a weight is no longer a parameter of the model, or has no content.
     """
-    check_model(sparsifier.model, sparsifier.masks.weights)
+    check_model(sparsifier.model, sparsifier.masks.weights, sparsifier._ties)
     layers = _layers(sparsifier, input_shape)
     total = Layer(
         "total",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class SET(DropAndGrow):
     interval: int | None = None
     drop_fraction: float = 0.3
     until: float = 1.0
+
+    _own_state: ClassVar[tuple[str, ...]] = ("generator",)
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""

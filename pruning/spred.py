@@ -87,6 +87,7 @@ class Spred(FactoredPruning):
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Prune at the start of fine-tuning; the decay then ends."""
+        optimizer = self._begin_epoch(optimizer)
         if epoch >= self._prune_from and not self.masks.active:
             self._prune_to_target(optimizer)
         super().on_epoch_start(epoch, optimizer)

@@ -84,6 +84,7 @@ class STR(TargetSparsity):
     ramp_until: float = 0.75
 
     elementwise: ClassVar[bool] = True
+    _state_options: ClassVar[tuple[str, ...]] = ("calibrate",)
     reparametrizes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

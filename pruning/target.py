@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -183,19 +183,12 @@ class TargetSparsity(Sparsifier):
             progress = min(fraction / self.sparsity, 1.0) if self.sparsity else 1.0
         return {name: progress * s for name, s in self.layer_sparsities.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Adds what the state belongs to."""
-        return {**super().state_dict(), "target": self._target()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. Raises ValueError where that was of another target."""
-        other, own = state.get("target", self._target()), self._target()  # states of 0.5 lack it
-        if other != own:
-            raise ValueError(f"the state is of {other}, this is {own}: create this with the same values")
-        super().load_state_dict(state)
-
     def _target(self) -> str:
         return f"{type(self).__name__}(sparsity={self.sparsity:g}, granularity={self.granularity})"
+
+    def _options(self) -> dict[str, str]:
+        own = ", ".join(f"{name}: {sparsity:g}" for name, sparsity in self.layer_sparsities.items())
+        return {**super()._options(), "sparsities": f"{{{own}}}"}
 
     def _set_masks(self, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> None:
         """Deprecated: `set_masks`."""

@@ -56,6 +56,10 @@ class Weight:
         """Theta's shape."""
         return self.parameters[0].shape
 
+    def is_at(self, module: nn.Module, attribute: str) -> bool:
+        """Is this attribute of the module one of `parameters`?"""
+        return module is self.owner and attribute in self.names
+
     def numel(self) -> int:
         """Theta's number of entries."""
         return self.parameters[0].numel()

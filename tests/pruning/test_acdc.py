@@ -261,6 +261,7 @@ def test_decompression_keeps_what_was_trained_and_revives_the_rest(revive):
     assert trained_b[2] != stale_bits[2]
     state = acdc.state_dict()
     assert state.pop("target") == "ACDC(sparsity=0.5, granularity=element)"
+    assert state.pop("options") == {"scope": "global", "revive": revive, "sparsities": "{}"}
     assert state == {"masks": {"kept": {}}, "active": False, "epoch": DECOMPRESS, "stale": {}}
 
 

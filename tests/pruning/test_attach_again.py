@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
@@ -362,3 +363,173 @@ def test_a_mean_in_low_precision_is_a_mean(method, count) -> None:
     sparsifier.attach(model, total_epochs=1)
     sparsifier.initialize([(torch.randn(count, 8).bfloat16(), torch.randint(40, (count,)))], cross_entropy)
     assert sparsifier.achieved_sparsity() == HALF
+
+
+# in mid-training: the optimizer has a state
+
+OPTIMIZERS = {
+    "sgd": sgd,
+    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
+}
+
+
+def states(optimizer: torch.optim.Optimizer, weight: Tensor) -> list[Tensor]:
+    return [v for v in optimizer.state[weight].values() if isinstance(v, Tensor) and v.shape == weight.shape]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("method", [RigL, SET])
+@pytest.mark.parametrize("way", ["attach", "hook", "calls", "loaded"])
+def test_weights_that_grow_after_dense_training_start_without_its_momentum(way, method, kind) -> None:
+    model = network()
+    optimizer = OPTIMIZERS[kind](model)
+    steps(model, optimizer, 5)
+    dense = [io.BytesIO(), io.BytesIO()]
+    for part, file in zip((model, optimizer), dense, strict=True):
+        torch.save(part.state_dict(), file)
+        file.seek(0)
+    sparsifier = method(0.5, interval=3, until=1.0)
+    given = optimizer if way in ("attach", "loaded") else None
+    sparsifier.attach(model, given, total_epochs=1, steps_per_epoch=8)
+    if way == "hook":
+        sparsifier.hook(optimizer)
+    grew = 0
+    for step in range(7):
+        if way == "loaded" and step % 3 == 0:  # also right before an update
+            for part, file in zip((model, optimizer), dense, strict=True):
+                part.load_state_dict(torch.load(file, weights_only=True))
+                file.seek(0)
+        before = sparsifier.kept()
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        if way != "calls":
+            optimizer.step()
+        elif sparsifier.after_backward(step, optimizer):
+            optimizer.step()
+            sparsifier.after_step()
+        weights = dict(model.named_parameters())
+        for name, kept in sparsifier.kept().items():
+            grown = kept & ~before[name]
+            grew += int(grown.sum())
+            values = [weights[name], *states(optimizer, weights[name])]
+            assert not any(value[grown].any() for value in values)
+            if step:  # the state of the first step is that before it
+                assert not any(value[~kept].any() for value in values)
+            assert all(value[kept & before[name]].any() for value in values)
+    assert grew >= 10
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_state_loaded_before_the_masks_that_belong_to_it_is_left_whole(kind) -> None:
+    """The first masks, which `attach` draws, must not act on it."""
+    trained, resumed = network(), network()
+    optimizers = [OPTIMIZERS[kind](model) for model in (trained, resumed)]
+    saved, loaded = (RigL(0.5, interval=2) for _ in range(2))
+    saved.attach(trained, optimizers[0], total_epochs=1, steps_per_epoch=20)
+    steps(trained, optimizers[0], 6)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    loaded.attach(resumed, optimizers[1], total_epochs=1, steps_per_epoch=20, seed=1)
+    resumed.load_state_dict(trained.state_dict())
+    loaded.load_state_dict(saved.state_dict())
+    for model, optimizer in ((trained, optimizers[0]), (resumed, optimizers[1])):
+        torch.manual_seed(1)
+        steps(model, optimizer, 5)
+    pairs = zip(trained.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+# another optimizer at epochs
+
+
+class Holder:
+    """A wrapper that is no optimizer, as accelerate's once was."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+
+class Sharing(torch.optim.Optimizer):
+    """Keeps its optimizer out of sight, and shares its parameter groups, as some wrappers do."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.hidden = [optimizer]
+        self.param_groups = optimizer.param_groups
+
+
+METHODS = {
+    "acdc": lambda: (ACDC(0.5), None),
+    "pilot": lambda: (PILoT(0.5), None),
+    "spred": lambda: (Spred(0.5), None),
+    "rigl": lambda: (RigL(0.5), None),
+    "sign_in": lambda: (RandomPruning(0.5), Product(reset_every=1)),
+}
+
+
+def announced(kind: str) -> tuple[object, nn.Module, torch.optim.Optimizer]:
+    sparsifier, parameterization = METHODS[kind]()
+    model = network()
+    sparsifier.attach(model, total_epochs=4, steps_per_epoch=2, parameterization=parameterization)
+    return (
+        sparsifier,
+        model,
+        torch.optim.SGD(sparsifier.param_groups(model.parameters()), lr=0.1, momentum=0.9),
+    )
+
+
+@pytest.mark.parametrize("wrong", ["discriminator", "same weights"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_another_optimizer_at_an_epoch_is_told_before_anything_changes(kind, wrong) -> None:
+    sparsifier, model, optimizer = announced(kind)
+    sparsifier.hook(optimizer)
+    other = torch.optim.Adam((network() if wrong == "discriminator" else model).parameters())
+    for epoch in range(4):
+        before = sparsifier.kept()
+        with pytest.raises(ValueError) as error:
+            sparsifier.on_epoch_start(epoch, other)
+        assert str(error.value) == (
+            "on_epoch_start got another optimizer, Adam, than the one that trains the pruned weights, SGD: "
+            "pass that one, or call sparsifier.hook(optimizer) to change it"
+        )
+        assert all(torch.equal(mask, before[name]) for name, mask in sparsifier.kept().items())
+        sparsifier.on_epoch_start(epoch, optimizer)
+        steps(model, optimizer, 2)
+        sparsifier.on_epoch_end(train_accuracy=0.1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "rigl"])
+def test_another_optimizer_at_an_epoch_is_told_at_the_next_call_without_a_hook(kind) -> None:
+    sparsifier, model, optimizer = announced(kind)
+    sparsifier.on_epoch_start(0, torch.optim.Adam(model.parameters()))
+    with pytest.raises(
+        ValueError, match=r"^on_epoch_start got another optimizer, Adam, than .* SGD: pass that"
+    ):
+        sparsifier.after_backward(0, optimizer)
+    sparsifier.on_epoch_start(0, optimizer)
+    sparsifier.after_backward(0, optimizer)
+
+
+@pytest.mark.parametrize(("wrap", "hooked"), [(Holder, "inner"), (Sharing, "inner"), (Holder, "none")])
+def test_a_wrapper_of_the_optimizer_is_the_same_one(wrap, hooked) -> None:
+    sparsifier, model, optimizer = announced("acdc")
+    if hooked == "inner":
+        sparsifier.hook(optimizer)
+    for epoch in range(4):
+        sparsifier.on_epoch_start(epoch, wrap(optimizer))
+        if hooked == "inner":
+            steps(model, optimizer, 2)
+        else:
+            assert sparsifier.after_backward(2 * epoch, optimizer)
+    assert sparsifier.masks.active
+
+
+def test_a_hook_that_moves_to_another_optimizer_within_an_epoch_follows_it() -> None:
+    sparsifier, model, optimizer = announced("acdc")
+    sparsifier.hook(optimizer)
+    sparsifier.on_epoch_start(0, optimizer)
+    steps(model, optimizer, 1)
+    sparsifier.hook(other := OPTIMIZERS["adam"](model))
+    steps(model, other, 1)
+    with pytest.raises(ValueError, match="got another optimizer, SGD, than the one"):
+        sparsifier.on_epoch_start(1, optimizer)
+    sparsifier.on_epoch_start(1, other)

@@ -105,7 +105,7 @@ def test_new_masks_act_on_weights_and_on_the_state_of_the_optimizer():
 
 def test_the_state_counts_steps_once_a_hook_or_a_step_is_there():
     sparsifier = attached(RandomPruning(0.5))
-    assert sparsifier.state_dict().keys() == {"masks", "active", "epoch", "target"}
+    assert sparsifier.state_dict().keys() == {"masks", "active", "epoch", "target", "options"}
     sparsifier.step = 1
     assert sparsifier.state_dict()["step"] == 1
     hooked = attached(RandomPruning(0.5))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pruning import ACDC, SNIP, Product, RandomPruning, RigL
+from pruning import ACDC, SNIP, Dense, Product, RandomPruning, RigL, SparsityWarning
 from pruning.export import plain_state_dict
 
 
@@ -215,3 +216,157 @@ def test_a_copy_of_model_and_sparsifier_is_trained_apart_from_the_original(copie
     cross_entropy(model(X), Y).backward()
     optimizer.step()
     assert sparsifier.step == 1 and sparsifier._hook is hook
+
+
+# sharing that changes after attach
+
+CURE = "tie weights before attach, and attach after the last change of the model's layers"
+
+
+def tied_model(seed: int = 0, tied: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 4))
+    if tied:
+        model[2].weight = model[0].weight
+    return model
+
+
+def assign_all(model: nn.Sequential) -> None:
+    model.load_state_dict(tied_model(1, tied=False).state_dict(), assign=True)
+
+
+def replace_first(model: nn.Sequential) -> None:
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+
+def replace_second(model: nn.Sequential) -> None:
+    model[2].weight = nn.Parameter(model[2].weight.detach().clone())
+
+
+def every_check(model: nn.Module, sparsifier: object, optimizer: object) -> list:
+    """What a loop may do next; each of them must tell."""
+    return [
+        lambda: one_step(model, sparsifier, optimizer, 2),
+        lambda: sparsifier.on_epoch_start(1, optimizer),
+        lambda: sparsifier.check(optimizer),
+        sparsifier.achieved_sparsity,
+        sparsifier.report,
+        sparsifier.on_end,
+        lambda: sparsifier.set_masks(sparsifier.kept()),
+    ]
+
+
+@pytest.mark.parametrize("change", [assign_all, replace_first, replace_second])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("new_optimizer", [False, True])
+def test_weights_untied_after_attach_are_told(change, steps, new_optimizer):
+    model = tied_model()
+    sparsifier, optimizer = attached(model), sgd(model)
+    train(model, sparsifier, optimizer, steps)
+    change(model)
+    optimizer = sgd(model) if new_optimizer else optimizer
+    for act in every_check(model, sparsifier, optimizer):
+        with pytest.raises(RuntimeError) as error:
+            act()
+        assert str(error.value) == (
+            f"2.weight no longer shares the parameter of 0.weight, and has no mask: {CURE}"
+        )
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_weights_tied_after_attach_are_told(steps):
+    model = tied_model(tied=False)
+    sparsifier, optimizer = attached(model), sgd(model)
+    train(model, sparsifier, optimizer, steps)
+    model[2].weight = model[0].weight
+    for act in every_check(model, sparsifier, optimizer):
+        with pytest.raises(
+            RuntimeError, match=f"^0.weight and 2.weight became one parameter with two .*{CURE}$"
+        ):
+            act()
+
+
+def test_an_embedding_tied_after_attach_is_told():
+    """It would be pruned, which only `include` asks for."""
+    model = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SparsityWarning)
+        sparsifier = attached(model)
+    model[0].weight = model[1].weight
+    line = f"^0.weight shares the parameter of 1.weight since attach: {CURE}$"
+    with pytest.raises(RuntimeError, match=line):
+        sparsifier.on_epoch_start(0, sgd(model))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_that_stay_tied_train_on_through_moves_copies_and_assignments(copied):
+    model = tied_model()
+    sparsifier = attached(model)
+    if copied:
+        model, sparsifier = copy.deepcopy((model, sparsifier))
+    model.double()
+    one = nn.Parameter(torch.randn(8, 8, dtype=torch.float64))
+    model[0].weight = model[2].weight = one  # tied again, to another parameter
+    train(model, sparsifier, sgd(model))
+    kept = torch.cat([mask.flatten() for mask in sparsifier.kept().values()])
+    assert sparsifier.achieved_sparsity() == 1 - int(kept.sum()) / kept.numel() > 0.7
+    assert torch.equal(model[2].weight != 0, sparsifier.kept()["0.weight"])
+    model[2] = nn.Identity()  # the second place may go
+    train(model, sparsifier, sgd(model))
+
+
+def test_two_parameters_in_one_memory_are_told_after_attach_too():
+    """load_state_dict(assign=True) makes them of a state that one tensor is in twice."""
+    model = tied_model(tied=False)
+    sparsifier = attached(model)
+    model.load_state_dict(tied_model().state_dict(), assign=True)
+    with pytest.raises(ValueError, match=r"^0\.weight and 2\.weight are two parameters in the same memory"):
+        one_step(model, sparsifier, sgd(model))
+
+
+@pytest.mark.parametrize("way", ["appended", "thawed"])
+@pytest.mark.parametrize("act", ["on_epoch_start", "check", "hook", "on_end"])
+def test_a_layer_that_is_new_after_attach_is_told_once(way, act):
+    model = tied_model()
+    model[3].requires_grad_(way == "appended")
+    sparsifier = attached(model, Dense() if act == "on_end" else RandomPruning(0.75))
+    if act == "on_end":
+        sparsifier.set_masks(sparsifier.kept())
+    if way == "appended":
+        model.append(nn.Linear(4, 4)).append(nn.Linear(4, 4))
+    model[3].requires_grad_(True)
+    optimizer = sgd(model)
+    acts = {
+        "on_epoch_start": lambda: sparsifier.on_epoch_start(0, optimizer),
+        "check": sparsifier.check,
+        "hook": lambda: sparsifier.hook(optimizer),
+        "on_end": sparsifier.on_end,
+    }
+    with pytest.warns(SparsityWarning) as caught:
+        acts[act]()
+    which = "4.weight and 1 more" if way == "appended" else "3.weight"
+    assert [str(warning.message) for warning in caught] == [
+        f"{which} came to the model after attach or is no longer frozen: it stays dense, and the sparsity "
+        "does not count it; attach after the last change of the model's layers, or exclude it"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparsifier.check(optimizer)
+        sparsifier.on_epoch_start(1, optimizer)
+
+
+@pytest.mark.parametrize("kind", ["plain", *PARAMETRIZING])
+def test_layers_that_were_left_out_or_have_no_prunable_weight_are_no_news(kind):
+    sparsifier, parameterization = PARAMETRIZING.get(kind, lambda: (RandomPruning(0.5), None))()
+    sparsifier.exclude = ["3.*"]
+    model = tied_model(tied=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached(model, sparsifier, exclude=["2.*"], parameterization=parameterization)
+        model.append(nn.BatchNorm1d(4)).append(nn.Embedding(4, 4)).append(
+            nn.Linear(4, 4).requires_grad_(False)
+        )
+        sparsifier.check()
+        dense = attached(tied_model(), Dense())
+        dense.model.append(nn.Linear(4, 4))
+        dense.check()

@@ -489,3 +489,25 @@ def test_the_defaults_of_products_are_without_decay_and_resets():
 def test_a_loop_must_call_what_the_options_need(options, penalty, resets):
     product = Product(**options)
     assert (product.has_penalty, product.changes_at_epochs) == (penalty, resets)
+
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtypes", [HALVES, HALVES[::-1], (*HALVES, torch.float64, *HALVES, torch.float32)])
+@pytest.mark.parametrize("scaling", [1.0, 0.25])
+def test_pruned_factors_keep_their_values_in_every_dtype_that_the_model_takes(dtypes, scaling):
+    """Elements of float16 and bfloat16 have one size, and other bits for the same number."""
+    model, sparsifier = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), RandomPruning(0.5)
+    sparsifier.attach(model, total_epochs=1, parameterization=Product(scaling=scaling))
+    for dtype in dtypes:
+        model.to(dtype)
+        for _ in range(2):
+            for weight in sparsifier.masks.weights.values():
+                for factor in weight.parameters:
+                    factor.data.fill_(3)
+            sparsifier.after_step()
+            for name, kept in sparsifier.kept().items():
+                m, w = (factor.float() for factor in sparsifier.masks.weights[name].parameters)
+                assert torch.equal(m, torch.where(kept, 3.0, scaling**0.5)), dtype
+                assert torch.equal(w, torch.where(kept, 3.0, 0.0)), dtype

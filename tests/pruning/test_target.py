@@ -16,6 +16,7 @@ from pruning import (
     SET,
     SNIP,
     STR,
+    Dense,
     GraSP,
     MaskFrom,
     OneShotMagnitude,
@@ -336,3 +337,84 @@ def test_every_method_checks_its_target_and_its_units(method):
 )
 def test_which_methods_need_calls_at_epochs_and_at_the_end(trait, methods):
     assert {name for name, make in METHODS.items() if getattr(make(sparsity=0.5), trait)} == methods
+
+
+# whose state it is
+
+STATEFUL = {name: kind for name, kind in METHODS.items() if name != "MaskFrom"} | {
+    "Dense": lambda sparsity: Dense()
+}
+
+
+def fresh(method: str, sparsities: dict[str, float] | None = None, **options: object) -> Sparsifier:
+    sparsifier = STATEFUL[method](0.5, **options)
+    sparsifier.attach(network(), total_epochs=4, steps_per_epoch=2, sparsities=sparsities)
+    return sparsifier
+
+
+@pytest.mark.parametrize("method", STATEFUL)
+def test_a_state_loads_into_its_own_method_only(method):
+    state = fresh(method).state_dict()
+    fresh(method).load_state_dict(state)
+    for other in STATEFUL.keys() - {method}:
+        sparsifier = fresh(other)
+        before = sparsifier.kept()
+        with pytest.raises(ValueError) as error:
+            sparsifier.load_state_dict(state)
+        this = f"this is {sparsifier._target()}: create this with the same values"
+        assert str(error.value) == f"the state is of {state['target']}, {this}"
+        assert all(torch.equal(mask, before[name]) for name, mask in sparsifier.kept().items())
+
+
+@pytest.mark.parametrize(("method", "key"), [("ACDC", "stale"), ("PILoT", "schedule"), ("SET", "generator")])
+def test_what_the_state_of_another_method_lacks_is_named(method, key):
+    """States of earlier versions have no target."""
+    state = fresh("Dense").state_dict()
+    del state["target"], state["options"]
+    with pytest.raises(ValueError) as error:
+        fresh(method).load_state_dict(state)
+    assert str(error.value) == (
+        f"the state has no {key!r}, which that of {method} has: it is of another method"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "one", "other"),
+    [
+        ("ACDC", "revive", "stale", "zero"),
+        ("ACDC", "revive", "zero", "stale"),
+        ("ACDC", "scope", "global", "layerwise"),
+        ("GMP", "scope", "layerwise", "global"),
+        ("OneShotMagnitude", "scope", "global", "layerwise"),
+        ("RandomPruning", "allocation", "erk", "uniform"),
+        ("RigL", "allocation", "balanced", "erk"),
+        ("SET", "allocation", "uniform", "balanced"),
+        ("PILoT", "strength", 1e-4, 2e-5),
+        ("STR", "calibrate", "none", "search"),
+    ],
+)
+def test_a_state_belongs_to_the_options_that_it_depends_on(method, name, one, other):
+    state = fresh(method, **{name: one}).state_dict()
+    fresh(method, **{name: one}).load_state_dict(state)
+    different = fresh(method, **{name: other})
+    with pytest.raises(ValueError) as error:
+        different.load_state_dict(state)
+    assert str(error.value) == (
+        f"the state is of {method} with {name}={one}, this has {other}: create this with the same values"
+    )
+    different.load_state_dict(
+        {**state, "options": {}}
+    )  # as torch.distributed.checkpoint reads an earlier state
+    different.load_state_dict({key: value for key, value in state.items() if key != "options"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [({"1.*": 0.8}, None), (None, {"1.*": 0.8}), ({"1.*": 0.8}, {"1.*": 0.7})]
+)
+def test_a_state_belongs_to_the_sparsities_of_single_layers(one, other):
+    state = fresh("RigL", one).state_dict()
+    fresh("RigL", one).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"^the state is of RigL with sparsities=\{.*\}, this has \{.*\}: create"
+    ):
+        fresh("RigL", other).load_state_dict(state)
