@@ -118,7 +118,6 @@ class ACDC(TargetSparsity):
     def _on_attach(self) -> None:
         self._phases = phases(self.total_epochs)
         self._stale: dict[str, Tensor] = {}
-        self._has_warned = False
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Compress or decompress where the phase changes."""

@@ -150,10 +150,13 @@ def warn_at_caller(message: str) -> None:
 
 def warn_of_new_layers(names: Sequence[str]) -> None:
     """Warn where weights have become prunable after `attach`, which neither masks nor counts know."""
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    several = len(names) > 1
+    others, be = (f" and {len(names) - 1} more", "are") if several else ("", "is")
+    they, them = ("they stay", "them") if several else ("it stays", "it")
     warn_at_caller(
-        f"{names[0]}{others} came to the model after attach or is no longer frozen: it stays dense, and the "
-        "sparsity does not count it; attach after the last change of the model's layers, or exclude it"
+        f"{names[0]}{others} came to the model after attach or {be} no longer frozen: {they} dense, and the "
+        f"sparsity does not count {them}; attach after the last change of the model's layers, or exclude "
+        f"{them}"
     )
 
 

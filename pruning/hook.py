@@ -66,7 +66,7 @@ class OptimizerHook:
         for handle in (self._pre, self._restore, self._post, *self._outer):
             handle.remove()
         if self.sparsifier._hook is self:
-            self.sparsifier._hook = None
+            self.sparsifier._hook = self.sparsifier._announced_to = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if _is_nested(optimizer):

@@ -36,6 +36,8 @@ class LoopChecks(Traits):
     _announced_to: Optimizer | None = None
     _ties: Ties | None = None  # None: unknown, of a pickle of an earlier version
     _known_layers: set[str] | None = None
+    _warned_of: tuple[float, int] | None = None
+    _has_warned = False  # of momentum under an unknown name
 
     def _expect_first_step(self) -> None:
         """Forget what was seen of a loop; `attach` calls it."""
@@ -44,7 +46,7 @@ class LoopChecks(Traits):
         self._checked_tensors: tuple[Any, ...] = ()
         self._announced_to: Optimizer | None = None
         self._decay_is_due = self._skips_step = self._was_stepped = False
-        self._warned_of: tuple[float, int] | None = None
+        self._warned_of, self._has_warned = None, False
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameter -> weight decay, for those whose decay the method sets."""
@@ -107,6 +109,7 @@ class LoopChecks(Traits):
             self.check(optimizer)
             if self.acts_on_epochs:
                 self._check_announced(optimizer)
+            self._announced_to = None
             self.masks.apply_to_optimizer_(optimizer)  # it may have trained before
             self._checked_tensors = (id(optimizer), tensors)
         self._check_epoch(step)
@@ -129,10 +132,10 @@ class LoopChecks(Traits):
         """Raise ValueError where `on_epoch_start` got another optimizer, whose state it has changed."""
         announced = self._announced_to
         if announced is not None and not share_state(announced, optimizer):
+            change = ", or call sparsifier.hook(optimizer) to change it" if self._hook is not None else ""
             raise ValueError(
                 f"on_epoch_start got another optimizer, {type(announced).__name__}, than the one that trains "
-                f"the pruned weights, {type(optimizer).__name__}: pass that one, or call "
-                "sparsifier.hook(optimizer) to change it"
+                f"the pruned weights, {type(optimizer).__name__}: pass that one{change}"
             )
 
     def _check_caller(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 _OTHERS = ("acc_delta", "prev", "step_size", "ax", "slow_params", "lookahead_slow_buff")  # no moments
+_OTHERS += ("row_var", "col_var")  # Adafactor's, with the shape of a weight that has one row or column
 
 
 def holders_of_state(optimizer: Optimizer) -> list[Optimizer]:

@@ -265,6 +265,9 @@ class HAM:
                 seen.add_(sum(local(p).numel() for p in ps))
 
     def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        for group in optimizer.param_groups:  # a wrapper's new groups lack the keys before the next step
+            rename_old_key(group)
+            fill_missing(group, [self.optimizer.defaults[key] for key in KEYS])
         self._keys_before_load = [keys_of(group) for group in optimizer.param_groups]
 
     def _after_load(self, optimizer: Optimizer) -> None:

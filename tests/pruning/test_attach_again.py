@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -533,3 +535,36 @@ def test_a_hook_that_moves_to_another_optimizer_within_an_epoch_follows_it() -> 
     with pytest.raises(ValueError, match="got another optimizer, SGD, than the one"):
         sparsifier.on_epoch_start(1, optimizer)
     sparsifier.on_epoch_start(1, other)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_explicit_loop_may_replace_its_optimizer_within_an_epoch(kind) -> None:
+    """The old one is not kept alive."""
+    sparsifier, model, optimizer = announced(kind)
+
+    def take_step(step: int, optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(2, model[0].in_features)).sum().backward()
+        sparsifier.after_backward(step, optimizer)
+        sparsifier.add_decay()
+        optimizer.step()
+        sparsifier.after_step()
+
+    sparsifier.on_epoch_start(0, optimizer)
+    take_step(0, optimizer)
+    other = torch.optim.SGD(optimizer.param_groups, lr=0.1)
+    old = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert old() is None
+    take_step(1, other)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_pickle_of_a_version_that_did_not_warn_goes_on(kind) -> None:
+    sparsifier, _, optimizer = announced(kind)
+    for name in ("_warned_of", "_has_warned", "_announced_to", "_ties", "_known_layers"):
+        sparsifier.__dict__.pop(name, None)
+    for epoch in range(4):
+        sparsifier.on_epoch_start(epoch, optimizer)
+        sparsifier.on_epoch_end(train_accuracy=0.5)
+    sparsifier.on_end()

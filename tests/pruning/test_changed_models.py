@@ -344,10 +344,12 @@ def test_a_layer_that_is_new_after_attach_is_told_once(way, act):
     }
     with pytest.warns(SparsityWarning) as caught:
         acts[act]()
-    which = "4.weight and 1 more" if way == "appended" else "3.weight"
+    which, be, they, them = ("3.weight", "is", "it stays", "it")
+    if way == "appended":
+        which, be, they, them = ("4.weight and 1 more", "are", "they stay", "them")
     assert [str(warning.message) for warning in caught] == [
-        f"{which} came to the model after attach or is no longer frozen: it stays dense, and the sparsity "
-        "does not count it; attach after the last change of the model's layers, or exclude it"
+        f"{which} came to the model after attach or {be} no longer frozen: {they} dense, and the sparsity "
+        f"does not count {them}; attach after the last change of the model's layers, or exclude {them}"
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

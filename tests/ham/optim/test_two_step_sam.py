@@ -44,3 +44,13 @@ def test_a_base_optimizer_of_other_parameters_is_not_followed():
     optimizer = torch.optim.SGD([p], lr=LR)
     optimizer.base_optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))])
     assert HAM(optimizer).optimizer is optimizer
+
+
+def test_a_state_is_loaded_after_a_group_was_added_to_sam():
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    sam = TwoStepSAM(model.parameters(), torch.optim.SGD, rho=RHO, lr=LR, momentum=0.9)
+    HAM(sam, model=nn.ModuleList([model, other]), alpha=3.0, beta=0.2)
+    sam.add_param_group({"params": list(other.parameters())})
+    sam.load_state_dict(sam.state_dict())
+    for group in sam.param_groups:
+        assert (group["ham_alpha"], group["ham_beta"], group["ham_explicit"]) == (3.0, 0.2, False)
