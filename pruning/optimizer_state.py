@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
-_OTHERS = ("acc_delta", "prev", "step_size", "ax", "slow_params", "lookahead_slow_buff")  # no moments
-_OTHERS += ("row_var", "col_var")  # Adafactor's, with the shape of a weight that has one row or column
+_OTHERS = (  # no moments; Adafactor's last two have the shape of a weight with one row or column
+    *("acc_delta", "prev", "step_size", "ax", "slow_params", "lookahead_slow_buff"),
+    *("row_var", "col_var"),
+)
 
 
 def holders_of_state(optimizer: Optimizer) -> list[Optimizer]:

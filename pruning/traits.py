@@ -25,12 +25,6 @@ class Traits:
     prunes_at_end: ClassVar[bool] = False
     """Does `on_end` prune, so that a loop must call it?"""
 
-    _own_state: ClassVar[tuple[str, ...]] = ()
-    """Keys that the method adds to the state."""
-
-    _state_options: ClassVar[tuple[str, ...]] = ()
-    """Fields without which the state means something else; a state of other values is refused."""
-
     @property
     def acts_on_epochs(self) -> bool:
         """Must a loop call `on_epoch_start`: for the method, or for its parameterization?"""

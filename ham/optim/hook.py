@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -22,13 +21,13 @@ from .checks import (
     layers_of,
     may_act,
     may_differ_from_0,
-    outer_stacklevel,
     rate_of,
 )
 from .clamping import ClampCounts, FirstStep
 from .groups import Selection, as_filter, not_norm
 from .hyperbolic import clip_weight_norm_, hyperbolic_step_, local
-from .keys import KEYS, SavedKeys, fill_missing, has_own_values, keys_of, rename_old_key
+from .keys import SavedKeys, complete, has_own_values
+from .loading import StateLoading
 from .selection import SelectedParameters
 from .watch import GradientWatch
 
@@ -113,10 +112,8 @@ class HAM:
         check_optimizer(optimizer, lr)
         check_implementation(optimizer, implementation)
         self.optimizer = optimizer
-        self._loaded = [layer for layer in layers if _loads_groups_of(layer, optimizer)]
         self.clamp, self.mask_zero_grad, self.implementation = clamp, mask_zero_grad, implementation
         self.max_weight_norm, self.track_clamped, self.lr = max_weight_norm, track_clamped, lr
-        self._given = {key: value for key, value in given.items() if value is not None}
         self._counts = ClampCounts()
         self._first_step = FirstStep()
         self._had_state = True  # before the base step; known only with `lr`
@@ -125,12 +122,8 @@ class HAM:
         is_selected = as_filter(select, model) if model is not None else not_norm
         self._selected = SelectedParameters(optimizer, model, is_selected)
         self._selected.check_dtypes(alpha, beta)
-        self._warn_of_lost_values(
-            optimizer.param_groups,
-            [self._given if not has_own_values(group) else {} for group in optimizer.param_groups],
-        )
+        self._loading = StateLoading(layers, given, lr)
         self._saved_keys = SavedKeys(optimizer)
-        self._keys_before_load: list[dict[str, Any]] = []
         self._handles: list[Any] = []
         try:
             self._attach(alpha, beta)
@@ -142,15 +135,12 @@ class HAM:
         optimizer = self.optimizer
         optimizer.defaults.update(ham_alpha=alpha, ham_beta=beta, ham_explicit=False)
         for group in optimizer.param_groups:
-            rename_old_key(group)
-            fill_missing(group, (alpha, beta, has_own_values(group)))
+            complete(group, {**optimizer.defaults, "ham_explicit": has_own_values(group)})
         optimizer._ham = self  # type: ignore[attr-defined]
         self._watch = GradientWatch(optimizer, self._read_gradients_of, self._prepare_groups)
         self._handles.append(self._watch)
-        self._handles.append(optimizer.register_step_post_hook(self._step))
-        for layer in self._loaded:
-            self._handles.append(layer.register_load_state_dict_pre_hook(self._before_load))
-            self._handles.append(layer.register_load_state_dict_post_hook(self._after_load))
+        self._handles += [optimizer.register_step_post_hook(self._step), self._loading]
+        self._loading.register()
 
     def remove(self) -> None:
         """Detach HAM and restore the optimizer and its groups."""
@@ -188,8 +178,7 @@ class HAM:
         if self.lr is not None and not torch.compiler.is_compiling():
             self._had_state = bool(self.optimizer.state)
         for group in self.optimizer.param_groups:
-            rename_old_key(group)
-            fill_missing(group, [self.optimizer.defaults[key] for key in KEYS])
+            complete(group, self.optimizer.defaults)
             check_group(group, self.optimizer, self.lr)
 
     def _read_gradients_of(self) -> list[Tensor]:
@@ -263,65 +252,3 @@ class HAM:
             )
             if seen is not None:
                 seen.add_(sum(local(p).numel() for p in ps))
-
-    def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        for group in optimizer.param_groups:  # a wrapper's new groups lack the keys before the next step
-            rename_old_key(group)
-            fill_missing(group, [self.optimizer.defaults[key] for key in KEYS])
-        self._keys_before_load = [keys_of(group) for group in optimizer.param_groups]
-
-    def _after_load(self, optimizer: Optimizer) -> None:
-        """Restore the keys that a state_dict saved before HAM was attached lacks.
-
-        Where a state was saved by a HAM that chose its parameters otherwise, by `model` instead of by the
-        groups or the other way round, its values are those of other parameters: the group keeps its own.
-        """
-        chooses_otherwise = False
-        for group, before in zip(optimizer.param_groups, self._keys_before_load, strict=True):
-            rename_old_key(group)
-            if group.get("ham_explicit") not in (None, before["ham_explicit"]):
-                group.update(before)
-                chooses_otherwise = True
-            fill_missing(group, [before[key] for key in KEYS])
-            check_group(group, self.optimizer, self.lr)
-        if chooses_otherwise:
-            warnings.warn(
-                "the loaded state is of a HAM that chose its parameters by the groups instead of by model=, "
-                "or the other way round: HAM keeps the present choice, alpha and beta; to continue with "
-                "those of the state, create optimizer and HAM as they were when it was saved",
-                stacklevel=outer_stacklevel(),
-            )
-        self._warn_of_lost_values(
-            optimizer.param_groups,
-            [
-                {key: value for key, value in self._given.items() if before[key] == value}
-                for before in self._keys_before_load
-            ],
-        )
-
-    def _warn_of_lost_values(self, groups: list[dict], expected: list[dict[str, float]]) -> None:
-        """Warn once where groups hold other values than those that were passed to HAM."""
-        lost = {
-            key: (value, group[key])
-            for group, values in zip(groups, expected, strict=True)
-            for key, value in values.items()
-            if group.get(key) is not None and group[key] != value
-        }
-        if lost:
-            self._given = {}
-            both = ", ".join(
-                f"{key[4:]}={ours} gives way to {theirs}" for key, (ours, theirs) in lost.items()
-            )
-            cure = ", ".join(f"group[{key!r}]" for key in lost)
-            warnings.warn(
-                f"HAM keeps the values of the loaded state ({both}): set {cure} after loading to change them",
-                stacklevel=outer_stacklevel(),
-            )
-
-
-def _loads_groups_of(layer: Optimizer, optimizer: Optimizer) -> bool:
-    """Does `load_state_dict` of a wrapper, or of the optimizer itself, set the groups of the optimizer?"""
-    return layer is optimizer or (
-        hasattr(layer, "_optimizer_load_state_dict_post_hooks")
-        and layer.param_groups is optimizer.param_groups
-    )

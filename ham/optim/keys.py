@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -36,15 +36,15 @@ def is_marked_explicit(group: dict, otherwise: bool = False) -> bool:
     return group.get(OLD_KEY, group.get("ham_explicit", otherwise))
 
 
+def keys_of(group: dict) -> dict:
+    """HAM's keys and values in the group."""
+    return {key: group[key] for key in KEYS if key in group}
+
+
 def rename_old_key(group: dict[str, Any]) -> None:
     """Give the key of older checkpoints its present name."""
     if OLD_KEY in group:
         group["ham_explicit"] = group.pop(OLD_KEY)
-
-
-def keys_of(group: dict) -> dict:
-    """HAM's keys and values in the group."""
-    return {key: group[key] for key in KEYS if key in group}
 
 
 def fill_missing(group: dict, values: Sequence[float | bool]) -> None:
@@ -52,6 +52,12 @@ def fill_missing(group: dict, values: Sequence[float | bool]) -> None:
     for key, value in zip(KEYS, values, strict=True):
         if group.get(key) is None:
             group[key] = value
+
+
+def complete(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Rename the old key, and fill in what is missing."""
+    rename_old_key(group)
+    fill_missing(group, [defaults[key] for key in KEYS])
 
 
 def _all_keys_of(place: dict) -> dict:

@@ -374,7 +374,8 @@ def test_what_the_state_of_another_method_lacks_is_named(method, key):
     with pytest.raises(ValueError) as error:
         fresh(method).load_state_dict(state)
     assert str(error.value) == (
-        f"the state has no {key!r}, which that of {method} has: it is of another method"
+        f"the state has no {key!r}, which that of {method} has: it is of another method, load one that this "
+        "method saved"
     )
 
 
