@@ -267,6 +267,8 @@ def test_the_network_is_that_of_the_code_base(
     drawn, graphs = draw_set(3), [0, 2, 4, 1]
     options = {"residual": residual, "feed_forward": feed_forward, "dropout": 0.5}
     network = small(**options).double().train()
+    for parameter in network.parameters():  # norms and biases start as ones and zeros, which hide mistakes
+        torch.nn.init.normal_(parameter)
     factors = iter((2.0, 3.0, 4.0) * 2 if feed_forward else (2.0,) * 2)
     monkeypatch.setattr(gcn_plus, "dropout", lambda x, probability, training: x * next(factors))
     monkeypatch.setattr(gcn_plus, "relu_dropout", lambda x, probability, training: x.relu() * next(factors))
@@ -275,6 +277,19 @@ def test_the_network_is_that_of_the_code_base(
         expected = by_formula(network, drawn, graphs, GCNPlus(hidden=12, walk_channels=4, **options))
         torch.testing.assert_close(network(batch), expected, rtol=1e-10, atol=1e-12)
     assert next(factors, None) is None
+
+
+def test_a_convolution_adds_its_bias() -> None:
+    """The norm that follows takes a constant away in training, but not in evaluation."""
+    drawn, graphs = draw_set(1), [0, 2, 3]
+    batch = to_double(GraphTensors(**drawn).batch(torch.tensor(graphs)))
+    conv = gcn_plus.EdgeConv(4).double()
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(len(batch.nodes), 4).double()
+    kinds = torch.randn(len(batch.edges), 4).double()
+    with torch.no_grad():
+        without = sum_messages(conv.linear(x), kinds, batch.messages)
+        torch.testing.assert_close(conv(x, kinds, batch.messages), without + conv.bias, rtol=1e-12, atol=0)
 
 
 def test_the_initial_weights_are_those_of_the_code_base() -> None:

@@ -150,6 +150,7 @@ def test_a_device_computes_what_the_threads_of_a_cpu_do(
 ) -> None:
     """Without their table, as on a GPU, images are flipped and normalized batch by batch."""
     loader = getattr(load(tmp_path, monkeypatch, [0, 1] * 8, [0, 1] * 3, batch_size=5), split)
+    assert loader._pixel_table is not None
     expected = list(loader.batches(1))
     loader._pixel_table = None
     assert_equal(list(loader.batches(1)), expected)

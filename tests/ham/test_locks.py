@@ -208,6 +208,12 @@ def test_a_lock_whose_owner_cannot_be_written_is_not_held(
     assert caught.value.errno == (errno.EWOULDBLOCK if isinstance(error, FileExistsError) else errno.EROFS)
 
 
+def test_a_lock_is_free_where_something_else_has_the_name_of_its_owners_file(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text(json.dumps(THEIRS))
+    (tmp_path / "lock.owner").symlink_to("theirs")
+    assert not is_locked(tmp_path / "lock")
+
+
 def test_a_dead_owners_file_may_be_gone_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = locks._Owner({"pid": 1, "started": "never", "machine": locks._machine()}, 0.0)
     answers = [dead, None]
