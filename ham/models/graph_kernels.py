@@ -20,6 +20,7 @@ from ham import c_code
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SMALLEST_SHARE = 1 << 17  # numbers that a thread reads: with fewer its start takes longer than its work
+_BLOCK = 64  # channels that a thread computes at least, as many as graph_kernels.c sums in registers
 _DTYPES = {torch.float32: c_float, torch.float64: c_double}
 
 
@@ -175,8 +176,9 @@ class GraphKernels:
         kinds: Tensor,
         inputs: tuple[Tensor, Tensor],
         gradient: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients of the messages before relu [messages, channels], and of x; `inputs` are x and edges.
+        needed: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of x and edges, which are `inputs`; None for one that is not `needed`.
 
         by_sender: the messages of each node, each of one. outgoing, with its values: who gets each message.
         """
@@ -187,10 +189,14 @@ class GraphKernels:
         _check((outgoing.width, channels), gradient)
         _check((outgoing.rows,), kinds, by_sender.columns)
         _check(outgoing.columns.shape, values)
-        grad_messages, grad_x = x.new_empty(outgoing.rows, channels), x.new_empty(x.shape)
-        given = (outgoing.starts, outgoing.columns, values, kinds, x, edges, gradient, channels)
-        self._call("sum_messages_backward", by_sender, channels, *given, grad_messages, grad_x)
-        return grad_messages, grad_x
+        grad_x = x.new_empty(x.shape) if needed[0] else None
+        grad_edges = edges.new_zeros(edges.shape) if needed[1] else None
+        given = (by_sender.rows, *by_sender[:2], *outgoing[:2], values, kinds, x, edges, gradient, channels)
+        parts = len(c_code.equal_shares(len(values) * channels, _SMALLEST_SHARE)) - 1
+        blocks = c_code.equal_shares(-(-channels // _BLOCK), -(-channels // (_BLOCK * parts)))
+        bounds = [min(_BLOCK * block, channels) for block in blocks]
+        self._run("sum_messages_backward", bounds, (*given, grad_x, grad_edges))
+        return grad_x, grad_edges
 
     def relu_dropout(self, x: Tensor, draws: Tensor, threshold: int, scale: float, out: Tensor) -> Tensor:
         """relu(x) * scale where draws, int16, are at least `threshold`, else 0, in contiguous `out`, or x."""

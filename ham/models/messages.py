@@ -83,19 +83,25 @@ class _SumMessages(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        saved, messages = ctx.saved_tensors, ctx.messages
+        saved, messages, needed = ctx.saved_tensors, ctx.messages, ctx.needs_input_grad[:2]
         outgoing, by_sender = messages.outgoing, messages.by_sender
         if len(saved) == 2 and (code := for_tensors(gradient, *saved, outgoing.values)):
-            grad_messages, grad_x = code.sum_messages_backward(
-                by_sender.pattern, outgoing.pattern, outgoing.values, messages.kinds.long(), saved, gradient
+            grad_x, grad_edges = code.sum_messages_backward(
+                by_sender.pattern,
+                outgoing.pattern,
+                outgoing.values,
+                messages.kinds.long(),
+                saved,
+                gradient,
+                needed,
             )
-        else:
-            sent = saved[0] if len(saved) == 1 else _send(*saved, messages)
-            grad_messages = torch.ops.aten.threshold_backward(  # of ReLU; masked_fill_ is slower
-                outgoing.times(gradient), sent, 0
-            )
-            grad_x = by_sender.times(grad_messages) if ctx.needs_input_grad[0] else None
-        grad_edges = messages.by_kind.times(grad_messages) if ctx.needs_input_grad[1] else None
+            return grad_x, grad_edges, None
+        sent = saved[0] if len(saved) == 1 else _send(*saved, messages)
+        grad_messages = torch.ops.aten.threshold_backward(  # of ReLU; masked_fill_ is slower
+            outgoing.times(gradient), sent, 0
+        )
+        grad_x = by_sender.times(grad_messages) if needed[0] else None
+        grad_edges = messages.by_kind.times(grad_messages) if needed[1] else None
         return grad_x, grad_edges, None
 
 

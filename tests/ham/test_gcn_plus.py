@@ -85,24 +85,25 @@ def to_double(batch: GraphBatch) -> GraphBatch:
     graphs=st.lists(st.integers(0, 4), min_size=1, max_size=5),
     density=st.sampled_from([0.0, 0.3, 1.5]),
     has_c=st.booleans(),
+    channels=st.sampled_from([1, 6, 64, 101, 128]),
 )
 def test_messages_are_a_plain_loop_over_the_edges(
-    seed: int, graphs: list[int], density: float, has_c: bool
+    seed: int, graphs: list[int], density: float, has_c: bool, channels: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for module in (message_module, sparse) if not has_c else ():
             patch.setattr(module, "for_tensors", lambda *tensors: None)
-        check_messages(seed, graphs, density)
+        check_messages(seed, graphs, density, channels)
 
 
-def check_messages(seed: int, graphs: list[int], density: float) -> None:
+def check_messages(seed: int, graphs: list[int], density: float, channels: int) -> None:
     drawn = draw_set(seed, density=density)
     sources, targets, edges, nodes = joined(drawn, graphs)
     batch = GraphTensors(**drawn).batch(torch.tensor(graphs))
     generator = torch.Generator().manual_seed(seed)
-    tables = [torch.randn(size, 6, dtype=torch.double, generator=generator) for size in BONDS]
-    x = torch.randn(nodes, 6, dtype=torch.double, generator=generator)
-    pull = torch.randn(nodes, 6, dtype=torch.double, generator=generator)
+    tables = [torch.randn(size, channels, dtype=torch.double, generator=generator) for size in BONDS]
+    x = torch.randn(nodes, channels, dtype=torch.double, generator=generator)
+    pull = torch.randn(nodes, channels, dtype=torch.double, generator=generator)
     for dtype, tolerance in ((torch.double, 1e-12), (torch.float, 1e-5)):
         leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, *tables)]
         exact = [tensor.clone().requires_grad_() for tensor in (x, *tables)]
@@ -118,15 +119,18 @@ def check_messages(seed: int, graphs: list[int], density: float) -> None:
             torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def some_messages() -> tuple[GraphBatch, Tensor, Tensor]:
+def some_messages(channels: int = 5) -> tuple[GraphBatch, Tensor, Tensor]:
     batch = GraphTensors(**draw_set(3, density=1.5)).batch(torch.tensor([0, 2]))
     generator = torch.Generator().manual_seed(0)
-    return batch, *(torch.randn(len(t), 5, generator=generator) for t in (batch.nodes, batch.edges))
+    return batch, *(torch.randn(len(t), channels, generator=generator) for t in (batch.nodes, batch.edges))
 
 
-def test_messages_and_gradients_of_nan_are_nan_in_c_and_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [5, 70])
+def test_messages_and_gradients_of_nan_are_nan_in_c_and_in_torch(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sum of nan is no positive number and no other one: neither it nor its gradient becomes 0."""
-    batch, x, edges = some_messages()
+    batch, x, edges = some_messages(channels)
     x[batch.messages.senders[0], 2] = torch.nan
     results = []
     for has_c in (True, False):
@@ -140,11 +144,12 @@ def test_messages_and_gradients_of_nan_are_nan_in_c_and_in_torch(monkeypatch: py
         torch.testing.assert_close(one, other, equal_nan=True)
 
 
+@pytest.mark.parametrize("channels", [5, 64, 200])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_messages_have_equal_bits_with_any_number_of_threads(
-    threads: int, monkeypatch: pytest.MonkeyPatch
+    threads: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, x, edges = some_messages()
+    batch, x, edges = some_messages(channels)
     results = []
     for number in (1, threads):
         monkeypatch.setattr(graph_kernels, "_SMALLEST_SHARE", 8)
