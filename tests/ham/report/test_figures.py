@@ -194,6 +194,19 @@ def test_nothing_lies_over_or_around_the_cells_of_a_grid(
     assert not bar.spines["outline"].get_visible()
 
 
+def test_values_of_a_grid_fit_into_their_cells(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+    points = plan.figure("11").points
+    picture = drawn_grid(tmp_path, write_record, dict.fromkeys(points, 75.25))
+    picture.draw_without_rendering()
+    axis = picture.axes[0]
+    width, height = axis.get_window_extent().size
+    columns, rows = len(axis.get_xticks()), len(axis.get_yticks())
+    assert len(axis.texts) == len(points)
+    for text in axis.texts:
+        extent = text.get_window_extent()
+        assert extent.width < 0.9 * width / columns and extent.height < 0.7 * height / rows
+
+
 @pytest.mark.parametrize(
     ("values", "limits", "extend"),
     [
