@@ -47,9 +47,7 @@ class OptimizerHook:
         self._group_values: list[dict[str, Any]] = []
         self._pre = self.optimizer.register_step_pre_hook(self._before_step)
         self._pre_hooks.move_to_end(self._pre.id, last=False)  # masks gradients before HAM looks at them
-        self._restore = self.optimizer.register_step_post_hook(self._remove_decay)
-        post_hooks: Any = self.optimizer._optimizer_step_post_hooks
-        post_hooks.move_to_end(self._restore.id, last=False)  # before HAM reads the gradient
+        self._restore = self.optimizer.register_step_post_hook(self._remove_decay)  # HAM runs after it
         self._post = self.optimizer.register_step_post_hook(self._after_step)
         self._outer = [
             layer.register_step_post_hook(self._mask_again)
@@ -148,6 +146,8 @@ class OptimizerHook:
     def _remove_decay(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         """With `decoupled_decay`, give HAM the gradient without the penalty."""
         self.sparsifier.parameterization.remove_decay()
+
+    _remove_decay.restores_gradients = True  # type: ignore[attr-defined]
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._acts or _is_nested(optimizer):

@@ -110,11 +110,16 @@ class Plain:
             kept = [(p, p.grad.clone()) for p in parameters if p.grad is not None]
             self._saved_gradients = (*self._saved_gradients, *kept)
 
-    def remove_decay(self) -> None:
-        """With `decoupled_decay`, restore the gradients from before `add_decay`."""
+    def remove_decay(self, *_: object) -> None:
+        """With `decoupled_decay`, restore the gradients from before `add_decay`.
+
+        It may be registered as a step post-hook; HAM then runs after it.
+        """
         for parameter, gradient in self._saved_gradients:
             parameter.grad = gradient
         self._saved_gradients = ()
+
+    remove_decay.restores_gradients = True  # type: ignore[attr-defined]
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameter -> weight decay, for those whose decay the parameterization sets."""

@@ -137,9 +137,8 @@ class HAM:
         for group in optimizer.param_groups:
             complete(group, {**optimizer.defaults, "ham_explicit": has_own_values(group)})
         optimizer._ham = self  # type: ignore[attr-defined]
-        self._watch = GradientWatch(optimizer, self._read_gradients_of, self._prepare_groups)
-        self._handles.append(self._watch)
-        self._handles += [optimizer.register_step_post_hook(self._step), self._loading]
+        watch = GradientWatch(optimizer, self._read_gradients_of, self._prepare_groups, self._step)
+        self._handles += [watch, self._loading]
         self._loading.register()
 
     def remove(self) -> None:
@@ -191,16 +190,14 @@ class HAM:
         ]
 
     @torch.no_grad()
-    def _step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if not torch.compiler.is_compiling() and self._watch.is_inside_step:
-            return
+    def _step(self) -> None:
+        optimizer = self.optimizer
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler around a fused step
         counts = self._counts if self.track_clamped else None
         first = None  # the counts of the first step
         self._first_step.examine(type(optimizer).__name__)
         if self._first_step.must_count(optimizer):
             counts = first = ClampCounts()
-        self._watch.check_gradients_kept()
         rates = self._rates()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             if may_act(group):

@@ -21,10 +21,12 @@ _HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__  # of torch's 
 class GradientWatch:
     """Compares identity and version of each gradient before and after the base step, without reading values.
 
-    Its pre-hook runs after all others, which may clip or mask gradients, and its post-hook runs before all
-    others. A pre-hook that was registered later than HAM may still change gradients after the record of the
-    first step: that step is not compared, and from the next one on the watch's pre-hook runs last. With a
-    closure, which computes the gradients inside the step, the record follows each call of the closure. A
+    Its pre-hook runs after all others, which may clip or mask gradients. After the base step come the
+    comparison, the post-hooks with the attribute `restores_gradients`, which take a penalty out of the
+    gradients, and `follow`; all other post-hooks come later, since they may clear gradients or step a
+    scheduler. A pre-hook that was registered later than HAM may still change gradients after the record of
+    the first step: that step is not compared, and from the next one on the watch's pre-hook runs last. With
+    a closure, which computes the gradients inside the step, the record follows each call of the closure. A
     `step` that calls the hooked `step` of its base class runs all hooks twice: the inner ones do nothing.
 
     Not compared: a compiled step; a step that GradScaler lets divide its gradients by the scale (a fused
@@ -34,6 +36,7 @@ class GradientWatch:
         optimizer: the optimizer whose step is watched.
         watched: its parameters whose gradients HAM reads in this step.
         prepare: called before each step, for checks that need no gradient.
+        follow: called after each step, which has left the gradients as they were.
     """
 
     def __init__(
@@ -41,34 +44,23 @@ class GradientWatch:
         optimizer: Optimizer,
         watched: Callable[[], Iterable[Tensor]],
         prepare: Callable[[], None],
+        follow: Callable[[], None],
     ) -> None:
-        self._optimizer, self._watched, self._prepare = optimizer, watched, prepare
+        self._optimizer, self._watched = optimizer, watched
+        self._prepare, self._follow = prepare, follow
         self._record: list[tuple[Tensor, Tensor | None, int]] | None = None  # None: this step is not compared
         self._has_gradients = False  # before this step
         self._is_first = True  # dtypes are compared before the first step, later where HAM reads gradients
         self._open_steps = 0
         self._before = optimizer.register_step_pre_hook(self._before_step)
         self._after = optimizer.register_step_post_hook(self._after_step)
-        _hooks(optimizer, "post").move_to_end(self._after.id, last=False)
-
-    @property
-    def is_inside_step(self) -> bool:
-        """Is another step of the same optimizer, which called the present one, still to end?"""
-        return self._open_steps > 0
-
-    def check_gradients_kept(self) -> None:
-        """Raise ValueError if all gradients of this step are gone: a hook before HAM's has cleared them."""
-        if torch.compiler.is_compiling() or not self._has_gradients or _have_gradients(self._optimizer):
-            return
-        raise ValueError(
-            "a step hook has cleared the gradients before HAM could read them: register that hook after "
-            "HAM(...)"
-        )
+        self._last = optimizer.register_step_post_hook(self._follow_step)
+        self._order_post_hooks()
 
     def remove(self) -> None:
-        """Remove both hooks."""
-        self._before.remove()
-        self._after.remove()
+        """Remove all hooks."""
+        for handle in (self._before, self._after, self._last):
+            handle.remove()
         self._record = None
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -80,7 +72,7 @@ class GradientWatch:
             return None
         self._prepare()
         self._record, self._has_gradients = None, False
-        _hooks(optimizer, "post").move_to_end(self._after.id, last=False)
+        self._order_post_hooks()
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._recorded_after(kwargs["closure"])}
         if len(args) > 1 and callable(args[1]):  # args[0] is the optimizer
@@ -109,19 +101,34 @@ class GradientWatch:
         self._record, self._is_first = record, False
         self._has_gradients = _have_gradients(self._optimizer)
 
+    def _order_post_hooks(self) -> None:
+        hooks = _hooks(self._optimizer, "post")
+        restoring = [key for key, hook in hooks.items() if getattr(hook, "restores_gradients", False)]
+        for key in (self._last.id, *reversed(restoring), self._after.id):
+            hooks.move_to_end(key, last=False)
+
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if torch.compiler.is_compiling():
             return
         self._open_steps -= 1
-        if self._open_steps > 0:
-            return
+        if self._open_steps == 0:
+            self._compare()
+
+    def _follow_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling() or self._open_steps == 0:
+            self._follow()
+
+    def _compare(self) -> None:
+        """Raise ValueError where the step changed a gradient that HAM reads, or cleared all gradients."""
+        optimizer = self._optimizer
         record, self._record = self._record, None
         hooks = _hooks(optimizer, "pre")
         if next(reversed(hooks)) != self._before.id:  # in the post-hook: torch iterates over them in a step
-            hooks.move_to_end(self._before.id)
-            self._has_gradients = False  # the other hook may have cleared them
+            hooks.move_to_end(self._before.id)  # the other hook may have changed or cleared the gradients
             return
+        if self._has_gradients and not _have_gradients(optimizer):
+            raise ValueError(_message(optimizer))
         if record is None or getattr(optimizer, "grad_scale", None) is not None:
             return
         if any(p.grad is not grad or _version(grad) != version for p, grad, version in record):

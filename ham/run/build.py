@@ -130,9 +130,9 @@ def build_ham(cfg: Config, optimizer: torch.optim.Optimizer, sparsifier: Sparsif
     """HAM with the values of the configuration; None for the base optimizer alone."""
     if not cfg.ham.active:
         return None
-    if cfg.decouples_decay:  # HAM reads gradients without decay: this hook runs before HAM's
+    if cfg.decouples_decay:  # HAM reads gradients without decay
         sparsifier.parameterization.decoupled_decay = True
-        optimizer.register_step_post_hook(lambda *_: sparsifier.parameterization.remove_decay())
+        optimizer.register_step_post_hook(sparsifier.parameterization.remove_decay)
     return HAM(
         optimizer,
         alpha=cfg.ham.alpha,

@@ -242,9 +242,7 @@ class Training:
         if case.ham:
             if case.product:  # HAM sees gradients without decay
                 self.sparsifier.parameterization.decoupled_decay = True
-                self.optimizer.register_step_post_hook(
-                    lambda *_: self.sparsifier.parameterization.remove_decay()
-                )
+                self.optimizer.register_step_post_hook(self.sparsifier.parameterization.remove_decay)
             HAM(self.optimizer, alpha=50.0, beta=1e-2)
         self.forward = wrap(self.model)
         if saved is None:

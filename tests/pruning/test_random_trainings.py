@@ -121,7 +121,7 @@ class Training:
             if product:  # HAM sees gradients without decay
                 parameterization = self.sparsifier.parameterization
                 parameterization.decoupled_decay = True
-                self.optimizer.register_step_post_hook(lambda *_: parameterization.remove_decay())
+                self.optimizer.register_step_post_hook(parameterization.remove_decay)
             HAM(self.optimizer, model=self.model, alpha=2.0, beta=1e-3)
         if draw.trainer in ("hooked", "closure", "scaled"):
             self.sparsifier.hook(self.optimizer)

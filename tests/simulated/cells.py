@@ -152,7 +152,7 @@ class Training:
         factors = self.sparsifier.parameterization
         if self.cell.product:  # HAM sees gradients without decay
             factors.decoupled_decay = True
-            self.optimizer.register_step_post_hook(lambda *_: factors.remove_decay())
+            self.optimizer.register_step_post_hook(factors.remove_decay)
         return HAM(self.optimizer, track_clamped=True, implementation=self.cell.implementation)
 
     def run(self, around: Around) -> Outcome:

@@ -83,6 +83,18 @@ def train(make: Maker, steps: int, attach: Callable[[Optimizer, nn.Module], Call
         check()
 
 
+def after_base_step(optimizer: Optimizer, params: list[nn.Parameter]) -> list[Tensor]:
+    """A list to which each step appends the weights as HAM finds them."""
+    weights: list[Tensor] = []
+
+    def append(*_: object) -> None:
+        weights.extend(p.detach().clone() for p in params)
+
+    append.restores_gradients = True
+    optimizer.register_step_post_hook(append)
+    return weights
+
+
 def checked_ham(optimizer: Optimizer, model: nn.Module) -> Callable[[], None]:
     """Attach HAM and hooks around it; the result checks its last step against the formula in float64.
 
@@ -94,12 +106,15 @@ def checked_ham(optimizer: Optimizer, model: nn.Module) -> Callable[[], None]:
     def take(name: str) -> Callable[..., None]:
         return lambda *_: taken.update({name: [value(name, p) for p in model.parameters()]})
 
+    base_step = take("base")
+    base_step.restores_gradients = True
+
     def value(name: str, p: nn.Parameter) -> Tensor:
         return (p.grad if name == "grad" else p).detach().double().clone()
 
-    pre, base = inner.register_step_pre_hook(take("grad")), inner.register_step_post_hook(take("base"))
+    pre = inner.register_step_pre_hook(take("grad"))
     inner._optimizer_step_pre_hooks.move_to_end(pre.id, last=False)
-    inner._optimizer_step_post_hooks.move_to_end(base.id, last=False)
+    inner.register_step_post_hook(base_step)
     inner.register_step_post_hook(take("stepped"))
 
     def check() -> None:
@@ -194,8 +209,7 @@ def test_the_rate_that_the_page_gives_for_an_optimizer_is_its_own(name, flags, l
     generator = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(4, n, generator=generator, dtype=torch.float64)) for n in (3, 5)]
     optimizer = getattr(torch.optim, name)(params, lr=lr, **options, **flags)
-    before: list[Tensor] = []
-    optimizer.register_step_post_hook(lambda *_: before.extend(p.detach().clone() for p in params))
+    before = after_base_step(optimizer, params)
     [code] = re.findall(r"`lr=(lambda group: [^`]*)`", row_of(name)[2])
     HAM(optimizer, alpha=0.0, beta=1.0, lr=eval(code, {"torch": torch, "optimizer": optimizer}))
     gradients = []
@@ -216,8 +230,7 @@ def test_without_lr_the_rate_is_that_of_the_group(name):
     assert 'takes `group["lr"]`' in row_of(name)[1]
     p = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
     optimizer = getattr(torch.optim, name)([p], lr=0.1)
-    before: list[Tensor] = []
-    optimizer.register_step_post_hook(lambda *_: before.append(p.detach().clone()))
+    before = after_base_step(optimizer, [p])
     HAM(optimizer, alpha=20.0, beta=1.0)
     for _ in range(3):
         p.grad = torch.eye(3, dtype=torch.float64) * 0.1

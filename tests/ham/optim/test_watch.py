@@ -108,6 +108,47 @@ def test_beta_alone_reads_no_gradient_and_is_not_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer: optimizer.zero_grad(),
+        lambda optimizer: optimizer.zero_grad(set_to_none=False),
+        lambda optimizer: optimizer.param_groups[0]["params"][0].grad.mul_(7),
+        lambda optimizer: optimizer.param_groups[0].update(lr=LR / 10),  # as a scheduler does
+    ],
+    ids=["cleared", "zeroed", "multiplied", "another rate"],
+)
+@pytest.mark.parametrize("is_earlier", [True, False])
+@pytest.mark.parametrize("alpha", [ALPHA, 0.0])
+def test_ham_follows_the_base_step_before_all_other_post_hooks(change, is_earlier, alpha):
+    p = weight()
+    optimizer = SGD([p], lr=LR)
+
+    def hook(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        change(optimizer)
+
+    if is_earlier:
+        optimizer.register_step_post_hook(hook)
+    HAM(optimizer, alpha=alpha, beta=BETA)
+    if not is_earlier:
+        optimizer.register_step_post_hook(hook)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"], p.grad = LR, gradient(step)
+        base = p.detach() - LR * gradient(step)
+        expected = base * (-LR * (alpha * base.sign() * gradient(step) + BETA)).clamp(-5, 5).exp()
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-14, atol=0)
+
+
+def test_a_step_that_clears_its_gradients_is_refused_with_beta_alone():
+    p = weight()
+    optimizer = Spoiling([p], SPOIL["deleted"])
+    HAM(optimizer, alpha=0.0, beta=BETA)
+    p.grad = gradient(1)
+    with pytest.raises(ValueError, match=r"changes p\.grad"):
+        optimizer.step()
+
+
 def halve(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     """A user's pre-hook that edits gradients in place, like clipping."""
     for group in optimizer.param_groups:
@@ -179,17 +220,23 @@ def test_a_pre_hook_registered_later_delays_the_refusal_by_one_step_at_most():
         optimizer.step()
 
 
-def test_a_post_hook_may_change_the_gradient_before_ham_reads_it():
+def test_a_marked_post_hook_changes_the_gradient_before_ham_reads_it():
     """As a sparsifier does that takes its decay out of the gradient, wherever its hook stands."""
+
+    def restore(*args: object) -> None:
+        halve(*args)
+
+    restore.restores_gradients = True
     p = weight()
     optimizer = SGD([p], lr=LR)
-    optimizer.register_step_post_hook(halve)
+    optimizer.register_step_post_hook(restore)
     HAM(optimizer, alpha=ALPHA, beta=BETA)
-    handle = optimizer.register_step_post_hook(halve)
+    handle = optimizer.register_step_post_hook(restore)
+    optimizer.register_step_post_hook(restore)
     optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
     for k in range(2):
         p.grad = gradient(k)
-        expected = hyp(p.detach() - LR * p.grad, p.grad / 4)
+        expected = hyp(p.detach() - LR * p.grad, p.grad / 8)
         optimizer.step()
         torch.testing.assert_close(p.detach(), expected, rtol=1e-13, atol=0)
 
