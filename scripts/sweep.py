@@ -50,7 +50,12 @@ def parser() -> Parser:
     add("--figure", **several, metavar="N", help="figures: 11, 2a or figure11")
     add("--all", action="store_true", help="every table and figure")
     add("--exp", **several, metavar="NAME", help="experiments, or globs such as 'node/cora_*'")
-    add("--grid", **several, metavar="EXP", help="the search over (alpha, beta) of a base experiment or glob")
+    add(
+        "--grid",
+        **several,
+        metavar="EXP",
+        help="the search over (alpha, beta) of a baseline experiment or glob",
+    )
     add("--study", default="", choices=studies(), help="a planned study, stage by stage: docs/study.md")
     add("--only", nargs="+", default=[], metavar="TEXT", help="only experiments whose name contains TEXT")
     add("--seeds", type=int, nargs="+", help="these seeds instead of the paper's")

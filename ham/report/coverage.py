@@ -14,12 +14,12 @@ from .spec import RunSpec, canonical
 _HEAD = """\
 # Coverage of the paper's tables and figures
 
-How many cells of each table, and curves or points of each figure, have runs, and how many runs are left.
+How many cells of each table, and curves or points of each figure, have runs, and how many runs are missing.
 
 Written by `python scripts/index.py` from configs/ and the records; do not edit. **parts**: cells of a table,
 curves of a figure, points of a grid. **started**: parts with at least one run; **complete**: with all seeds.
 **runs**: distinct runs that have a record, of those needed; tables share runs, so the sums count each run
-once. **state**: run if all parts are complete, partly if one is started.
+once. **state**: complete if all parts are complete, partial if at least one is started, otherwise not run.
 """
 _COLUMNS = ("", "content", "started", "complete", "parts", "runs", "state")
 
@@ -48,10 +48,10 @@ class Coverage:
 
     @property
     def state(self) -> str:
-        """`run`, `partly` or `not run`."""
+        """`complete`, `partial` or `not run`."""
         if self.parts and self.complete == self.parts:
-            return "run"
-        return "partly" if self.started else "not run"
+            return "complete"
+        return "partial" if self.started else "not run"
 
 
 def label_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Search grids over (alpha, beta) of a base experiment: their records, and the statistics of the best pair.
+"""Search grids over (alpha, beta) of a baseline: their records, and the statistics of the best pair.
 
 A record, results/node_grid/<set>_<arch>.json, holds the metrics of all runs of a search.
 """
@@ -28,7 +28,7 @@ _MAX_SEEDS = 12  # whose 2^seeds sign flips are enumerated
 
 @dataclass(frozen=True)
 class Point:
-    """Per seed the best validation metric and the test metric at that epoch; alpha = beta = 0 is the base."""
+    """Per seed the best validation metric and the test metric there; alpha = beta = 0 is the baseline."""
 
     alpha: float
     beta: float
@@ -39,13 +39,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """All pairs of one base experiment.
+    """All pairs of one baseline experiment.
 
     Args:
-        exp: the base.
+        exp: the baseline.
         seeds: of every point.
         graph: name, metric and numbers of nodes.
-        points: the base first.
+        points: the baseline first.
         provenance: of the runs, without duplicates.
     """
 
@@ -65,12 +65,12 @@ class Grid:
         return [p for p in self.points[1:] if (p.alpha > 0) - (p.alpha < 0) == sign]
 
     def gains(self, point: Point, metric: str = "valid") -> list[float]:
-        """A point minus the base, seed by seed."""
+        """A point minus the baseline, seed by seed."""
         return [a - b for a, b in zip(getattr(point, metric), getattr(self.points[0], metric), strict=True)]
 
 
 def record_path(base: str, folder: Path = FOLDER) -> Path:
-    """The path of the record of a base's grid."""
+    """The path of the record of a baseline's grid."""
     return folder / f"{base.rpartition('/')[2]}.json"
 
 
@@ -105,7 +105,7 @@ def record_all(runs: Path, folder: Path = FOLDER) -> list[str]:
 
 
 def collect(base: str, runs: Path) -> Grid:
-    """The grid of one base from run directories, and from committed records where a run has one.
+    """The grid of one baseline from run directories, and from committed records where a run has one.
 
     Raises:
         InvalidRecord: a run is missing or invalid, or its code is unknown.
@@ -232,8 +232,8 @@ def leave_one_seed_out(gains: list[list[float]]) -> list[float]:
 def sign_flip_count(gains: list[list[float]]) -> int:
     """The number of sign flips, of 2^seeds, under which the best point gains at least as much.
 
-    All points of a seed are flipped together, since they share its base; the statistic is the maximum over
-    the points. The test assumes that without an effect the differences of a seed are jointly as likely as
+    All points of a seed are flipped together, since they share its baseline; the statistic is the maximum
+    over the points. The test assumes that without an effect the differences of a seed are jointly as likely as
     their negatives.
     """
     observed = max(map(mean, gains))

@@ -19,11 +19,11 @@ _HEAD = """\
 Written by `python scripts/node_grid.py` from results/node_grid; do not edit.
 
 Of 12 pairs (alpha, beta), the paper takes the one with the best mean validation metric and prints that
-metric (App. G.6.2): a method without any effect would gain too. All gains are over the base, paired by
-seed.
+metric (App. G.6.2): a method without any effect would gain too. All gains are over the baseline,
+paired by seed.
 
 **chosen**: the pair with the best mean, the first of equals, and the number of other pairs that equal it.
-**gain**: its validation metric minus the base's, with Student's 95 % interval, which ignores the choice.
+**gain**: its validation metric minus the baseline's, with Student's 95 % interval, which ignores the choice.
 **p**: the fraction of all sign flips of the seeds, with all pairs of a seed flipped together, under which the
 best pair gains at least as much; without an effect, and with noise that is symmetric about 0, a p below 0.05
 occurs in one grid of twenty for each method. It cannot be below 1 / 2^seeds, and the page shows one p per row
@@ -81,7 +81,7 @@ def gains_table(grid: Grid) -> list[str]:
     lines = [
         f"\n## {grid.graph['name']}, {grid.arch}\n",
         *([mixed] if len(setups) > 1 else []),
-        f"Base: validation {mean(base.valid):.2f}, test {mean(base.test):.2f}, {len(grid.seeds)} seeds. "
+        f"Baseline: validation {mean(base.valid):.2f}, test {mean(base.test):.2f}, {len(grid.seeds)} seeds. "
         "Cells: gain in validation / in test. alpha = 0 is beta alone, decoupled weight decay of the "
         "convolutions: a control that the paper's grid lacks.\n",
     ]

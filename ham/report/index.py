@@ -37,9 +37,10 @@ _HEAD = f"""\
 Written by `{COMMAND}` from the files beside it; do not edit. `make results` renders all tables and
 figures again from the records, then this page.
 
-**state**: run if every cell, curve or point has all its seeds, partly if one has a run, and how many are
-complete; [coverage](tables/coverage.md) has the counts. Markdown and LaTeX show mean {PLUS_MINUS} sample
-standard deviation and the number n of runs; in the csv these are the columns mean, std and n, unrounded.
+**state**: complete if every cell, curve or point has all its seeds, partial if at least one has a run,
+otherwise not run; in parentheses how many are complete. [Coverage](tables/coverage.md) has the counts.
+Markdown and LaTeX show mean {PLUS_MINUS} sample standard deviation and the number n of runs; in the csv these
+are the columns mean, std and n, unrounded.
 A LaTeX table needs booktabs and fits an `article` at 10 pt with margins of 25 mm, on A4 or letter.
 
 """
@@ -179,7 +180,7 @@ def _subjects(
 def _subject(content: Mapping[str, Any]) -> str:
     """What a record is of, as it says itself."""
     cell = content.get("cell") or ""
-    return f"{cell}, with altered values" if content["overridden"] else cell or content["exp"]
+    return f"{cell}, with overrides" if content["overridden"] else cell or content["exp"]
 
 
 def _folders(results: Path, subjects: Mapping[Path, str]) -> list[str]:

@@ -15,24 +15,28 @@ _EQUAL = 1e-9  # the rounding error of a mean of differences
 
 
 def main_result(rows: Sequence[NodeRow]) -> str:
-    """A sentence for HAM and one for nHAM: rows above, equal to, below their base; the paper's same rows."""
+    """A sentence for HAM and one for nHAM: rows above, equal to, below their baseline; the paper's."""
     return " ".join(_counts([row for row in rows if row.method == name], name) for name in ("HAM", "nHAM"))
 
 
 def _counts(rows: Sequence[NodeRow], method: str) -> str:
     gains = [(gain.value, row.papers_gain) for row in rows if (gain := row.gain())]
     if not gains:
-        return f"No {method} row was run beside its base."
+        return f"No {method} row was run beside its baseline."
     ours, papers = zip(*gains, strict=True)
     up, down = (sum(sign * gain > _EQUAL for gain in ours) for sign in (1, -1))
     equal, above = len(ours) - up - down, sum(gain > _EQUAL for gain in papers)
     return (
         f"Of the {len(ours)} {method} {_verb(len(ours), 'row that was', 'rows that were')} run, "
-        f"{up} {_verb(up, 'lies above its', 'lie above their')} base, "
-        f"{equal} {_verb(equal, 'equals', 'equal')} it and {down} {_verb(down, 'lies', 'lie')} below "
-        f"(mean difference {_signed(mean(ours))} points, median {_signed(median(ours))}); in the paper "
-        f"{above} of the same rows {_verb(above, 'lies', 'lie')} above (mean {_signed(mean(papers))})."
+        f"{up} {_verb(up, 'is above its', 'are above their')} baseline, "
+        f"{equal} {_verb(equal, 'is', 'are')} equal and {down} {_verb(down, 'is', 'are')} below "
+        f"(mean difference {_signed(mean(ours))} points, median {_signed(median(ours))}); in the paper, "
+        f"{above} of the same rows {_verb(above, 'is', 'are')} above (mean {_signed(mean(papers))})."
     )
+
+
+def _rows(method: str) -> str:
+    return "baselines" if method == "base" else f"{method} rows"
 
 
 def _verb(count: int, one: str, many: str) -> str:
@@ -103,14 +107,14 @@ def clear_differences(rows: Sequence[NodeRow]) -> list[str]:
 
 
 def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
-    """Lines on the rows that disagree with the paper's: Welch's interval of the difference excludes 0."""
+    """Lines on the rows that differ from the paper: Welch's interval of the difference excludes 0."""
     tests = [(row, row.against_paper) for row in rows if row.against_paper.interval]
     if not tests:
         return ["No row has an interval of its difference to the paper."]
     adjusted = holm([_p(apart) for _, apart in tests])
     outside = [(*test, p) for test, p in zip(tests, adjusted, strict=True) if test[1].is_clear]
     parts = [
-        f"{sum(row.method == name for row, *_ in outside)} of {total} {name} rows"
+        f"{sum(row.method == name for row, *_ in outside)} of {total} {_rows(name)}"
         for name in ("base", "HAM", "nHAM")
         if (total := sum(row.method == name for row, _ in tests))
     ]
@@ -120,9 +124,9 @@ def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
         for row, apart, p in outside
     ]
     return [
-        "A row is outside the paper's interval if Welch's 95 % interval of the difference of the two means, "
-        f"as in Tables 14, 15, 17 and 18, excludes 0: {', '.join(parts)}. Of {len(tests)} rows with the same "
-        f"true means as the paper's, about {_by_chance(len(tests))} would be. "
+        "A row differs from the paper if Welch's 95 % interval of the difference of the two means, as in "
+        f"Tables 14, 15, 17 and 18, excludes 0: {', '.join(parts)}. Of {len(tests)} rows with the same true "
+        f"means as the paper's, about {_by_chance(len(tests))} would differ. "
         f"{_survivors(sum(p < _LEVEL for p in adjusted), len(tests))} The paper's HAM and nHAM are the best "
         "of 12 pairs on the reported nodes, so ours are expected to be a little lower.",
         *_table("set | method | ours | paper | ours minus paper | in standard errors | p | Holm's p", table),

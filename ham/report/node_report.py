@@ -20,7 +20,7 @@ _HEAD = """\
 {result}
 
 Written by `python scripts/node_report.py` from {source}; do not edit. A row is one network on one graph, its
-base the same recipe without HAM. nHAM is HAM with a negative alpha.
+baseline the same recipe without HAM. nHAM is HAM with a negative alpha.
 
 The paper's tables print the best validation metric over the epochs, under the best of 12 (alpha, beta)
 that was chosen on the same validation nodes; ours are runs of the pair that the paper chose. Runs of one
@@ -37,8 +37,8 @@ run by as much as a small effect ([how much](../../docs/decisions.md#the-same-ru
 ## All rows
 
 **valid**: mean and sample standard deviation over our seeds; **paper**: as printed; **paper's difference**:
-method minus base there. **difference**: method minus base, mean over the seeds that have both, with a 95 %
-interval (Student's t) where they differ. **nodes**: that difference as a number of validation nodes of one
+method minus baseline there. **difference**: method minus baseline, mean over the seeds that have both, with
+a 95 % interval (Student's t) where they differ. **nodes**: that difference as a number of validation nodes of one
 run. **+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch
 of the best validation metric. **inverted**: fraction of the convolutions' weights with
 abs(theta) > 1/abs(alpha), where nHAM's inverse metric 1 + alpha abs(theta) is negative, at that epoch and at
@@ -58,7 +58,7 @@ def page(report: NodeReport, grids: Sequence[Grid], source: str) -> str:
     sections = [
         *("## Differences that exclude 0", "", *clear_differences(rows), ""),
         *(line for paragraph in chance(grids) for line in (paragraph, "")),
-        *("## Rows outside the paper's interval", "", *outside_paper(rows)),
+        *("## Rows that differ from the paper", "", *outside_paper(rows)),
     ]
     table = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|", *map(_line, rows)]
     head = _HEAD.format(result=main_result(rows), source=source)

@@ -1,4 +1,4 @@
-"""Rows of the node classification tables: the finished runs of a set and method beside those of its base."""
+"""Rows of the node classification tables: the runs of a set and method beside those of its baseline."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class NodeRow:
 
     Args:
         graph: the set's name in the paper.
-        label: as `GCN+HAM`; a base has no +.
+        label: as `GCN+HAM`; a baseline has no +.
         cell: of the table.
         own: summaries of its runs, at least one.
-        base_cell: the same recipe without HAM; `cell` itself in a base's row.
+        base_cell: the same recipe without HAM; `cell` itself in a baseline's row.
         base: summaries of that recipe.
     """
 
@@ -49,7 +49,7 @@ class NodeRow:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of both the row and its base; none in a base's row."""
+        """The seeds of both the row and its baseline; none in a baseline's row."""
         return [] if self.method == "base" else sorted(self.own.keys() & self.base.keys())
 
     @property
@@ -69,7 +69,7 @@ class NodeRow:
 
     @property
     def papers_gain(self) -> float:
-        """Method minus base as the paper prints them."""
+        """Method minus baseline as the paper prints them."""
         return self.cell.paper[0] - self.base_cell.paper[0]
 
     def values(self, metric: str) -> list[float]:
@@ -77,11 +77,11 @@ class NodeRow:
         return [summary["metrics"][metric] for summary in self.own.values()]
 
     def differences(self, metric: str) -> list[float]:
-        """Method minus base, seed by seed."""
+        """Method minus baseline, seed by seed."""
         return [self.own[s]["metrics"][metric] - self.base[s]["metrics"][metric] for s in self.seeds]
 
     def gain(self, metric: str = VALID) -> Difference | None:
-        """The mean of the differences; None in a base's row and if no seed has both."""
+        """The mean of the differences; None in a baseline's row and if no seed has both."""
         return mean_of(self.differences(metric)) if self.seeds else None
 
 

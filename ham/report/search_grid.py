@@ -23,7 +23,7 @@ PAIRS: dict[str, tuple[tuple[float, float], ...]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """The search of a base experiment.
+    """The search of a baseline experiment.
 
     Args:
         methods: keys of `PAIRS`.
@@ -36,13 +36,13 @@ class Search:
 
 @cache
 def searches() -> dict[str, Search]:
-    """Base experiment -> its search, in the order of the tables.
+    """Baseline experiment -> its search, in the order of the tables.
 
-    A base is an experiment of a table with the key `search` that has siblings <exp>_<method> there, one for
-    each method of that key.
+    A baseline is an experiment of a table with the key `search` that has siblings <exp>_<method> there, one
+    for each method of that key.
 
     Raises:
-        PlanError: a table names an unknown method, or has no base.
+        PlanError: a table names an unknown method, or has no baseline.
     """
     known: dict[str, Search] = {}
     for name in plan.tables():
@@ -57,7 +57,7 @@ def searches() -> dict[str, Search]:
 
 
 def _bases(table: plan.Table) -> dict[str, tuple[int, ...]]:
-    """The bases of a table, and their seeds."""
+    """The baselines of a table, and their seeds."""
     if not table.search:
         return {}
     shown: dict[str, tuple[int, ...]] = {}
@@ -74,7 +74,7 @@ def _bases(table: plan.Table) -> dict[str, tuple[int, ...]]:
 
 
 def seeds() -> dict[str, tuple[int, ...]]:
-    """Base experiment -> its seeds, as many as the paper has runs."""
+    """Baseline experiment -> its seeds, as many as the paper has runs."""
     return {exp: search.seeds for exp, search in searches().items()}
 
 
@@ -84,7 +84,7 @@ def bases() -> list[str]:
 
 
 def node_bases() -> list[str]:
-    """The bases whose runs share one record, results/node_grid/<set>_<arch>.json.
+    """The baselines whose runs share one record, results/node_grid/<set>_<arch>.json.
 
     The runs of the others, which take hours each, have records of their own. Raises PlanError.
     """
@@ -92,12 +92,12 @@ def node_bases() -> list[str]:
 
 
 def methods(base: str) -> tuple[str, ...]:
-    """The methods of a base's search, which are also the suffixes of its siblings."""
+    """The methods of a baseline's search, which are also the suffixes of its siblings."""
     return searches()[base].methods
 
 
 def pairs(base: str) -> list[tuple[float, float]]:
-    """The pairs of a base's runs of one seed, in the order of `runs`; (0, 0) is the base."""
+    """The pairs of a baseline's runs of one seed, in the order of `runs`; (0, 0) is the baseline."""
     return [(0, 0), *(pair for method in methods(base) for pair in PAIRS[method])]
 
 
@@ -126,7 +126,7 @@ def run(base: str, method: str, pair: tuple[float, float], seed: int) -> RunSpec
 
 
 def runs(base: str, seeds: Sequence[int]) -> list[RunSpec]:
-    """The runs of a search, seed by seed: the base, then every pair."""
+    """The runs of a search, seed by seed: the baseline, then every pair."""
     altered = [(method, pair) for method in methods(base) for pair in PAIRS[method]]
     return [
         spec

@@ -74,7 +74,7 @@ class RunInfo:
 
 @dataclass(frozen=True, order=True)
 class RunSpec:
-    """One training run: an experiment, altered values if any, a scale ("" is the paper's), a seed."""
+    """One training run: an experiment, overrides if any, a scale ("" is the paper's), a seed."""
 
     exp: str
     seed: int

@@ -80,7 +80,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How learning rates are chosen: the first three, the seed, and altered values of these runs."""
+    """How learning rates are chosen: the first three, the seed, and overrides of these runs."""
 
     seed: int
     rates: tuple[float, ...]

@@ -162,7 +162,7 @@ def _shown_metrics() -> dict[str, tuple[str, ...]]:
 
 
 def _identify(summary: dict[str, Any]) -> RunSpec:
-    """The run in configs/lock.json; an altered one must be a point of a figure's or a search's grid."""
+    """The run in configs/lock.json; one with overrides must be a point of a figure's or a search's grid."""
     exp, seed, demo, config_hash = (summary[key] for key in ("exp", "seed", "demo", "config_hash"))
     demo = demo or ""
     if demo not in ("", *DEMOS):
@@ -179,7 +179,7 @@ def _identify(summary: dict[str, Any]) -> RunSpec:
     specs = [spec.split() for spec, info in known.items() if info.config_hash == config_hash and " " in spec]
     if not specs:
         raise InvalidRecord(
-            "its values were altered on the command line and no figure, search or study has them: "
+            "it has overrides on the command line and no figure, search or study has them: "
             "see train.py --list"
         )
     own, *overrides = min(specs, key=lambda spec: spec[0] != exp)

@@ -19,7 +19,7 @@ from .study import Shown as ShownStudy
 from .tables import MARKS, Shown, mark_of
 
 SIGNS = {  # state -> sign
-    **{"run": "●", "partly": "◐", "scaled down": "◒", "not run": "○", "simulated": "●"},
+    **{"complete": "●", "partial": "◐", "scaled down": "◒", "not run": "○", "simulated": "●"},
     **{"settings": "-", "as stated": "-"},
 }
 
@@ -142,7 +142,7 @@ def _nodes(report: NodeReport) -> dict[str, object] | None:
 
 
 def _gains(rows: Sequence[NodeRow], method: str, is_log: bool) -> Chart | None:
-    """The gains over the base with their intervals, and those that the paper prints."""
+    """The gains over the baseline with their intervals, and those that the paper prints."""
     intervals = [
         Interval(
             f"{row.graph}, {row.label.partition('+')[0]}", gain.value, gain.interval, (), row.papers_gain
@@ -151,7 +151,7 @@ def _gains(rows: Sequence[NodeRow], method: str, is_log: bool) -> Chart | None:
         if (gain := row.gain())
     ]
     scale = ", logarithmic beyond 1" if is_log else ""
-    title = f"{method} minus its base (squares with 95 % intervals) and the paper's difference (diamonds)"
+    title = f"{method} minus its baseline (squares with 95 % intervals) and the paper's difference (diamonds)"
     axis = f"difference in validation points{scale}"
     return forest(f"gains-{method.lower()}", title, axis, intervals, is_log) if intervals else None
 

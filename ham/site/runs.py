@@ -179,7 +179,7 @@ def _facts(group: Group) -> dict[str, str]:
         "passes per step": str(info.passes),
         "target sparsity": f"{100 * info.sparsity:g} %",
         "masks from": info.depends_on or "-",
-        "altered values": " ".join(group.run.overrides) or "-",
+        "overrides": " ".join(group.run.overrides) or "-",
         "configuration hash": info.config_hash,
     }
     for key in ("ham", "graph", "graphs"):

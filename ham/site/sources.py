@@ -39,7 +39,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The experiment, with the arm of a study or the altered values."""
+        """The experiment, with the arm of a study or the overrides."""
         return " ".join(filter(None, (self.run.exp, altered(self.run))))
 
     @property
@@ -107,7 +107,7 @@ def page_of(run: RunSpec) -> str:
 
 
 def altered(run: RunSpec) -> str:
-    """The arm of a study that a run is of, or its altered values; "" without these."""
+    """The arm of a study that a run is of, or its overrides; "" without these."""
     return _arms().get((run.spec, run.demo)) or " ".join(run.overrides)
 
 

@@ -151,7 +151,7 @@ def paper_seeds() -> dict[str, tuple[int, ...]]:
 def in_local_order(runs: list[RunSpec]) -> list[RunSpec]:
     """The order on one machine: runs that are compared with each other follow each other.
 
-    Seed by seed, and of a seed the experiments of one base, such as a network's base, HAM and nHAM.
+    Seed by seed, and of a seed the experiments of one baseline, such as a network's baseline, HAM and nHAM.
     """
     bases: dict[str, int] = {}
     for run in runs:

@@ -95,7 +95,7 @@ def test_the_page_by_hand() -> None:
         f"| cora | SAGE+nHAM | 5 | {chosen} | +0.00 | 32 / 32 | +0.00 | +0.00 | +0.00 | "
         f"({pair[0]:g}, {pair[1]:g}): +0.00, 1-12 of 12 |"
     )
-    assert "Base: validation 80.00, test 81.00, 5 seeds." in text and "several machines" not in text
+    assert "Baseline: validation 80.00, test 81.00, 5 seeds." in text and "several machines" not in text
     assert "| 10 | +0.00 / +0.00 | +0.20 / +0.00 | +0.00 / +0.00 |" in text
 
 

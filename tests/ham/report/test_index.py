@@ -91,7 +91,7 @@ def test_the_counts_of_tables_are_those_of_the_files(place: int, folder: str) ->
         counts = [sum(map(any, present)), sum(map(all, present)), len(cells)]
         runs = {(exp, seed) for exp, seeds in cells for seed in seeds}
         done = {run for run in runs if files_of(folder, run[0], [run[1]])[0]}
-        state = "run" if counts[1] == counts[2] else "partly" if counts[0] else "not run"
+        state = "complete" if counts[1] == counts[2] else "partial" if counts[0] else "not run"
         assert page[label][1:] == [*map(str, counts), f"{len(done)} of {len(runs)}", state], path.stem
         if path.stem.startswith("table"):
             every |= {run: run in done for run in runs}
@@ -124,7 +124,7 @@ def test_the_counts_of_figures_are_those_of_the_files(place: int, folder: str) -
         assert page[label][4] == f"{sum(map(sum, present))} of {len(specs) * len(content['seeds'])}"
 
 
-def test_partly_run_tables_and_grids_are_counted(tmp_path: Path, write_record: Callable[..., Path]) -> None:
+def test_partial_tables_and_grids_are_counted(tmp_path: Path, write_record: Callable[..., Path]) -> None:
     """By hand: Table 9 with three seeds of one cell and one of the other; one point of Figure 11's grid."""
     for exp, seed in (
         ("deit_acdc_s50", 0),
@@ -137,19 +137,19 @@ def test_partly_run_tables_and_grids_are_counted(tmp_path: Path, write_record: C
     write_record(tmp_path, plan.figure("11").points[50, 0.001])
     assert COMMAND.main(["--results", str(tmp_path)]) == 0
     page = rows((tmp_path / "tables" / "coverage.md").read_text())[0]
-    assert page["Table 9"][1:] == ["2", "1", "2", "4 of 6", "partly"]
-    assert page["Figure 11"][1:] == ["2", "2", "35", "2 of 35", "partly"]
-    assert page["Table 7"][1:] == ["1", "0", "8", "1 of 24", "partly"]
+    assert page["Table 9"][1:] == ["2", "1", "2", "4 of 6", "partial"]
+    assert page["Figure 11"][1:] == ["2", "2", "35", "2 of 35", "partial"]
+    assert page["Table 7"][1:] == ["1", "0", "8", "1 of 24", "partial"]
     assert page["Table 12"][1:] == ["0", "0", "8", "0 of 24", "not run"]
     assert page["Table 11"][1:] == ["0", "0", "36", "0 of 12", "not run"]
     assert page["Figure 1"][1:] == ["-", "-", "-", "-", "not run"]
     assert page["everything"][4] == f"6 of {len(set(plan.every_run()))}"
     readme = (tmp_path / "README.md").read_text()
-    assert "| Figure 11 |" in readme and "partly (2 of 35)" in readme
+    assert "| Figure 11 |" in readme and "partial (2 of 35)" in readme
     assert (
         "| [deit_acdc_s50](runs/deit_acdc_s50) | Table 4, AC/DC + HAM, s = 0.9 | 3 |" in readme
     )  # its own text
-    assert readme.count("with altered values | 1 |") == 1
+    assert readme.count("with overrides | 1 |") == 1
 
 
 def test_the_records_of_a_folder_are_counted_by_experiment(
@@ -221,8 +221,8 @@ def test_tables_are_linked_with_their_files_and_the_papers_come_first(tmp_path: 
 
 
 def test_the_state_of_a_part_by_hand() -> None:
-    counts = {(0, 0, 0): "not run", (2, 0, 0): "not run", (2, 1, 0): "partly", (2, 2, 1): "partly"}
-    counts |= {(2, 2, 2): "run"}
+    counts = {(0, 0, 0): "not run", (2, 0, 0): "not run", (2, 1, 0): "partial", (2, 2, 1): "partial"}
+    counts |= {(2, 2, 2): "complete"}
     for (parts, started, complete), state in counts.items():
         assert coverage.Coverage("", "", parts, started, complete).state == state
     labels = {"table04": "Table 4", "table10": "Table 10", "figure02a": "Figure 2a", "control": "control"}

@@ -38,7 +38,7 @@ def test_special_characters_are_escaped() -> None:
 
 
 def test_quotes_open_and_close() -> None:
-    assert escape('"Base rows", "Where": see ("x").') == "``Base rows'', ``Where'': see (``x'')."
+    assert escape('"Baselines", "Where": see ("x").') == "``Baselines'', ``Where'': see (``x'')."
     assert escape('the paper\'s", of "its"') == "the paper's'', of ``its''"
     for path in TABLES:
         text = path.read_text()

@@ -32,7 +32,7 @@ def test_altered_runs_have_the_hash_and_directory_of_their_command_line(run: Run
 
 
 def test_every_run_of_every_search_is_known() -> None:
-    """25 pairs, beta alone and the base in node classification; no negative alpha in graph classification."""
+    """Nodes: 25 pairs, beta only and the baseline; graph classification: no negative alpha."""
     bases = search_grid.bases()
     assert len(bases) == 43 and set(bases) <= set(lock()[""])
     for base in bases:

@@ -66,20 +66,20 @@ def test_the_page_by_hand(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert base == "| cora | GCN | 3 of 5 | 81.00 ± 1.00 | 81.32 ± 0.30 |  |  |  |  | 84.00 ± 1.00 |  |  |"
     assert "| +0.20 [-0.30, +0.70] | +1.0 of 500 | 2 / 1 / 0 | +0.12 |" in ham
     assert text.splitlines()[2] == (
-        "Of the 1 HAM row that was run, 1 lies above its base, 0 equal it and 0 lie below (mean difference "
-        "+0.20 points, median +0.20); in the paper 1 of the same rows lies above (mean +0.12). "
-        "No nHAM row was run beside its base."
+        "Of the 1 HAM row that was run, 1 is above its baseline, 0 are equal and 0 are below (mean "
+        "difference +0.20 points, median +0.20); in the paper, 1 of the same rows is above (mean +0.12). "
+        "No nHAM row was run beside its baseline."
     )
     # validation and test: two differences; t(0.9875, df = 2) = 6.205 over sqrt(3) = 3.58
     assert "The intervals of 0 of 2 differences exclude 0 (0 of 1 in validation, 0 of 1 in test)." in text
     assert "about one in twenty excludes 0: 0.1 of 2. None has a p below 0.05 after Holm's" in text
     assert "With 3 seeds, a mean difference must exceed 3.6 standard deviations for that." in text
-    assert "excludes 0: 0 of 1 base rows, 0 of 1 HAM rows. Of 2 rows" in text
+    assert "excludes 0: 0 of 1 baselines, 0 of 1 HAM rows. Of 2 rows" in text
     assert "Without a run: cora (GCN+nHAM, GAT, GAT+HAM, GAT+nHAM, SAGE, SAGE+HAM" in text
 
 
 def row(label: str, own: list[float], base: list[float], paper: tuple[float, float]) -> NodeRow:
-    """A row of cora whose base is 81 +- 1 in the paper."""
+    """A row of cora whose baseline is 81 +- 1 in the paper."""
     cells = [Cell("node/cora_gcn_ham", "valid_best", of, seeds=(0, 1, 2)) for of in (paper, (81.0, 1.0))]
     summaries = [
         {seed: {"metrics": {"valid_best": v, "test_at_best": v}} for seed, v in enumerate(values)}
@@ -101,10 +101,10 @@ def test_the_main_result_by_hand() -> None:
         row("GCN+nHAM", [77.0, 78.0, 79.0], BASE, (82.0, 1.0)),
     ]
     assert main_result(rows) == (
-        "Of the 3 HAM rows that were run, 1 lies above its base, 1 equals it and 1 lies below "
-        "(mean difference +0.07 points, median +0.00); in the paper 2 of the same rows lie above "
-        "(mean +0.20). Of the 1 nHAM row that was run, 0 lie above their base, 0 equal it and 1 lies below "
-        "(mean difference -3.00 points, median -3.00); in the paper 1 of the same rows lies above "
+        "Of the 3 HAM rows that were run, 1 is above its baseline, 1 is equal and 1 is below "
+        "(mean difference +0.07 points, median +0.00); in the paper, 2 of the same rows are above "
+        "(mean +0.20). Of the 1 nHAM row that was run, 0 are above their baseline, 0 are equal and "
+        "1 is below (mean difference -3.00 points, median -3.00); in the paper, 1 of the same rows is above "
         "(mean +1.00)."
     )
 
@@ -141,7 +141,7 @@ def test_a_tiny_p_is_not_printed_as_0() -> None:
     assert line.endswith("| < 0.0001 | < 0.0001 |")
 
 
-def test_rows_outside_the_papers_interval_are_named() -> None:
+def test_rows_that_differ_from_the_paper_are_named() -> None:
     """Both have standard deviation 1 and three runs: df = 4, t(0.975) = 2.776, half width 2.27."""
     rows = [
         row("GCN", BASE, BASE, (78.8, 1.0)),
@@ -149,7 +149,7 @@ def test_rows_outside_the_papers_interval_are_named() -> None:
         row("GCN+nHAM", [80.0, 81.0, 82.0], BASE, (83.3, 1.0)),
     ]
     text, _, _, _, *table = outside_paper(rows)
-    assert "excludes 0: 0 of 1 base rows, 1 of 1 HAM rows, 1 of 1 nHAM rows. Of 3 rows" in text
+    assert "excludes 0: 0 of 1 baselines, 1 of 1 HAM rows, 1 of 1 nHAM rows. Of 3 rows" in text
     assert "about 0.15 would be. None has a p below 0.05 after Holm's correction over all 3." in text
     assert [line.split(" | ")[1:6] for line in table] == [
         ["GCN+HAM", "81.00 ± 1.00", "78.70 ± 1.00", "+2.30 [+0.03, +4.57]", "+2.8"],
@@ -159,7 +159,9 @@ def test_rows_outside_the_papers_interval_are_named() -> None:
 
 def test_a_page_without_pairs_claims_nothing() -> None:
     base = row("GCN", BASE, BASE, (81.0, 1.0))
-    assert main_result([base]) == ("No HAM row was run beside its base. No nHAM row was run beside its base.")
+    assert main_result([base]) == (
+        "No HAM row was run beside its baseline. No nHAM row was run beside its baseline."
+    )
     assert clear_differences([base]) == ["No difference has an interval."]
     alone = NodeRow("cora", "GCN", base.cell, {0: base.own[0]}, base.cell, base.own)
     assert outside_paper([alone]) == ["No row has an interval of its difference to the paper."]

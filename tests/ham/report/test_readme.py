@@ -47,21 +47,22 @@ def test_the_state_says_how_many_rows_of_ham_gain() -> None:
     rows = rows_of("HAM")
     up, equal, down = counts(rows)
     ours, papers = np.mean([row.gain for row in rows]), np.mean([row.papers_gain for row in rows])
+    total = sum("+" not in cell.row for cell, _ in recomputed.node_cells())
+    require(f"We ran {len(rows)} of the paper's {total} rows (a row is one network on one graph).")
     require(
-        f"Of the {len(rows)} HAM rows that were run, {verb(up, 'lies above its', 'lie above their')} base, "
-        f"{verb(equal, 'equals', 'equal')} it and {verb(down, 'lies', 'lie')} below (mean difference "
-        f"{rounded(ours)} points); in the paper {papers_above(rows)} of the same rows lie above (mean "
-        f"{rounded(papers)})."
+        f"HAM is above its baseline (the same recipe without HAM) in {up}, equal in {equal} and below in "
+        f"{down} (mean difference {rounded(ours)} points); in the paper, {papers_above(rows)} of the same "
+        f"{len(rows)} rows are above (mean {rounded(papers)})."
     )
 
 
 def test_gains_are_called_not_reproduced_only_while_they_are_not() -> None:
-    """At most half of the rows are above their base and no gain is significant after Holm's correction."""
+    """At most half of the rows are above their baseline; no gain is significant after Holm's correction."""
     rows = rows_of("HAM")
     _, adjusted = after_holm()
     gains = [row.gain > 0 and p < 0.05 for row, p in adjusted if row.method == "HAM"]
-    assert "HAM's gains on graphs are not reproduced." in README and "gains not reproduced" in README
-    assert counts(rows)[0] <= len(rows) / 2 and not any(gains), "HAM has gains now: rewrite State"
+    assert "we could not reproduce HAM's gains on graphs." in README and "gains not reproduced" in README
+    assert counts(rows)[0] <= len(rows) / 2 and not any(gains), "HAM has gains now: rewrite Status"
 
 
 def after_holm() -> tuple[list[Comparison], list[tuple[NodeRow, float]]]:
@@ -80,24 +81,32 @@ def test_the_intervals_are_counted() -> None:
     gains = [recomputed.paired(row.differences()) for row in recomputed.node_rows() if row.shared]
     tests = [own for own in gains if own.has_interval]
     clear = sum(own.excludes_0 for own in tests)
-    require(f"Of HAM's and nHAM's {len(tests)} intervals of the difference to the base {clear} exclude 0")
-    require(f"exclude 0 ({len(tests) / 20:g} are expected without any effect)")
+    require(f"Of the {len(tests)} 95 % confidence intervals of (method - baseline), {clear} exclude 0")
+    require(f"exclude 0 (about {len(tests) / 20:.0f} expected by chance)")
+    assert len(gains) > len(tests), "every difference has an interval now: leave the last sentence out"
+    assert all(
+        np.ptp(row.differences()) < 1e-9
+        for row in recomputed.node_rows()
+        if row.shared and not recomputed.paired(row.differences()).has_interval
+    )
+    require("There is no interval where the difference is the same for all seeds.")
     _, adjusted = after_holm()
     significant = sorted(f"{row.cell.row} on {row.cell.column}" for row, p in adjusted if p < 0.05)
-    assert not significant, f"write that these have a p below 0.05 after Holm's correction: {significant}"
-    require("no p is below 0.05 after Holm's correction")
+    assert not significant, f"write that these are significant after Holm's correction: {significant}"
+    require("none is significant after Holm's correction")
 
 
 def test_the_rows_of_node_classification_are_counted() -> None:
     total = sum("+" not in cell.row for cell, _ in recomputed.node_cells())
     base = [row.against_paper for row in rows_of("base")]
     agree = sum(not own.excludes_0 for own in base)
-    require(f"base rows | {len(base)} of {total} run, {agree} agree with the paper's")
+    require(f"baselines | {len(base)} of {total} run, {agree} agree with the paper")
+    require("A baseline agrees with the paper if Welch's 95 % interval of the difference contains 0.")
     require(f"Node classification, HAM | {len(rows_of('HAM'))} of {total} run: gains not reproduced")
     rows = rows_of("nHAM")
     up, equal, down = counts(rows)
     require(
-        f"Node classification, nHAM | {len(rows)} of {total} run: {up} above their base, {equal} equal, "
+        f"Node classification, nHAM | {len(rows)} of {total} run: {up} above their baseline, {equal} equal, "
         f"{down} below; in the paper {papers_above(rows)} above"
     )
 
@@ -109,7 +118,7 @@ def test_each_row_has_the_papers_number_of_seeds() -> None:
 
 
 def test_two_rows_collapse() -> None:
-    """More than 10 points below their base."""
+    """More than 10 points below their baseline."""
     low = [row for row in rows_of("nHAM") if row.gain < -10]
     assert ("two collapse" in README) == (len(low) == 2), f"collapsed: {[row.cell.exp for row in low]}"
 
@@ -127,10 +136,10 @@ def test_what_choosing_gains_by_chance_is_that_of_the_grids() -> None:
 
 def test_no_number_of_the_vision_tables_is_here() -> None:
     """A record of such a cell, or of a run of a figure, would be in results/runs beside node/ and graph/."""
-    require("No number of the paper on ImageNet or CIFAR-100 is here")
+    require("The ImageNet and CIFAR-100 results are not reproduced")
     require("Tables 3, 4, 6 to 10, Figures 2a, 5, 9 to 12 | every experiment exists; no number is reproduced")
     present = [path for path in (RESULTS / "runs").iterdir() if path.name not in ("node", "graph")]
-    assert not present, f"these are run now, say so in State and under What is reproduced: {present}"
+    assert not present, f"these are run now, say so in Status and under What is reproduced: {present}"
 
 
 def test_every_experiment_of_the_vision_tables_exists() -> None:
@@ -144,7 +153,7 @@ def test_every_experiment_of_the_vision_tables_exists() -> None:
 
 
 def test_no_run_on_a_gpu_is_recorded() -> None:
-    require("no run on a GPU is recorded")
+    require("because no GPU run has been recorded yet")
     contents = [json.loads(path.read_text()) for path in RESULTS.rglob("seed*.json")]
     assert len(contents) > 300
     on_gpus = {own["exp"] for own in contents if own["provenance"]["hardware"]["gpus"]}
@@ -167,10 +176,10 @@ def test_the_distances_of_figure_6_are_medians_of_its_simulations() -> None:
     require("Lines are medians over ten seeds")
     assert all(len(own) == 10 for own in ends.values())
     gd, ham, signed = (np.median(ends[label]) for label in ("GD", "HAM", "HAM signed"))
-    require(f"Gradient descent ends at a distance of {gd:.2f} from the truth, HAM at {ham:.2f}.")
-    require("simulated here at alpha = 1000")
+    require(f"Gradient descent ends at a distance of {gd:.2f} from the ground truth, HAM at {ham:.2f}.")
+    require("simulated here with alpha = 1000")
     assert {own["alpha"] for own in data["series"] if "HAM" in own["label"]} == {1000}
-    assert (ends["HAM signed"] > ends["HAM"]).all() and signed > ham, '"how much farther" is wrong'
+    assert (ends["HAM signed"] > ends["HAM"]).all() and signed > ham, "'exceeds HAM's' is wrong"
     assert max(ends["HAM"]) < min(ends["GD"]), "the bands overlap: say so"
 
 
@@ -180,7 +189,9 @@ def test_the_time_of_the_demo_is_that_of_its_records() -> None:
     require(f"digits: our runs took {min(seconds):.0f} to {max(seconds):.0f} s on a CPU")
 
 
-@pytest.mark.parametrize("link", ["#where-nham-collapses", "#base-rows-that-leave-the-papers", "#theory"])
+@pytest.mark.parametrize(
+    "link", ["#where-nham-collapses", "#baselines-that-differ-from-the-paper", "#theory"]
+)
 def test_the_explanations_are_linked(link: str) -> None:
     assert re.search(rf"\(docs/decisions\.md{link}\)", README)
 

@@ -31,7 +31,7 @@ def reading() -> str:
 
 
 def reading_tables() -> list[list[list[str]]]:
-    """Those of the page by their heads: clear differences, rows outside the paper's interval, all rows."""
+    """Those of the page by their heads: clear differences, rows that differ from the paper, all rows."""
     tables = markdown_tables(reading())
     heads = ("metric", "in standard errors", "+ / = / -")
     return [next((own[1:] for own in tables if head in own[0]), []) for head in heads]
@@ -132,7 +132,7 @@ def outside_checks() -> list[Check]:
     return checks
 
 
-def test_what_excludes_0_and_what_leaves_the_paper_is_listed_with_its_p() -> None:
+def test_what_excludes_0_and_what_differs_from_the_paper_is_listed_with_its_p() -> None:
     assert not mistakes(clear_checks()) and not mistakes(outside_checks())
 
 
@@ -174,14 +174,14 @@ def test_the_counts_of_intervals_are_right() -> None:
     assert agree(sentence("The intervals of "), expected)
 
 
-def test_the_counts_of_rows_outside_the_paper_are_right() -> None:
+def test_the_counts_of_rows_that_differ_from_the_paper_are_right() -> None:
     tests = [(row.method, own) for row in recomputed.node_rows() if (own := row.against_paper).has_interval]
     expected: list[float] = [95, 14, 15, 17, 18, 0]
     for name in ("base", "HAM", "nHAM"):
         part = [own for method, own in tests if method == name]
         expected += [sum(own.excludes_0 for own in part), len(part)]
     expected += [len(tests), len(tests) / 20, *after_holm([own for _, own in tests]), 12]
-    assert agree(sentence("A row is outside "), expected)
+    assert agree(sentence("A row differs "), expected)
 
 
 # node_grid.md
@@ -240,7 +240,7 @@ def test_the_search_is_that_of_the_grids() -> None:
     checks = search_checks()
     assert not mistakes(checks) and not mistakes(square_checks())
     assert len(checks) == 10 * len(grids()) and grids()
-    printed = re.findall(r"^Base: .*? seeds\.", GRID.read_text(), re.MULTILINE)
+    printed = re.findall(r"^Baseline: .*? seeds\.", GRID.read_text(), re.MULTILINE)
     paths = sorted((RESULTS / "node_grid").glob("*.json"))
     assert all(agree(numbers(a), recomputed.grid_base(b)) for a, b in zip(printed, paths, strict=True))
 

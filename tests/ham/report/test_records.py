@@ -62,7 +62,7 @@ ALTERED = {
     "status is 'stopped'": {"status": "stopped"},
     "another configuration (00000000, now": {"config_hash": "0" * 64},
     "contradict each other": {"epochs": 7},
-    "altered on the command line and no figure, search": {"overridden": True},
+    "overrides on the command line and no figure, search": {"overridden": True},
     "scaled down to 'tiny'": {"demo": "tiny"},
     "has no experiment 'nonsense'": {"exp": "nonsense"},
     "has no experiment 'cifar100_ham ham.alpha=0 ham.beta=0'": {"exp": "cifar100_ham ham.alpha=0 ham.beta=0"},

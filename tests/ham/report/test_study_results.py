@@ -457,7 +457,7 @@ def test_processors_are_named_and_mixed_seeds_marked(
         ({"status": "done"}, "its status is 'done'"),
         ({"reason": 5}, "no reason"),
         ({"epochs": 31}, "ended after 31 of 30 epochs"),
-        ({"config_hash": "0" * 64}, "altered on the command line"),
+        ({"config_hash": "0" * 64}, "overrides on the command line"),
     ],
 )
 def test_an_invalid_record_of_a_divergence_is_left_out(
