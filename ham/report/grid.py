@@ -233,8 +233,8 @@ def sign_flip_count(gains: list[list[float]]) -> int:
     """The number of sign flips, of 2^seeds, under which the best point gains at least as much.
 
     All points of a seed are flipped together, since they share its baseline; the statistic is the maximum
-    over the points. The test assumes that without an effect the differences of a seed are jointly as likely as
-    their negatives.
+    over the points. The test assumes that without an effect the differences of a seed are jointly as likely
+    as their negatives.
     """
     observed = max(map(mean, gains))
     return sum(best_gain >= observed - 1e-9 for best_gain in _flipped_best_gains(gains))
