@@ -19,9 +19,9 @@ from .parameterization import Plain, Product
 class PILoT(FactoredPruning):
     """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.
 
-    After each epoch k: if the training accuracy has risen, |theta|_1 is at least `l1_floor` and k is in the
-    first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the end the
-    smallest magnitudes are pruned, to exactly the target.
+    After each epoch k: if the training accuracy has risen, the mean |theta| is at least `l1_floor` and k
+    is in the first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the
+    end the smallest magnitudes are pruned, to exactly the target.
 
     Args:
         sparsity: fraction to prune at the end, over all layers together.

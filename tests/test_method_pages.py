@@ -11,7 +11,7 @@ import pytest
 
 import pruning
 from ham.files import ROOT
-from pruning.base import SPARSIFIERS
+from pruning.base import SPARSIFIERS, Sparsifier
 from pruning.parameterization import PARAMETERIZATIONS
 
 PAGES = ROOT / "docs" / "methods"
@@ -55,3 +55,14 @@ def test_a_page_cites_its_source_and_says_what_the_method_needs(name):
     assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}", text) or name == "mask_from"
     for heading in ("## What it does", "## Switches", "## What it needs and costs"):
         assert heading in text
+
+
+def test_the_table_of_methods_names_every_public_method_of_a_sparsifier():
+    text = (ROOT / "docs" / "sparse_training.md").read_text()
+    section = text.partition("## Methods of a sparsifier")[2].partition("\n## ")[0]
+    stated = {name for row in section.splitlines() for name in re.findall(r"`(\w+)\(", row.split(" | ")[0])}
+    public = {name for name in dir(Sparsifier) if not name.startswith("_")}
+    expected = {
+        name for name in public if callable(getattr(Sparsifier, name)) and name != "resolve"
+    }  # for configurations
+    assert stated == expected

@@ -39,8 +39,8 @@ run by as much as a small effect ([how much](../../docs/decisions.md#the-same-ru
 **valid**: mean and sample standard deviation over our seeds; **paper**: as printed; **paper's difference**:
 method minus baseline there. **difference**: method minus baseline, mean over the seeds that have both, with
 a 95 % interval (Student's t) where they differ. **nodes**: that difference as a number of validation nodes of
-one run. **+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the epoch
-of the best validation metric. **inverted**: fraction of the convolutions' weights with
+one run. **+ / = / -**: seeds in which the method is above, equal, below. **test**: the test metric at the
+epoch of the best validation metric. **inverted**: fraction of the convolutions' weights with
 abs(theta) > 1/abs(alpha), where nHAM's inverse metric 1 + alpha abs(theta) is negative, at that epoch and at
 the last; there nHAM can no longer be interpreted as mirror descent.
 

@@ -150,7 +150,7 @@ def test_rows_that_differ_from_the_paper_are_named() -> None:
     ]
     text, _, _, _, *table = outside_paper(rows)
     assert "excludes 0: 0 of 1 baselines, 1 of 1 HAM rows, 1 of 1 nHAM rows. Of 3 rows" in text
-    assert "about 0.15 would be. None has a p below 0.05 after Holm's correction over all 3." in text
+    assert "about 0.15 would differ. None has a p below 0.05 after Holm's correction over all 3." in text
     assert [line.split(" | ")[1:6] for line in table] == [
         ["GCN+HAM", "81.00 ± 1.00", "78.70 ± 1.00", "+2.30 [+0.03, +4.57]", "+2.8"],
         ["GCN+nHAM", "81.00 ± 1.00", "83.30 ± 1.00", "-2.30 [-4.57, -0.03]", "-2.8"],
