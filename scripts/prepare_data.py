@@ -1,11 +1,14 @@
 """Get a data set, check it and put it where the experiments look for it.
 
     python scripts/prepare_data.py cifar100 [--from DIR_OR_TARGZ] [--to DIR]
+    python scripts/prepare_data.py commonsense [--from DIR] [--to DIR]
 
-Creates DIR/cifar-100-python with the three official files and their SHA256SUMS, which every run verifies. DIR
-is $HAM_DATA if not given, else the current folder. The new folder appears complete or not at all; an existing
-one is checked and kept, or renamed to *.damaged and replaced. Exit status 2, and one line, if the data cannot
-be obtained or are wrong.
+cifar100 creates DIR/cifar-100-python with the three official files and their SHA256SUMS, which every run
+verifies; without --from it downloads them. commonsense copies and checks the questions of LLM-Adapters in
+DIR/commonsense; it downloads nothing, and without --from it checks the existing folder. DIR is $HAM_DATA if
+not given, else the current folder. The new folder appears complete or not at all; an existing one is checked
+and kept, or renamed to *.damaged and replaced. Exit status: 0 done; 2 the data cannot be obtained or are wrong
+(a one-line error); 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, recipe in RECIPES.items():
         command = commands.add_parser(name, help=recipe.about, description=recipe.about)
         command.add_argument("--from", dest="source", type=Path, help="existing files, instead of a download")
-        command.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")))
+        to = "folder of all data sets (default: $HAM_DATA, else the current folder)"
+        command.add_argument("--to", type=Path, default=Path(os.environ.get("HAM_DATA", ".")), help=to)
     args = parser.parse_args(argv)
     try:
         check_target("--to", args.to)
