@@ -12,7 +12,7 @@
 #   --        options for scripts/sweep.py, such as --seeds 0 or --only ham
 #
 # OUT defaults to out. Exit status: 0 nothing is left to do, 1 something failed, 2 wrong use or missing data, 85
-# runs are left: the same command resumes them, 130 Ctrl-C.
+# unfinished runs remain: the same command resumes them, 130 Ctrl-C.
 # Packages that the machine lacks are installed from wheels/, filled beforehand by
 #   pip wheel --no-deps -c constraints.txt -w wheels hydra-core omegaconf antlr4-python3-runtime
 # (add what else it lacks: pytest pytest-timeout hypothesis mpmath tqdm timm scikit-learn ...).

@@ -1,4 +1,4 @@
-"""A whole epoch and the data pipelines beside those of timm and FFCV, and a bare loop of torch.
+"""A full epoch and the data pipelines beside those of timm and FFCV, and a bare loop of torch.
 
     python benchmarks/loops.py [--rounds 9] [--json PATH] [--quick]
 

@@ -14,7 +14,7 @@ command again launches what is neither done nor active: failed and stopped runs 
 checkpoints. Sweeps on one folder of runs, also from several machines, share the work.
 
 Exit status: 0 fine; 1 a run failed (--local, --status); 2 wrong use, no SLURM, or a run that cannot start,
-such as one whose data are missing; 85 stopped by a signal or --seconds, and runs are left; 130 Ctrl-C.
+such as one whose data are missing; 85 stopped by a signal or --seconds, unfinished runs remain; 130 Ctrl-C.
 """
 
 from __future__ import annotations

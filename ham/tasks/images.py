@@ -119,7 +119,7 @@ class ImageClassification(Task):
     def summarize(self, run: Progress) -> Metrics:
         """Accuracy and sparsity. `top1_last` is what tables report.
 
-        `top1_best` is the best epoch among those at least as sparse as the last.
+        `top1_best` is the best epoch among those at least as sparse as the last, within 0.1 point.
         """
         last = run.history[-1]
         as_sparse = [
