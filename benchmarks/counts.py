@@ -40,7 +40,7 @@ NOT_COUNTED = {"fused": "for the CPU alone", "compiled": "torch.compile's kernel
 """Implementation of HAM -> why it has no rows."""
 
 COUNTED = "track_clamped"
-"""HAM counts the exponents at the bound: ham.run does, the library only if asked."""
+"""HAM counts the clamped exponents: ham.run does, the library only if asked."""
 
 STEPS = {
     "dense": {LOOP: 3},
@@ -105,7 +105,7 @@ def _listed(launches: Counter[str]) -> str:
 
 
 def ham_variants() -> list[tuple[str, str, bool]]:
-    """(row, implementation, are exponents at the bound counted?)."""
+    """(row, implementation, are clamped exponents counted?)."""
     names = [name for name in IMPLEMENTATIONS if name not in NOT_COUNTED]
     return [
         (f"HAM, {name}{f', {COUNTED}' if counted else ''}", name, counted)

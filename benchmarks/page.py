@@ -58,7 +58,7 @@ def ham(r: Results) -> dict[str, str]:
     labels = {
         SGD: ("torch SGD with momentum, fused", "its momentum"),
         OURS: ("torch SGD + HAM", _more(r["bytes_kept_by_ham"])),
-        TRACKED: ("the same, exponents at the bound counted as in ham.run", "two counts"),
+        TRACKED: ("the same, clamped exponents counted as in ham.run", "two counts"),
         WITHOUT_C: ("torch SGD + HAM, no C compiler", "nothing more"),
         AUTHORS: ("torch SGD + the authors' published update", _more(r.get("bytes_kept_by_authors", 0))),
     }

@@ -7,8 +7,8 @@ cifar100 creates DIR/cifar-100-python with the three official files and their SH
 verifies; without --from it downloads them. commonsense copies and checks the questions of LLM-Adapters in
 DIR/commonsense; it downloads nothing, and without --from it checks the existing folder. DIR is $HAM_DATA if
 not given, else the current folder. The new folder appears complete or not at all; an existing one is checked
-and kept, or renamed to *.damaged and replaced. Exit status: 0 done; 2 the data cannot be obtained or are wrong
-(a one-line error); 130 interrupted by Ctrl-C.
+and kept, or renamed to *.damaged and replaced. Exit status: 0 done; 2 the data cannot be obtained or are
+wrong (a one-line error); 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counts of the exponents at the bound, and the warning after a first step with many of them."""
+"""Counts of the clamped exponents, and the warning after a first step with many of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MANY = 0.01  # share of the first step's exponents
 
 
 class ClampCounts:
-    """Number of exponents at the bound and of all exponents, counted on each device without a host sync."""
+    """Number of clamped exponents and of all exponents, counted on each device without a host sync."""
 
     def __init__(self) -> None:
         self._counts: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -34,7 +34,7 @@ class ClampCounts:
                 count.add_(more)
 
     def share(self) -> Tensor:
-        """Share of the exponents at the bound since the last call, a 0-dim tensor; restarts the counts."""
+        """Share of the clamped exponents since the last call, a 0-dim tensor; restarts the counts."""
         counts = list(self._counts.values())
         if not counts:
             return torch.zeros(())
@@ -62,7 +62,7 @@ class ClampCounts:
 
 
 class FirstStep:
-    """Warns where more than 1 % of the exponents of the first step are at the bound, without a host sync.
+    """Warns where more than 1 % of the exponents of the first step are clamped, without a host sync.
 
     From a GPU the counts are copied while training goes on, and read in the first later step that finds the
     copy complete. Other accelerators and CUDA graphs are not examined.
@@ -113,7 +113,7 @@ class FirstStep:
 def _warn_if_many(clamped: int, seen: int, name: str) -> None:
     if clamped > _MANY * seen:
         warnings.warn(
-            f"{clamped / seen:.0%} of the exponents of HAM's first step with {name} are at the bound: lower "
+            f"{clamped / seen:.0%} of the exponents of HAM's first step with {name} are clamped: lower "
             "alpha, or pass lr=..., a function of the group, where the optimizer's rate is not group['lr']",
             stacklevel=outer_stacklevel(),
         )

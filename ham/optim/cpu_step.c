@@ -83,7 +83,7 @@ static inline integer compute_exponents(const real *restrict weights, const real
     return far;
 }
 
-/* One step on `count` weights; returns how many exponents are at the bound. */
+/* One step on `count` weights; returns how many exponents are clamped. */
 static int64_t step(real *restrict weights, const real *restrict grads, int64_t count, real a, real b, real clamp,
                     int mask_zero_grad)
 {

@@ -25,7 +25,7 @@ _POINTERS = POINTER(c_void_p)
 def step_(
     ps: Sequence[Tensor], gs: Sequence[Tensor], a: float, b: float, clamp: float, mask_zero_grad: bool
 ) -> int:
-    """The formula on dense tensors of one dtype, in place; returns how many exponents are at the bound.
+    """The formula on dense tensors of one dtype, in place; returns how many exponents are clamped.
 
     Raises:
         CompilerError: there is no C compiler, or it fails.

@@ -54,7 +54,7 @@ class HAM:
     HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
     itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
     torch.distributed.checkpoint creates an optimizer's state. HAM warns where more than 1 % of the first
-    step's exponents are at the bound (`FirstStep`).
+    step's exponents are clamped (`FirstStep`).
 
     Only two kinds of step wait for the device: the first one on a CUDA device, which tests the Triton kernel,
     and, with `lr`, steps of an optimizer that has no state yet and group["lr"] = 0 in all groups.
@@ -74,7 +74,7 @@ class HAM:
             `lambda group: group["lr"] * group["d"]` for Prodigy and DAdapt. None: group["lr"].
         max_weight_norm: rescale any parameter whose norm exceeds this after the step (the authors' wrapper:
             1000); None: no limit.
-        track_clamped: count the exponents at the bound on the device; read the share with `clamped_share()`.
+        track_clamped: count the clamped exponents on the device; read the share with `clamped_share()`.
         implementation: see `hyperbolic_step_`.
 
     Raises:
@@ -151,7 +151,7 @@ class HAM:
             del self.optimizer._ham
 
     def clamped_share(self) -> Tensor:
-        """Share of the exponents at the bound since the last call: a 0-dim tensor, no host sync.
+        """Share of the clamped exponents since the last call: a 0-dim tensor, no host sync.
 
         A share that grows towards 1 is a diverging alpha: weights are multiplied by e^5 or e^-5 in a single
         step.

@@ -50,7 +50,7 @@ def hyperbolic_step_(
         clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
         mask_zero_grad: do not change weights whose gradient is exactly zero, not even by beta.
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
-        clamped: 0-dim int64 tensor to which the number of exponents at the bound is added, without a host
+        clamped: 0-dim int64 tensor to which the number of clamped exponents is added, without a host
             sync.
         implementation: None for the fastest one that works here, or "reference" (the formula, tensor by
             tensor), "foreach" (torch's multi-tensor kernels), "fused" (one pass over memory, CPU only: C

@@ -197,7 +197,7 @@ def test_a_step_that_the_scaler_skips_is_not_the_first():
         warnings.simplefilter("error")
         optimizer.step()
     optimizer.found_inf = torch.tensor(0.0)
-    with pytest.warns(UserWarning, match="at the bound"):
+    with pytest.warns(UserWarning, match="are clamped"):
         optimizer.step()
 
 

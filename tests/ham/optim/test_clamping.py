@@ -1,4 +1,4 @@
-"""Counts of exponents at the bound, and the warning after the first step."""
+"""Counts of clamped exponents, and the warning after the first step."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_more_than_one_percent_at_the_bound_is_a_warning(clamped, percent):
     first, optimizer = first_step()
     assert first.must_count(optimizer)
     assert examined(first, clamped, 1000) == [
-        f"{percent} of the exponents of HAM's first step with SGD are at the bound: lower alpha, or pass "
+        f"{percent} of the exponents of HAM's first step with SGD are clamped: lower alpha, or pass "
         "lr=..., a function of the group, where the optimizer's rate is not group['lr']"
         for _ in range(percent is not None)
     ]

@@ -709,7 +709,7 @@ def test_step_and_clamped_share_never_wait_for_the_device(implementation):
         optimizer, track_clamped=True, mask_zero_grad=True, max_weight_norm=1.0, implementation=implementation
     )
     optimizer.found_inf = torch.tensor(0.0)
-    optimizer.step()  # the first step may wait, to warn of many exponents at the bound
+    optimizer.step()  # the first step may wait, to warn of many clamped exponents
     with Recorded() as recorded:
         optimizer.step()
         ham.clamped_share()
