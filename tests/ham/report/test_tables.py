@@ -587,7 +587,9 @@ def test_the_chosen_formats_are_written_in_their_order_to_a_new_folder(tmp_path:
 
 def test_wrong_names_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert COMMAND.main(["--table", "20", "--to", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[0].startswith("tables.py: unknown table 'table20'")
+    choices = ", ".join(sorted({*plan.tables(), *table_files.SHEETS}))
+    error = f"tables.py: unknown table 'table20': choose one of {choices}"
+    assert capsys.readouterr().err.splitlines() == [error]
 
 
 @pytest.mark.parametrize("name", ["table14", "table15"])
