@@ -27,7 +27,7 @@ SecondMomentName = Literal["mean", "zero"]
 if TYPE_CHECKING:
 
     class Scope(Choice):
-        """Over which weights a sparsity is reached: all of them together, or those of each layer."""
+        """The weights over which a sparsity is reached: all of them together, or those of each layer."""
 
         layerwise = "layerwise"
 

@@ -95,7 +95,19 @@ DENSITIES = {Allocation.erk: erk, Allocation.balanced: balanced, Allocation.unif
 
 
 def kept_counts(shapes: Shapes, sparsity: float, allocation: AllocationLike) -> dict[str, int]:
-    """Name -> number of weights to keep, N - floor((1 - density) N) as in google-research/rigl."""
+    """Number of weights to keep in each layer, N - floor((1 - density) N) as in google-research/rigl.
+
+    Args:
+        shapes: name -> shape of each weight.
+        sparsity: fraction to prune of all weights together, in [0, 1).
+        allocation: layer densities: "erk", "balanced" or "uniform".
+
+    Returns:
+        Name -> number of weights to keep.
+
+    Raises:
+        ValueError: sparsity out of range, no shapes, or an unknown allocation.
+    """
     densities = DENSITIES[Allocation(allocation)](shapes, 1 - sparsity)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     return {name: size - _floor((1 - densities[name]) * size) for name, size in sizes.items()}

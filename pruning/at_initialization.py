@@ -27,6 +27,6 @@ class AtInitialization(TargetSparsity):
         return super().after_backward(step, optimizer)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the masks; `initialize` is not needed where there are some."""
+        """Restore the masks; `initialize` is not needed if the state has some."""
         super().load_state_dict(state)
         self._has_pruned = self.masks.active

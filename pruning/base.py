@@ -77,15 +77,15 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         """Parametrize the model and find its prunable weights, before the optimizer is created.
 
         Args:
-            model: on its device; it is trained in place. Random masks are set by this call.
-            optimizer: of these weights, for methods that do not parametrize: the call then ends with
-                `hook(optimizer)`.
-            total_epochs: of the entire training.
-            steps_per_epoch: optimizer steps in an epoch; methods that plan by steps need it.
-            seed: of the masks drawn at random; the same on every rank.
+            model: the model, on its device; it is trained in place. Random masks are set by this call.
+            optimizer: the optimizer of these weights, for methods that do not parametrize: the call then
+                ends with `hook(optimizer)`.
+            total_epochs: number of epochs of the entire training.
+            steps_per_epoch: optimizer steps in an epoch; required by methods with a schedule in steps.
+            seed: the seed of random masks; the same on every rank.
             parameterization: `Product` for m * w and Sign-In; None for plain weights.
             include: globs of further parameters to prune, such as "embed.weight"; see `prunable_weights`.
-            exclude: globs of weights that the sparsifier leaves alone; a method's own field `exclude` keeps
+            exclude: globs of weights that the sparsifier does not touch; a method's own field `exclude` keeps
                 weights dense that are still parametrized.
             masks: name -> bool, True where a weight is kept: used instead of the method's first masks, by
                 methods that start with masks and by `Dense`, which then trains with fixed masks.
@@ -93,9 +93,9 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
                 `sparsity` holds for the others. The first glob that matches counts.
 
         Raises:
-            ValueError: the model does not fit, `total_epochs` or `steps_per_epoch` is not a positive whole
-                number, or a parameterization is given to a method with its own. The model and the sparsifier
-                are then as they were.
+            ValueError: the model does not fit, `total_epochs` or `steps_per_epoch` is not a positive integer,
+                or a parameterization is given to a method with its own. The model and the sparsifier are then
+                unchanged.
         """
         replaces = self.reparametrizes or type(parameterization or Plain()) is not Plain
         if replaces and optimizer is not None:
@@ -133,8 +133,8 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
             kept = {id(p) for weight in self.masks.weights.values() for p in weight.parameters}
             if not any(id(p) in kept for weight in weights_before.values() for p in weight.parameters):
                 warn_at_caller(
-                    f"{type(self).__name__} has left the model that it was attached to, whose pruned weights "
-                    "are trained from now on: create a sparsifier for each model"
+                    f"{type(self).__name__} was detached from the model of an earlier attach, whose pruned "
+                    "weights are trained from now on: create one sparsifier per model"
                 )
 
     def _parametrize_and_find(self) -> dict[str, Weight]:
@@ -157,8 +157,8 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
     def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
         if not self.masks.active and not isinstance(self, Dense):
             raise ValueError(
-                f"{type(self).__name__} finds its masks during the training and takes none: pass masks "
-                "to Dense, RandomPruning, RigL or another method that starts with masks"
+                f"{type(self).__name__} computes its masks during training; masks= is not supported: pass "
+                "masks to Dense, RandomPruning, RigL or another method that starts with masks"
             )
         for parameter, value in initial:  # the method's own masks may have pruned others
             parameter.copy_(value)
@@ -172,12 +172,12 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         has `remove()`.
 
         Raises:
-            TypeError: it is not an optimizer.
-            ValueError: the optimizer does not fit, or has this sparsifier's hook already.
+            TypeError: `optimizer` is not an optimizer.
+            ValueError: the optimizer does not fit, or already has this sparsifier's hook.
         """
         former = self._hook
         if former is not None and former.optimizer is unwrapped(optimizer):
-            raise ValueError("this sparsifier has a hook already: call remove() on the first one")
+            raise ValueError("this sparsifier already has a hook: call remove() on the first one")
         if self.prunes_at_end and self.steps_per_epoch is None:
             warn_at_caller(
                 f"{type(self).__name__} prunes at the end: attach with steps_per_epoch=..., or call "
@@ -191,7 +191,7 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
         if sparsities:
-            raise ValueError(f"{type(self).__name__} has no target sparsity: leave out sparsities")
+            raise ValueError(f"{type(self).__name__} has no target sparsity: omit sparsities")
 
     def _parameterize(self, requested: Plain) -> Plain:
         if self.reparametrizes and type(requested) is not Plain:
@@ -205,19 +205,33 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
     def total_steps(self) -> int:
         """Calls of `after_backward` over the training. Raises ValueError without `steps_per_epoch`."""
         if self.steps_per_epoch is None:
-            raise ValueError(f"{type(self).__name__} plans by steps: attach with steps_per_epoch=len(loader)")
+            raise ValueError(
+                f"{type(self).__name__} requires steps_per_epoch: pass "
+                "attach(..., steps_per_epoch=len(loader))"
+            )
         return self.total_epochs * self.steps_per_epoch
 
     def param_groups(self, params: Iterable[Any]) -> list[dict[str, Any]]:
         """Optimizer groups in which the method's own parameters have the weight decay that it sets.
 
         Args:
-            params: what an optimizer takes, parameters or groups; every other key of a group is kept.
+            params: parameters or groups, as an optimizer takes them; every other key of a group is kept.
         """
         return split_by_weight_decay(params, self.weight_decays())
 
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
-        """Prune at initialization, from batches of (inputs, targets). After DDP, before step 0."""
+        """Prune at initialization; methods that do not prune from data do nothing.
+
+        Call it after wrapping in DDP and before the first step; do not call it in a resumed run.
+
+        Args:
+            batches: pairs, inputs [N, ...] and targets. SynFlow reads only the shape of the first inputs.
+            loss_fn: the mean loss over a batch, a function of outputs and targets; SNIP and GraSP require it.
+
+        Raises:
+            ValueError: the method requires a loss, more batches or other inputs, or `fully_shard` has split
+                the weights.
+        """
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Change phases at epoch `epoch`, counted from 0.
@@ -225,8 +239,8 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         A method that overrides this and acts before it calls this calls `_begin_epoch` first.
 
         Args:
-            epoch: counted from 0.
-            optimizer: of the training, the one with the hook or a wrapper of it.
+            epoch: number of the epoch, counted from 0.
+            optimizer: the optimizer used for training, the one with the hook or a wrapper of it.
 
         Raises:
             RuntimeError: a weight is no longer a parameter of the model.
@@ -238,24 +252,28 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         self._nonzero.refresh(self.masks.weights.values())
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Use the dense gradients, then mask them. False: no optimizer step follows in this iteration.
+        """Use the dense gradients, then mask them.
 
         A method that overrides this calls it, or `_begin_step` where it needs the dense gradients first.
 
         Args:
-            step: optimizer steps before this one.
-            optimizer: of the training.
+            step: number of optimizer steps before this one.
+            optimizer: the optimizer used for training.
+
+        Returns:
+            False if no optimizer step may follow in this iteration.
 
         Raises:
             ValueError: the optimizer does not train a weight.
-            RuntimeError: a weight left the model, or an epoch that the method acts on was not announced.
+            RuntimeError: a weight left the model, or `on_epoch_start` was not called for an epoch that the
+                method acts on.
         """
         self._begin_step(step, optimizer)
         self.mask_gradients()
         return True
 
     def uses_gradients(self, step: int) -> bool:
-        """Does `after_backward` choose masks by the gradients at this step?"""
+        """Return True if `after_backward` chooses masks by the gradients at this step."""
         return False
 
     def mask_gradients(self) -> None:
@@ -274,7 +292,8 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         """Project the weights onto the mask.
 
         Raises:
-            RuntimeError: `add_decay` was left out, or a step was taken where `after_backward` returned False.
+            RuntimeError: `add_decay` was not called, or a step was taken although `after_backward` returned
+                False.
         """
         self._check_step_was_due()
         self.masks.apply_to_weights_()
@@ -296,7 +315,8 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
 
         Args:
             masks: name -> bool, True where a weight is kept, one for each prunable weight.
-            optimizer: its state is zeroed where weights are pruned, so that momentum moves none of them.
+            optimizer: the optimizer whose state is zeroed where weights are pruned, so that momentum does not
+                move them.
 
         Raises:
             ValueError: names or shapes differ from the weights'.

@@ -22,7 +22,7 @@ def losses_in_parts(
     """Losses of at most `size` samples each, without autocast; their sum is the loss of the batch.
 
     Raises:
-        ValueError: after the second part, if the loss is no mean over samples, as one with class weights.
+        ValueError: after the second part, if the loss is not a mean over samples, as with class weights.
     """
     is_split = all(isinstance(x, Tensor) and x.ndim for x in (inputs, targets)) and len(inputs) == len(
         targets
@@ -61,13 +61,13 @@ def _check_is_mean(
         torch.linalg.vector_norm(whole)
     ):
         raise ValueError(
-            f"the loss of a batch is not the mean over its parts of {size} samples (class weights, say): "
-            f"give batches of at most {size}, or a loss that is the mean over samples"
+            f"the loss of a batch is not the mean over its parts of {size} samples (for example, because of "
+            f"class weights): use batches of at most {size}, or a loss that is the mean over samples"
         )
 
 
 def check_pair(batch: Any) -> tuple[Any, Any]:
-    """The inputs and the targets of a batch. Raises ValueError where it is not such a pair."""
+    """Inputs and targets of a batch. Raises ValueError if it is not such a pair."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or isinstance(batch[0], str | bytes | int | float | Mapping | Sequence):
         kind = (

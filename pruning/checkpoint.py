@@ -19,10 +19,10 @@ def load_distributed(sparsifier: Sparsifier, folder: str | Path, *, key: str = "
     rank calls it.
 
     Args:
-        sparsifier: attached to a model of the same shapes, sharded or not.
-        folder: of the checkpoint, as in `torch.distributed.checkpoint.save({"sparsifier":
+        sparsifier: a sparsifier attached to a model of the same shapes, sharded or not.
+        folder: the checkpoint's folder, as in `torch.distributed.checkpoint.save({"sparsifier":
             sparsifier.state_dict(), ...}, checkpoint_id=folder)`.
-        key: under which the state was saved.
+        key: the key under which the state was saved.
 
     Raises:
         ValueError: the checkpoint has nothing under that key, or masks of other names or shapes.
@@ -52,7 +52,7 @@ def load_distributed(sparsifier: Sparsifier, folder: str | Path, *, key: str = "
 
 
 def _space(sparsifier: Sparsifier, name: str, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """An empty tensor to read into: a DTensor for what belongs to a weight that is one."""
+    """An empty tensor to read into: a DTensor if the weight is a DTensor."""
     weight = sparsifier.masks.weights.get(name)
     if weight is not None and weight.shape == size:
         return torch.empty_like(weight.parameters[0].detach(), dtype=dtype)

@@ -21,7 +21,7 @@ from .weights import ComputedWeight, Weight
 _SENSIBLE_COVERAGE = 0.5
 
 Ties: TypeAlias = list[tuple[nn.Module, str, str]]
-"""(module, attribute, name of the weight) of parameters that are also those of a weight elsewhere."""
+"""(module, attribute, name of the weight) of parameters that a weight elsewhere shares."""
 
 
 class SparsityWarning(UserWarning):
@@ -76,7 +76,7 @@ def check_not_sharded(model: nn.Module, method: str) -> None:
 
 
 def check_units_not_sharded(model: nn.Module, granularity: str) -> None:
-    """Raise ValueError where `fully_shard` has split weights that are pruned in units of several."""
+    """Raise ValueError where `fully_shard` has split weights that are pruned in units of more than one."""
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise ValueError(
             f"granularity {granularity} does not work on weights that fully_shard has split: use "
@@ -123,19 +123,19 @@ def warn_of_low_coverage(model: nn.Module, weights: Mapping[str, Weight]) -> Non
     total = sum(p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter))
     if covered < _SENSIBLE_COVERAGE * total:
         warn_at_caller(
-            f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and a "
-            "sparsity counts these alone: include others by attach(..., include=[globs]), unless they are "
+            f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and the "
+            "sparsity counts only these: include others by attach(..., include=[globs]), unless they are "
             "frozen"
         )
 
 
 def warn_of_empty_layers(names: Iterable[str]) -> None:
-    """Warn where a layer keeps no weight: the network then ignores its input."""
+    """Warn if a layer keeps no weight: the network then ignores the layer's input."""
     if names := list(names):
         others = f" and {len(names) - 3} more" if len(names) > 3 else ""
         warn_at_caller(
-            f"nothing is left of {', '.join(names[:3])}{others}: lower the sparsity, exclude them, or prune "
-            "layerwise"
+            f"all weights of {', '.join(names[:3])}{others} are pruned: lower the sparsity, exclude them, or "
+            "prune layerwise"
         )
 
 
@@ -149,12 +149,12 @@ def warn_at_caller(message: str) -> None:
 
 
 def warn_of_new_layers(names: Sequence[str]) -> None:
-    """Warn where weights have become prunable after `attach`, which neither masks nor counts know."""
+    """Warn where weights have become prunable after `attach`, which masks and counts do not include."""
     several = len(names) > 1
     others, be = (f" and {len(names) - 1} more", "are") if several else ("", "is")
     they, them = ("they stay", "them") if several else ("it stays", "it")
     warn_at_caller(
-        f"{names[0]}{others} came to the model after attach or {be} no longer frozen: {they} dense, and the "
+        f"{names[0]}{others} joined the model after attach or {be} no longer frozen: {they} dense, and the "
         f"sparsity does not count {them}; attach after the last change of the model's layers, or exclude "
         f"{them}"
     )
@@ -175,17 +175,17 @@ def check_model(model: nn.Module, weights: Mapping[str, Weight], ties: Ties | No
     """Raise RuntimeError unless every weight still is a parameter of the model, parametrized as before.
 
     Args:
-        model: that the sparsifier is attached to.
-        weights: its prunable weights.
-        ties: of the weights at `attach`, from `tied_places`; None: not compared.
+        model: the model that the sparsifier is attached to.
+        weights: the prunable weights.
+        ties: ties of the weights at `attach`, from `tied_places`; None: not compared.
     """
     owned = {id(p) for p in model.parameters()}
     layers = {id(module) for module in model.modules()}
     for name, weight in weights.items():
         if isinstance(weight.owner, ParametrizationList) and len(weight.owner) > 1:
             raise RuntimeError(
-                f"{name} got another parametrization after attach: remove it, or attach after it and exclude "
-                "that weight"
+                f"{name} got another parametrization after attach: remove it, or attach after adding it and "
+                "exclude that weight"
             )
         for tensor in weight.parameters:
             has_moved = isinstance(weight.owner, nn.Module) and id(weight.owner) not in layers
@@ -221,13 +221,13 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
     """Raise ValueError unless the optimizer trains every tensor of `weights` that has requires_grad.
 
     Args:
-        optimizer: of the training.
-        weights: (name, trained tensor).
+        optimizer: the optimizer used for training.
+        weights: pairs (name, trained tensor).
     """
     weights = list(weights)
     if sparse := [name for name, p in weights if p.grad is not None and p.grad.is_sparse]:
         raise ValueError(
-            f"{sparse[0]} has sparse gradients, which take no mask: set sparse=False in its layer"
+            f"{sparse[0]} has sparse gradients, which cannot be masked: set sparse=False in its layer"
         )
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, tensor in weights if tensor.requires_grad and id(tensor) not in trained]
@@ -236,7 +236,7 @@ def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]])
         shard = " and fully_shard(model)" if any(is_sharded(tensor) for _, tensor in weights) else ""
         raise ValueError(
             f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model)"
-            f"{shard}, from the model's parameters; freeze weights that are not to be trained, and exclude "
+            f"{shard}, from the model's parameters; freeze weights that should not be trained, and exclude "
             "those that another optimizer trains"
         )
 
@@ -245,8 +245,8 @@ def unwrapped(optimizer: Any) -> Optimizer:
     """The torch optimizer inside wrappers such as accelerate's and SAM's.
 
     Raises:
-        TypeError: there is no torch optimizer.
-        ValueError: it does not run step hooks.
+        TypeError: there is no torch optimizer inside.
+        ValueError: the optimizer does not run step hooks.
     """
     optimizer = layers_of(optimizer)[-1]
     if not isinstance(optimizer, Optimizer):
@@ -260,7 +260,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
 
 
 def layers_of(optimizer: Any) -> list[Any]:
-    """The wrappers around an optimizer from the outside to the inside, and it itself at the end."""
+    """The wrappers around an optimizer from the outside to the inside, then the optimizer itself."""
     layers = [optimizer]
     while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
         layers.append(inner)
@@ -285,5 +285,5 @@ def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
 
 
 def runs_hooks(optimizer: Any) -> bool:
-    """Is it an optimizer whose step calls the hooks of torch.optim.Optimizer?"""
+    """Return True for an optimizer whose step calls the hooks of torch.optim.Optimizer."""
     return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)

@@ -21,11 +21,11 @@ class Cost:
     """A network's cost at given densities.
 
     Args:
-        parameters: kept weights, and all biases and norm parameters.
+        parameters: number of kept weights, and of all biases and norm parameters.
         megabytes: 4 bytes per parameter and one bit per entry of each layer that is not dense, / 10^6; a
             BatchNorm counts as the one bias per channel that it folds into (google-research/rigl's table).
-        flops: of one input's forward pass, a multiply-add counting 2, in prunable layers; kept weights only.
-        dense_flops: the same with every weight.
+        flops: FLOPs of one input's forward pass, kept weights of prunable layers; a multiply-add counts 2.
+        dense_flops: FLOPs of the same with every weight.
     """
 
     parameters: int
@@ -45,9 +45,9 @@ def cost(
     """Count the cost of a model whose weight `name` keeps kept[name] entries; others are dense.
 
     Args:
-        model: not changed; one forward pass on zeros, token 0 for embeddings, runs in eval mode.
+        model: the model, unchanged; one forward pass on zeros (token 0 for embeddings) runs in eval mode.
         kept: name -> number of kept weights, as in {name: kept for name, kept, _ in sparsifier.counts()}.
-        input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
+        input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224).
         include: globs of further prunable parameters, as given to `Sparsifier.attach`.
 
     Raises:
@@ -84,9 +84,9 @@ def dense_flops(
     """Name -> FLOPs of one input's forward pass in each layer with every weight; an embedding has none.
 
     Args:
-        model: not changed; one forward pass on zeros, token 0 for embeddings, runs in eval mode.
+        model: the model, unchanged; one forward pass on zeros (token 0 for embeddings) runs in eval mode.
         weights: name -> prunable weight of the model.
-        input_shape: with a batch dimension of 1, such as (1, 3, 224, 224).
+        input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224).
         include: globs of further prunable parameters.
     """
     uses = _uses(model, input_shape, include)

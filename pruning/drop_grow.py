@@ -1,4 +1,4 @@
-"""Sparse from the start, with masks that drop weights and grow as many: what RigL and SET share."""
+"""The common part of RigL and SET: sparse from the start, with masks that drop weights and grow as many."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def update_mask(
         theta: weights, any shape.
         growth: scores of theta's shape, such as the dense gradient averaged over ranks.
         mask: bool, True where a weight is on.
-        count: at most the number of kept units, and of those that are off after the drop.
-        name: of the layer, for errors.
-        units: what is dropped and grown as one.
-        layout: of the weight; None: its inputs are dimension 1.
-        kept: how many weights the mask keeps; None: counted, with a host sync.
+        count: number of units to drop; at most that of the kept units, and of those off after the drop.
+        name: name of the layer, for errors.
+        units: the granularity in which weights are dropped and grown.
+        layout: layout of the weight; None: its inputs are dimension 1.
+        kept: number of weights that the mask keeps; None: counted, with a host sync.
 
     Raises:
         NotFinite: a weight or a score is nan.
@@ -67,7 +67,7 @@ class DropAndGrow(RandomMasks, ABC):
 
     @abstractmethod
     def is_update_step(self, step: int) -> bool:
-        """Are the masks updated at this step, counted from 0?"""
+        """Return True if the masks are updated at this step, counted from 0."""
 
     @abstractmethod
     def drop_fraction_at(self, step: int) -> float:
@@ -78,7 +78,7 @@ class DropAndGrow(RandomMasks, ABC):
         """Scores of the weight's shape; the largest |score| is grown. None: the layer keeps its mask."""
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
-        """Mask the gradients, or update the masks by the dense ones; then no optimizer step follows."""
+        """Mask the gradients, or update the masks by the dense gradients; then no optimizer step follows."""
         if not self.is_update_step(step):
             return super().after_backward(step, optimizer)
         self._begin_step(step, optimizer)

@@ -18,7 +18,7 @@ MASKS = "masks.pt"
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of the model as it was before any parametrization, on the CPU.
+    """The state_dict of the model without any parametrization, on the CPU.
 
     Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names.
     Tensors are copied, modules are not: the model does not change. Weights that `fully_shard` splits are
@@ -47,11 +47,11 @@ def _plain(tensor: Tensor) -> Tensor:
 def remove_parametrizations_(model: nn.Module) -> nn.Module:
     """Replace every parametrized weight by what it computes (m * w, soft thresholds), in place.
 
-    The model then is plain: with the names of the model before `attach`, its outputs and its zeros. A weight
-    is a new parameter without a gradient; it requires gradients where the parameters that it replaces did. An
-    optimizer that was created before does not train it, and no optimizer state carries over. Call this
-    function after the training: the sparsifier no longer fits the model. `plain_state_dict` leaves the model
-    unchanged instead.
+    The model is then plain: it has the names of the model before `attach`, and its outputs and zeros. A
+    weight is a new parameter without a gradient; it requires gradients if the parameters that it replaces
+    did. An optimizer that was created before does not train it, and no optimizer state carries over. Call
+    this function after training: the sparsifier no longer fits the model. `plain_state_dict` leaves the
+    model unchanged instead.
 
     Returns:
         The model.
@@ -112,8 +112,8 @@ def semi_structured(
 
     Args:
         source: a model, with any parametrization, or a state_dict.
-        names: of weights [out, in] with at least two zeros in every four along a row.
-        dtype: to convert the weights to first; None: they are float16, bfloat16 or int8 already.
+        names: names of weights [out, in] with at least two zeros in every four along a row.
+        dtype: the dtype to convert the weights to first; None: they already are float16, bfloat16 or int8.
 
     Returns:
         Name -> `torch.sparse.SparseSemiStructuredTensor` on the current CUDA device.
@@ -142,7 +142,7 @@ def semi_structured(
 
 
 def semi_structured_error(weight: Tensor) -> str:
-    """Why a weight has no 2:4 sparse form, with the cure; "" where it has one. Runs on any device."""
+    """The reason why a weight has no 2:4 sparse form, with the cure; "" if it has one. Runs on any device."""
     from torch.sparse import semi_structured as forms
 
     if weight.ndim != 2:
@@ -156,7 +156,7 @@ def semi_structured_error(weight: Tensor) -> str:
     if weight.shape[0] % rows or weight.shape[1] % columns or not weight.numel():
         return f"is {list(weight.shape)}: its sides must be multiples of {rows} and {columns}; leave it dense"
     if int((weight.unflatten(1, (-1, 4)) != 0).sum(dim=-1).max()) > 2:
-        return "has more than two of four non-zero: train with granularity='2:4' and sparsity=0.5"
+        return "has more than two non-zero entries of four: train with granularity='2:4' and sparsity=0.5"
     return ""
 
 
@@ -168,9 +168,9 @@ def save_masks(
     Where `fully_shard` splits weights, every rank calls it, and rank 0 writes.
 
     Args:
-        path: of the file, such as masks.pt; or the file, open for writing.
-        sparsifier: attached and trained.
-        origin: plain values that describe the run which the masks come from.
+        path: path of the file, such as masks.pt; or the file, open for writing.
+        sparsifier: an attached and trained sparsifier.
+        origin: plain values that describe the run that the masks come from.
     """
     kept = sparsifier.kept()
     content = {
@@ -191,11 +191,11 @@ def load_masks(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
     path = Path(source)
     path = path / MASKS if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"no masks at {path}: train the run that they come from to its end first")
+        raise ValueError(f"{path} does not exist: finish the run that the masks come from first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content["masks"]), dict(content["margins"]), dict(content["origin"])
     except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged or holds no masks: delete {path.parent} and train its run again"
+            f"{path} is damaged or contains no masks: delete {path.parent} and train that run again"
         ) from error

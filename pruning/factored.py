@@ -1,4 +1,4 @@
-"""Dense training towards zeros, then pruning once to the target: what PILoT and spred share."""
+"""The common part of PILoT and spred: dense training towards zeros, then pruning once to the target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FactoredPruning(TargetSparsity):
         self.set_masks(self.select(magnitude(self.masks.values())), optimizer)
 
     def on_end(self) -> None:
-        """Prune, unless the weights are pruned already."""
+        """Prune, unless the weights are already pruned."""
         if not self.masks.active:
             self._prune_to_target()
         super().on_end()

@@ -37,8 +37,8 @@ class GMP(TargetSparsity):
         granularity: "element", blocks, or N:M, where every group keeps at least N of M on the way.
         scope: "layerwise" prunes each layer to s_t as in the paper, "global" ranks all layers together.
         begin: fraction of all steps that is trained dense.
-        end: fraction of all steps after which the masks are fixed. The paper asks for an end while the
-            learning rate is still large enough to recover; it gives no fractions.
+        end: fraction of all steps after which the masks are fixed. According to the paper the learning rate
+            should then still be large enough to recover; it gives no fractions.
         interval: steps between updates; the paper reports 100 to 1000 as equivalent.
         schedule: "cubic" as in the paper, s_t = s_f - s_f (1 - (t - t_0) / (n dt))^3, "cosine" or "linear";
             or a callable, fraction of all steps -> sparsity, with the value `sparsity` at `end`.
@@ -60,8 +60,8 @@ class GMP(TargetSparsity):
             self.schedule = Ramp(self.schedule)
         if not 0 <= self.begin <= self.end <= 1:
             raise ValueError(
-                f"begin and end are fractions of the steps, 0 <= begin <= end <= 1, got {self.begin:g} and "
-                f"{self.end:g}"
+                "begin and end must be fractions of the steps, 0 <= begin <= end <= 1, got "
+                f"{self.begin:g} and {self.end:g}"
             )
         check_positive_integer("interval", self.interval, " step")
         if callable(self.schedule) and abs(self.schedule(self.end) - self.sparsity) > 1e-9:
@@ -80,7 +80,7 @@ class GMP(TargetSparsity):
         self._begin, self._end = (min(round(at * self.total_steps), last) for at in (self.begin, self.end))
 
     def is_update_step(self, step: int) -> bool:
-        """Are the masks updated at this step, counted from 0?"""
+        """Return True if the masks are updated at this step, counted from 0."""
         inside = self._begin <= step <= self._end
         return inside and ((step - self._begin) % self.interval == 0 or step == self._end)
 

@@ -1,4 +1,4 @@
-"""In which units weights are pruned: single weights, N of every M, or blocks."""
+"""The units in which weights are pruned: single weights, N of every M, or blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Block(Granularity):
         self.requirement = f"outputs divisible by {rows} and inputs by {columns}"
 
     def fits(self, weight: Layout) -> bool:
-        """Do blocks tile the weight, and each group of a convolution?"""
+        """Return True if blocks tile the weight, and each group of a convolution."""
         if len(weight.shape) < 2 or weight.input_dim not in (0, 1):  # not across matrices of fused experts
             return False
         outputs, inputs = weight.group_matrix
@@ -68,7 +68,7 @@ class NofM(Granularity):
         return abs(sparsity - (1 - self.n / self.m)) < 1e-6
 
     def fits(self, weight: Layout) -> bool:
-        """Do groups of M tile the input dimension, and each group of a convolution?"""
+        """Return True if groups of M tile the input dimension, and each group of a convolution."""
         if len(weight.shape) < 2 or weight.input_dim is None:
             return False
         return weight.group_matrix[1] % self.m == 0
@@ -109,7 +109,7 @@ class NofM(Granularity):
             total = torch.Size(weight.shape).numel()
             if abs(kept[name] - total * self.n // self.m) > 1 + 2e-6 * total:
                 raise ValueError(
-                    f"granularity {self.text} keeps the same share of each layer: use allocation=uniform"
+                    f"granularity {self.text} keeps the same fraction of each layer: use allocation=uniform"
                 )
         return {
             name: self.best(torch.rand(w.shape, generator=generator, dtype=torch.float64), self.n, w)

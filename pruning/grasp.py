@@ -39,11 +39,11 @@ def grasp(
     model runs in eval mode, without autocast, on at most 64 inputs at once, and does not change.
 
     Args:
-        model: maps inputs [N, ...] to outputs; twice differentiable.
+        model: a twice differentiable model that maps inputs [N, ...] to outputs.
         weights: name -> prunable weight, plain or a product.
-        batches: of (inputs, targets); their means have equal weight. They are passed over twice.
+        batches: pairs (inputs, targets); their means have equal weight. They are iterated over twice.
         loss_fn: the mean loss over a batch.
-        temperature: divides the outputs; 200 in the paper's code.
+        temperature: divisor of the outputs; 200 in the paper's code.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     leaves = {name: weight.value.clone().requires_grad_() for name, weight in weights.items()}
@@ -97,9 +97,9 @@ class GraSP(AtInitialization):
         exclude: globs of weights to keep dense.
         granularity: "element", N:M or blocks; a block's score, the sum over its weights, is that of removing
             it.
-        batches: how many to average over; 10 of 1024 images are the ten per class of the authors and of
-            ganguli-lab/Synaptic-Flow. They are held in memory together, for two passes.
-        temperature: divides the outputs; 200 in the authors' code.
+        batches: number of batches to average over; 10 of 1024 images are the ten per class of the authors
+            and of ganguli-lab/Synaptic-Flow. They are held in memory together, for two passes.
+        temperature: divisor of the outputs; 200 in the authors' code.
     """
 
     batches: int = 10
@@ -127,6 +127,6 @@ class GraSP(AtInitialization):
         if other := [type(inputs).__name__ for inputs, _ in data if not isinstance(inputs, Tensor)]:
             raise ValueError(f"GraSP needs tensors as inputs, got {other[0]}: choose SNIP")
         if len(data) < self.batches:
-            raise ValueError(f"GraSP asks for {self.batches} batches, got {len(data)}: lower its batches")
+            raise ValueError(f"GraSP needs {self.batches} batches, got {len(data)}: lower its batches")
         self.set_masks(self.select(grasp(self.model, self.masks.weights, data, loss_fn, self.temperature)))
         self._has_pruned = True

@@ -13,7 +13,7 @@ def split_by_weight_decay(params: Iterable[Any], decays: Mapping[Tensor, float])
     """Optimizer groups, split where their parameters need different weight decays.
 
     Args:
-        params: what an optimizer takes, parameters or groups; every other key of a group is kept.
+        params: parameters or groups, as an optimizer takes them; every other key of a group is kept.
         decays: parameter -> its weight decay; the others keep the decay of their group.
     """
     params = list(params)

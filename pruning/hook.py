@@ -1,4 +1,4 @@
-"""A sparsifier on the hooks of an optimizer: any training loop stays as it is."""
+"""A sparsifier on the hooks of an optimizer, for any training loop without changes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class OptimizerHook:
     Gradients that are clipped before `optimizer.step()` still have the entries of pruned weights.
 
     Args:
-        sparsifier: attached; counts the steps in its attribute `step`.
+        sparsifier: an attached sparsifier; it counts the steps in its attribute `step`.
         optimizer: a torch optimizer, or a wrapper that holds one: in `.base_optimizer`, as SAM does, or in
             `.optimizer` if the wrapper itself runs no step hooks. The hook is on the optimizer inside; after
             the own step of a wrapper around it that runs hooks the masks are applied once more.
 
     Raises:
-        TypeError: it is not an optimizer.
-        ValueError: it does not run step hooks, or does not train the sparsifier's weights with the weight
-            decay that these need.
+        TypeError: `optimizer` is not an optimizer.
+        ValueError: the optimizer does not run step hooks, or does not train the sparsifier's weights with the
+            weight decay that they need.
     """
 
     def __init__(self, sparsifier: Sparsifier, optimizer: Optimizer) -> None:
@@ -85,8 +85,8 @@ class OptimizerHook:
         def gradients() -> Any:
             if self._acts:
                 raise RuntimeError(
-                    f"{type(self.optimizer).__name__} calls its closure more than once in a step: a "
-                    "sparsifier needs an optimizer with one gradient a step"
+                    f"{type(self.optimizer).__name__} calls its closure more than once per step: a "
+                    "sparsifier needs an optimizer with one gradient per step"
                 )
             loss = closure()
             self._on_gradients()
@@ -108,7 +108,7 @@ class OptimizerHook:
         if step < 0:
             raise RuntimeError(
                 "the loaded state was saved without a hook and does not contain the number of steps: set "
-                "sparsifier.step to the optimizer steps before this one"
+                "sparsifier.step to the number of optimizer steps before this one"
             )
         if self._overflowed():
             sparsifier.mask_gradients()  # the optimizer skips this step: it does not count
@@ -124,7 +124,7 @@ class OptimizerHook:
         self._drop_gradients()
 
     def _overflowed(self) -> bool:
-        """Did GradScaler find infinite gradients, so that a fused optimizer will skip this step?
+        """Return True if GradScaler found infinite gradients, so that a fused optimizer will skip this step.
 
         A host sync, as GradScaler makes one in each step of an optimizer that is not fused.
         """
@@ -168,7 +168,7 @@ class OptimizerHook:
 
 
 def check_hook(sparsifier: Sparsifier, optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside wrappers. Raises as `OptimizerHook` where that does not fit it."""
+    """The torch optimizer inside wrappers. Raises the errors of `OptimizerHook` if it does not fit."""
     optimizer = unwrapped(optimizer)
     sparsifier.check(optimizer)
     _check_weight_decay(sparsifier, optimizer)
@@ -208,7 +208,7 @@ def _restore_numbers(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
 
 
 def _is_nested(optimizer: Optimizer) -> bool:
-    """Is a hook called from the step of a base class, which runs inside the optimizer's own step?"""
+    """Return True if the step of a base class, inside the optimizer's own step, has called the hook."""
     steps = [c.__dict__["step"] for c in type(optimizer).__mro__ if "step" in c.__dict__]
     if sum(getattr(step, "hooked", False) for step in steps) < 2:
         return False
@@ -222,7 +222,7 @@ def _is_nested(optimizer: Optimizer) -> bool:
 
 
 def _initializes_state(optimizer: Optimizer) -> bool:
-    """Is this the step by which torch.distributed.checkpoint creates the state: rate 0, gradients 0?
+    """Return True in the step by which torch.distributed.checkpoint creates the state (rate 0, gradients 0).
 
     A host sync, only while every rate is 0 and no state exists.
     """

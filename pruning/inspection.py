@@ -1,4 +1,4 @@
-"""What a sparsifier shows of the model: counts of zeros, masks, a table, and the same masks on a copy."""
+"""Inspection of a model by its sparsifier: counts of zeros, masks, a table, and the masks on a copy."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class Inspection:
         return {}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:
-        """(name, entries that are not zero, total) of each prunable weight of the model, as it is now.
+        """(name, number of nonzero entries, total) of each prunable weight, at the time of the call.
 
-        Of entire weights where `fully_shard` splits them. Then every rank calls it, or one alone after a
-        step: a rank waits for the others where a weight has changed since `after_step` or `set_masks`.
+        Counts are of entire weights where `fully_shard` splits them. Then every rank calls it; only after a
+        step may one rank call it, because a weight that has changed since `after_step` or `set_masks` is
+        counted by all ranks.
 
         Raises:
             RuntimeError: a weight is no longer a parameter of the model, or has no values.
@@ -70,7 +71,8 @@ class Inspection:
         """A table of the layers, see `pruning.report.report`; `print(sparsifier)` shows it too.
 
         Args:
-            input_shape: with a batch dimension of 1, such as (1, 3, 224, 224): adds FLOPs and bytes.
+            input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224); it adds
+                FLOPs and bytes.
         """
         return report(cast("Sparsifier", self), input_shape)
 
@@ -82,9 +84,9 @@ class Inspection:
         """Prune the same weights of another model of the same structure, see `pruning.project.project_`.
 
         Args:
-            other_model: such as an average of the weights or a deployed copy; it is changed in place.
+            other_model: a model such as an average of the weights or a deployed copy; it is changed in place.
 
         Raises:
-            ValueError: names or shapes of weights differ, or a weight takes no mask.
+            ValueError: names or shapes of weights differ, or a weight cannot be masked.
         """
         project_(cast("Sparsifier", self), other_model)

@@ -1,4 +1,4 @@
-"""What a sparsifier checks of the loop that calls it, at every step."""
+"""Checks that a sparsifier makes, at every step, of the loop that calls it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .traits import Traits
 
 
 class LoopChecks(Traits):
-    """The part of a sparsifier that raises errors where a loop does not fit.
+    """The part of a sparsifier that raises errors if the loop misses or repeats a call.
 
     Attributes:
-        model: that the sparsifier is attached to.
-        masks: of its prunable weights.
-        total_epochs: of the entire training.
-        steps_per_epoch: optimizer steps in an epoch, where the method or the user gives them.
+        model: the model that the sparsifier is attached to.
+        masks: masks of the prunable weights.
+        total_epochs: number of epochs of the entire training.
+        steps_per_epoch: optimizer steps in an epoch; None if the user has not passed them.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class LoopChecks(Traits):
     _has_warned = False  # of momentum under an unknown name
 
     def _expect_first_step(self) -> None:
-        """Forget what was seen of a loop; `attach` calls it."""
+        """Reset what is known of the loop; `attach` calls it."""
         self._hook = None
         self._announced_epoch = -1
         self._checked_tensors: tuple[Any, ...] = ()
@@ -53,7 +53,7 @@ class LoopChecks(Traits):
         return self.parameterization.weight_decays()
 
     def _name_of(self, parameterization: Plain | None) -> str:
-        """For an error: the method, where it parametrizes weights itself, or the given parameterization."""
+        """The method if it parametrizes weights itself, else the given parameterization; for an error."""
         given = f"parameterization={type(parameterization).__name__}"
         return type(self).__name__ if self.reparametrizes else given
 
@@ -63,12 +63,12 @@ class LoopChecks(Traits):
     def check(self, optimizer: Optimizer | None = None) -> None:
         """Raise unless the sparsifier's weights are the model's and the optimizer trains them.
 
-        It runs by itself at the first `after_backward`, whenever the weights' tensors have changed, and after
-        `on_epoch_start`. Layers that are new since `attach` are a warning.
+        It runs automatically at the first `after_backward`, whenever the weights' tensors have changed, and
+        after `on_epoch_start`. It warns of layers that were added since `attach`.
 
         Raises:
             NotAttachedError: `attach` was not called.
-            RuntimeError: a weight is no longer a parameter of the model, or is shared by other layers than
+            RuntimeError: a weight is no longer a parameter of the model, or other layers share it than
                 at `attach`.
             ValueError: the optimizer does not train a weight, or `fully_shard` has split weights that the
                 method parametrizes.
@@ -85,7 +85,7 @@ class LoopChecks(Traits):
             self.parameterization.check_optimizer(optimizer)
 
     def _warn_of_new_layers(self) -> None:
-        """Warn, once, of weights that have become prunable since `attach`."""
+        """Warn, once, about weights that have become prunable since `attach`."""
         if self._known_layers is not None and (new := self._not_covered() - self._known_layers):
             self._known_layers |= new
             warn_of_new_layers(sorted(new))
@@ -100,7 +100,7 @@ class LoopChecks(Traits):
         return [*own, *((f"{type(self).__name__}'s own parameters", p) for p in self.weight_decays())]
 
     def _begin_step(self, step: int, optimizer: Optimizer) -> None:
-        """What every `after_backward` does first: check what may have changed since the last one."""
+        """The first part of every `after_backward`: check what may have changed since the last one."""
         self._check_caller()
         tensors = tuple(id(p) for weight in self.masks.weights.values() for p in weight.parameters)
         if self._ties:  # of the same parameters in other layers
@@ -116,7 +116,7 @@ class LoopChecks(Traits):
         self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
 
     def _begin_epoch(self, optimizer: Optimizer) -> Optimizer:
-        """What every `on_epoch_start` does first: check the model and the optimizer.
+        """The first part of every `on_epoch_start`: check the model and the optimizer.
 
         Returns:
             The optimizer with the hook, which `optimizer` may wrap; without a hook `optimizer` itself.
@@ -129,13 +129,13 @@ class LoopChecks(Traits):
         return optimizer if self._hook is None else self._hook.optimizer
 
     def _check_announced(self, optimizer: Optimizer) -> None:
-        """Raise ValueError where `on_epoch_start` got another optimizer, whose state it has changed."""
+        """Raise ValueError if `on_epoch_start` got, and changed the state of, another optimizer."""
         announced = self._announced_to
         if announced is not None and not share_state(announced, optimizer):
             change = ", or call sparsifier.hook(optimizer) to change it" if self._hook is not None else ""
             raise ValueError(
-                f"on_epoch_start got another optimizer, {type(announced).__name__}, than the one that trains "
-                f"the pruned weights, {type(optimizer).__name__}: pass that one{change}"
+                f"on_epoch_start got the optimizer {type(announced).__name__}, but the optimizer "
+                f"{type(optimizer).__name__} trains the pruned weights: pass that one{change}"
             )
 
     def _check_caller(self) -> None:
@@ -146,7 +146,7 @@ class LoopChecks(Traits):
             )
 
     def _check_epoch(self, step: int) -> None:
-        """Raise RuntimeError where an epoch that the method acts on was not announced."""
+        """Raise RuntimeError if `on_epoch_start` was not called for an epoch that the method acts on."""
         if not self.acts_on_epochs:
             return
         expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
@@ -154,12 +154,12 @@ class LoopChecks(Traits):
             name = type(self).__name__ if self.changes_at_epochs else self._name_of(self.parameterization)
             small = f", or steps_per_epoch={self.steps_per_epoch} is too small" if expected else ""
             raise RuntimeError(
-                f"{name} acts on epochs: call sparsifier.on_epoch_start(epoch, optimizer) at the start of "
-                f"each; epoch {expected} was not announced{small}"
+                f"{name} requires sparsifier.on_epoch_start(epoch, optimizer) at the start of each epoch; "
+                f"it was not called for epoch {expected}{small}"
             )
 
     def _check_step_was_due(self) -> None:
-        """Raise RuntimeError on a step that `after_backward` ruled out, or without `add_decay`."""
+        """Raise RuntimeError on a step after `after_backward` returned False, or without `add_decay`."""
         if self._skips_step:
             raise RuntimeError(
                 "after_backward returned False: take no optimizer step in this iteration, and no after_step"

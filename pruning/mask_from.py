@@ -26,11 +26,11 @@ class MaskFrom(TargetSparsity):
 
     Args:
         sparsity: fraction of the weights to prune; a hard mask must have it within half a percent.
-        exclude: globs of weights to keep dense; the file must not hold them.
+        exclude: globs of weights to keep dense; the file must not contain them.
         granularity: "element" only; the masks in the file have their own structure.
-        source: a file that `save_masks` wrote, or the folder that holds masks.pt. In a configuration also
-            the name of an experiment; then the run of the same seed is used.
-        redraw: draw the initial weights from another random stream than the source run's.
+        source: a file that `save_masks` wrote, or the folder of a masks.pt. In a configuration also the name
+            of an experiment; then the run of the same seed is used.
+        redraw: True to draw the initial weights from another random stream than the source run's.
     """
 
     source: str = ""
@@ -47,7 +47,7 @@ class MaskFrom(TargetSparsity):
         self.loaded: tuple[Any, Any, Any] | None = None  # what `load_masks` returned to another rank
         self.resumed = False  # True: the masks come by `load_state_dict`, and the source is not read
         if not self.source:
-            raise ValueError("MaskFrom needs a source: the folder of a finished run, or its masks.pt")
+            raise ValueError("MaskFrom requires source=: the folder of a finished run, or its masks.pt")
 
     @property
     def redraws_weights(self) -> bool:
@@ -75,7 +75,7 @@ class MaskFrom(TargetSparsity):
         if masks.keys() != names:
             different = sorted(masks.keys() ^ names)
             raise ValueError(
-                f"the masks in {self.source} are of another model: {len(different)} names differ, "
+                f"the masks in {self.source} belong to another model: {len(different)} names differ, "
                 f"such as {different[0]}"
             )
         if margins:
@@ -85,8 +85,8 @@ class MaskFrom(TargetSparsity):
         self.set_masks(masks)
         if abs(self.achieved_sparsity() - self.sparsity) > self.tolerance:
             raise ValueError(
-                f"the masks in {self.source} prune {self.achieved_sparsity():.4f}, not {self.sparsity:g}: "
-                f"choose that sparsity, or another source"
+                f"the masks in {self.source} have sparsity {self.achieved_sparsity():.4f}, not "
+                f"{self.sparsity:g}: use that sparsity, or another source"
             )
 
     def _warn_if_far(self, masks: Mapping[str, Tensor]) -> None:
@@ -97,8 +97,8 @@ class MaskFrom(TargetSparsity):
         found = 1 - int(kept) / total
         if abs(found - self.sparsity) > self.largest_difference:
             warn_at_caller(
-                f"the masks in {self.source} prune {found:.4f}, and are changed to {self.sparsity:g} by the "
-                "weights' distance to their threshold: choose that sparsity to keep them"
+                f"the masks in {self.source} have sparsity {found:.4f} and are changed to {self.sparsity:g} "
+                f"by the weights' distance to their threshold: use sparsity={found:.4f} to keep them"
             )
 
     def stats(self) -> dict[str, Any]:

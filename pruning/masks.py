@@ -33,7 +33,7 @@ class MaskSet:
 
     Args:
         weights: qualified name -> weight, as from `prunable_weights`, or a plain tensor.
-        model: that has the weights, where `fully_shard` may split them.
+        model: the model that has the weights, if `fully_shard` may split them.
     """
 
     def __init__(self, weights: Mapping[str, Weight | Tensor], model: nn.Module | None = None) -> None:
@@ -55,7 +55,7 @@ class MaskSet:
     def masks(self) -> dict[str, Tensor]:
         """Name -> mask, in the shape, layout and memory format of the weight; empty while inactive.
 
-        Change them by `set` and `clear` only.
+        Change them only by `set` and `clear`.
         """
         if self._masks:
             for name, weight in self.weights.items():
@@ -64,7 +64,7 @@ class MaskSet:
 
     @property
     def active(self) -> bool:
-        """Is any mask set?"""
+        """True if any mask is set."""
         return bool(self._masks)
 
     @property
@@ -78,8 +78,8 @@ class MaskSet:
 
         Args:
             masks: name -> bool, True where a weight is kept, one per weight and of its shape. They are
-                copied to the weight's device and memory layout. For weights that are split over ranks all of
-                the mask, the same on every rank, or a DTensor.
+                copied to the weight's device and memory layout. For a weight that is split over ranks, pass
+                the entire mask, the same on every rank, or a DTensor.
 
         Raises:
             ValueError: names or shapes differ from the weights'.
@@ -88,12 +88,8 @@ class MaskSet:
         weights = self.weights
         if masks.keys() != weights.keys():
             lacking, unknown = sorted(weights.keys() - masks.keys()), sorted(masks.keys() - weights.keys())
-            what = (
-                f"there is no mask for {lacking[:3]}"
-                if lacking
-                else f"{unknown[:3]} are not prunable weights"
-            )
-            raise ValueError(f"masks and weights differ in names: {what}; give one mask for each of kept()")
+            what = f"no mask for {lacking[:3]}" if lacking else f"{unknown[:3]} are not prunable weights"
+            raise ValueError(f"masks and weights differ in names: {what}; pass one mask per name in kept()")
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -110,7 +106,7 @@ class MaskSet:
         self._check_equal(masks)
 
     def _check_equal(self, given: Mapping[str, Tensor]) -> None:
-        """Compare what every rank holds all of; the parts of a DTensor differ, and one search chose them."""
+        """Compare only masks that every rank holds in full; the parts of a DTensor differ."""
         placed = {n: given[n] if is_sharded(mask) else mask for n, mask in self._masks.items()}
         compared = [mask for mask in placed.values() if not is_sharded(mask)]
         if compared:
@@ -131,17 +127,17 @@ class MaskSet:
         return {name: weight.value for name, weight in self.weights.items()}
 
     def clear(self) -> None:
-        """Turn every weight on again; values stay as they are."""
+        """Turn every weight on again; values do not change."""
         self._masks, self._multipliers, self._fills = {}, {}, {}
 
     def _follow(self, name: str, weight: Weight) -> None:
-        """Move the mask to the weight, where `model.to` has moved or `fully_shard` has split that."""
+        """Move the mask to the weight if `model.to` has moved or `fully_shard` has split the weight."""
         mask, reference = self._masks[name], weight.parameters[0]
         if mask.device == reference.device and is_sharded(mask) == is_sharded(reference):
             return
         if mask.is_meta:
             raise RuntimeError(
-                f"the mask of {name} was made on the meta device and has no content: attach the "
+                f"the mask of {name} was made on the meta device and has no values: attach the "
                 "sparsifier after model.to_empty(device=...)"
             )
         self._masks[name] = _placed(mask, reference)
@@ -164,7 +160,7 @@ class MaskSet:
                 yield parameter, multiplier, value
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy and a pickle hold: without what follows from the masks."""
+        """The state for a copy and a pickle, without what can be computed from the masks."""
         return {**self.__dict__, "_multipliers": {}, "_fills": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,13 +189,17 @@ class MaskSet:
         ]
         if any(gradient.is_sparse for gradient, _ in gradients):
             raise ValueError(
-                "a weight has sparse gradients, which take no mask: set sparse=False in its layer"
+                "a weight has sparse gradients, which cannot be masked: set sparse=False in its layer"
             )
         zero_pruned_(gradients)
 
     @torch.no_grad()
     def apply_to_optimizer_(self, optimizer: Optimizer) -> None:
-        """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight."""
+        """Set every pruned weight's optimizer state to +0.0, so that no step can move the weight.
+
+        Raises:
+            ValueError: the optimizer keeps quantized state, which has no exact zero.
+        """
         zero_pruned_(
             [
                 (state, multiplier)
@@ -262,8 +262,8 @@ def zero_pruned_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
     product of numbers would leave -0.0 and nan.
 
     Args:
-        tensors: (tensor, mask of its shape, 0 where it is set to +0.0, else 1). Those whose mask has integers
-            of another size than the tensor's elements are set one by one.
+        tensors: pairs of a tensor and a mask of its shape, 0 where the tensor is set to +0.0, else 1. Tensors
+            whose mask has integers of another size than their elements are set one by one.
     """
     pairs = [(local(tensor).detach(), multiplier) for tensor, multiplier in tensors]
     equal = [(t, m) for t, m in pairs if t.element_size() == m.element_size() and m.dtype != torch.bool]

@@ -41,7 +41,7 @@ class OneShotMagnitude(TargetSparsity):
         super().__post_init__()
         self.scope = Scope(self.scope)
         if not 0 <= self.prune_at < 1:
-            raise ValueError(f"prune_at is a fraction of the steps, in [0, 1), got {self.prune_at:g}")
+            raise ValueError(f"prune_at must be a fraction of the steps in [0, 1), got {self.prune_at:g}")
         if self.finetune_lr is not None and not self.finetune_lr > 0:
             raise ValueError(f"finetune_lr must be positive, got {self.finetune_lr:g}")
 

@@ -1,4 +1,4 @@
-"""The optimizer's state of each weight: which tensors it has, and what happens to them when masks change."""
+"""The optimizer's state of each weight: its tensors, and how they change with the masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def holders_of_state(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def share_state(one: Optimizer, other: Optimizer) -> bool:
-    """Are the two the same optimizer, perhaps in wrappers, or do they share parameter groups?"""
+    """Return True for the same optimizer, perhaps in wrappers, and for shared parameter groups."""
     both = [
         {id(part) for holder in holders_of_state(optimizer) for part in (holder, *_groups(holder))}
         for optimizer in (one, other)
@@ -45,13 +45,13 @@ def share_state(one: Optimizer, other: Optimizer) -> bool:
 
 
 def has_state(optimizer: Optimizer) -> bool:
-    """Has the optimizer, or one inside it, any state yet?"""
+    """Return True if the optimizer, or one inside it, already has state."""
     return any(_state(holder) for holder in holders_of_state(optimizer))
 
 
 def _state(optimizer: Optimizer) -> Mapping[Tensor, Any]:
     """Parameter -> its state; ZeroRedundancyOptimizer loads None where another rank has it."""
-    return getattr(optimizer, "state", {})  # a wrapper need not be a whole optimizer
+    return getattr(optimizer, "state", {})  # a wrapper need not be a complete optimizer
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def is_split_by_parameters(optimizer: Optimizer) -> bool:
-    """Does each rank have the state of some parameters only, as with ZeroRedundancyOptimizer?"""
+    """Return True if each rank has the state of only some parameters, as with ZeroRedundancyOptimizer."""
     return _group_of(optimizer) is not None
 
 
@@ -77,7 +77,7 @@ def reset_first_moments_(optimizer: Optimizer) -> None:
     """Zero the momentum of every parameter, pruned or not (AC/DC's --reset_momentum_after_recycling).
 
     Raises:
-        ValueError: it is quantized.
+        ValueError: the state is quantized.
     """
     for holder in holders_of_state(optimizer):
         for state in filter(None, _state(holder).values()):
@@ -88,15 +88,15 @@ def reset_first_moments_(optimizer: Optimizer) -> None:
 
 
 def warn_of_unknown_momentum(optimizer: Optimizer, parameters: Iterable[Tensor], reset: str) -> bool:
-    """Warn where parameters have elementwise state, but under names among which no momentum is known.
+    """Warn if parameters have elementwise state under names of which none is a known momentum.
 
     Args:
-        optimizer: whose momentum was to be reset.
-        parameters: of the pruned weights.
-        reset: what was to happen, for the message.
+        optimizer: the optimizer whose momentum should be reset.
+        parameters: parameters of the pruned weights.
+        reset: the operation that needs the reset, for the message.
 
     Returns:
-        Whether it has warned.
+        True if it has warned.
     """
     known = {*FIRST_MOMENTS, *SECOND_MOMENTS, *_OTHERS}
     for parameter in parameters:
@@ -151,7 +151,7 @@ def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tens
     For a DTensor also plain tensors of the shape of this rank's part. Empty on ranks that do not hold it.
 
     Raises:
-        ValueError: it is quantized.
+        ValueError: the state is quantized.
     """
     state: dict[str, Tensor] = {}
     shapes = (parameter.shape, local(parameter).shape)
@@ -164,7 +164,7 @@ def elementwise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tens
 
 
 def _check_not_quantized(optimizer: Optimizer, key: str, state: Tensor) -> None:
-    """Raise ValueError on integers, whose 0 is a code and may stand for any value."""
+    """Raise ValueError for integer state, whose 0 is a code that may stand for any value."""
     if not (state.is_floating_point() or state.is_complex() or state.dtype == torch.bool):
         raise ValueError(
             f"{type(optimizer).__name__} keeps {key!r} in {state.dtype} codes, which cannot be set to zero: "

@@ -1,4 +1,4 @@
-"""How a weight is parameterized: as itself, or as the product m * w with Sign-In's resets and decay."""
+"""Parameterizations of a weight: the weight itself, or the product m * w with Sign-In's resets and decay."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ class Plain:
     """
 
     trains_factors: ClassVar[bool] = False
-    """Are the weights trained as products m * w?"""
+    """True if the weights are trained as products m * w."""
 
     decoupled_decay = False  # without annotations: these are not hyperparameters
     _saved_gradients = tuple[tuple[Tensor, Tensor], ...]()
 
     @property
     def changes_at_epochs(self) -> bool:
-        """Does `on_epoch_start` change the weights, so that a loop must call it?"""
+        """True if `on_epoch_start` changes the weights, so that a loop must call it."""
         return False
 
     @property
     def has_penalty(self) -> bool:
-        """Does `add_decay` add anything?"""
+        """True if `add_decay` adds a penalty."""
         return False
 
     def attach(
@@ -78,10 +78,10 @@ class Plain:
         """Parametrize the model's prunable weights, before the sparsifier looks for them.
 
         Args:
-            model: changed in place.
-            total_epochs: of the entire training.
+            model: the model, changed in place.
+            total_epochs: number of epochs of the entire training.
             include: globs of further parameters, see `prunable_weights`.
-            exclude: globs of weights to leave alone.
+            exclude: globs of weights that are not parametrized.
         """
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
@@ -137,12 +137,13 @@ class Product(Plain):
 
     Args:
         scaling: m^2 - w^2 at the start and after a reset.
-        frobenius: decay of the product: theta's gradient gets `frobenius` * theta before the chain rule.
-        decay: decay of the factors: the gradient of m gets `decay` * m, that of w `decay` * w. It acts as an
-            L1 penalty on theta.
+        frobenius: decay of the product: `frobenius` * theta is added to theta's gradient before the chain
+            rule.
+        decay: decay of the factors: `decay` * m is added to the gradient of m, `decay` * w to that of w. It
+            acts as an L1 penalty on theta.
         reset_every: epochs between resets; 0: never. Sign-In's own interval is not published.
         reset_until: fraction of all epochs after which no reset happens.
-        carry_momentum: give the new factors the momentum of the product; False zeroes their momentum.
+        carry_momentum: True to give the new factors the momentum of the product; False zeroes their momentum.
     """
 
     scaling: float = 1.0
@@ -162,16 +163,18 @@ class Product(Plain):
             if not getattr(self, name) >= 0:  # also rejects nan
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if not 0 <= self.reset_until <= 1:
-            raise ValueError(f"reset_until is a share of the epochs, in [0, 1], got {self.reset_until:g}")
+            raise ValueError(
+                f"reset_until must be a fraction of the epochs in [0, 1], got {self.reset_until:g}"
+            )
 
     @property
     def changes_at_epochs(self) -> bool:
-        """Are there resets?"""
+        """True if there are resets."""
         return self.reset_every > 0
 
     @property
     def has_penalty(self) -> bool:
-        """Is one of the two penalties positive?"""
+        """True if one of the two penalties is positive."""
         return self.frobenius > 0 or self.decay > 0
 
     def attach(
@@ -198,7 +201,7 @@ class Product(Plain):
             )
 
     def is_reset_epoch(self, epoch: int) -> bool:
-        """Are the factors rebalanced at the start of this epoch?"""
+        """Return True if the factors are rebalanced at the start of this epoch."""
         due = self.reset_every > 0 and epoch > 0 and epoch % self.reset_every == 0
         return due and epoch <= self._last_reset
 

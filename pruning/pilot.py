@@ -19,17 +19,17 @@ from .parameterization import Plain, Product
 class PILoT(FactoredPruning):
     """theta = m * w under a penalty strength * (|m|^2 + |w|^2) that rises while the training accuracy does.
 
-    After each epoch k: if the training accuracy has risen, the mean |theta| is at least `l1_floor` and k
-    is in the first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the
-    end the smallest magnitudes are pruned, to exactly the target.
+    After each epoch k: if the training accuracy has risen, the mean |theta| is at least `l1_floor` and k is
+    in the first half, the strength is multiplied by `delta`, else divided by it (Algorithm 1). At the end the
+    smallest magnitudes are pruned, to exactly the target.
 
     Args:
         sparsity: fraction to prune at the end, over all layers together.
         exclude: globs of weights that are not pruned; they are factored and regularized like the others.
         granularity: "element", N:M or blocks; see `TargetSparsity`.
-        strength: of the penalty at the start. Values for ImageNet are not published.
-        delta: at least 1.
-        l1_floor: the strength rises only while the mean |theta| is at least this.
+        strength: strength of the penalty at the start. Values for ImageNet are not published.
+        delta: factor of the strength per epoch, at least 1.
+        l1_floor: smallest mean |theta| over all prunable weights at which the strength still rises.
         scaling: m^2 - w^2 at the start; m * w is the initial weight.
         frobenius: decay of the product, as in `Product`.
         prune_at: fraction of the epochs after which to prune; 1: after the last step.
@@ -54,7 +54,7 @@ class PILoT(FactoredPruning):
         if self.delta < 1:
             raise ValueError(f"delta must be at least 1, got {self.delta:g}")
         if not 0 < self.prune_at <= 1:
-            raise ValueError(f"prune_at is a share of the epochs, in (0, 1], got {self.prune_at:g}")
+            raise ValueError(f"prune_at must be a fraction of the epochs in (0, 1], got {self.prune_at:g}")
         self._product()  # its own checks
 
     def _product(self) -> Product:
@@ -76,8 +76,8 @@ class PILoT(FactoredPruning):
         """
         if self._epoch < epoch:
             raise RuntimeError(
-                "PILoT's penalty follows the training accuracy: call on_epoch_end(train_accuracy=...) "
-                "after each epoch, with a fraction in [0, 1]"
+                "PILoT requires the training accuracy: call on_epoch_end(train_accuracy=...) after each "
+                "epoch, with a fraction in [0, 1]"
             )
         optimizer = self._begin_epoch(optimizer)
         if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
@@ -88,7 +88,7 @@ class PILoT(FactoredPruning):
     def on_epoch_end(self, *, train_accuracy: float) -> None:
         """Set the penalty's strength for the next epoch. Raises ValueError on an accuracy outside [0, 1]."""
         if not 0 <= train_accuracy <= 1:
-            raise ValueError(f"train_accuracy is a fraction in [0, 1], got {train_accuracy:g}")
+            raise ValueError(f"train_accuracy must be a fraction in [0, 1], got {train_accuracy:g}")
         self._epoch += 1
         rising = train_accuracy > self._accuracy and self._epoch <= self.total_epochs / 2
         if rising and self._mean_magnitude() >= self.l1_floor:

@@ -13,8 +13,8 @@ def rebalance(theta: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
     at theta = 0 a step of gradient descent on the factors is `scaling` times one on theta.
 
     Args:
-        theta: any shape.
-        scaling: positive.
+        theta: weight of any shape.
+        scaling: m^2 - w^2, positive.
 
     Returns:
         Two tensors of theta's shape and memory layout. Their product is theta to rounding.

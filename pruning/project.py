@@ -25,17 +25,17 @@ def project_(sparsifier: Sparsifier, other_model: nn.Module) -> None:
     the last update of the average. Frozen weights are pruned too. A product's pruned entry is (1, 0), as in
     the sparsifier's model.
 
-    With STR, a copy that has thresholds of its own stays as it is, since these prune it. In a plain copy, the
+    With STR, a copy that has thresholds of its own is not changed, since these prune it. In a plain copy, the
     entries are pruned that are zero in the sparsifier's model, below its thresholds.
 
     Args:
-        sparsifier: attached; without masks, as in a dense phase, nothing is pruned.
-        other_model: of the same structure, with the same or another parametrization, on any device; also
-            inside DistributedDataParallel, `torch.compile`, `torch.optim.swa_utils.AveragedModel` or another
-            wrapper that calls its model `module`. Nothing is changed where an error is raised.
+        sparsifier: an attached sparsifier; without masks, as in a dense phase, nothing is pruned.
+        other_model: a model of the same structure, with the same or another parametrization, on any device;
+            also inside DistributedDataParallel, `torch.compile`, `torch.optim.swa_utils.AveragedModel` or
+            another wrapper that calls its model `module`. Nothing is changed if an error is raised.
 
     Raises:
-        TypeError: it is not a module.
+        TypeError: `other_model` is not a module.
         ValueError: names or shapes of weights differ, or a parametrization other than m * w computes a
             weight.
     """
@@ -55,7 +55,7 @@ def project_(sparsifier: Sparsifier, other_model: nn.Module) -> None:
 
 
 def _check(name: str, own: Weight, other: Weight | None) -> None:
-    """Raise ValueError where the other model's weight does not take the mask of `name`."""
+    """Raise ValueError unless the mask of `name` can be set on the other model's weight."""
     if other is None:
         raise ValueError(
             f"the other model has no weight {name}: project_ needs the structure and the names of the "

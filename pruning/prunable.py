@@ -43,7 +43,7 @@ def prunable_weights(
     matches.
 
     Args:
-        model: any module; a weight shared by several layers appears once. Names are those of the plain model:
+        model: a module; a weight shared by several layers appears once. Names are those of the plain model:
             "conv1.weight" with any parametrization and inside DistributedDataParallel or `torch.compile`, in
             the order of `model.named_modules()`.
         exclude: globs of names to keep dense, such as "conv1.weight" or "head.*".
@@ -84,7 +84,7 @@ def prunable_weights(
                 )
     prunable = {name: weight for name, weight in weights.items() if not _matches(name, exclude)}
     if not prunable:
-        embeddings = "; embeddings, and what is tied to them, need include=[globs]" if embedded else ""
+        embeddings = "; embeddings and weights tied to them need include=[globs]" if embedded else ""
         raise ValueError(
             f"nothing to prune: the model has no linear or convolution weight that is trainable and not "
             f"excluded{embeddings}"
@@ -175,18 +175,18 @@ def _input_dim(module: nn.Module, ndim: int) -> int | None:
 
 
 def _recurrent_names(module: nn.Module) -> list[str]:
-    """The weights of nn.RNN, nn.LSTM and nn.GRU, without biases; not what weight_norm has made of them."""
+    """The weights of nn.RNN, nn.LSTM and nn.GRU, without biases and the parameters of weight_norm."""
     names = module._flat_weights_names if isinstance(module, nn.RNNBase) else []
     return [name for name in names if name.startswith("weight_")]
 
 
 def _has_experts(module: nn.Module) -> bool:
-    """Does the layer hold one matrix per expert in a single parameter, as in transformers?"""
+    """Return True if a layer holds one matrix per expert in a single parameter, as in transformers."""
     return type(module).__name__.endswith("Experts")
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    """Is this the linear layer of GPT-2 in transformers, whose weight is [inputs, outputs]?"""
+    """Return True for the linear layer of GPT-2 in transformers, whose weight is [inputs, outputs]."""
     classes = type(module).__mro__  # a parametrized layer has a class of its own
     return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in classes)
 
@@ -211,7 +211,7 @@ def _check_parameter(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, nn.Parameter):
         raise ValueError(
             f"{name} is not a parameter but computed from others, as by torch.nn.utils.weight_norm or "
-            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove), or exclude it"
+            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove), or exclude the weight"
         )
 
 
@@ -226,7 +226,7 @@ def parametrize_(
     A parametrization's own parameters get the device and the dtype of its weight.
 
     Raises:
-        ValueError: a weight is shared, parametrized already, or cannot be parametrized.
+        ValueError: a weight is shared, already parametrized, or cannot be parametrized.
     """
     prunable = prunable_weights(model, exclude, include)
     owners: dict[int, list[str]] = {}
@@ -239,7 +239,8 @@ def parametrize_(
             continue
         if parametrize.is_parametrized(module, attribute):
             raise ValueError(
-                f"{name} is parametrized already: attach to the plain model, and once, or exclude it"
+                f"{name} is already parametrized: attach only once and to the unparametrized model, or "
+                f"exclude {name}"
             )
         if name not in prunable:
             continue
@@ -249,8 +250,8 @@ def parametrize_(
             raise ValueError(f"{places[-1]} shares its weight with {places[0]}: untie them first")
         if isinstance(module, nn.RNNBase):
             raise ValueError(
-                f"{name} cannot be parametrized, its layer keeps a list of its weights: exclude it, or use a "
-                "method that sets masks on plain weights"
+                f"{name} cannot be parametrized, because its layer keeps a list of its weights: exclude it, "
+                "or use a method that sets masks on plain weights"
             )
         selected.append((module, attribute))
     parametrizations = []

@@ -13,14 +13,14 @@ _ODD = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, signed
 
 
 def is_distributed() -> bool:
-    """Does this process belong to a group of two or more?"""
+    """Return True if this process belongs to a group of two or more ranks."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of the ranks' tensors, the same on each of them; the tensor itself in a single process.
 
-    A DTensor is returned as it is: `fully_shard` averages gradients itself.
+    A DTensor is returned unchanged: `fully_shard` averages gradients itself.
     """
     if not is_distributed() or is_sharded(tensor):
         return tensor
@@ -47,9 +47,9 @@ def assert_equal_across_ranks(
     """Raise RuntimeError on every rank unless all ranks hold the same boolean tensors.
 
     Args:
-        tensors: not split over ranks.
-        what: they are, for the error.
-        device: on which the ranks communicate; None: that of the tensors.
+        tensors: boolean tensors that are not split over ranks.
+        what: name of the tensors, for the error.
+        device: device on which the ranks communicate; None: that of the tensors.
     """
     if not is_distributed():
         return
@@ -59,5 +59,5 @@ def assert_equal_across_ranks(
     distributed.all_reduce(extremes, op=distributed.ReduceOp.MIN)
     if int(extremes[0]) != ~int(extremes[1]):
         raise RuntimeError(
-            f"{what} differ between ranks: give every rank the same seed and weights, and averaged gradients"
+            f"{what} differ between ranks: give every rank the same seed and weights, and average gradients"
         )

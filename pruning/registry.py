@@ -19,7 +19,7 @@ def register_in(table: dict[str, type], name: str) -> Callable[[Class], Class]:
         other = table.setdefault(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
-                f"{name!r} is registered for {other.__module__}.{other.__qualname__}: "
+                f"{name!r} is already registered for {other.__module__}.{other.__qualname__}: "
                 f"choose another name for {cls.__qualname__}"
             )
         table[name] = cls  # a reloaded module replaces its own class

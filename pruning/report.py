@@ -1,4 +1,4 @@
-"""A sparsifier as a table: what each layer keeps, by the mask and in the model."""
+"""A sparsifier as a table: the kept weights of each layer, by the mask and in the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .base import Sparsifier
 
 WIDTH = 110
-_LEGEND = "* empty: nothing of this layer is kept"
+_LEGEND = "* empty: no weight of this layer is kept"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Layer:
     """One row of the table.
 
     Args:
-        name: of the weight.
-        shape: such as "64x3x7x7".
-        size: entries of the weight.
-        kept: entries that the mask keeps.
-        zeros: entries of the model's weight that are zero, kept or not.
-        flops: of one input's forward pass with the entries that are not zero; None: not counted.
+        name: name of the weight.
+        shape: shape of the weight, such as "64x3x7x7".
+        size: number of entries of the weight.
+        kept: number of entries that the mask keeps.
+        zeros: number of entries of the model's weight that are zero, kept or not.
+        flops: FLOPs of one input's forward pass with the entries that are not zero; None: not counted.
     """
 
     name: str
@@ -54,19 +54,21 @@ class Layer:
 def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, bold: bool = False) -> str:
     """A table with a row per prunable weight and their total, at most 110 columns wide.
 
-    A row has the entries of the weight, those that the mask keeps, their share (density) and the zeros of
-    the model's weight. Kept entries may be zero too: those that RigL has just grown. A method without masks
-    yet keeps all; STR keeps what its thresholds leave. An empty layer is marked by `*`.
+    A row has the number of entries of the weight, of those that the mask keeps, their fraction (density) and
+    the number of zeros of the model's weight. Kept entries may be zero too: those that RigL has just grown. A
+    method that has not set masks yet keeps all weights; STR keeps those above its thresholds. An empty layer
+    is marked by `*`.
 
     Args:
-        sparsifier: attached. The report makes two host syncs, one for each counted column.
-        input_shape: with a batch dimension of 1, such as (1, 3, 224, 224). Adds the FLOPs and the bytes of
-            the entries that are not zero, and the cost of the entire model, by `pruning.cost`.
-        bold: print empty layers in bold, by ANSI codes.
+        sparsifier: an attached sparsifier. The report makes two host syncs, one for each counted column.
+        input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224). It adds the
+            FLOPs and the bytes of the entries that are not zero, and the cost of the entire model, by
+            `pruning.cost`.
+        bold: True to print empty layers in bold, by ANSI codes.
 
     Raises:
         NotAttachedError: `attach` was not called.
-        RuntimeError: a weight is no longer a parameter of the model, or has no content.
+        RuntimeError: a weight is no longer a parameter of the model, or has no values.
     """
     check_model(sparsifier.model, sparsifier.masks.weights, sparsifier._ties)
     layers = _layers(sparsifier, input_shape)
@@ -105,14 +107,14 @@ def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, 
 
 
 def is_terminal() -> bool:
-    """Does the standard output show ANSI codes? False with the environment variable NO_COLOR."""
+    """Return True if the standard output shows ANSI codes; False with the environment variable NO_COLOR."""
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _layers(sparsifier: Sparsifier, input_shape: Sequence[int] | None) -> list[Layer]:
     weights = sparsifier.masks.weights
     if any(weight.parameters[0].is_meta for weight in weights.values()):
-        raise RuntimeError("the model is on the meta device and has no content to report: load it first")
+        raise RuntimeError("the model is on the meta device and has no values to report: load it first")
     masks = sparsifier.kept()
     kept = _on_host((masks[name] != 0).sum() for name in weights)
     zeros = _on_host((weight.value == 0).sum() for weight in weights.values())
@@ -134,7 +136,7 @@ def _on_host(counts: Iterable[Tensor]) -> list[int]:
 
 
 def _full(count: Tensor) -> Tensor:
-    """The sum over the shards of a DTensor; other tensors as they are."""
+    """The sum over the shards of a DTensor; other tensors are returned unchanged."""
     gather: Callable[[], Tensor] | None = getattr(count, "full_tensor", None)
     return count if gather is None else gather()
 
@@ -184,7 +186,7 @@ def _described(method: Sparsifier | Plain) -> str:
 def _model_lines(
     sparsifier: Sparsifier, layers: Sequence[Layer], input_shape: Sequence[int] | None
 ) -> list[str]:
-    """What the table leaves out: parameters that are never pruned, and the cost of the entire model."""
+    """Lines below the table: parameters that are never pruned, and the cost of the entire model."""
     model = sparsifier.model
     shown = {id(p) for weight in sparsifier.masks.weights.values() for p in weight.parameters}
     others = sum(p.numel() for p in model.parameters() if id(p) not in shown)

@@ -33,11 +33,11 @@ class RigL(DropAndGrow):
         granularity: "element", blocks such as "4x4", which are dropped and grown by the sums of |theta| and
             |gradient|, or N:M with allocation "uniform": what a group loses it grows again.
         allocation: layer densities: "erk", "uniform" or "balanced".
-        interval: steps between updates: 100 as published, at batches of 4096; 400 sees as many images at
-            1024.
+        interval: steps between updates: 100 as published, with batches of 4096; with batches of 1024, 400
+            steps process as many images.
         drop_fraction: fraction of the kept weights dropped at step 0; it falls along half a cosine.
         until: fraction of all steps after which the masks are fixed.
-        update_at_start: also update at step 0, as google-research/rigl does.
+        update_at_start: True to also update at step 0, as google-research/rigl does.
     """
 
     interval: int = 100
@@ -67,7 +67,7 @@ class RigL(DropAndGrow):
         return self.drop_fraction_at(step)
 
     def is_update_step(self, step: int) -> bool:
-        """Are the masks updated at this step, counted from 0?"""
+        """Return True if the masks are updated at this step, counted from 0."""
         begins = self.update_at_start or step > 0
         return begins and step < self._end and step % self.interval == 0
 
@@ -77,7 +77,7 @@ class RigL(DropAndGrow):
         return self.is_update_step(step)
 
     def uses_gradients(self, step: int) -> bool:
-        """At update steps."""
+        """Return True at update steps."""
         return self.is_update_step(step)
 
     def growth(self, name: str, weight: Weight) -> Tensor | None:

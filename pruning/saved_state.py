@@ -1,4 +1,4 @@
-"""What a sparsifier saves: in a checkpoint, in a copy and in a pickle."""
+"""The state that a sparsifier saves: in a checkpoint, in a copy and in a pickle."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class SavedState:
     """The part of a sparsifier that writes and reads its state.
 
     Attributes:
-        masks: of the prunable weights.
-        total_epochs: of the entire training.
-        step: optimizer steps so far, which the hook counts; -1 where a loaded state does not contain them.
+        masks: masks of the prunable weights.
+        total_epochs: number of epochs of the entire training.
+        step: optimizer steps so far, counted by the hook; -1 if a loaded state does not contain them.
     """
 
     masks: MaskSet
@@ -29,10 +29,10 @@ class SavedState:
     """Keys that the method adds to the state."""
 
     _state_options: ClassVar[tuple[str, ...]] = ()
-    """Fields without which the state means something else; a state of other values is refused."""
+    """Fields on which the meaning of the state depends; loading a state with other values is an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as tensors and plain values; DTensors where weights are DTensors.
+        """The state of a resumed run, as tensors and plain values; DTensors where weights are DTensors.
 
         `checkpoint.load_distributed` reads it from a checkpoint of torch.distributed.checkpoint.
         """
@@ -50,11 +50,11 @@ class SavedState:
         """Restore what `state_dict` returned, after `attach`.
 
         Raises:
-            ValueError: it lacks the masks that were on, as `torch.distributed.checkpoint.load` leaves it, or
-                belongs to another method, target or option.
+            ValueError: the state lacks the masks that were active (`torch.distributed.checkpoint.load` does
+                not read them), or belongs to another method, target or option.
         """
         if "masks" not in state:
-            raise ValueError("the state is not that of a sparsifier: it comes from sparsifier.state_dict()")
+            raise ValueError("the state was not saved by a sparsifier: pass one from sparsifier.state_dict()")
         if state.get("active", False) and not any(state["masks"].values()):
             raise ValueError(
                 "the state lacks the masks that it was saved with: read a checkpoint of "
@@ -69,36 +69,39 @@ class SavedState:
         """Raise ValueError where a state belongs to another method, target or option."""
         other, own = state.get("target", self._target()), self._target()  # states of 0.5 lack it
         if other != own:
-            raise ValueError(f"the state is of {other}, this is {own}: create this with the same values")
+            raise ValueError(
+                f"the state was saved by {other}, but this sparsifier is {own}: create it with the same "
+                "arguments"
+            )
         given = state.get("options", {})
         for name, value in self._options().items():
             if given.get(name, value) != value:  # earlier states lack it
                 raise ValueError(
-                    f"the state is of {type(self).__name__} with {name}={given[name]}, this has {value}: "
-                    "create this with the same values"
+                    f"the state was saved by {type(self).__name__} with {name}={given[name]}, but this "
+                    f"sparsifier has {name}={value}: create it with the same arguments"
                 )
         if lacking := [key for key in self._own_state if key not in state]:
             raise ValueError(
-                f"the state has no {lacking[0]!r}, which that of {type(self).__name__} has: it is of another "
-                "method, load one that this method saved"
+                f"missing key {lacking[0]!r} in the state: it was not saved by {type(self).__name__}; load a "
+                "state that this method saved"
             )
 
     def _target(self) -> str:
-        """What the state belongs to: the method, and its target."""
+        """The method and its target, to which the state belongs."""
         return type(self).__name__
 
     def _options(self) -> dict[str, str]:
-        """Name -> value of the options without which the state means something else."""
+        """Name -> value of the options on which the meaning of the state depends."""
         return {name: str(getattr(self, name)) for name in self._state_options}
 
     def __getattr__(self, name: str) -> Any:
-        """Tell what is missing where a method is used before `attach`, which sets all attributes."""
+        """Raise NotAttachedError if a method is used before `attach`, which sets all attributes."""
         if name.startswith("__") or "model" in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         raise NotAttachedError(f"{type(self).__name__} is not attached: call attach(model, ...) first")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy and a pickle hold: all but the hook, which stays on the original's optimizer."""
+        """The state for a copy and a pickle: all but the hook, which stays on the original's optimizer."""
         return {k: v for k, v in self.__dict__.items() if k != "_hook"} | (
             {"_hook": None, "_checked_tensors": (), "_announced_to": None} if "_hook" in self.__dict__ else {}
         )

@@ -1,4 +1,4 @@
-"""Sparsity schedules: callables from a time of the training to the sparsity that holds at it."""
+"""Sparsity schedules: functions of the training time that return the sparsity at that time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .choice import Choice
 from .scores import check_sparsity
 
 Schedule: TypeAlias = Callable[[float], float]
-"""time -> sparsity. A schedule's times are all in one unit: steps, epochs, or fractions of the training."""
+"""time -> sparsity. All times are in one unit: steps, epochs, or fractions of training."""
 
 RampName = Literal["cubic", "cosine", "linear"]
 
 
 class Ramp(Choice):
-    """The form of a rise from one sparsity to another."""
+    """Shapes of a rise from one sparsity to another."""
 
     cubic = "cubic"
     cosine = "cosine"
@@ -41,7 +41,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """`initial` before the time `at`, `final` from then on: pruning in one shot."""
+    """One-shot pruning: `initial` before the time `at`, `final` from then on.
+
+    `at` and the argument of the call are in one unit: steps, epochs, or fractions of training.
+
+    Args:
+        final: sparsity from the time `at` on, in [0, 1).
+        at: time of pruning.
+        initial: sparsity before that time, in [0, 1).
+    """
 
     final: float
     at: float
@@ -59,13 +67,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Linear:
-    """A rise or fall in proportion to time; base class of the other ramps.
+    """A linear rise or fall; base class of the other ramps.
+
+    `begin`, `end` and the argument of the call are in one unit: steps, epochs, or fractions of training.
 
     Args:
-        final: sparsity from the time `end` on, in [0, 1).
+        final: sparsity at the end, in [0, 1).
         begin: time up to which the sparsity is `initial`.
-        end: at least `begin`.
-        initial: sparsity at the start.
+        end: time from which the sparsity is `final`, at least `begin`.
+        initial: sparsity up to the time `begin`, in [0, 1).
     """
 
     final: float
@@ -93,7 +103,7 @@ class Linear:
         )
 
     def remaining(self, progress: float) -> float:
-        """The part of the change still to come, 1 at progress 0 and 0 at progress 1."""
+        """The remaining fraction of the change, 1 at progress 0 and 0 at progress 1."""
         return 1 - progress
 
 
@@ -123,7 +133,7 @@ class Phases:
     AC/DC's schedule is `Phases(sparsity, pruning.acdc.phases(total_epochs))`.
 
     Args:
-        sparsity: of the sparse epochs.
+        sparsity: sparsity of the sparse epochs.
         phases: "dense" or "sparse" for each epoch; the last one holds after the end too.
     """
 

@@ -30,7 +30,7 @@ class NotFinite(ValueError):
 
 
 def kept_count(total: int, sparsity: float) -> int:
-    """The most weights to keep at `sparsity` or more: total - ceil(sparsity * total), exactly.
+    """The largest number of weights to keep at `sparsity` or more: total - ceil(sparsity * total), exactly.
 
     The product is taken in exact decimal arithmetic, so that 0.9 of 100 keeps 10 and not 9.
 
@@ -67,10 +67,10 @@ def snip(
     without autocast, on at most 128 samples at once, and does not change.
 
     Args:
-        model: maps inputs [N, ...] to outputs.
+        model: a model that maps inputs [N, ...] to outputs.
         weights: name -> prunable weight.
-        batches: of (inputs, targets), used one after the other. Inputs and targets that are tensors of equal
-            length are split along their first dimension, which must be the samples.
+        batches: pairs (inputs, targets), used one after the other. Inputs and targets that are tensors of
+            equal length are split along their first dimension, which must be the samples.
         loss_fn: the mean loss over a batch.
 
     Raises:
@@ -105,10 +105,10 @@ def synflow(
     """dR/dtheta * theta of the network of absolute values, R the sum of its outputs on ones; float64.
 
     Args:
-        model: not changed: a functional call computes with the absolute values, in eval mode.
+        model: the model, unchanged: a functional call computes with the absolute values, in eval mode.
         weights: name -> prunable weight.
         masks: name -> bool, True where a weight is on.
-        input_shape: of one input with its batch dimension, such as (1, 3, 224, 224).
+        input_shape: shape of one input with its batch dimension, such as (1, 3, 224, 224).
 
     Returns:
         |dR/dtheta * theta| of each weight's shape, 0 where it is masked (Tanaka et al., 2020, Eq. 2).
@@ -160,11 +160,11 @@ def synflow_masks(
     """Masks after pruning to each count of `schedule` in turn, by the flow of the weights still on.
 
     Args:
-        model: not changed.
+        model: the model, unchanged.
         weights: name -> prunable weight.
-        input_shape: of one input with its batch dimension.
-        schedule: how many weights to keep after each iteration.
-        select: (scores, kept) -> masks; None for the largest scores over all layers.
+        input_shape: shape of one input with its batch dimension.
+        schedule: number of weights to keep after each iteration.
+        select: function (scores, kept) -> masks; None for the largest scores over all layers.
     """
     select = global_topk if select is None else select
     masks = {name: torch.ones_like(w.parameters[0], dtype=torch.bool) for name, w in weights.items()}
@@ -198,7 +198,8 @@ def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
     Args:
         scores: one tensor per weight, same shape as the weight, any finite values, one dtype and device.
             DTensors, of which each rank holds some rows, are searched on all ranks together.
-        kept: how many to keep, exactly; ties go to the tensor that comes first, then to the lower index.
+        kept: number of entries to keep, exactly; ties go to the tensor that comes first, then to the lower
+            index.
 
     Raises:
         ValueError: kept out of range, or not the same on every rank.
@@ -243,11 +244,11 @@ def _by_sorting(flat: Tensor, kept: int) -> Tensor:
 
 
 def check_no_nan(scores: Mapping[str, Tensor]) -> None:
-    """Raise NotFinite, with the name of the layer, where a score is nan; on every rank where one has it."""
+    """Raise NotFinite, with the name of the layer, if a score is nan; on every rank if one rank has it."""
     counts = count_nonzero([score.isnan() for score in scores.values()])
     for name, count in zip(scores, counts, strict=True):
         if count:
-            raise NotFinite(f"the scores of {name or 'a layer'} hold nan: did training diverge?")
+            raise NotFinite(f"the scores of {name or 'a layer'} contain nan: did training diverge?")
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:

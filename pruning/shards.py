@@ -17,8 +17,8 @@ class Split:
 
     Attributes:
         group: the ranks that hold parts of it, a torch.distributed process group.
-        rank: of this process in the group.
-        size: of the group.
+        rank: rank of this process in the group.
+        size: number of ranks in the group.
     """
 
     group: Any
@@ -27,12 +27,12 @@ class Split:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Is it a DTensor?"""
+    """Return True for a DTensor."""
     return hasattr(tensor, "to_local")
 
 
 def may_be_sharded() -> bool:
-    """False where no tensor of this process can be a DTensor, which takes no look at the tensors."""
+    """Return False if no tensor of this process can be a DTensor, without looking at the tensors."""
     return "torch.distributed.tensor" in sys.modules and distributed.is_initialized()
 
 
@@ -45,7 +45,7 @@ def local(tensor: Any) -> Tensor:
 
 
 def full(tensor: Any) -> Tensor:
-    """All parts of a DTensor, which every rank must ask for; other tensors are returned unchanged."""
+    """The gathered DTensor, a collective of all ranks; other tensors are returned unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
@@ -53,7 +53,7 @@ def split_of(tensor: Any) -> Split | None:
     """How a tensor is split; None where every rank holds all of it.
 
     Raises:
-        ValueError: it is not split along its first dimension, over one dimension of the device mesh.
+        ValueError: the tensor is not split along its first dimension over one dimension of the device mesh.
     """
     if not is_sharded(tensor):
         return None
@@ -65,7 +65,7 @@ def split_of(tensor: Any) -> Split | None:
     if len(split_by) > 1 or type(placement := tensor.placements[split_by[0]]) is not Shard or placement.dim:
         raise ValueError(
             f"a weight of {list(tensor.shape)} has the placements {tuple(tensor.placements)}: masks need "
-            "weights that fully_shard alone splits, along their first dimension"
+            "weights that only fully_shard splits, along their first dimension"
         )
     mesh, axis = tensor.device_mesh, split_by[0]
     return Split(mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis))
@@ -83,11 +83,11 @@ def place_like(tensor: Any, reference: Any) -> Tensor:
     """The tensor in the layout of another one of its shape: cut to this rank's part, or gathered.
 
     Args:
-        tensor: all of it, the same on every rank, or a DTensor.
+        tensor: an entire tensor, the same on every rank, or a DTensor.
         reference: a plain tensor or a DTensor.
 
     Returns:
-        The tensor itself where the layouts agree. A gathered one needs a call by every rank.
+        The tensor itself if the layouts agree. Every rank must call this where a DTensor is gathered.
     """
     if not is_sharded(reference):
         return full(tensor)
@@ -110,8 +110,8 @@ def sum_over_parts(values: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tenso
     """Each 0-dim value summed over the ranks that hold the other parts of its tensor.
 
     Args:
-        values: one for each tensor of `of`, computed from this rank's part.
-        of: tensors; a value of one that is not split is returned unchanged.
+        values: one value for each tensor of `of`, computed from this rank's part.
+        of: tensors; the value of a tensor that is not split is returned unchanged.
     """
     result = list(values)
     members: dict[Any, list[int]] = {}
@@ -128,7 +128,7 @@ def sum_over_parts(values: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tenso
 
 
 def count_nonzero(tensors: Sequence[Tensor]) -> list[int]:
-    """How many entries of each tensor are not zero, on all ranks together; one host sync per device."""
+    """Number of nonzero entries of each tensor, over all ranks; one host sync per device."""
     counts = sum_over_parts((local(t).count_nonzero() for t in tensors), tensors)
     return as_numbers(counts)
 
@@ -146,7 +146,7 @@ def as_numbers(values: Sequence[Tensor]) -> list[int]:
 
 
 def reshard_(model: nn.Module) -> None:
-    """Let the modules of `fully_shard` hold their shards again, where a forward pass has left all weights.
+    """Let the modules of `fully_shard` hold shards again after a forward pass has left all weights gathered.
 
     Raises:
         ValueError: the model is wrapped in FullyShardedDataParallel (FSDP1).
@@ -159,5 +159,5 @@ def reshard_(model: nn.Module) -> None:
             module.reshard()
         elif isinstance(module, fsdp.FullyShardedDataParallel):
             raise ValueError(
-                "FullyShardedDataParallel flattens weights, which take no masks then: use fully_shard (FSDP2)"
+                "FullyShardedDataParallel flattens weights, which cannot be masked: use fully_shard (FSDP2)"
             )

@@ -24,7 +24,7 @@ class SNIP(AtInitialization):
         sparsity: fraction of all prunable weights to prune, by one threshold for all layers.
         exclude: globs of weights to keep dense.
         granularity: "element", N:M or blocks; a block's score is the sum of its weights' scores.
-        batches: how many to sum the gradient over before the absolute value is taken; 10 of 1024 images are
+        batches: number of batches to sum the gradient over before the absolute value; 10 of 1024 images are
             the ten per class of ganguli-lab/Synaptic-Flow.
     """
 
@@ -55,6 +55,6 @@ class SNIP(AtInitialization):
 
         scores = snip(self.model, self.masks.weights, counted(), loss_fn)
         if used < self.batches:
-            raise ValueError(f"SNIP asks for {self.batches} batches, got {used}: lower its batches")
+            raise ValueError(f"SNIP needs {self.batches} batches, got {used}: lower its batches")
         self.set_masks(self.select(scores))
         self._has_pruned = True

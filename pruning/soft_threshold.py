@@ -17,7 +17,7 @@ class _Shrink(torch.autograd.Function):
     """sign(w) relu(|w| - sigmoid(s)), with gradients in 2 passes over memory instead of autograd's 12.
 
     `forward` takes the context itself: with a setup_context torch binds the arguments to the signature at
-    each call, which takes longer than a small layer's operations. Therefore torch.func refuses this function.
+    each call, which takes longer than a small layer's operations. Therefore torch.func does not support it.
     """
 
     @staticmethod

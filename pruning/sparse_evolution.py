@@ -33,7 +33,8 @@ class SET(DropAndGrow):
         exclude: globs of weights to keep dense.
         granularity: "element", blocks, or N:M with allocation "uniform"; see `TargetSparsity`.
         allocation: layer densities: "erk" as in the paper for linear layers, "uniform" or "balanced".
-        interval: steps between updates; None: an epoch, as in the paper. The last epoch is followed by none.
+        interval: steps between updates; None: an epoch, as in the paper. There is no update after the last
+            epoch.
         drop_fraction: zeta, 0.3 in the paper.
         until: fraction of all steps after which the masks are fixed; 1 in the paper.
     """
@@ -60,7 +61,7 @@ class SET(DropAndGrow):
         super()._on_attach()
 
     def is_update_step(self, step: int) -> bool:
-        """Are the masks updated at this step, counted from 0?"""
+        """Return True if the masks are updated at this step, counted from 0."""
         return 0 < step < self._end and step % self._every == 0
 
     def drop_fraction_at(self, step: int) -> float:

@@ -19,7 +19,7 @@ FactorsName = Literal["independent", "balanced"]
 
 
 class Factors(Choice):
-    """Initial factors: two independent draws of PyTorch's default, or balanced ones of the initial weight."""
+    """Initial factors: two independent draws of PyTorch's default, or balanced factors of the weight."""
 
     independent = "independent"
     balanced = "balanced"
@@ -56,7 +56,7 @@ class Spred(FactoredPruning):
         super().__post_init__()
         self.factors = Factors(self.factors)
         if not 0 <= self.finetune < 1:
-            raise ValueError(f"finetune is a share of the epochs, in [0, 1), got {self.finetune:g}")
+            raise ValueError(f"finetune must be a fraction of the epochs in [0, 1), got {self.finetune:g}")
         if not self.finetune_lr > 0:
             raise ValueError(f"finetune_lr must be positive, got {self.finetune_lr:g}")
         if not self.decay >= 0:
@@ -75,8 +75,8 @@ class Spred(FactoredPruning):
             for name, weight in self.masks.weights.items():
                 if weight.value.ndim < 2:
                     raise ValueError(
-                        f"{name} has one dimension, and independent factors are drawn for two and more: "
-                        'exclude it, or set factors="balanced"'
+                        f"{name} has one dimension, but independent factors need two or more: exclude it, or "
+                        'set factors="balanced"'
                     )
             for weight in self._factors.weights:
                 for factor in weight.parameters:
@@ -100,7 +100,7 @@ class Spred(FactoredPruning):
 
     @property
     def has_penalty(self) -> bool:
-        """Until the weights are pruned."""
+        """True until the weights are pruned."""
         return not self.masks.active and super().has_penalty
 
     def add_decay(self) -> None:

@@ -16,8 +16,8 @@ class SignFlips:
     """Counts sign flips over intervals of epochs, counted from the start of the training.
 
     Args:
-        masks: of the weights to compare, before the first step.
-        every: epochs of an interval, ten in the paper's figure.
+        masks: masks of the weights to compare, before the first step.
+        every: number of epochs of an interval, ten in the paper's figure.
     """
 
     def __init__(self, masks: MaskSet, *, every: int = 10) -> None:
@@ -29,7 +29,7 @@ class SignFlips:
         self._before = signs(self.masks.values())
 
     def on_epoch_end(self, epochs: int) -> dict[str, float]:
-        """{"sign_flips": fraction} where an interval ends after `epochs` epochs, else an empty dict."""
+        """Return {"sign_flips": fraction} if an interval ends after `epochs` epochs, else an empty dict."""
         if epochs % self.every:
             return {}
         fraction = sign_flips(self._before, self.masks.values())
@@ -45,7 +45,7 @@ class SignFlips:
         for name, value in self._before.items():
             if state[name].shape != value.shape:
                 raise ValueError(
-                    f"the saved signs of {name} have the shape {list(state[name].shape)}, its weight "
+                    f"the saved signs of {name} have the shape {list(state[name].shape)}, but its weight has "
                     f"{list(value.shape)}: load a state of the same model"
                 )
         self._before = {name: state[name].to(value.device) for name, value in self._before.items()}
@@ -56,7 +56,7 @@ def sign_flips(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> flo
 
     Args:
         before: name -> weights, or their signs, at the start of an interval; 0 where pruned.
-        after: the same at its end.
+        after: name -> weights, or their signs, at the end of the interval.
 
     Returns:
         A fraction in [0, 1]; 0 where no weight is active at both ends.
@@ -106,9 +106,9 @@ def inverse_metric_at_zero(weight: Weight, *, mask: Tensor | None = None) -> flo
     |m^2 - w^2| for a product; 1 for a plain weight, with HAM or without: 1 + alpha |0|.
 
     Args:
-        weight: plain or a product.
+        weight: a plain weight or a product.
         mask: bool, True where the weight is on; None, or nowhere True: all entries count. The metric of a
-            pruned entry is 1 and says nothing.
+            pruned entry is always 1.
     """
     if not isinstance(weight, ProductWeight):
         return 1.0

@@ -24,14 +24,16 @@ _FINAL_LOGIT = -3.6  # of the thresholds in a search's first trial: sigmoid is .
 _NEAR = 0.01  # of the sparsity: a smaller difference is corrected at the end, a larger one is a warning
 _EXACT = 0.001  # of the sparsity: a larger difference after the correction is a warning,
 _FEW_WEIGHTS = 3  # unless it is at most this many weights
-_TOO_MANY_LARGE = "thresholds are below 1 and too many weights above; exclude layers with such large weights"
+_TOO_MANY_LARGE = (
+    "thresholds are below 1, but too many weights are above 1; exclude layers with such large weights"
+)
 _LAST_MEASUREMENTS = 3  # after the last step
 
 CalibrateName = Literal["none", "search", "ramp"]
 
 
 class Calibrate(Choice):
-    """How STR reaches its target: the given decay unchanged, several runs, or feedback within one run."""
+    """How STR reaches its target: with the given decay, by several runs, or by feedback within one run."""
 
     none = "none"
     search = "search"
@@ -63,10 +65,10 @@ class STR(TargetSparsity):
     none. `calibrate` compensates for this.
 
     Args:
-        sparsity: target; `achieved_sparsity` measures the sparsity that is reached.
+        sparsity: target sparsity; `achieved_sparsity` measures the sparsity that is reached.
         exclude: globs of weights to keep dense.
         granularity: "element" only; a threshold prunes single weights.
-        initial: logit of every threshold at the start.
+        initial: initial logit of every threshold.
         threshold_decay: weight decay of the logits, in a parameter group of their own.
         calibrate: "none": `threshold_decay` is used unchanged. "search": the same in each of several runs,
             between which the calling program changes it by `next_decay`. "ramp": feedback shifts all
@@ -133,7 +135,7 @@ class STR(TargetSparsity):
             self._control = ThresholdControl(self._thresholds.logits[0])
 
     def weight_decays(self) -> dict[Tensor, float]:
-        """That of the thresholds: zero with calibrate=ramp, which shifts them itself."""
+        """Weight decay of the thresholds: zero with calibrate=ramp, which shifts them itself."""
         decay = 0.0 if self.calibrate is Calibrate.ramp else self.threshold_decay
         return dict.fromkeys(self._thresholds.logits, decay)
 
@@ -160,16 +162,16 @@ class STR(TargetSparsity):
         return True
 
     def after_step(self) -> None:
-        """With calibrate=ramp, measure and shift the thresholds where a measurement is due.
+        """With calibrate=ramp, measure the sparsity and shift the thresholds if a measurement is due.
 
-        One is due `ramp_every` steps after the previous one or at the first call after that. After the last
-        step three follow each other, since nothing corrects these thresholds later.
+        A measurement is due `ramp_every` steps after the previous one or at the first call after that. After
+        the last step there are three in a row, since nothing corrects these thresholds later.
         """
         super().after_step()
         if self.calibrate is not Calibrate.ramp:
             return
         if self._step < 0:
-            raise ValueError("STR's ramp does not know the step: call after_backward(step, optimizer) first")
+            raise ValueError("STR's ramp requires the step: call after_backward(step, optimizer) first")
         done = self._step + 1
         last = done == self.total_steps
         due = last or self._control.is_due(self._step, self.ramp_every)
@@ -180,7 +182,7 @@ class STR(TargetSparsity):
     def on_end(self) -> None:
         """With calibrate=ramp, shift the thresholds to the exact target where the sparsity is within 1 point.
 
-        Otherwise warn. Warn too where no shift reaches the target, for example because many absolute values
+        Otherwise warn. Also warn if no shift reaches the target, for example because many absolute values
         are equal: a difference of a few weights is accepted, one of more than 0.1 points is not.
         """
         super().on_end()
@@ -209,7 +211,7 @@ class STR(TargetSparsity):
 
     def _warn_of_end(self, achieved: float, cure: str) -> None:
         warn_at_caller(
-            f"STR's ramp ended at sparsity {achieved:.4f}, its target is {self.sparsity:g}: {cure}"
+            f"STR's ramp ended at sparsity {achieved:.4f}, but its target is {self.sparsity:g}: {cure}"
         )
 
     def _cure_of_shift(self, shifted: float) -> str:
@@ -218,15 +220,15 @@ class STR(TargetSparsity):
         return "many weights have the same absolute value; exclude their layers, or train longer"
 
     def _are_too_many_large(self, achieved: float) -> bool:
-        """Do weights above 1, which no threshold prunes, keep the sparsity below the target?"""
+        """Return True if weights above 1, which no threshold prunes, keep the sparsity below the target."""
         largest = float(sparsity_of(self._weights_and_logits(), shift=100.0))
         return achieved < self.sparsity and largest < self.sparsity
 
     def _cure(self, achieved: float) -> str:
         done = self._step + 1
         if done < self._end:
-            steps = f"{done} of the {self.total_steps} steps that attach announced"
-            return f"training ended after {steps}; pass its actual total_epochs and steps_per_epoch"
+            steps = f"{done} of the {self.total_steps} steps passed to attach()"
+            return f"training ended after {steps}; pass the actual total_epochs and steps_per_epoch"
         if self._are_too_many_large(achieved):
             return _TOO_MANY_LARGE
         return "call after_step() after each optimizer step, lower ramp_every, or train longer"
@@ -259,8 +261,8 @@ class STR(TargetSparsity):
         """The decay of a search's first trial, which without a loss brings every logit to -3.6 in the run.
 
         Args:
-            lr_sum: of the learning rates of all steps.
-            momentum: of the thresholds' group.
+            lr_sum: sum of the learning rates of all steps.
+            momentum: momentum of the thresholds' group.
         """
         return max(log(self.initial / _FINAL_LOGIT), 0.0) * (1 - momentum) / lr_sum
 

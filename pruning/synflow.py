@@ -38,7 +38,7 @@ class SynFlow(AtInitialization):
         """Prune; only the shape of the first input is used.
 
         Raises:
-            ValueError: there is no batch to take the shape from, its inputs are integers, a weight is
+            ValueError: `batches` is empty, its inputs are integers, a weight is
                 complex, or `fully_shard` has split the weights.
         """
         check_not_sharded_yet(self.masks.weights, "SynFlow")

@@ -26,10 +26,9 @@ class TargetSparsity(Sparsifier):
 
     Args:
         sparsity: fraction of the prunable weights to prune, in [0, 1).
-        exclude: globs of weights to keep dense, such as "conv1.weight"; they do not count towards the target
-            either.
-        granularity: what is pruned as one: "element", N of every M inputs such as "2:4", which fixes each
-            layer's sparsity, or blocks of outputs by inputs such as "4x4".
+        exclude: globs of weights to keep dense, such as "conv1.weight"; the target does not count them.
+        granularity: unit of pruning: "element", N of every M inputs such as "2:4", which fixes each layer's
+            sparsity, or blocks of outputs by inputs such as "4x4".
     """
 
     sparsity: float
@@ -37,27 +36,27 @@ class TargetSparsity(Sparsifier):
     granularity: str = field(default="element", kw_only=True)
 
     elementwise: ClassVar[bool] = False
-    """Can the method prune single weights only?"""
+    """True if the method can prune only single weights."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a target outside [0, 1), or on a granularity that the method lacks."""
+        """Raise ValueError on a target outside [0, 1), or on an unsupported granularity."""
         check_sparsity(self.sparsity)
         if isinstance(self.exclude, str):
             self.exclude = [self.exclude]
         granularity(self.granularity)  # its own checks
         if self.elementwise and self.granularity != "element":
-            raise ValueError(f"{type(self).__name__} has no choice of units: leave granularity=element")
+            raise ValueError(f'{type(self).__name__} supports only granularity="element"')
 
     @property
     def units(self) -> Granularity:
-        """What is pruned as one, from `granularity`."""
+        """The unit of pruning, from `granularity`."""
         return granularity(self.granularity)
 
     def on_end(self) -> None:
         """Warn where the model is more than a point below the target; called after the last step.
 
-        Every layer may be two weights below the target, because counts are rounded. What was warned of is not
-        warned of again, where both the hook and the loop make this call.
+        Every layer may be two weights below the target, because counts are rounded. A second call, as by both
+        the hook and the loop, does not repeat the warning.
         """
         super().on_end()
         self._warn_of_missed_target()
@@ -70,32 +69,32 @@ class TargetSparsity(Sparsifier):
         if misses and (achieved, self.step) != self._warned_of:
             self._warned_of = achieved, self.step
             warn_at_caller(
-                f"{type(self).__name__} ends at sparsity {achieved:.4f}, its target is {target:.4f}: "
+                f"{type(self).__name__} ended at sparsity {achieved:.4f}, but its target is {target:.4f}: "
                 f"{self._cure_of_missed_target()}"
             )
 
     def _cure_of_missed_target(self) -> str:
         if not self._was_stepped:
-            return "no optimizer step reached it, call sparsifier.hook(optimizer) before the first one"
+            return "no optimizer step was counted; call sparsifier.hook(optimizer) before the first one"
         if self.steps_per_epoch is not None and 0 < self.step < self.total_steps:
-            return f"training ended after {self.step} of the {self.total_steps} steps that attach announced"
+            return f"training ended after {self.step} of the {self.total_steps} steps passed to attach()"
         after_step = "" if self._hook is not None else ", and call after_step after each step"
-        return f"train as many epochs and steps as attach announced{after_step}"
+        return f"train for the epochs and steps passed to attach(){after_step}"
 
     def _set_layer_sparsities(self, sparsities: Mapping[str, float]) -> None:
         if not isinstance(sparsities, Mapping):
-            raise ValueError(f"sparsities is a dict, glob -> sparsity, got {type(sparsities).__name__}")
+            raise ValueError(f"sparsities must be a dict, glob -> sparsity, got {type(sparsities).__name__}")
         names = list(self.masks.weights)
         for pattern, sparsity in sparsities.items():
             check_sparsity(sparsity)
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"sparsities has {pattern!r}, which matches no prunable weight")
+                raise ValueError(f"the glob {pattern!r} of sparsities matches no prunable weight")
         matches = {n: next((s for p, s in sparsities.items() if fnmatchcase(n, p)), None) for n in names}
         self.layer_sparsities = {name: s for name, s in matches.items() if s is not None}
         if self.elementwise and sparsities:
-            raise ValueError(f"{type(self).__name__} has one target for all layers: leave out sparsities")
+            raise ValueError(f"{type(self).__name__} has one target for all layers: omit sparsities")
         if len(self.layer_sparsities) == len(names):
-            raise ValueError("sparsities matches every weight: leave some for the method's own sparsity")
+            raise ValueError("sparsities matches every weight; at least one must be left for `sparsity`")
 
     def _check_layers(self) -> None:
         self.units.check(layouts(self.masks.weights), self.sparsity)
@@ -110,10 +109,10 @@ class TargetSparsity(Sparsifier):
         """Masks that keep the weights of largest score, in units of the granularity.
 
         Args:
-            scores: one per weight, in its shape; a unit's score is the sum over its weights. Ties go to the
-                weight that comes first.
-            counts: how many weights to keep: by name of each layer, or of all together; None:
-                `kept_target()` of all together.
+            scores: one score per weight, in its shape; a unit's score is the sum over its weights. Ties go to
+                the weight that comes first.
+            counts: number of weights to keep, by name of each layer, or of all layers together; None:
+                `kept_target()` of all layers together.
 
         Returns:
             Name -> bool, True where a weight is kept.
@@ -129,11 +128,11 @@ class TargetSparsity(Sparsifier):
         return {name: masks[name] for name in scores}
 
     def _split(self, kept: int) -> tuple[dict[str, int], int]:
-        """What each layer with a sparsity of its own keeps, and the others together, of `kept` weights.
+        """The kept counts of layers with their own sparsity, and of the others together, of `kept` weights.
 
-        Before a schedule has reached its end, the former have pruned the same part of what they prune in the
-        end as all layers together, rounded up. So no count is below its final one. What exceeds the size of
-        the others goes to the former.
+        Until a schedule ends, the former have pruned the same fraction of their final number as all layers
+        together, rounded up. So no count is below its final value. A remainder that exceeds the size of the
+        others goes to the former.
         """
         sizes = {name: weight.numel() for name, weight in self.masks.weights.items()}
         total, final, unit = sum(sizes.values()), self.kept_per_layer(), self.units.unit_size
@@ -154,12 +153,12 @@ class TargetSparsity(Sparsifier):
         return {name: tuple(weight.shape) for name, weight in self.masks.weights.items()}
 
     def kept_target(self, sparsity: float | None = None, progress: float | None = None) -> int:
-        """How many weights to keep over all layers together, at the target or at another sparsity.
+        """Number of weights to keep over all layers together, at the target or at another sparsity.
 
         Args:
-            sparsity: of the layers without a sparsity of their own; None: the target.
-            progress: how far the other layers are on the way to theirs, in [0, 1]; None: as far as `sparsity`
-                is on its way to the target.
+            sparsity: sparsity of the layers without their own sparsity; None: the target.
+            progress: progress of the other layers towards their own sparsity, in [0, 1]; None: that of
+                `sparsity` towards the target.
         """
         sizes = {name: w.numel() for name, w in self.masks.weights.items()}
         fraction = self.sparsity if sparsity is None else sparsity
@@ -169,7 +168,7 @@ class TargetSparsity(Sparsifier):
         return kept + sum(self.units.kept_count(sizes[name], s) for name, s in own.items())
 
     def kept_per_layer(self, sparsity: float | None = None, progress: float | None = None) -> dict[str, int]:
-        """Name -> how many weights to keep in each layer; the arguments are those of `kept_target`."""
+        """Name -> number of weights to keep in each layer; the arguments are those of `kept_target`."""
         fraction = self.sparsity if sparsity is None else sparsity
         own = self._layer_fractions(fraction, progress)
         return {

@@ -1,4 +1,4 @@
-"""Feedback that moves soft thresholds to a sparsity, whatever the optimizer does to their logits."""
+"""Feedback that moves soft thresholds to a sparsity with any optimizer of their logits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ThresholdControl:
         self._measured_at: int | None = None
 
     def is_due(self, step: int, every: int) -> bool:
-        """Did the last measurement happen `every` steps ago or earlier?"""
+        """Return True if the last measurement was `every` steps ago or earlier."""
         return self._measured_at is None or step - self._measured_at >= every
 
     @torch.no_grad()
@@ -78,9 +78,9 @@ class ThresholdControl:
 
         Args:
             pairs: weights and logits, in the same order at each call.
-            target: sparsity, in [0, 1).
-            step: of the training.
-            last: no step follows, so no drift is compensated.
+            target: target sparsity, in [0, 1).
+            step: number of the training step.
+            last: True if no step follows, so that no drift is compensated.
         """
         if self._measured_at is None:
             self._floor.copy_(_floor(pairs))
@@ -103,11 +103,11 @@ class ThresholdControl:
         torch._foreach_copy_(targets, list(shifted.unbind()))
 
     def _at_a_bound(self, logits: Tensor, error: Tensor) -> Tensor:
-        """Does a bound stop all logits from moving as `error` asks?"""
+        """True if a bound stops all logits from moving in the direction of `error`."""
         return torch.where(error < 0, logits <= self._floor, logits >= _CEILING).all()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         tensors = {name: getattr(self, f"_{name}") for name in _STATE}
         return {**tensors, "measured_at": self._measured_at}
 

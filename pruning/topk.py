@@ -21,8 +21,8 @@ def split_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
     ties of lower ranks.
 
     Args:
-        scores: without nan; those that are not split are the same on every rank.
-        kept: how many to keep, at most the number of all scores.
+        scores: scores without nan; those that are not split are the same on every rank.
+        kept: number of entries to keep, at most the number of all scores.
 
     Raises:
         ValueError: the tensors are split in different ways, or not along their first dimension.
@@ -48,7 +48,10 @@ def split_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
 
 
 def check_same_count(scores: Iterable[Tensor], kept: int) -> None:
-    """Raise ValueError on every rank unless all keep as many: int(dtensor.sum()) is of this rank's part."""
+    """Raise ValueError on every rank unless all ranks keep the same number of weights.
+
+    A user may have counted only one rank's part: int(dtensor.sum()) does.
+    """
     scores = list(scores)
     split = _common([split_of(score) for score in scores])
     if split.group is None:
@@ -58,13 +61,13 @@ def check_same_count(scores: Iterable[Tensor], kept: int) -> None:
     largest, smallest = int(extremes[0]), -int(extremes[1])
     if smallest != largest:
         raise ValueError(
-            f"the ranks ask to keep different numbers of weights, from {smallest} to {largest}: count the "
-            "entries of DTensors by pruning.shards.count_nonzero"
+            f"`kept` differs between ranks ({smallest} to {largest}): count the entries of DTensors by "
+            "pruning.shards.count_nonzero"
         )
 
 
 def _common(splits: Sequence[Split | None]) -> Split:
-    """The one way in which tensors are split; a single process for tensors that are not."""
+    """The common split of all tensors; that of a single process if none is split."""
     different = {split for split in splits if split is not None}
     if len(different) > 1:
         raise ValueError(
@@ -112,7 +115,7 @@ def _kth_largest_key(keys: Tensor, k: int, split: Split) -> tuple[int, int]:
 def _shares_of_ties(
     tied: Sequence[Tensor], is_split: Sequence[bool], missing: int, split: Split
 ) -> list[int]:
-    """How many ties this rank keeps of each tensor, where `missing` are kept of all."""
+    """Number of ties that this rank keeps of each tensor, if all ranks together keep `missing`."""
     own = torch.stack([ties.count_nonzero() for ties in tied])
     table = own.new_empty(split.size, len(tied))
     if split.group is None:

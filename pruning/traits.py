@@ -14,30 +14,30 @@ class Traits:
     parameterization: Plain
 
     reparametrizes: ClassVar[bool] = False
-    """Does the method itself decide how weights are parameterized?"""
+    """True if the method parametrizes weights itself."""
 
     trains_factors: ClassVar[bool] = False
-    """Does the method train weights as products m * w?"""
+    """True if the method trains weights as products m * w."""
 
     changes_at_epochs: ClassVar[bool] = False
-    """Does `on_epoch_start` change masks or phases, so that a loop must call it?"""
+    """True if `on_epoch_start` changes masks or phases, so that a loop must call it."""
 
     prunes_at_end: ClassVar[bool] = False
-    """Does `on_end` prune, so that a loop must call it?"""
+    """True if `on_end` prunes, so that a loop must call it."""
 
     @property
     def acts_on_epochs(self) -> bool:
-        """Must a loop call `on_epoch_start`: for the method, or for its parameterization?"""
+        """True if a loop must call `on_epoch_start`, for the method or for its parameterization."""
         return self.changes_at_epochs or self.parameterization.changes_at_epochs
 
     @property
     def has_penalty(self) -> bool:
-        """Must a loop call `add_decay`?"""
+        """True if a loop must call `add_decay`."""
         return self.parameterization.has_penalty
 
     @property
     def redraws_weights(self) -> bool:
-        """Must the initial weights come from a random stream other than the usual one?"""
+        """True if the initial weights must come from a random stream other than the usual one."""
         return False
 
     @property
@@ -47,7 +47,7 @@ class Traits:
 
     @property
     def needs_calibration_runs(self) -> bool:
-        """Must several runs be trained to find the method's hyperparameters?"""
+        """True if several runs must be trained to find the method's hyperparameters."""
         return False
 
     def check_rates(self, *, lr: float, momentum: float | None) -> None:
@@ -55,7 +55,7 @@ class Traits:
 
         Args:
             lr: peak learning rate.
-            momentum: of SGD; None for other optimizers.
+            momentum: momentum of SGD; None for other optimizers.
         """
 
     def resolve(self, folder_of: Callable[[str], str], *, resumed: bool) -> Self:
@@ -63,6 +63,6 @@ class Traits:
 
         Args:
             folder_of: experiment -> folder of its run of the same seed.
-            resumed: the state comes by `load_state_dict`; nothing else is read.
+            resumed: True if the state is restored by `load_state_dict`; nothing else is then read.
         """
         return self

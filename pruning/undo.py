@@ -1,4 +1,4 @@
-"""Leave a model and a sparsifier as they were where `attach` fails."""
+"""Leave a model and a sparsifier unchanged if `attach` fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 @contextmanager
 def undone_on_error(owner: object, model: nn.Module) -> Iterator[None]:
-    """If the block raises, give `owner` its attributes back and the layers of `model` theirs.
+    """If the block raises, restore the attributes of `owner` and of the layers of `model`.
 
     This removes parametrizations that the block has registered. Values of weights are not copied.
     """

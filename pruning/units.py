@@ -1,4 +1,4 @@
-"""What is pruned as one: the interface of a granularity, and single weights."""
+"""Units of pruning: the interface of a granularity, and single weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Layout:
     """Where the rows and columns of a weight are.
 
     Args:
-        shape: of the weight.
+        shape: shape of the weight.
         input_dim: the dimension of the input features: 1 of Linear [out, in] and of convolutions
             [out, in, *kernel], 0 of weights stored [in, out]. The output dimension is the other one of the
             first two. None: unknown, as of fused experts that do not state it.
-        groups: of a convolution; those of its weight follow each other along the weight's first dimension.
+        groups: number of groups of a convolution; they follow each other along the weight's first dimension.
     """
 
     shape: Shape
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def group_matrix(self) -> tuple[int, int]:
-        """Outputs and inputs of one group of a convolution; of all the weight where there are no groups."""
+        """Outputs and inputs of one group of a convolution; of the entire weight if there are no groups."""
         outputs, inputs = self.matrix[:2]
         return (outputs, inputs // self.groups) if self.input_dim == 0 else (outputs // self.groups, inputs)
 
@@ -68,19 +68,19 @@ def layouts(weights: Mapping[str, Any]) -> dict[str, Layout]:
 
 
 def _described(weight: Layout) -> str:
-    """The shape, and what else makes a weight unfit, for errors."""
+    """The shape, and other reasons why a weight does not fit, for errors."""
     if weight.input_dim is None:
         return f"{list(weight.shape)} whose input dimension is unknown (granularity=element needs none)"
     return f"{list(weight.shape)}" + (f" in {weight.groups} groups" if weight.groups > 1 else "")
 
 
 class Granularity(ABC):
-    """What is pruned as one unit. Scores are reduced to units; masks of units are expanded to weights.
+    """A unit of pruning. Scores are reduced to units; masks of units are expanded to weights.
 
     Attributes:
-        text: as `granularity` reads it.
-        unit_size: weights in a unit.
-        requirement: what a layer has to have, for errors.
+        text: the text that `granularity` parses.
+        unit_size: number of weights in a unit.
+        requirement: the requirement on a layer, for errors.
     """
 
     text: str
@@ -98,7 +98,7 @@ class Granularity(ABC):
             )
 
     def fits(self, weight: Layout) -> bool:
-        """Do units tile the weight?"""
+        """Return True if units tile the weight."""
         return True
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Granularity(ABC):
         """The mask of the weight, in its shape, of a bool mask of units."""
 
     def kept_count(self, total: int, sparsity: float) -> int:
-        """How many of `total` weights are kept at `sparsity`: the most in entire units, exactly."""
+        """Number of `total` weights that are kept at `sparsity`: the most in entire units, exactly."""
         return kept_count(total, sparsity) // self.unit_size * self.unit_size
 
     def select(
@@ -120,8 +120,8 @@ class Granularity(ABC):
 
         Args:
             scores: one tensor per weight and of its shape, any finite values, one dtype and device.
-            kept: how many weights to keep, of all layers together or by name of each; what does not fill a
-                unit is pruned.
+            kept: number of weights to keep, of all layers together or by name of each; weights that do not
+                fill a unit are pruned.
             weights: name -> layout.
 
         Raises:
@@ -145,14 +145,14 @@ class Granularity(ABC):
         return {name: self.expand(mask, weights[name]) for name, mask in masks.items()}
 
     def grow(self, scores: Tensor, survivors: Tensor, count: int, weight: Layout, name: str = "") -> Tensor:
-        """The mask of what to add to `survivors`: the units with the largest scores that are off.
+        """The mask of the units to add to `survivors`: those with the largest scores that are off.
 
         Args:
-            scores: >= 0, of the weight's shape.
+            scores: scores >= 0, of the weight's shape.
             survivors: bool, True where a weight stays on.
-            count: units to add.
-            weight: layout.
-            name: of the layer, for errors.
+            count: number of units to add.
+            weight: layout of the weight.
+            name: name of the layer, for errors.
         """
         units = self.reduce(scores.masked_fill(survivors, -1.0), weight)
         return self.expand(global_topk({name: units}, count)[name], weight)

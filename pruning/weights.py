@@ -19,17 +19,16 @@ class Weight:
 
     The tensors are looked up in their module at each access: a module may replace them at any time, as
     `load_state_dict(assign=True)` and `fully_shard` do. Weights that `fully_shard` splits are DTensors, and
-    so are their values and gradients. Writing takes tensors in the weight's layout, or all of them on every
-    rank.
+    so are their values and gradients. Tensors to write are in the weight's layout, or entire on every rank.
 
     Args:
         owner: the object whose attributes hold the tensors, such as a layer.
-        names: of these attributes.
+        names: names of these attributes.
 
     Attributes:
         pruned_value: the value of each of `parameters` where theta is pruned.
         input_dim: the dimension of theta that the inputs are summed over; None: unknown.
-        groups: of a convolution; 1 of other layers.
+        groups: number of groups of a convolution; 1 for other layers.
     """
 
     pruned_value: tuple[float, ...] = (0.0,)
@@ -57,7 +56,7 @@ class Weight:
         return self.parameters[0].shape
 
     def is_at(self, module: nn.Module, attribute: str) -> bool:
-        """Is this attribute of the module one of `parameters`?"""
+        """Return True if this attribute of the module is one of `parameters`."""
         return module is self.owner and attribute in self.names
 
     def numel(self) -> int:
@@ -105,7 +104,7 @@ class ProductWeight(Weight):
 
     Args:
         owner: the object that holds the factors.
-        names: of its attributes: the first factor m and the second factor w, of the same shape.
+        names: names of its attributes: the first factor m and the second factor w, of the same shape.
         scaling: m^2 - w^2 of a newly assigned theta.
     """
 
@@ -167,9 +166,9 @@ class ComputedWeight(Weight):
         raise ValueError(self.no_mask_error())
 
     def no_mask_error(self) -> str:
-        """Why the weight takes no mask, and the cure."""
+        """The reason why the weight cannot be masked, and the cure."""
         kinds = ", ".join(type(p).__name__ for p in _parametrizations(self._module, self._attribute))
-        return f"a weight computed by {kinds} takes no mask: remove that parametrization first"
+        return f"a weight computed by {kinds} cannot be masked: remove that parametrization first"
 
 
 def weight_of(module: nn.Module, attribute: str) -> Weight:
@@ -188,10 +187,10 @@ def _fill_(tensor: Tensor, at: Tensor, value: float) -> None:
 
 
 class NonzeroCounts:
-    """How many entries of each weight are not zero, on all ranks together.
+    """The number of nonzero entries of each weight, over all ranks.
 
     Where weights are split, the ranks add up their counts at `refresh`, and `read` needs no communication
-    until a weight changes: one rank may then read alone.
+    until a weight changes: then a single rank may read.
     """
 
     def __init__(self) -> None:
@@ -205,7 +204,7 @@ class NonzeroCounts:
         self._counts = _count_nonzero(weights) if self._versions else []
 
     def read(self, weights: Iterable[Weight]) -> list[int]:
-        """The counts of the weights as they are; every rank calls it where they changed since `refresh`."""
+        """The current counts of the weights; every rank calls it if they have changed since `refresh`."""
         weights = list(weights)
         if not self._versions or self._versions != _versions(weights):
             self.refresh(weights)
@@ -213,7 +212,7 @@ class NonzeroCounts:
 
 
 def _versions(weights: Sequence[Weight]) -> tuple[tuple[int, int], ...]:
-    """What changes whenever a weight does; empty where no weight is split."""
+    """Values that change whenever a weight changes; empty if no weight is split."""
     if not may_be_sharded():
         return ()
     tensors = [p for weight in weights for p in weight.parameters]

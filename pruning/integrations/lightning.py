@@ -24,14 +24,15 @@ else:
 class SparsifierCallback(Callback):
     """Trains sparse: `Trainer(..., callbacks=[SparsifierCallback(sparsifier)])`.
 
-    It hooks the sparsifier on the optimizer of the LightningModule and announces the epochs; checkpoints
-    contain its state. Attach the sparsifier before `fit`, which calls `configure_optimizers`. Lightning clips
-    gradients before the step: their norm includes the entries of pruned weights.
+    It hooks the sparsifier on the optimizer of the LightningModule and calls `on_epoch_start` at each epoch;
+    checkpoints contain the sparsifier's state. Attach the sparsifier before `fit`, which calls
+    `configure_optimizers`. Lightning clips gradients before the step: their norm includes the entries of
+    pruned weights.
 
     Args:
-        sparsifier: attached to the LightningModule, or to a part of it.
-        train_accuracy: returns the training accuracy of the epoch that ends, in [0, 1]; for PILoT, which
-            resumes from checkpoints of the ends of epochs.
+        sparsifier: a sparsifier attached to the LightningModule, or to a part of it.
+        train_accuracy: a function that returns the training accuracy of the epoch that ends, in [0, 1];
+            required by PILoT, which can be resumed only from checkpoints at the end of an epoch.
 
     Raises:
         ValueError: the sparsifier needs `train_accuracy`.
@@ -46,7 +47,7 @@ class SparsifierCallback(Callback):
         """Hook the optimizer, and restore the state where the training resumes.
 
         Raises:
-            ValueError: there are several optimizers, the Trainer plans other epochs or steps, or the
+            ValueError: there are several optimizers, the Trainer trains other epochs or steps, or the
                 checkpoint has no state of a sparsifier.
         """
         if len(trainer.optimizers) != 1:
@@ -71,11 +72,11 @@ class SparsifierCallback(Callback):
             self._loaded = None
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Announce the epoch."""
+        """Call `on_epoch_start`."""
         self._schedule.start_epoch(trainer.current_epoch, trainer.optimizers[0])
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Announce the epoch where Lightning has resumed inside it, without `on_train_epoch_start`."""
+        """Call `on_epoch_start` where Lightning resumes inside an epoch, without `on_train_epoch_start`."""
         self._schedule.start_epoch(trainer.current_epoch, trainer.optimizers[0])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -95,5 +96,5 @@ class SparsifierCallback(Callback):
         return self._schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the start of the training, when the weights are loaded."""
+        """Keep the state until training starts, when the weights are loaded."""
         self._loaded = state_dict

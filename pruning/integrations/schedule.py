@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: the hook, the calls for epochs and the state."""
+"""The common part of the trainers' callbacks: the hook, the calls for epochs and the state."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..hook import OptimizerHook
 
 
 class Schedule:
-    """Hooks a sparsifier on a trainer's optimizer and announces each epoch once, also after a resume.
+    """Hooks a sparsifier on a trainer's optimizer and calls `on_epoch_start` once per epoch.
 
     Args:
-        sparsifier: attached to the trainer's model.
-        train_accuracy: returns the fraction of training examples classified correctly in the epoch that
-            ends, in [0, 1]; for PILoT, which follows it.
+        sparsifier: a sparsifier attached to the trainer's model.
+        train_accuracy: a function that returns the fraction of training examples classified correctly in the
+            epoch that ends, in [0, 1]; required by PILoT.
 
     Raises:
         ValueError: the sparsifier needs `train_accuracy`.
@@ -28,7 +28,7 @@ class Schedule:
         self._follows_accuracy = type(sparsifier).on_epoch_end is not Sparsifier.on_epoch_end
         if self._follows_accuracy and train_accuracy is None:
             raise ValueError(
-                f"{type(sparsifier).__name__} follows the training accuracy: pass train_accuracy=, a "
+                f"{type(sparsifier).__name__} requires the training accuracy: pass train_accuracy=, a "
                 "function that returns it after each epoch, in [0, 1]"
             )
         self._hook: OptimizerHook | None = None
@@ -40,19 +40,20 @@ class Schedule:
         """Hook the optimizer, before the first step.
 
         Args:
-            optimizer: the trainer's.
-            total_epochs: that the trainer plans; None where it does not count epochs.
-            total_steps: optimizer steps that the trainer plans; not positive or infinite where it plans none.
-            steps_before: optimizer steps of the training that this one resumes.
+            optimizer: the trainer's optimizer.
+            total_epochs: number of epochs that the trainer plans; None if it does not count epochs.
+            total_steps: number of optimizer steps that the trainer plans; not positive or infinite if
+                unknown.
+            steps_before: number of optimizer steps before the checkpoint from which training resumes.
 
         Raises:
             ValueError: the trainer's plan is not the one the sparsifier was attached with, or the sparsifier
-                was trained already.
+                was already trained.
         """
         if self.sparsifier.step > 0 and not steps_before:
             raise ValueError(
-                f"the sparsifier has {self.sparsifier.step} steps behind it, the trainer none: attach it to "
-                "the model again, or resume from a checkpoint"
+                f"the sparsifier has already been trained for {self.sparsifier.step} steps, but the trainer "
+                "starts at step 0: attach the sparsifier to the model again, or resume from a checkpoint"
             )
         self._check_plan(total_epochs, total_steps)
         self.remove()
@@ -67,12 +68,12 @@ class Schedule:
         if not equal:
             planned = f"{own} epochs" + (f" of {per_epoch} steps" if per_epoch else "")
             raise ValueError(
-                f"the trainer plans {epochs} epochs and {steps} steps in all, the sparsifier {planned}: "
+                f"the trainer plans {epochs} epochs and {steps} steps in total, the sparsifier {planned}: "
                 "attach it with the trainer's total_epochs and steps_per_epoch"
             )
 
     def start_epoch(self, epoch: int, optimizer: Optimizer) -> None:
-        """Announce epoch `epoch`, counted from 0, unless it was announced before an interruption.
+        """Call `on_epoch_start` for epoch `epoch`, counted from 0, unless it was called before a checkpoint.
 
         Raises:
             RuntimeError: the training accuracy of an earlier epoch was not reported, and is needed.
@@ -87,7 +88,7 @@ class Schedule:
             self.sparsifier.on_epoch_start(epoch, optimizer)
 
     def end_epoch(self) -> None:
-        """Report the training accuracy where the sparsifier follows it."""
+        """Report the training accuracy if the sparsifier requires it."""
         self._epochs_ended += 1
         if self._follows_accuracy and self.train_accuracy is not None:
             self.sparsifier.on_epoch_end(train_accuracy=float(self.train_accuracy()))

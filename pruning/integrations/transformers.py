@@ -19,16 +19,16 @@ FILE = "sparsifier.pt"
 class SparsifierCallback(TrainerCallback):
     """Trains sparse: `Trainer(..., callbacks=[SparsifierCallback(sparsifier)])`.
 
-    It hooks the sparsifier on the Trainer's optimizer, announces the epochs, and saves the sparsifier's state
-    in the folder of each checkpoint. `train(resume_from_checkpoint=...)` restores it. The Trainer clips
-    gradients before the step: their norm includes the entries of pruned weights.
+    It hooks the sparsifier on the Trainer's optimizer, calls `on_epoch_start` at each epoch, and saves the
+    sparsifier's state in the folder of each checkpoint. `train(resume_from_checkpoint=...)` restores it. The
+    Trainer clips gradients before the step: their norm includes the entries of pruned weights.
 
     Args:
-        sparsifier: attached to the model before the Trainer is created.
-        train_accuracy: returns the training accuracy of the epoch that ends, in [0, 1]; for PILoT, which
-            resumes from checkpoints of the ends of epochs.
-        checkpoint: the folder that a training resumes from, where that is neither
-            `args.resume_from_checkpoint` nor in `args.output_dir`.
+        sparsifier: a sparsifier attached to the model before the Trainer is created.
+        train_accuracy: a function that returns the training accuracy of the epoch that ends, in [0, 1];
+            required by PILoT, which can be resumed only from checkpoints at the end of an epoch.
+        checkpoint: the folder that training resumes from, if it is neither `args.resume_from_checkpoint` nor
+            in `args.output_dir`.
 
     Raises:
         ValueError: the sparsifier needs `train_accuracy`.
@@ -50,7 +50,7 @@ class SparsifierCallback(TrainerCallback):
         """Hook the optimizer, and restore the state where the training resumes.
 
         Raises:
-            ValueError: the Trainer plans other epochs or steps, or the sparsifier was trained already.
+            ValueError: the Trainer trains other epochs or steps, or the sparsifier was already trained.
             FileNotFoundError: the checkpoint has no state of a sparsifier.
         """
         self._schedule.start(
@@ -67,21 +67,22 @@ class SparsifierCallback(TrainerCallback):
         path = folder / FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: pass the folder that the training resumes from, "
+                f"{path} does not exist: pass the folder that training resumes from, "
                 "SparsifierCallback(sparsifier, checkpoint=folder)"
             )
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["global_step"] != state.global_step:
             raise ValueError(
-                f"{path} is of step {saved['global_step']}, the Trainer resumes at step {state.global_step}: "
-                "pass the folder that it resumes from, SparsifierCallback(sparsifier, checkpoint=folder)"
+                f"{path} was saved at step {saved['global_step']}, but the Trainer resumes at step "
+                f"{state.global_step}: pass the folder that it resumes from, "
+                "SparsifierCallback(sparsifier, checkpoint=folder)"
             )
         self._schedule.load_state_dict(saved)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Announce the epoch."""
+        """Call `on_epoch_start`."""
         epoch = int((state.epoch or 0) + 1e-6)  # a sum of fractions, such as 0.9999999
         self._schedule.start_epoch(epoch, kwargs["optimizer"])
 
@@ -102,7 +103,7 @@ class SparsifierCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Finish, with the masks of the best model where the Trainer has loaded that."""
+        """Finish, with the masks of the best model if the Trainer has loaded it."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             saved = torch.load(
                 Path(state.best_model_checkpoint) / FILE, map_location="cpu", weights_only=True
@@ -112,5 +113,5 @@ class SparsifierCallback(TrainerCallback):
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Of the checkpoint of this step."""
+    """Folder of the checkpoint of this step."""
     return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

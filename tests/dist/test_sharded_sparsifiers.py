@@ -230,10 +230,10 @@ COMPLAINTS = {
     "SNIP": "ValueError: SNIP scores entire weights, and fully_shard has split these: call attach and initialize",
     "SynFlow": "ValueError: SynFlow scores entire weights, and fully_shard has split these: call attach and",
     "seeds": "RuntimeError: the masks differ between ranks: give every rank the same seed",
-    "nan": "NotFinite: the scores of w hold nan",
-    "counts": "ValueError: the ranks ask to keep different numbers of weights, from 2 to 4: count the",
+    "nan": "NotFinite: the scores of w contain nan",
+    "counts": "ValueError: `kept` differs between ranks (2 to 4): count the",
     "columns": "ValueError: a weight of [4, 2] has the placements (Shard(dim=1),): masks need weights that",
-    "FSDP1": "ValueError: FullyShardedDataParallel flattens weights, which take no masks then: use fully_shard",
+    "FSDP1": "ValueError: FullyShardedDataParallel flattens weights, which cannot be masked: use fully_shard",
 }
 
 

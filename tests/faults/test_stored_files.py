@@ -92,7 +92,7 @@ def test_damaged_masks_are_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "masks.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"masks\.pt is damaged") as caught:
         load_masks(tmp_path)
-    assert_one_line(caught.value, "train its run again")
+    assert_one_line(caught.value, "train that run again")
 
 
 @damaged

@@ -15,7 +15,7 @@ from ham import HAM, param_groups, perturbed
 from ham.models import ResNet, build_model
 from pruning import ACDC
 
-pytestmark = pytest.mark.filterwarnings("ignore:nothing is left of")  # a small layer of a small network
+pytestmark = pytest.mark.filterwarnings("ignore:all weights of")  # a small layer of a small network
 
 EPOCHS, STEPS, BATCH, CLASSES = 12, 4, 16, 5
 PHASES = "ddsdsdsddsss"

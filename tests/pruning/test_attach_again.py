@@ -73,7 +73,7 @@ def test_another_model_is_announced() -> None:
     one, other = network(), network()
     optimizers, sparsifier = [sgd(one), sgd(other)], RandomPruning(sparsity=0.75)
     sparsifier.attach(one, optimizers[0], total_epochs=1)
-    with pytest.warns(SparsityWarning, match="has left the model that it was attached to.*for each model"):
+    with pytest.warns(SparsityWarning, match="was detached from the model of an earlier attach.*per model"):
         sparsifier.attach(other, optimizers[1], total_epochs=1)
     steps(other, optimizers[1])
     assert zeros(other) == pytest.approx(0.75, abs=0.01) and not optimizers[0]._optimizer_step_pre_hooks
@@ -235,7 +235,7 @@ def test_a_computed_weight_can_be_excluded(exclude, place) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 16)), nn.Linear(16, 64))
-    with pytest.raises(ValueError, match=r"0.weight is not a parameter .*or exclude it"):
+    with pytest.raises(ValueError, match=r"0.weight is not a parameter .*or exclude the weight"):
         RandomPruning(sparsity=0.5).attach(model, total_epochs=1)
     fields, given = ({"exclude": exclude}, {}) if place == "field" else ({}, {"exclude": exclude})
     sparsifier = RandomPruning(sparsity=0.5, **fields)
@@ -302,7 +302,7 @@ def test_sparse_gradients_that_come_later_are_named() -> None:
     optimizer.step()
     optimizer.zero_grad()
     model["head"](model["table"](torch.tensor([1, 2]))).sum().backward()
-    with pytest.raises(ValueError, match="sparse gradients, which take no mask: set sparse=False"):
+    with pytest.raises(ValueError, match="sparse gradients, which cannot be masked: set sparse=False"):
         optimizer.step()
 
 
@@ -490,7 +490,7 @@ def test_another_optimizer_at_an_epoch_is_told_before_anything_changes(kind, wro
         with pytest.raises(ValueError) as error:
             sparsifier.on_epoch_start(epoch, other)
         assert str(error.value) == (
-            "on_epoch_start got another optimizer, Adam, than the one that trains the pruned weights, SGD: "
+            "on_epoch_start got the optimizer Adam, but the optimizer SGD trains the pruned weights: "
             "pass that one, or call sparsifier.hook(optimizer) to change it"
         )
         assert all(torch.equal(mask, before[name]) for name, mask in sparsifier.kept().items())
@@ -504,7 +504,7 @@ def test_another_optimizer_at_an_epoch_is_told_at_the_next_call_without_a_hook(k
     sparsifier, model, optimizer = announced(kind)
     sparsifier.on_epoch_start(0, torch.optim.Adam(model.parameters()))
     with pytest.raises(
-        ValueError, match=r"^on_epoch_start got another optimizer, Adam, than .* SGD: pass that"
+        ValueError, match=r"^on_epoch_start got the optimizer Adam, but .* SGD trains .*: pass that"
     ):
         sparsifier.after_backward(0, optimizer)
     sparsifier.on_epoch_start(0, optimizer)
@@ -532,7 +532,7 @@ def test_a_hook_that_moves_to_another_optimizer_within_an_epoch_follows_it() -> 
     steps(model, optimizer, 1)
     sparsifier.hook(other := OPTIMIZERS["adam"](model))
     steps(model, other, 1)
-    with pytest.raises(ValueError, match="got another optimizer, SGD, than the one"):
+    with pytest.raises(ValueError, match="got the optimizer SGD, but the optimizer Adam trains"):
         sparsifier.on_epoch_start(1, optimizer)
     sparsifier.on_epoch_start(1, other)
 

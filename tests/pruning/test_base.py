@@ -35,7 +35,8 @@ def test_attach_keeps_what_it_is_given():
     assert sparsifier.steps_per_epoch is None
     assert attached(RandomPruning(0.5)).total_steps == 12
     with pytest.raises(
-        ValueError, match=r"^RandomPruning plans by steps: attach with steps_per_epoch=len\(loader"
+        ValueError,
+        match=r"^RandomPruning requires steps_per_epoch: pass attach\(\.\.\., steps_per_epoch=len\(loader",
     ):
         _ = sparsifier.total_steps
 
@@ -143,7 +144,7 @@ def test_a_state_whose_masks_are_gone_is_refused():
     sparsifier.load_state_dict({**state, "active": False})
     assert not sparsifier.masks.active
     with pytest.raises(
-        ValueError, match=r"^the state is not that of a sparsifier: it comes from sparsifier.state"
+        ValueError, match=r"^the state was not saved by a sparsifier: pass one from sparsifier.state"
     ):
         sparsifier.load_state_dict({"kept": {}})
 
@@ -173,7 +174,7 @@ def test_a_method_that_prunes_at_the_end_warns_where_the_hook_cannot_know_the_en
 
 
 def test_a_method_without_a_target_has_no_sparsities():
-    with pytest.raises(ValueError, match=r"^Dense has no target sparsity: leave out sparsities$"):
+    with pytest.raises(ValueError, match=r"^Dense has no target sparsity: omit sparsities$"):
         attached(Dense(), sparsities={"0.*": 0.5})
 
 
@@ -187,7 +188,7 @@ def test_given_masks_replace_those_of_the_method_and_leave_other_values():
     assert torch.equal(model[0].weight[[0, 2, 3]], before[[0, 2, 3]]) and not model[0].weight[1].any()
     assert model[2].weight.all()
     with pytest.raises(
-        ValueError, match=r"^ACDC finds its masks during the training and takes none: pass masks to Dense, "
+        ValueError, match=r"^ACDC computes its masks during training; masks= is not supported: pass masks to "
     ):
         ACDC(0.5).attach(network(), total_epochs=3, masks=masks)
 

@@ -92,8 +92,8 @@ def test_a_loss_that_is_no_mean_over_samples_is_refused_after_the_second_part(co
             found.append(loss)
     assert len(found) == 2
     assert str(error.value) == (
-        "the loss of a batch is not the mean over its parts of 4 samples (class weights, say): give batches "
-        "of at most 4, or a loss that is the mean over samples"
+        "the loss of a batch is not the mean over its parts of 4 samples (for example, because of class "
+        "weights): use batches of at most 4, or a loss that is the mean over samples"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_parametrized_weight_is_refused():
     parametrizations.weight_norm(model[0])
     with pytest.raises(ValueError, match=r"^0\.weight: .* remove that parametrization first, or exclude it$"):
         attached(model)
-    with pytest.raises(ValueError, match=r"^0\.weight is parametrized already: .*, or exclude it$"):
+    with pytest.raises(ValueError, match=r"^0\.weight is already parametrized: .*, or exclude 0\.weight$"):
         attached(model, parameterization=Product())
 
 
@@ -348,7 +348,7 @@ def test_a_layer_that_is_new_after_attach_is_told_once(way, act):
     if way == "appended":
         which, be, they, them = ("4.weight and 1 more", "are", "they stay", "them")
     assert [str(warning.message) for warning in caught] == [
-        f"{which} came to the model after attach or {be} no longer frozen: {they} dense, and the sparsity "
+        f"{which} joined the model after attach or {be} no longer frozen: {they} dense, and the sparsity "
         f"does not count {them}; attach after the last change of the model's layers, or exclude {them}"
     ]
     with warnings.catch_warnings():

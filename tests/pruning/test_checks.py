@@ -78,7 +78,7 @@ def test_computed_weights_take_no_masks():
     with pytest.raises(ValueError) as error:
         check_takes_masks(prunable_weights(model))
     assert str(error.value) == (
-        "1.weight: a weight computed by _WeightNorm takes no mask: remove that parametrization first, or "
+        "1.weight: a weight computed by _WeightNorm cannot be masked: remove that parametrization first, or "
         "exclude it"
     )
 
@@ -92,8 +92,8 @@ def test_a_warning_tells_where_less_than_half_of_the_parameters_is_prunable(bias
         warnings.simplefilter("always")
         warn_of_low_coverage(model, weights)
     assert [str(warning.message) for warning in caught] == [
-        f"the prunable weights are {percent} % of the model's parameters, and a sparsity counts these alone: "
-        "include others by attach(..., include=[globs]), unless they are frozen"
+        f"the prunable weights are {percent} % of the model's parameters, and the sparsity counts only "
+        "these: include others by attach(..., include=[globs]), unless they are frozen"
         for _ in range(percent is not None)
     ]
 
@@ -106,7 +106,7 @@ def test_up_to_three_empty_layers_are_named(names, listed):
     with pytest.warns(SparsityWarning) as caught:
         warn_of_empty_layers(iter(names))
     assert [str(warning.message) for warning in caught] == [
-        f"nothing is left of {listed}: lower the sparsity, exclude them, or prune layerwise"
+        f"all weights of {listed} are pruned: lower the sparsity, exclude them, or prune layerwise"
     ]
     assert caught[0].filename == __file__
 
@@ -160,7 +160,7 @@ def test_weights_that_the_optimizer_does_not_train_are_counted(trained, named):
         check_optimizer(optimizer, iter(tensors.items()))
     assert str(error.value) == (
         f"the optimizer does not train {named}: create it after sparsifier.attach(model), from the model's "
-        "parameters; freeze weights that are not to be trained, and exclude those that another optimizer "
+        "parameters; freeze weights that should not be trained, and exclude those that another optimizer "
         "trains"
     )
 
@@ -171,7 +171,9 @@ def test_a_weight_with_a_sparse_gradient_is_named():
     tensors["a"].grad = torch.zeros(2)
     check_optimizer(optimizer, tensors.items())
     tensors["b"].grad = torch.zeros(2).to_sparse()
-    with pytest.raises(ValueError, match=r"^b has sparse gradients, which take no mask: set sparse=False in"):
+    with pytest.raises(
+        ValueError, match=r"^b has sparse gradients, which cannot be masked: set sparse=False in"
+    ):
         check_optimizer(optimizer, tensors.items())
 
 
@@ -253,8 +255,8 @@ def test_an_epoch_must_be_announced_before_its_first_step(announced, step, missi
     with pytest.raises(RuntimeError) as error:
         sparsifier.after_backward(step, optimizer)
     assert str(error.value) == (
-        "PILoT acts on epochs: call sparsifier.on_epoch_start(epoch, optimizer) at the start of each; "
-        f"epoch {missing} was not announced{small}"
+        "PILoT requires sparsifier.on_epoch_start(epoch, optimizer) at the start of each epoch; "
+        f"it was not called for epoch {missing}{small}"
     )
 
 
@@ -262,7 +264,7 @@ def test_without_steps_per_epoch_only_the_first_epoch_is_expected():
     sparsifier = Dense()
     optimizer, _ = stepped(sparsifier, steps_per_epoch=None, parameterization=Product(reset_every=1))
     with pytest.raises(
-        RuntimeError, match=r"^parameterization=Product acts on epochs: .*; epoch 0 was not ann"
+        RuntimeError, match=r"^parameterization=Product requires .*; it was not called for epoch 0"
     ):
         sparsifier.after_backward(7, optimizer)
     sparsifier.on_epoch_start(0, optimizer)
@@ -293,4 +295,4 @@ def test_the_names_of_a_methods_own_tensors_are_those_of_the_method():
 def test_a_method_that_plans_by_steps_asks_for_them():
     with pytest.raises(ValueError) as error:
         GMP(0.5).attach(layers(), total_epochs=1)
-    assert str(error.value) == "GMP plans by steps: attach with steps_per_epoch=len(loader)"
+    assert str(error.value) == "GMP requires steps_per_epoch: pass attach(..., steps_per_epoch=len(loader))"

@@ -262,7 +262,7 @@ def test_rigl_grows_by_the_mean_gradient_where_nobody_else_averages(reports):
 @pytest.mark.parametrize("reason", ["seeds", "weights"])
 def test_different_masks_raise_on_both_ranks(reports, reason, rank):
     assert reports[rank][reason] == (
-        "the masks differ between ranks: give every rank the same seed and weights, and averaged gradients"
+        "the masks differ between ranks: give every rank the same seed and weights, and average gradients"
     )
 
 

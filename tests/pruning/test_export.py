@@ -250,7 +250,7 @@ def two_of_four(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
         ),
         (
             two_of_four(64, 128).roll(1, dims=1) + two_of_four(64, 128),
-            "has more than two of four non-zero: train with granularity='2:4' and sparsity=0.5",
+            "has more than two non-zero entries of four: train with granularity='2:4' and sparsity=0.5",
         ),
     ],
 )

@@ -104,14 +104,14 @@ def test_a_schedule_of_ones_own_equals_the_built_in_one():
     [
         (
             {"begin": 0.8},
-            "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0.8 and 0.75",
+            "begin and end must be fractions of the steps, 0 <= begin <= end <= 1, got 0.8 and 0.75",
         ),
         (
             {"begin": -0.5},
-            "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got -0.5 and 0.75",
+            "begin and end must be fractions of the steps, 0 <= begin <= end <= 1, got -0.5 and 0.75",
         ),
-        ({"end": 1.5}, "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0 and 1.5"),
-        ({"end": 30}, "begin and end are fractions of the steps, 0 <= begin <= end <= 1, got 0 and 30"),
+        ({"end": 1.5}, "begin and end must be fractions of the steps, 0 <= begin <= end <= 1, got 0 and 1.5"),
+        ({"end": 30}, "begin and end must be fractions of the steps, 0 <= begin <= end <= 1, got 0 and 30"),
         ({"interval": 0}, "interval must be at least 1 step, got 0"),
         ({"schedule": "quartic"}, "ramp must be one of cubic, cosine, linear, got 'quartic'"),
         (
@@ -151,8 +151,8 @@ def test_fine_tuning_has_its_own_learning_rate(finetune_lr, after):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prune_at": -0.5}, "prune_at is a fraction of the steps, in [0, 1), got -0.5"),
-        ({"prune_at": 1.0}, "prune_at is a fraction of the steps, in [0, 1), got 1"),
+        ({"prune_at": -0.5}, "prune_at must be a fraction of the steps in [0, 1), got -0.5"),
+        ({"prune_at": 1.0}, "prune_at must be a fraction of the steps in [0, 1), got 1"),
         ({"finetune_lr": 0.0}, "finetune_lr must be positive, got 0"),
         ({"scope": "local"}, "scope must be one of global, layerwise, got 'local'"),
     ],
@@ -165,7 +165,7 @@ def test_one_shot_options_out_of_range_raise(options, message):
 
 @pytest.mark.parametrize("make", [lambda: GMP(0.9), lambda: OneShotMagnitude(0.9)])
 def test_they_plan_by_steps(make):
-    with pytest.raises(ValueError, match="plans by steps: attach with steps_per_epoch"):
+    with pytest.raises(ValueError, match="requires steps_per_epoch: pass attach"):
         make().attach(network(), total_epochs=1)
 
 

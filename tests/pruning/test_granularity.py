@@ -92,7 +92,7 @@ def test_n_of_m_refuses_fewer_weights_and_nan():
     with pytest.raises(ValueError, match=r"^granularity 2:4 keeps 2 of every 4 weights in each layer$"):
         granularity("2:4").select(tensors, 15, layouts_of(tensors))
     tensors["w0"][1, 2] = float("nan")
-    with pytest.raises(NotFinite, match=r"^the scores of w0 hold nan"):
+    with pytest.raises(NotFinite, match=r"^the scores of w0 contain nan"):
         granularity("2:4").select(tensors, 16, layouts_of(tensors))
 
 
@@ -261,12 +261,12 @@ def test_layers_that_do_not_fit_are_listed_with_the_cure():
         ),
         (
             lambda: RandomPruning(0.5, granularity="2:4"),
-            "granularity 2:4 keeps the same share of each layer: use allocation=uniform",
+            "granularity 2:4 keeps the same fraction of each layer: use allocation=uniform",
         ),
-        (lambda: STR(0.5, granularity="2:4"), "STR has no choice of units: leave granularity=element"),
+        (lambda: STR(0.5, granularity="2:4"), 'STR supports only granularity="element"'),
         (
             lambda: MaskFrom(0.5, source="a", granularity="4x4"),
-            "MaskFrom has no choice of units: leave granularity=element",
+            'MaskFrom supports only granularity="element"',
         ),
         *(
             (

@@ -134,7 +134,7 @@ def test_a_network_that_is_linear_in_its_loss_has_no_curvature():
 def test_missing_data_and_wrong_options_raise():
     sparsifier = GraSP(0.5, batches=3)
     sparsifier.attach(mlp(), total_epochs=1)
-    with pytest.raises(ValueError, match=r"^GraSP asks for 3 batches, got 2: lower its batches$"):
+    with pytest.raises(ValueError, match=r"^GraSP needs 3 batches, got 2: lower its batches$"):
         sparsifier.initialize(batches(4, 4), cross_entropy)
     with pytest.raises(ValueError, match=r"^GraSP needs a loss"):
         sparsifier.initialize(batches(4, 4, 4))

@@ -221,7 +221,7 @@ def test_a_closure_equals_the_explicit_calls(method, keyword, masks, batches):
 
 def test_an_optimizer_that_calls_its_closure_twice_is_refused(batches):
     training = build(Dense(), hooked=True, optimizer=lambda groups: _Twice(groups))
-    line = "_Twice calls its closure more than once in a step: a sparsifier needs an optimizer with one"
+    line = "_Twice calls its closure more than once per step: a sparsifier needs an optimizer with one"
     with pytest.raises(RuntimeError, match=line):
         training.optimizer.step(lambda: backward(training, batches[0]))
 
@@ -431,7 +431,7 @@ def test_a_state_of_explicit_calls_asks_for_the_number_of_steps(batches):
     list(train(explicit, batches, stop=4))
     for name in ("model", "optimizer", "sparsifier"):
         getattr(hooked, name).load_state_dict(deepcopy(getattr(explicit, name).state_dict()))
-    with pytest.raises(RuntimeError, match=r"set sparsifier\.step to the optimizer steps before this one"):
+    with pytest.raises(RuntimeError, match=r"set sparsifier\.step to the number of optimizer steps before"):
         hooked.optimizer.step()
     hooked.sparsifier.step = 4
     assert_equal_trainings(explicit, hooked, batches, start=4)
@@ -452,7 +452,7 @@ def test_attach_with_the_optimizer_is_attach_and_hook(batches):
 
 def test_a_second_hook_is_refused_and_remove_detaches(batches):
     training = build(RandomPruning(0.8), hooked=True)
-    with pytest.raises(ValueError, match=r"this sparsifier has a hook already: call remove\(\) on the first"):
+    with pytest.raises(ValueError, match=r"this sparsifier already has a hook: call remove\(\) on the first"):
         training.sparsifier.hook(training.optimizer)
     take_step(training, batches[0], 0)
     training.hook.remove()

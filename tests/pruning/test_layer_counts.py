@@ -53,7 +53,7 @@ def masks_of_training(sparsifier, model: nn.Module, own: dict[str, int], steps: 
     return found
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of")
+@pytest.mark.filterwarnings("ignore:all weights of")
 @pytest.mark.parametrize("name", MAKE)
 @settings(deadline=None, max_examples=8)
 @given(st.lists(st.integers(2, 9), min_size=3, max_size=5), PERCENT, st.data())

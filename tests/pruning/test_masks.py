@@ -208,7 +208,7 @@ def test_an_optimizer_without_state_is_left_without():
     [
         ({"a": KEPT["a"]}, "differ in names.*'b'"),
         ({**KEPT, "c": KEPT["a"]}, "differ in names.*'c'"),
-        ({"a": KEPT["a"], "B": KEPT["b"]}, "differ in names: there is no mask for ..b.."),
+        ({"a": KEPT["a"], "B": KEPT["b"]}, "differ in names: no mask for ..b.."),
         ({"a": KEPT["a"], "b": KEPT["b"].flatten()}, r"mask of b must have .* shape \(2, 2\), got \(4,\)"),
         ({"a": torch.tensor(True), "b": KEPT["b"]}, r"mask of a must have .* shape \(4,\), got \(\)"),
     ],
@@ -412,7 +412,7 @@ def test_masks_stay_where_the_weights_stay_and_follow_them_elsewhere():
     with pytest.raises(RuntimeError) as error:
         masks.apply_to_weights_()
     assert str(error.value) == (
-        "the mask of w was made on the meta device and has no content: attach the sparsifier after "
+        "the mask of w was made on the meta device and has no values: attach the sparsifier after "
         "model.to_empty(device=...)"
     )
 
@@ -440,13 +440,13 @@ def test_up_to_three_names_that_differ_are_listed():
     weights = {name: nn.Parameter(torch.ones(1)) for name in "edcba"}
     one = torch.ones(1, dtype=torch.bool)
     for given, listed in (
-        ({}, "there is no mask for ['a', 'b', 'c']"),
+        ({}, "no mask for ['a', 'b', 'c']"),
         (dict.fromkeys("abcdexyzw", one), "['w', 'x', 'y'] are not prunable weights"),
     ):
         with pytest.raises(ValueError) as error:
             MaskSet(weights).set(given)
         assert str(error.value) == (
-            f"masks and weights differ in names: {listed}; give one mask for each of kept()"
+            f"masks and weights differ in names: {listed}; pass one mask per name in kept()"
         )
 
 
@@ -455,7 +455,7 @@ def test_sparse_gradients_take_no_mask():
     masks = masked(weights)
     weights["b"].grad = torch.ones(2, 2).to_sparse()
     with pytest.raises(
-        ValueError, match=r"^a weight has sparse gradients, which take no mask: set sparse=False"
+        ValueError, match=r"^a weight has sparse gradients, which cannot be masked: set sparse=False"
     ):
         masks.apply_to_gradients_()
 

@@ -93,7 +93,8 @@ def test_attaching_twice_is_refused(again):
     model = network()
     attached(model)
     with pytest.raises(
-        ValueError, match=r"^conv\.weight is parametrized already: attach .* once, or exclude it$"
+        ValueError,
+        match=r"^conv\.weight is already parametrized: attach only once .*, or exclude conv\.weight$",
     ):
         again(model)
 
@@ -458,8 +459,8 @@ def test_methods_with_factors_of_their_own_refuse_another_parameterization(spars
         ({"frobenius": -0.1}, r"frobenius must not be negative, got -0\.1"),
         ({"decay": -1.0}, "decay must not be negative, got -1"),
         ({"reset_every": -2}, "reset_every must not be negative, got -2"),
-        ({"reset_until": 1.5}, r"reset_until is a share of the epochs, in \[0, 1\], got 1\.5"),
-        ({"reset_until": -0.1}, r"reset_until is a share .* got -0\.1"),
+        ({"reset_until": 1.5}, r"reset_until must be a fraction of the epochs in \[0, 1\], got 1\.5"),
+        ({"reset_until": -0.1}, r"reset_until must be a fraction .* got -0\.1"),
     ],
 )
 def test_values_out_of_range_raise(options, message):

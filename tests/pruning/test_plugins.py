@@ -66,7 +66,10 @@ def test_a_name_belongs_to_one_class():
     register_in(table, "dense")(Dense)
     with pytest.raises(ValueError) as caught:
         register_in(table, "dense")(STR)
-    assert str(caught.value) == "'dense' is registered for pruning.base.Dense: choose another name for STR"
+    assert (
+        str(caught.value)
+        == "'dense' is already registered for pruning.base.Dense: choose another name for STR"
+    )
     assert table == {"dense": Dense}
 
 

@@ -162,7 +162,7 @@ def replaced(index: int, layer: nn.Module) -> nn.Module:
         (
             lambda: replaced(3, nn.utils.parametrizations.weight_norm(nn.Linear(32, 16))),
             ValueError,
-            r"3\.weight in the other model: a weight computed by _WeightNorm takes no mask",
+            r"3\.weight in the other model: a weight computed by _WeightNorm cannot be masked",
         ),
         (lambda: net().state_dict(), TypeError, r"needs a torch\.nn\.Module, got OrderedDict"),
     ],

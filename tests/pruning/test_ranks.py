@@ -103,7 +103,7 @@ def test_masks_that_differ_on_one_rank_raise_on_every_rank(ranks, odd):
         return str(error.value)
 
     assert set(ranks.each(raised)) == {
-        "the masks differ between ranks: give every rank the same seed and weights, and averaged gradients"
+        "the masks differ between ranks: give every rank the same seed and weights, and average gradients"
     }
 
 
@@ -148,7 +148,7 @@ def test_how_a_tensor_is_split():
         with pytest.raises(ValueError) as error:
             split_of(Rows(part, placements))
         assert str(error.value) == (
-            f"a weight of [4, 2] has the placements {placements}: masks need weights that fully_shard alone "
+            f"a weight of [4, 2] has the placements {placements}: masks need weights that only fully_shard "
             "splits, along their first dimension"
         )
 
@@ -247,8 +247,8 @@ def test_all_ranks_must_keep_as_many(ranks, monkeypatch, counts, refused):
         return ""
 
     line = (
-        f"the ranks ask to keep different numbers of weights, from {min(counts)} to {max(counts)}: count "
-        "the entries of DTensors by pruning.shards.count_nonzero"
+        f"`kept` differs between ranks ({min(counts)} to {max(counts)}): count the "
+        "entries of DTensors by pruning.shards.count_nonzero"
     )
     assert ranks.each(checked) == [line if refused else ""] * 3
 

@@ -51,7 +51,7 @@ layer       shape    weights  kept  density  zeros  FLOPs  bytes
 0.weight    4x1x3x3       36    12   0.3333     28    256     37
 3.weight *  3x64         192     0   0.0000    192      0     24
 total                    228    12   0.0526    220    256     61
-* empty: nothing of this layer is kept
+* empty: no weight of this layer is kept
 other parameters, not pruned: 7
 entire model: 15 parameters, 89 bytes, 256 FLOPs (0.1667 of dense)"""
 

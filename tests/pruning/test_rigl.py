@@ -76,7 +76,7 @@ def test_a_kept_zero_counts_as_the_smallest_weight_and_not_as_off():
 def test_a_diverged_layer_is_named(diverged):
     theta, gradient = square(THETA), square(GRADIENT)
     (theta if diverged == "weight" else gradient)[0, 0] = float("nan")
-    with pytest.raises(NotFinite, match=r"^the scores of conv\.weight hold nan: did training diverge\?$"):
+    with pytest.raises(NotFinite, match=r"^the scores of conv\.weight contain nan: did training diverge\?$"):
         update_mask(
             theta, gradient, mask([1, 4, 5] if diverged == "gradient" else ON).view(3, 3), 1, "conv.weight"
         )
@@ -179,7 +179,7 @@ def test_options_out_of_range_raise(options, message):
 
 
 def test_rigl_plans_by_steps():
-    with pytest.raises(ValueError, match="RigL plans by steps: attach with steps_per_epoch"):
+    with pytest.raises(ValueError, match="RigL requires steps_per_epoch: pass attach"):
         RigL(sparsity=0.5).attach(nn.Linear(2, 2), total_epochs=1)
 
 

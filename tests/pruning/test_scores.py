@@ -152,7 +152,7 @@ def test_kept_out_of_range_raises(kept):
 
 @pytest.mark.parametrize("kept", [0, 3, 8])
 def test_nan_scores_raise(kept):
-    with pytest.raises(ValueError, match="scores of b hold nan"):
+    with pytest.raises(ValueError, match="scores of b contain nan"):
         global_topk({"a": torch.ones(4), "b": torch.tensor([1.0, NAN, 0.0, 2.0])}, kept)
 
 
@@ -291,7 +291,7 @@ def test_layerwise_topk_by_hand():
 
 def test_layerwise_topk_checks_each_layer():
     scores = {"a": torch.ones(4), "b": torch.tensor([1.0, NAN])}
-    with pytest.raises(ValueError, match="scores of b hold nan"):
+    with pytest.raises(ValueError, match="scores of b contain nan"):
         layerwise_topk(scores, {"a": 1, "b": 1})
     with pytest.raises(ValueError, match=r"\[0, 4\], got 5"):
         layerwise_topk(scores, {"a": 5, "b": 1})

@@ -198,7 +198,7 @@ def test_pruning_happens_where_fine_tuning_begins(total, finetune, epoch):
     assert scores[kept].min() > scores[~kept].max()
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of")
+@pytest.mark.filterwarnings("ignore:all weights of")
 @pytest.mark.parametrize(("sparsity", "kept"), [(0.9, 14), (0.95, 7), (0.0, 140), (0.999, 0), (0.33, 93)])
 def test_the_count_is_exact(sparsity, kept):
     """Of the 80 + 60 weights over all layers together."""
@@ -325,7 +325,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stop):
     [
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\), got 1"),
         ({"decay": -1.0}, "decay must not be negative, got -1"),
-        ({"finetune": 1.0}, r"finetune is a share of the epochs, in \[0, 1\), got 1"),
+        ({"finetune": 1.0}, r"finetune must be a fraction of the epochs in \[0, 1\), got 1"),
         ({"finetune": -0.1}, r"finetune .* got -0\.1"),
         ({"finetune_lr": 0.0}, "finetune_lr must be positive, got 0"),
         ({"factors": "random"}, "factors must be one of independent, balanced, got 'random'"),

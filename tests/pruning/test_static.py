@@ -206,7 +206,7 @@ def test_snip_holds_one_batch_at_a_time():
 def test_snip_with_too_few_batches_prunes_nothing():
     model = mlp()
     before, sparsifier = snapshot(model), attached(SNIP(sparsity=0.5, batches=4), model)
-    with pytest.raises(ValueError, match=r"^SNIP asks for 4 batches, got 3: lower its batches$"):
+    with pytest.raises(ValueError, match=r"^SNIP needs 4 batches, got 3: lower its batches$"):
         sparsifier.initialize(iter(data(3)), cross_entropy)
     assert snapshot(model) == before and sparsifier.achieved_sparsity() == 0
 
@@ -495,7 +495,7 @@ def test_synflow_uses_only_the_shape_of_the_inputs():
         (
             lambda: attached(SNIP(0.5), mlp()).initialize(data(), cross_entropy),
             ValueError,
-            "asks for 10 batches, got 3: lower its batches",
+            "needs 10 batches, got 3: lower its batches",
         ),
         (lambda: attached(SynFlow(0.5), mlp()).initialize(), ValueError, "needs one batch for the shape"),
         (
@@ -508,7 +508,7 @@ def test_synflow_uses_only_the_shape_of_the_inputs():
             RuntimeError,
             "SynFlow has not pruned",
         ),
-        (lambda: MaskFrom(sparsity=0.5), ValueError, "MaskFrom needs a source"),
+        (lambda: MaskFrom(sparsity=0.5), ValueError, "MaskFrom requires source="),
         (lambda: RandomPruning(sparsity=0.5, allocation="ERK"), ValueError, "ERK"),
     ],
 )
@@ -550,7 +550,7 @@ def test_masks_of_a_finished_run_on_new_weights(place, tmp_path):
     assert sparsifier.stats() == {"sparsity": 0.5, "kept": 40, "masks_from": {"run": "acdc", "seed": 3}}
 
 
-@pytest.mark.filterwarnings("ignore:nothing is left of")
+@pytest.mark.filterwarnings("ignore:all weights of")
 @pytest.mark.parametrize(
     ("sparsity", "kept"),
     [
@@ -587,8 +587,8 @@ def small(out: int = 4) -> nn.Module:
         (lambda: small(5), 0.5, r"mask of 4\.weight must have .* shape \(5, 8\), got \(4, 8\)"),
         (lambda: nn.Sequential(nn.Linear(6, 8)), 0.5, r"another model: 1 names differ, such as 4\.weight"),
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)), 0.5, r"2 names differ, such as 1\.weight"),
-        (small, 0.9, r"prune 0\.5000, not 0\.9: choose that sparsity"),
-        (small, 0.51, r"prune 0\.5000, not 0\.51: "),
+        (small, 0.9, r"have sparsity 0\.5000, not 0\.9: use that sparsity"),
+        (small, 0.51, r"have sparsity 0\.5000, not 0\.51: "),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(model, sparsity, message, tmp_path):
@@ -616,16 +616,16 @@ def truncated(path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "no masks at .*masks.pt: train the run"),
+        (lambda path: None, "masks.pt does not exist: finish the run"),
         (truncated, "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: path.write_bytes(b"\x80\x02garbage"), "damaged"),
         (lambda path: path.write_text("<html>not found</html>"), "damaged"),
         (lambda path: path.write_bytes(bytes(range(256))), "damaged"),
-        (lambda path: torch.save(mlp().state_dict(), path), "holds no masks"),
-        (lambda path: torch.save(torch.zeros(3), path), "holds no masks"),
-        (lambda path: torch.save([], path), "holds no masks"),
-        (lambda path: torch.save({"masks": 3, "margins": {}, "origin": {}}, path), "holds no masks"),
+        (lambda path: torch.save(mlp().state_dict(), path), "contains no masks"),
+        (lambda path: torch.save(torch.zeros(3), path), "contains no masks"),
+        (lambda path: torch.save([], path), "contains no masks"),
+        (lambda path: torch.save({"masks": 3, "margins": {}, "origin": {}}, path), "contains no masks"),
         (lambda path: torch.save({"masks": {}, "margins": {}, "origin": Opened()}, path), "damaged"),
     ],
     ids=[
@@ -711,8 +711,8 @@ def test_masks_of_thresholds_far_from_the_target_are_changed_with_a_warning(tmp_
     with pytest.warns(UserWarning) as caught:
         sparsifier = attached(MaskFrom(0.6, source=str(tmp_path)), model())
     assert [str(warning.message) for warning in caught] == [
-        f"the masks in {tmp_path} prune 0.5000, and are changed to 0.6 by the weights' distance to their "
-        "threshold: choose that sparsity to keep them"
+        f"the masks in {tmp_path} have sparsity 0.5000 and are changed to 0.6 by the weights' distance to "
+        "their threshold: use sparsity=0.5000 to keep them"
     ]
     assert sparsifier.achieved_sparsity() == pytest.approx(0.6)
 
@@ -723,7 +723,7 @@ def test_hard_masks_must_have_the_target_within_half_a_percent(target, fits, tmp
     if fits:
         assert attached(MaskFrom(target, source=str(tmp_path)), small()).achieved_sparsity() == 0.5
     else:
-        with pytest.raises(ValueError, match=f"prune 0.5000, not {target:g}"):
+        with pytest.raises(ValueError, match=f"have sparsity 0.5000, not {target:g}"):
             attached(MaskFrom(target, source=str(tmp_path)), small())
 
 

@@ -448,10 +448,10 @@ def test_the_end_corrects_the_last_point_exactly(pruned):
         (
             [0.9**k for k in range(100)],
             40,
-            "sparsity 0.2400, its target is 0.8: training ended after 41 of the 100",
+            "sparsity 0.2400, but its target is 0.8: training ended after 41 of the 100",
         ),
-        ([0.9**k for k in range(100)], 99, "sparsity 0.2400, its target is 0.8: call after_step"),
-        ([1.5] * 50 + [1e-6] * 50, 99, "sparsity 0.5000, its target is 0.8: thresholds are below 1"),
+        ([0.9**k for k in range(100)], 99, "sparsity 0.2400, but its target is 0.8: call after_step"),
+        ([1.5] * 50 + [1e-6] * 50, 99, "sparsity 0.5000, but its target is 0.8: thresholds are below 1"),
     ],
     ids=["too early", "not stepped", "large weights"],
 )
@@ -621,7 +621,7 @@ def test_the_state_of_an_earlier_version_starts_the_control_again():
 
 
 def test_the_ramp_needs_to_know_its_steps():
-    with pytest.raises(ValueError, match="STR plans by steps: attach with steps_per_epoch"):
+    with pytest.raises(ValueError, match="STR requires steps_per_epoch: pass attach"):
         attached(linear(W), calibrate="ramp")
 
 

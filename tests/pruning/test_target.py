@@ -117,9 +117,9 @@ def test_a_selection_keeps_the_largest_scores_of_each_part_in_the_order_of_the_s
 @pytest.mark.parametrize(
     ("sparsities", "message"),
     [
-        ([0.5], "sparsities is a dict, glob -> sparsity, got list"),
-        ({"3.*": 0.5}, "sparsities has '3.*', which matches no prunable weight"),
-        ({"*": 0.5}, "sparsities matches every weight: leave some for the method's own sparsity"),
+        ([0.5], "sparsities must be a dict, glob -> sparsity, got list"),
+        ({"3.*": 0.5}, "the glob '3.*' of sparsities matches no prunable weight"),
+        ({"*": 0.5}, "sparsities matches every weight; at least one must be left for `sparsity`"),
         ({"1.*": 1.0}, "sparsity must be in [0, 1), got 1"),
         ({"1.*": 90}, "sparsity must be in [0, 1), got 90; did you mean 0.9?"),
     ],
@@ -136,9 +136,9 @@ def test_the_first_glob_that_matches_a_layer_counts():
 
 
 def test_a_method_without_units_takes_neither_a_granularity_nor_sparsities():
-    with pytest.raises(ValueError, match=r"^STR has no choice of units: leave granularity=element$"):
+    with pytest.raises(ValueError, match=r'^STR supports only granularity="element"$'):
         STR(sparsity=0.5, granularity="2:4")
-    with pytest.raises(ValueError, match=r"^STR has one target for all layers: leave out sparsities$"):
+    with pytest.raises(ValueError, match=r"^STR has one target for all layers: omit sparsities$"):
         STR(sparsity=0.5).attach(network(), total_epochs=1, sparsities={"1.*": 0.5})
     assert STR(sparsity=0.5).granularity == TargetSparsity(0.5).granularity == "element"
 
@@ -173,8 +173,8 @@ def test_a_model_that_misses_its_target_by_more_than_two_weights_a_layer_is_name
         warnings.simplefilter("always")
         sparsifier.on_end()
     assert [str(warning.message) for warning in caught] == warns * [
-        f"TargetSparsity ends at sparsity {count / 100:.4f}, its target is 0.4000: no optimizer step reached "
-        "it, call sparsifier.hook(optimizer) before the first one"
+        f"TargetSparsity ended at sparsity {count / 100:.4f}, but its target is 0.4000: no optimizer step "
+        "was counted; call sparsifier.hook(optimizer) before the first one"
     ]
     assert all(warning.category is SparsityWarning for warning in caught)
 
@@ -191,15 +191,15 @@ def test_a_large_model_may_miss_its_target_by_a_point(count, warns):
     assert len(caught) == warns
 
 
-ALL_STEPS = "train as many epochs and steps as attach announced, and call after_step after each step"
+ALL_STEPS = "train for the epochs and steps passed to attach(), and call after_step after each step"
 
 
 @pytest.mark.parametrize(
     ("step", "steps_per_epoch", "cure"),
     [
         (0, 5, ALL_STEPS),
-        (1, 5, "training ended after 1 of the 10 steps that attach announced"),
-        (9, 5, "training ended after 9 of the 10 steps that attach announced"),
+        (1, 5, "training ended after 1 of the 10 steps passed to attach()"),
+        (9, 5, "training ended after 9 of the 10 steps passed to attach()"),
         (10, 5, ALL_STEPS),
         (3, None, ALL_STEPS),
     ],
@@ -233,14 +233,14 @@ def trained_with_a_hook(sparsifier: Sparsifier, steps: int) -> Sparsifier:
     ("make", "steps", "cure"),
     [
         (STR, 10, "use calibrate='ramp' with initial=-8, because the sparsity that thresholds reach"),
-        (STR, 7, "training ended after 7 of the 10 steps that attach announced; or use calibrate='ramp'"),
+        (STR, 7, "training ended after 7 of the 10 steps passed to attach(); or use calibrate='ramp'"),
         (partial(GMP, begin=0.0, end=1.0, interval=1), 7, "training ended after 7 of the 10 steps"),
     ],
 )
 def test_the_hook_and_the_loop_warn_once(make, steps, cure):
     with pytest.warns(SparsityWarning) as caught:
         trained_with_a_hook(make(0.9), steps)
-    (message,) = (str(warning.message) for warning in caught if "ends at sparsity" in str(warning.message))
+    (message,) = (str(warning.message) for warning in caught if "ended at sparsity" in str(warning.message))
     assert f"its target is 0.9000: {cure}" in message
 
 
@@ -283,7 +283,8 @@ def test_a_state_belongs_to_its_method_target_and_units():
         with pytest.raises(ValueError) as error:
             other.load_state_dict(state)
         assert str(error.value) == (
-            f"the state is of {state['target']}, this is {other._target()}: create this with the same values"
+            f"the state was saved by {state['target']}, but this sparsifier is {other._target()}: create it "
+            "with the same arguments"
         )
 
 
@@ -320,7 +321,7 @@ def test_every_method_checks_its_target_and_its_units(method):
     make = METHODS[method]
     with pytest.raises(ValueError, match=r"^sparsity must be in \[0, 1\), got 90; did you mean 0\.9\?$"):
         make(sparsity=90)
-    with pytest.raises(ValueError, match=r"^granularity must be |^(STR|MaskFrom) has no choice of units"):
+    with pytest.raises(ValueError, match=r"^granularity must be |^(STR|MaskFrom) supports only granularity"):
         make(sparsity=0.5, granularity="4" if method not in ("STR", "MaskFrom") else "4x4")
     assert make(sparsity=0.0, exclude="a").exclude == ["a"]
     assert make(sparsity=0.5).elementwise == (method in ("STR", "MaskFrom"))
@@ -361,8 +362,8 @@ def test_a_state_loads_into_its_own_method_only(method):
         before = sparsifier.kept()
         with pytest.raises(ValueError) as error:
             sparsifier.load_state_dict(state)
-        this = f"this is {sparsifier._target()}: create this with the same values"
-        assert str(error.value) == f"the state is of {state['target']}, {this}"
+        this = f"but this sparsifier is {sparsifier._target()}: create it with the same arguments"
+        assert str(error.value) == f"the state was saved by {state['target']}, {this}"
         assert all(torch.equal(mask, before[name]) for name, mask in sparsifier.kept().items())
 
 
@@ -374,8 +375,7 @@ def test_what_the_state_of_another_method_lacks_is_named(method, key):
     with pytest.raises(ValueError) as error:
         fresh(method).load_state_dict(state)
     assert str(error.value) == (
-        f"the state has no {key!r}, which that of {method} has: it is of another method, load one that this "
-        "method saved"
+        f"missing key {key!r} in the state: it was not saved by {method}; load a state that this method saved"
     )
 
 
@@ -401,7 +401,8 @@ def test_a_state_belongs_to_the_options_that_it_depends_on(method, name, one, ot
     with pytest.raises(ValueError) as error:
         different.load_state_dict(state)
     assert str(error.value) == (
-        f"the state is of {method} with {name}={one}, this has {other}: create this with the same values"
+        f"the state was saved by {method} with {name}={one}, but this sparsifier has {name}={other}: create "
+        "it with the same arguments"
     )
     different.load_state_dict(
         {**state, "options": {}}
@@ -416,6 +417,6 @@ def test_a_state_belongs_to_the_sparsities_of_single_layers(one, other):
     state = fresh("RigL", one).state_dict()
     fresh("RigL", one).load_state_dict(state)
     with pytest.raises(
-        ValueError, match=r"^the state is of RigL with sparsities=\{.*\}, this has \{.*\}: create"
+        ValueError, match=r"^the state was saved by RigL with sparsities=\{.*\}, but .*=\{.*\}: create"
     ):
         fresh("RigL", other).load_state_dict(state)

@@ -98,7 +98,7 @@ def test_a_reset_is_not_repeated_after_a_resume_inside_its_epoch():
 
 
 def test_pilot_needs_the_training_accuracy():
-    with pytest.raises(ValueError, match="PILoT follows the training accuracy: pass train_accuracy="):
+    with pytest.raises(ValueError, match="PILoT requires the training accuracy: pass train_accuracy="):
         Schedule(attached(PILoT(0.5))[0], None)
 
 
@@ -122,7 +122,7 @@ def test_the_trainers_plan_must_be_the_sparsifiers(epochs, steps, fits):
         schedule.start(optimizer, total_epochs=epochs, total_steps=steps, steps_before=0)
         assert sparsifier._hook is not None
     else:
-        line = f"the trainer plans {epochs} epochs and {steps} steps in all, the sparsifier 4 epochs of 2"
+        line = f"the trainer plans {epochs} epochs and {steps} steps in total, the sparsifier 4 epochs of 2"
         with pytest.raises(ValueError, match=line):
             schedule.start(optimizer, total_epochs=epochs, total_steps=steps, steps_before=0)
 
@@ -130,7 +130,7 @@ def test_the_trainers_plan_must_be_the_sparsifiers(epochs, steps, fits):
 def test_a_trained_sparsifier_is_not_trained_from_the_start_again():
     sparsifier, optimizer = attached(RigL(0.5))
     sparsifier.step = 5
-    with pytest.raises(ValueError, match="the sparsifier has 5 steps behind it, the trainer none"):
+    with pytest.raises(ValueError, match="the sparsifier has already been trained for 5 steps"):
         Schedule(sparsifier, None).start(optimizer, total_epochs=4, total_steps=8, steps_before=0)
 
 
@@ -164,7 +164,7 @@ def test_a_plan_without_steps_per_epoch_is_one_of_epochs():
     with pytest.raises(ValueError) as error:
         Schedule(sparsifier, None).start(optimizer, total_epochs=3, total_steps=99, steps_before=0)
     assert str(error.value) == (
-        "the trainer plans 3 epochs and 99 steps in all, the sparsifier 4 epochs: attach it with the "
+        "the trainer plans 3 epochs and 99 steps in total, the sparsifier 4 epochs: attach it with the "
         "trainer's total_epochs and steps_per_epoch"
     )
 
@@ -380,7 +380,9 @@ def test_transformers_refuses_a_state_of_another_step(hf, tmp_path):
     saved_at(hf, tmp_path, 5)
     callback, optimizer, state = hf_callback(hf, checkpoint=str(tmp_path / "checkpoint-5"))
     state.global_step = 6
-    with pytest.raises(ValueError, match=r"is of step 5, the Trainer resumes at step 6: pass the folder"):
+    with pytest.raises(
+        ValueError, match=r"was saved at step 5, but the Trainer resumes at step 6: pass the folder"
+    ):
         callback.on_train_begin(hf_arguments(tmp_path), state, None, optimizer=optimizer)
 
 
@@ -480,7 +482,7 @@ def test_lightning_resumes_bit_for_bit(pl, make_module, tmp_path, make, accuracy
 
 def test_lightning_refuses_a_plan_that_differs(pl, make_module, tmp_path):
     sparsifier = RigL(0.8)
-    with pytest.raises(ValueError, match="the trainer plans 2 epochs and 8 steps in all, the sparsifier 3"):
+    with pytest.raises(ValueError, match="the trainer plans 2 epochs and 8 steps in total, the sparsifier 3"):
         fit(pl, make_module, tmp_path, sparsifier, epochs=2)
     assert sparsifier._hook is None
 

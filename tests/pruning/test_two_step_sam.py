@@ -72,7 +72,7 @@ def train(method: str, base: type[Optimizer], with_ham: bool, api: str | None) -
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("base", "with_ham"), [(SGD, True), (AdamW, False)])
-@pytest.mark.filterwarnings("ignore:STR's ramp ended", "ignore:.*ends at sparsity")
+@pytest.mark.filterwarnings("ignore:STR's ramp ended", "ignore:.*ended at sparsity")
 def test_both_apis_of_sam_train_like_the_block(method, base, with_ham):
     reference = train(method, base, with_ham, None)
     for api in APIS:

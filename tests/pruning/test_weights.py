@@ -179,7 +179,7 @@ def test_a_computed_weight_is_read_and_not_written():
     assert weight.names == ("original0", "original1")
     assert torch.equal(weight.value, layer.weight) and not weight.value.requires_grad
     assert (tuple(weight.shape), weight.numel()) == ((2, 3), 6)
-    message = r"^a weight computed by _WeightNorm takes no mask: remove that parametrization first$"
+    message = r"^a weight computed by _WeightNorm cannot be masked: remove that parametrization first$"
     value = torch.zeros(2, 3)
     for act in (
         lambda: weight.assign_(value),
