@@ -35,16 +35,16 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
     """The torch optimizer inside wrappers such as accelerate's, Lookahead's and SAM's.
 
     Raises:
-        TypeError: another object than a torch optimizer.
+        TypeError: `optimizer` is not a torch optimizer.
     """
     return layers_of(optimizer)[-1]
 
 
 def layers_of(optimizer: Optimizer) -> list[Optimizer]:
-    """The wrappers around a torch optimizer from the outside to the inside, and it itself at the end.
+    """The wrappers around a torch optimizer from the outside to the inside, then the optimizer itself.
 
     Raises:
-        TypeError: another object than a torch optimizer.
+        TypeError: `optimizer` is not a torch optimizer.
     """
     layers = [optimizer]
     while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
@@ -70,7 +70,7 @@ def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
 
 
 def as_number(value: Any) -> Any:
-    """A number of another package, or in a tensor, as a float; anything else as it is."""
+    """A number of another package, or in a tensor, as a float; other values are returned unchanged."""
     is_number = _is_one_number(value) if isinstance(value, Tensor) else isinstance(value, Real)
     return float(value) if is_number else value
 
@@ -87,12 +87,12 @@ def _shown(value: Any) -> str:
 
 
 def may_act(group: dict) -> bool:
-    """Is alpha or beta of the group not 0, as far as that is known without waiting for a device?"""
+    """Return True unless alpha and beta of the group are known to be 0 without waiting for a device."""
     return may_differ_from_0(group["ham_alpha"]) or may_differ_from_0(group["ham_beta"])
 
 
 def may_differ_from_0(value: float | Tensor) -> bool:
-    """Is the value not known to be 0 without waiting for a device?"""
+    """Return True unless the value is known to be 0 without waiting for a device."""
     if isinstance(value, Tensor) and (value.device.type != "cpu" or torch.compiler.is_compiling()):
         return True
     return bool(value != 0)
@@ -101,7 +101,7 @@ def may_differ_from_0(value: float | Tensor) -> bool:
 def check_hyperparameters(
     alpha: float, beta: float, clamp: float, max_weight_norm: float | None, implementation: str | None
 ) -> None:
-    """Raise TypeError on what is no number, ValueError on values out of range."""
+    """Raise TypeError if a value is not a number, ValueError if it is out of range."""
     numbers = {"alpha": alpha, "beta": beta, "clamp": clamp, "max_weight_norm": max_weight_norm}
     for name, value in numbers.items():
         if not (isinstance(value, Real) or (value is None and name == "max_weight_norm")):
@@ -156,9 +156,7 @@ def check_optimizer(optimizer: Optimizer, lr: LearningRate | None) -> None:
             "that does, such as torch.optim.AdamW"
         )
     if lr is not None and not callable(lr):
-        raise TypeError(
-            f"lr must be a function of a parameter group or None, which is group['lr'], got {lr!r}"
-        )
+        raise TypeError(f"lr must be a function of a parameter group, or None for group['lr'], got {lr!r}")
     for group in optimizer.param_groups:
         if "lr" not in group and lr is None:
             raise ValueError(
@@ -168,7 +166,7 @@ def check_optimizer(optimizer: Optimizer, lr: LearningRate | None) -> None:
 
 
 def check_group(group: dict, optimizer: Optimizer, lr: LearningRate | None) -> None:
-    """Raise ValueError where the group has no rate or unusable values, or where the step spoils p.grad."""
+    """Raise ValueError if the group has no rate or unusable values, or if the step overwrites p.grad."""
     if lr is None and group["lr"] is None:
         name = type(optimizer).__name__
         raise ValueError(
@@ -212,27 +210,25 @@ def rate_of(group: dict, lr: LearningRate | None) -> float | Tensor:
         rate = lr(group)
     except KeyError as error:
         raise ValueError(
-            f"lr= of HAM reads group[{error}], which this optimizer does not set: its keys are "
+            f"HAM's lr= function reads group[{error}], which this optimizer does not set: its keys are "
             f"{', '.join(str(key) for key in group if key != 'params')}"
         ) from error
     if isinstance(rate, Tensor) and rate.numel() == 1:
         return rate.detach().reshape(())
     if isinstance(rate, Real) and math.isfinite(rate) and rate >= 0:
         return rate if isinstance(rate, int | float) else float(rate)  # numpy's numbers
-    raise ValueError(
-        f"lr= of HAM must return a finite number that is not negative, or a 0-dim tensor, got {rate!r}"
-    )
+    raise ValueError(f"HAM's lr= function must return a finite number >= 0, or a 0-dim tensor, got {rate!r}")
 
 
 def is_zero(rate: float | Tensor | None) -> bool:
-    """Is the rate known to be 0 without waiting for a device?"""
+    """Return True if the rate is known to be 0 without waiting for a device."""
     if torch.compiler.is_compiling() or (isinstance(rate, Tensor) and rate.device.type != "cpu"):
         return False
     return rate is not None and float(rate) == 0
 
 
 def initializes_state(optimizer: Optimizer) -> bool:
-    """Is the step of an optimizer without state that by which torch.distributed.checkpoint creates it?
+    """Return True in the step by which torch.distributed.checkpoint creates an optimizer's state.
 
     That step has rate 0 and gradients 0 in every group. A host sync, only while every rate is 0.
     """
@@ -243,7 +239,7 @@ def initializes_state(optimizer: Optimizer) -> bool:
 
 
 def _has_values(gradient: Tensor) -> bool:
-    """Is any entry of `gradient` not 0, on any rank?"""
+    """Return True if an entry of `gradient` is not 0, on any rank."""
     total = gradient.detach().abs().sum()
     return bool((total.full_tensor() if hasattr(total, "full_tensor") else total) != 0)
 
@@ -265,7 +261,7 @@ def check_gradient_preserved(group: dict) -> None:
 
 
 def outer_stacklevel() -> int:
-    """The `stacklevel` by which its caller warns at the line outside torch and ham that led here."""
+    """The `stacklevel` with which the caller warns at the line outside torch and ham that led here."""
     frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("ham.", "torch.")):
         frame, level = frame.f_back, level + 1

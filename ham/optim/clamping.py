@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .checks import outer_stacklevel
 
-_MANY = 0.01  # share of the first step's exponents
+_MANY = 0.01  # fraction of the first step's exponents
 
 
 class ClampCounts:
@@ -34,7 +34,7 @@ class ClampCounts:
                 count.add_(more)
 
     def share(self) -> Tensor:
-        """Share of the clamped exponents since the last call, a 0-dim tensor; restarts the counts."""
+        """Fraction of the clamped exponents since the last call, a 0-dim tensor; resets the counts."""
         counts = list(self._counts.values())
         if not counts:
             return torch.zeros(())
@@ -64,7 +64,7 @@ class ClampCounts:
 class FirstStep:
     """Warns where more than 1 % of the exponents of the first step are clamped, without a host sync.
 
-    From a GPU the counts are copied while training goes on, and read in the first later step that finds the
+    From a GPU the counts are copied asynchronously, and read in the first later step that finds the
     copy complete. Other accelerators and CUDA graphs are not examined.
     """
 
@@ -73,7 +73,7 @@ class FirstStep:
         self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
     def must_count(self, optimizer: Optimizer) -> bool:
-        """Are the exponents of this step to be counted?"""
+        """Return True if the exponents of this step must be counted."""
         if self._is_done or self._copies or torch.compiler.is_compiling():
             return False
         kinds = {p.device.type for group in optimizer.param_groups for p in group["params"]}
@@ -95,7 +95,7 @@ class FirstStep:
         """Warn if the copies are complete; a skipped step, or one that changed nothing, is not the first.
 
         Args:
-            name: of the optimizer, for the warning.
+            name: name of the optimizer, for the warning.
         """
         if not self._copies or torch.compiler.is_compiling():
             return

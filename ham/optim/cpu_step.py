@@ -28,7 +28,7 @@ def step_(
     """The formula on dense tensors of one dtype, in place; returns how many exponents are clamped.
 
     Raises:
-        CompilerError: there is no C compiler, or it fails.
+        CompilerError: no C compiler was found, or it fails.
     """
     step = load(ps[0].dtype)
     counts = [p.numel() for p in ps]
@@ -48,7 +48,7 @@ def load(dtype: torch.dtype) -> Any:
     """The compiled function for weights of a dtype.
 
     Raises:
-        CompilerError: there is no C compiler, or it fails.
+        CompilerError: no C compiler was found, or it fails.
     """
     step = c_code.load(_SOURCE, dtype).hyperbolic_step
     numbers = (c_double, c_double, c_double, c_int)

@@ -1,4 +1,4 @@
-"""Which parameters HAM acts on, and parameter groups that store the choice."""
+"""Selection of the parameters that HAM acts on, and parameter groups that store the selection."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ _NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS)Norm", re.IGNORECASE)
 _PARAMETRIZATION = re.compile(r"(^|\.)parametrizations\.\w+\.\d+\.")
 
 ParamFilter = Callable[[str, nn.Module, nn.Parameter], bool]
-"""(qualified name, owning module, parameter) -> is the parameter selected?"""
+"""(qualified name, owning module, parameter) -> True if the parameter is selected."""
 
 Selection = str | ParamFilter | Sequence[str]
 """A filter, its name (not_norm, ndim2, everything), a glob of parameter names, or a list of both."""
 
 
 def not_norm(name: str, module: nn.Module, param: nn.Parameter) -> bool:
-    """All layers except normalization layers, recognized by module type (App. G).
+    """Return True for parameters of all layers except normalization layers, by module type (App. G).
 
-    A parametrization's own parameters (torch.nn.utils.parametrize), such as the thresholds of STR, are left
-    out too: they are not weights of the network. A weight that it transforms is selected by its layer.
+    Return False also for a parametrization's own parameters (torch.nn.utils.parametrize), such as the
+    thresholds of STR: they are not weights of the network. A weight that it transforms is selected by its
+    layer.
     """
     norm = any(_NORM.search(cls.__name__) for cls in type(module).__mro__)
     return not norm and not _PARAMETRIZATION.search(name)
 
 
 def ndim2(name: str, module: nn.Module, param: nn.Parameter) -> bool:
-    """Two and more dimensions, as in the authors' wrapper: no biases, but position embeddings."""
+    """Return True for parameters of two or more dimensions, as in the authors' wrapper: not for biases."""
     return param.ndim >= 2
 
 
 def everything(name: str, module: nn.Module, param: nn.Parameter) -> bool:
-    """Every parameter."""
+    """Return True for every parameter."""
     return True
 
 
@@ -74,11 +75,11 @@ def as_filter(select: Selection, model: nn.Module) -> ParamFilter:
         return select
     if isinstance(select, list | tuple | set) and all(isinstance(entry, str) for entry in select):
         if not select:
-            raise ValueError("the list of names is empty: a function that returns False selects nothing")
+            raise ValueError("the list of names is empty: pass names, or a function that returns False")
         filters = [as_filter(entry, model) for entry in select]
         return lambda name, module, param: any(selects(name, module, param) for selects in filters)
     if not isinstance(select, str):
-        raise TypeError(f"select and decay are a name, a glob, a list of them or a function, got {select!r}")
+        raise TypeError(f"select and decay must be a name, a glob, a list or a function, got {select!r}")
     if select in _FILTERS:
         return _FILTERS[select]
     if not any(fnmatchcase(name, select) for name, _, _ in owned_parameters(model)):
@@ -98,11 +99,11 @@ def param_groups(
     """Parameter groups for any torch optimizer, by whether HAM acts and whether weight decay does.
 
     Args:
-        model: each of its trainable parameters is in exactly one group.
-        weight_decay: of the decayed groups; 0 in the others.
-        select: where HAM acts: `not_norm` (the paper), `ndim2` (the authors' wrapper), a glob of names, a
-            list of both, or a function of (qualified name, owning module, parameter).
-        decay: where weight decay acts; default everywhere, as in the paper's code base.
+        model: the model; each of its trainable parameters is in exactly one group.
+        weight_decay: weight decay of the decayed groups; 0 in the others.
+        select: the parameters that HAM acts on: `not_norm` (the paper), `ndim2` (the authors' wrapper), a
+            glob of names, a list of both, or a function of (qualified name, owning module, parameter).
+        decay: the parameters that weight decay acts on; by default all, as in the paper's code base.
 
     Returns:
         Groups with the keys params, weight_decay, ham_alpha, ham_beta and ham_explicit. `ham_alpha` and

@@ -46,40 +46,41 @@ class HAM:
     and may be scheduled; a group with both 0 is skipped. `deepcopy` and pickling of an optimizer drop its
     hooks: attach HAM to the copy again.
 
-    Where HAM acts, in this order: a group that carries `ham_alpha` and `ham_beta` (from `param_groups`) uses
+    HAM selects parameters in this order: a group with `ham_alpha` and `ham_beta` (from `param_groups`) uses
     these for all its parameters; with `model`, its parameters are selected by module type, and others are
-    left out, with a warning; with neither, one-dimensional parameters are left out. A
-    third key, `ham_explicit`, marks the groups of the first kind.
+    excluded, with a warning; with neither, one-dimensional parameters are excluded. A third key,
+    `ham_explicit`, marks the groups of the first kind.
 
-    HAM refuses a base step that changes `p.grad`, which it reads after that step, before it changes a weight
-    itself (`GradientWatch`). It changes nothing where the rate is 0, nor in the step by which
-    torch.distributed.checkpoint creates an optimizer's state. HAM warns where more than 1 % of the first
-    step's exponents are clamped (`FirstStep`).
+    HAM reads `p.grad` after the base step. If that step has changed `p.grad`, HAM raises an error before it
+    changes a weight (`GradientWatch`). HAM changes nothing where the rate is 0, nor in the step by which
+    torch.distributed.checkpoint creates an optimizer's state. It warns if more than 1 % of the first step's
+    exponents are clamped (`FirstStep`).
 
     Only two kinds of step wait for the device: the first one on a CUDA device, which tests the Triton kernel,
     and, with `lr`, steps of an optimizer that has no state yet and group["lr"] = 0 in all groups.
 
     Args:
-        optimizer: any first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer` or,
-            as SAM does, in `.base_optimizer`.
-        model: the module that owns the parameters; its norm layers are left out, by type.
+        optimizer: a first-order `torch.optim.Optimizer`, or a wrapper that holds one in `.optimizer` or, as
+            SAM does, in `.base_optimizer`.
+        model: the module that owns the parameters; norm layers are excluded by module type.
         alpha: hyperbolic awareness; None is 200, as in the paper's vision runs. Negative is nHAM (Tables
             17-19).
         beta: multiplicative decay; None is 1e-3, as on ImageNet; 16e-3 on CIFAR-100.
         clamp: bound on the exponent (App. G.2).
-        mask_zero_grad: do not change weights whose gradient is exactly zero (the paper's graph runs).
-        select: which parameters of `model` HAM acts on; see `param_groups`.
+        mask_zero_grad: True to leave weights whose gradient is exactly zero unchanged (the paper's graph
+            runs).
+        select: the parameters of `model` that HAM acts on; see `param_groups`.
         lr: the rate of the base step that was just taken, a function of the parameter group that returns a
             float or a 0-dim tensor, for optimizers whose rate is not group["lr"]:
             `lambda group: group["lr"] * group["d"]` for Prodigy and DAdapt. None: group["lr"].
-        max_weight_norm: rescale any parameter whose norm exceeds this after the step (the authors' wrapper:
-            1000); None: no limit.
-        track_clamped: count the clamped exponents on the device; read the share with `clamped_share()`.
-        implementation: see `hyperbolic_step_`.
+        max_weight_norm: largest norm of a parameter; a larger one is rescaled to it after the step (the
+            authors' wrapper: 1000); None: no limit.
+        track_clamped: True to count the clamped exponents on the device; `clamped_share()` returns their fraction.
+        implementation: implementation of the step, see `hyperbolic_step_`.
 
     Raises:
         ValueError: an optimizer or a hyperparameter that HAM cannot work with, or a second HAM on the same
-            optimizer. The optimizer is then as it was before.
+            optimizer. The optimizer is then unchanged.
         TypeError: `optimizer` is not a torch optimizer, `select` not a selection, `lr` not a function or a
             hyperparameter not a number.
     """
@@ -118,7 +119,7 @@ class HAM:
         self._first_step = FirstStep()
         self._had_state = True  # before the base step; known only with `lr`
         if model is None and select is not not_norm:
-            raise ValueError("select=... names parameters of a model: pass model=... too")
+            raise ValueError("select= requires model=: pass the model whose parameters it selects")
         is_selected = as_filter(select, model) if model is not None else not_norm
         self._selected = SelectedParameters(optimizer, model, is_selected)
         self._selected.check_dtypes(alpha, beta)
@@ -151,10 +152,10 @@ class HAM:
             del self.optimizer._ham
 
     def clamped_share(self) -> Tensor:
-        """Share of the clamped exponents since the last call: a 0-dim tensor, no host sync.
+        """Fraction of the clamped exponents since the last call: a 0-dim tensor, no host sync.
 
-        A share that grows towards 1 is a diverging alpha: weights are multiplied by e^5 or e^-5 in a single
-        step.
+        A fraction that grows towards 1 shows that alpha is too large: weights are multiplied by e^5 or e^-5
+        in a single step.
 
         Raises:
             RuntimeError: HAM was created without `track_clamped=True`.
@@ -173,7 +174,7 @@ class HAM:
         self._counts.load_state_dict(state, device)
 
     def _prepare_groups(self) -> None:
-        """Before the base step: fill in groups that were added or changed, refuse those that do not fit."""
+        """Before the base step: complete groups that were added or changed, and check all groups."""
         if self.lr is not None and not torch.compiler.is_compiling():
             self._had_state = bool(self.optimizer.state)
         for group in self.optimizer.param_groups:

@@ -14,7 +14,7 @@ from .implementations import IMPLEMENTATIONS, fastest
 DTYPES = (torch.float32, torch.float64)
 COMPILED_FAILS = "implementation='compiled' does not work on this CPU: {}; or use 'fused' or None"
 LOW_PRECISION = (
-    "HAM needs float32 or float64 weights, got {}: its relative steps round away in fewer bits; "
+    "HAM needs float32 or float64 weights, got {}: its relative steps are rounded to zero in fewer bits; "
     "keep float32 weights and compute in autocast"
 )
 
@@ -48,14 +48,14 @@ def hyperbolic_step_(
             without a host sync, like `lr`.
         beta: strength of the multiplicative weight decay; it may be a tensor too.
         clamp: bound on the exponent's magnitude, 5 in App. G.2; `inf` for none.
-        mask_zero_grad: do not change weights whose gradient is exactly zero, not even by beta.
+        mask_zero_grad: True to leave weights whose gradient is exactly zero unchanged, also by beta.
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
         clamped: 0-dim int64 tensor to which the number of clamped exponents is added, without a host
             sync.
         implementation: None for the fastest one that works here, or "reference" (the formula, tensor by
             tensor), "foreach" (torch's multi-tensor kernels), "fused" (one pass over memory, CPU only: C
             code, or without a C compiler torch's operations in blocks that stay in the cache), "compiled"
-            (on a CPU the C code alone, elsewhere torch.compile, which takes some seconds at the first step)
+            (on a CPU only the C code, elsewhere torch.compile, which takes some seconds at the first step)
             or "triton" (one launch, CUDA only).
 
     Raises:
@@ -67,7 +67,7 @@ def hyperbolic_step_(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}"
         )
     if len(params) != len(grads):
-        raise ValueError(f"params and grads must pair up, got {len(params)} and {len(grads)}")
+        raise ValueError(f"params and grads must have the same length, got {len(params)} and {len(grads)}")
     pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
     for p, g in pairs:
         _check_pair(p, g)
@@ -80,15 +80,18 @@ def hyperbolic_step_(
         step = IMPLEMENTATIONS[implementation or fastest(ps[0], a)]
         try:
             step(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped)
-        except CompilerError as error:  # only where "compiled" was asked for: "fused" tries the C code before
+        except CompilerError as error:  # only with "compiled": "fused" tries the C code before
             raise ValueError(COMPILED_FAILS.format(error)) from None
 
 
 @torch.no_grad()
 def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: Tensor | None = None) -> None:
-    """Scale each tensor by min(1, max_norm / |theta|), without a host sync (the authors' wrapper: 1000).
+    """Scale each tensor in place by min(1, max_norm / |theta|), without a host sync.
 
-    If `found_inf` is not zero nothing changes.
+    Args:
+        params: weights of any shapes and devices; changed in place.
+        max_norm: largest 2-norm of a tensor, positive; 1000 in the authors' wrapper.
+        found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
     """
     params = list(params)
     if not params:

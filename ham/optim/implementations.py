@@ -35,7 +35,7 @@ def fastest(weight: Tensor, rate: float | Tensor) -> str:
 
 
 def _has_triton(weight: Tensor) -> bool:
-    """Does the Triton kernel work for a CUDA weight?"""
+    """Return True if the Triton kernel works for a CUDA weight."""
     if not is_plain(weight) or torch.cuda.is_current_stream_capturing():
         return False
     return works("the Triton kernel", "'foreach' is", _triton_is_installed, weight, _triton_, _reference_)
@@ -46,7 +46,7 @@ def _triton_is_installed() -> bool:
 
 
 def _has_c(weight: Tensor) -> bool:
-    """Does the C code work for a CPU weight?"""
+    """Return True if the C code works for a CPU weight."""
     if torch.compiler.is_compiling() or not is_plain(weight):
         return False
     instead = "torch's operations, which take about twice as long, are"
@@ -132,7 +132,7 @@ def _in_blocks_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None
 
 
 def _is_inside(exponent: Tensor, clamp: float) -> bool:
-    """Is every exponent of a CPU tensor inside the bounds? One pass instead of the four that count."""
+    """Return True if every exponent of a CPU tensor is inside the bounds, in one pass instead of four."""
     if torch.compiler.is_compiling():
         return False  # the value would break the graph
     low, high = exponent.aminmax()
@@ -198,7 +198,7 @@ def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
 
 
 def _step_unlike_(ps, gs, *rest) -> tuple[list[Tensor], list[Tensor]]:
-    """Change weights whose gradients lie otherwise in memory by the formula; returns the other pairs."""
+    """Apply the formula to weights whose gradients have another memory layout; return the other pairs."""
     alike = [_have_one_layout(p, g) for p, g in zip(ps, gs, strict=True)]
     if all(alike):
         return ps, gs
@@ -216,7 +216,7 @@ def _mask_(exponent: Tensor, g: Tensor, mask_zero_grad: bool, found_inf: Tensor 
 
 
 def _have_one_layout(p: Tensor, g: Tensor) -> bool:
-    """Do both lie in memory without gaps, with the same order of elements?"""
+    """Return True if both are stored without gaps and with the same order of elements."""
     if not (has_memory(p) and has_memory(g)):
         return False
     if p.is_contiguous() and g.is_contiguous():

@@ -12,21 +12,21 @@ OLD_KEY = "ham_chosen"  # of "ham_explicit" in checkpoints of version 0.4 and ea
 
 
 class SavedKeys:
-    """HAM's keys in the groups and defaults of `optimizer` as they are now."""
+    """The current HAM keys in the groups and defaults of `optimizer`."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._groups = [_all_keys_of(group) for group in optimizer.param_groups]
         self._defaults = _all_keys_of(optimizer.defaults)
 
     def restore(self, optimizer: Optimizer) -> None:
-        """Set the keys back; a group that was added since then has none."""
+        """Restore the keys; they are removed from groups that were added since then."""
         for i, group in enumerate(optimizer.param_groups):
             _restore(group, self._groups[i] if i < len(self._groups) else {})
         _restore(optimizer.defaults, self._defaults)
 
 
 def has_own_values(group: dict) -> bool:
-    """Does the group itself set HAM's values, for all its parameters?"""
+    """Return True if the group itself sets HAM's values, for all its parameters."""
     has_both = "ham_alpha" in group and "ham_beta" in group
     return is_marked_explicit(group, has_both)
 
@@ -42,7 +42,7 @@ def keys_of(group: dict) -> dict:
 
 
 def rename_old_key(group: dict[str, Any]) -> None:
-    """Give the key of older checkpoints its present name."""
+    """Rename the key of older checkpoints to its current name."""
     if OLD_KEY in group:
         group["ham_explicit"] = group.pop(OLD_KEY)
 
@@ -55,7 +55,7 @@ def fill_missing(group: dict, values: Sequence[float | bool]) -> None:
 
 
 def complete(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Rename the old key, and fill in what is missing."""
+    """Rename the old key, and fill in missing keys."""
     rename_old_key(group)
     fill_missing(group, [defaults[key] for key in KEYS])
 

@@ -16,7 +16,7 @@ class StateLoading:
     """Completes the groups that `load_state_dict` sets, and warns of values that the state replaces.
 
     Args:
-        layers: the wrappers around an optimizer from the outside to the inside, and it itself at the end.
+        layers: the wrappers around an optimizer from the outside to the inside, then the optimizer itself.
         given: the alpha and beta that were passed to HAM, under their keys in a group; None: not passed.
         lr: HAM's function of the learning rate.
     """
@@ -33,13 +33,13 @@ class StateLoading:
         self._warn_of_lost_values(groups, [{} if has_own_values(group) else self._given for group in groups])
 
     def register(self) -> None:
-        """Act on every later `load_state_dict`."""
+        """Register the hooks of `load_state_dict`."""
         for layer in self._layers:
             self._handles.append(layer.register_load_state_dict_pre_hook(self._before_load))
             self._handles.append(layer.register_load_state_dict_post_hook(self._after_load))
 
     def remove(self) -> None:
-        """Act no more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -52,8 +52,8 @@ class StateLoading:
     def _after_load(self, optimizer: Optimizer) -> None:
         """Restore the keys that a state_dict saved before HAM was attached lacks.
 
-        Where a state was saved by a HAM that chose its parameters otherwise, by `model` instead of by the
-        groups or the other way round, its values are those of other parameters: the group keeps its own.
+        If the state was saved with a different parameter selection (by `model` instead of by the groups, or
+        the other way round), its values belong to other parameters: the group keeps its own.
         """
         chooses_otherwise = False
         for group, before in zip(optimizer.param_groups, self._keys_before, strict=True):
@@ -65,9 +65,9 @@ class StateLoading:
             check_group(group, self._optimizer, self._lr)
         if chooses_otherwise:
             warnings.warn(
-                "the loaded state is of a HAM that chose its parameters by the groups instead of by model=, "
-                "or the other way round: HAM keeps the present choice, alpha and beta; to continue with "
-                "those of the state, create optimizer and HAM as they were when it was saved",
+                "the loaded state was saved with a different parameter selection (param_groups vs. model=); "
+                "HAM keeps its current selection, alpha and beta. To use the saved ones, create HAM as it "
+                "was when the state was saved",
                 stacklevel=outer_stacklevel(),
             )
         self._warn_of_lost_values(
@@ -79,7 +79,7 @@ class StateLoading:
         )
 
     def _warn_of_lost_values(self, groups: list[dict], expected: list[dict[str, float]]) -> None:
-        """Warn once where groups hold other values than those that were passed to HAM."""
+        """Warn once if groups hold other values than those that were passed to HAM."""
         lost = {
             key: (value, group[key])
             for group, values in zip(groups, expected, strict=True)
@@ -88,18 +88,16 @@ class StateLoading:
         }
         if lost:
             self._given = {}
-            both = ", ".join(
-                f"{key[4:]}={ours} gives way to {theirs}" for key, (ours, theirs) in lost.items()
-            )
+            both = ", ".join(f"{key[4:]}={theirs} instead of {ours}" for key, (ours, theirs) in lost.items())
             cure = ", ".join(f"group[{key!r}]" for key in lost)
             warnings.warn(
-                f"HAM keeps the values of the loaded state ({both}): set {cure} after loading to change them",
+                f"HAM uses the values of the loaded state ({both}): set {cure} after loading to change them",
                 stacklevel=outer_stacklevel(),
             )
 
 
 def _loads_groups_of(layer: Optimizer, optimizer: Optimizer) -> bool:
-    """Does `load_state_dict` of a wrapper, or of the optimizer itself, set the groups of the optimizer?"""
+    """Return True if `load_state_dict` of `layer` sets the groups of the optimizer."""
     return layer is optimizer or (
         hasattr(layer, "_optimizer_load_state_dict_post_hooks")
         and layer.param_groups is optimizer.param_groups

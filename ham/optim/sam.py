@@ -23,10 +23,10 @@ def perturbed(
     `ddp.no_sync()` for an ascent per rank (m-sharpness, the original).
 
     Args:
-        params: the weights to perturb, each once; those without a gradient are not. Of float16 and bfloat16
-            the ascent is computed in float32, so that its length does not overflow or vanish.
+        params: the weights to perturb, each once; those without a gradient are not perturbed. For float16 and
+            bfloat16 the ascent is computed in float32, so that its length does not overflow or vanish.
         rho: radius of the ascent in the norm over all `params`, 0.05 in the original.
-        adaptive: scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
+        adaptive: True to scale the ascent by theta^2 (ASAM, Kwon et al., 2021).
         freeze_bn: a module whose norm layers keep their running statistics inside the block, see
             `frozen_running_statistics`; batch statistics still normalize.
 
@@ -87,9 +87,9 @@ def _launches(params: list[Tensor], directions: list[Tensor]) -> Iterator[tuple[
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     """Norm layers compute what they compute outside, but do not update running statistics and counters.
 
-    BatchNorm normalizes by the batch in training; its flag `track_running_stats` alone decides about updates.
-    In other layers, such as InstanceNorm, that flag also decides what normalizes: they update copies of their
-    statistics, which are dropped afterwards.
+    In training BatchNorm normalizes by the batch; its flag `track_running_stats` decides only about updates.
+    In other layers, such as InstanceNorm, that flag also decides which statistics normalize: they update
+    copies of their statistics, which are dropped afterwards.
     """
     layers = [m for m in model.modules() if _has_running_statistics(m)]
     batch_norms = [m for m in layers if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -100,7 +100,7 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     for layer, buffers, _ in kept:
         layer._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
         if isinstance(layer, _InstanceNorm):
-            layer.momentum = 0.0  # the copies stay as they are too, for evaluation inside the block
+            layer.momentum = 0.0  # the copies do not change either, for evaluation inside the block
     try:
         yield
     finally:

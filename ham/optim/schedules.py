@@ -11,6 +11,14 @@ from itertools import pairwise
 def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
     """`start` at step 0, 1 at step int(warmup * total_steps), 0 at the end, linear in between (Table 5).
 
+    Args:
+        total_steps: number of optimizer steps.
+        warmup: fraction of the steps until the peak, in [0, 1].
+        start: factor at step 0, in [0, 1].
+
+    Returns:
+        step -> learning-rate factor, for LambdaLR.
+
     Raises:
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].
     """
@@ -27,6 +35,14 @@ def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> 
 
 def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Callable[[int], float]:
     """Linear from `start` to 1 over int(warmup * total_steps) steps, then half a cosine to 0 at the end.
+
+    Args:
+        total_steps: number of optimizer steps.
+        warmup: fraction of the steps with a rising rate, in [0, 1].
+        start: factor at step 0 if there is a warmup, in [0, 1].
+
+    Returns:
+        step -> learning-rate factor, for LambdaLR.
 
     Raises:
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].
@@ -46,8 +62,15 @@ def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Call
 def linear(total_steps: int, *, warmup_steps: int = 0) -> Callable[[int], float]:
     """0 at step 0, 1 at step `warmup_steps`, 0 at the end, linear in between.
 
-    The warm-up is a number of steps, as in transformers' get_linear_schedule_with_warmup, whose factors these
-    are: with at least as many warm-up steps as steps, the rate rises to the end.
+    The factors are those of transformers' get_linear_schedule_with_warmup: with at least as many warmup steps
+    as steps, the rate rises to the end.
+
+    Args:
+        total_steps: number of optimizer steps.
+        warmup_steps: number of steps with a rising rate.
+
+    Returns:
+        step -> learning-rate factor, for LambdaLR.
 
     Raises:
         ValueError: total_steps is not positive, or warmup_steps is negative.
@@ -74,9 +97,19 @@ def multistep(
 ) -> Callable[[int], float]:
     """Linear from `start` to 1 over int(warmup * total_steps) steps, then times `gamma` at each milestone.
 
-    Milestones are shares of the steps, and a factor holds from the first step k >= share * total_steps on.
-    The product is taken in exact decimal arithmetic, so that 0.7 of 100 is step 70. The defaults are RigL's
-    epochs 30, 70 and 90 of 100 (Evci et al., 2020).
+    A milestone takes effect at the first step k >= fraction * total_steps. The product is taken in exact
+    decimal arithmetic, so that 0.7 of 100 is step 70. The defaults are RigL's epochs 30, 70 and 90 of 100
+    (Evci et al., 2020).
+
+    Args:
+        total_steps: number of optimizer steps.
+        warmup: fraction of the steps with a rising rate, in [0, 1].
+        start: factor at step 0 if there is a warmup, in [0, 1].
+        milestones: fractions of the steps at which `gamma` multiplies the rate, in increasing order.
+        gamma: factor of each milestone, in (0, 1].
+
+    Returns:
+        step -> learning-rate factor, for LambdaLR.
 
     Raises:
         ValueError: total_steps is not positive; warmup, start or a milestone lies outside [0, 1]; milestones
@@ -104,7 +137,7 @@ def _check_milestones(milestones: Sequence[float], warmup: float, gamma: float) 
     shares = list(milestones)
     if not all(0 <= share <= 1 for share in shares):
         raise ValueError(
-            f"milestones are shares of the steps in [0, 1], got {shares}; epoch 30 of 100 is 0.3"
+            f"milestones must be fractions of the steps in [0, 1], got {shares}; epoch 30 of 100 is 0.3"
         )
     if any(later <= earlier for earlier, later in pairwise([warmup, *shares])):
         raise ValueError(f"milestones must rise and begin after warmup={warmup:g}, got {shares}")

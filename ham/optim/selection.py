@@ -16,10 +16,10 @@ from .keys import fill_missing, has_own_values, is_marked_explicit, keys_of
 
 
 class SelectedParameters:
-    """Where HAM acts: by the group's own values, else by `model` and a filter, else by the shape.
+    """HAM's parameters: selected by the group's own values, else by `model` and a filter, else by shape.
 
-    Layers added to `model` later are included, as long as it exists: only a weak reference to it is kept.
-    Parameters that it does not have are not changed, with a warning.
+    Layers added to `model` later are included, as long as the model exists: only a weak reference to it is
+    kept. Parameters that are not in the model are not changed, with a warning.
 
     Raises:
         ValueError: `model` owns none of the optimizer's parameters.
@@ -28,7 +28,7 @@ class SelectedParameters:
     def __init__(self, optimizer: Optimizer, model: nn.Module | None, is_selected: ParamFilter) -> None:
         self._optimizer, self._is_selected = optimizer, is_selected
         self._model = ref(model) if model is not None else None  # it may be deleted before the optimizer
-        self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and does HAM act on it
+        self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and True if HAM acts on it
         self._warned = False
         self._warn_of_groups_that_choose()
         params = [p for group in optimizer.param_groups if not has_own_values(group) for p in group["params"]]
@@ -42,11 +42,9 @@ class SelectedParameters:
                 )
             return
         if any(p.ndim < 2 for p in params):
-            _warn("HAM leaves one-dimensional parameters alone; pass model=... to leave out only norms")
+            _warn("HAM does not change one-dimensional parameters; pass model= to exclude only norm layers")
         if len({p.numel() == 1 for p in params if p.ndim >= 2}) == 2:
-            _warn(
-                "HAM also acts on single numbers, such as STR's thresholds; pass model=... to leave them out"
-            )
+            _warn("HAM also acts on single numbers, such as STR's thresholds; pass model= to exclude them")
 
     def of(self, group: dict) -> list[Tensor]:
         """The parameters of `group` that HAM acts on."""
@@ -64,7 +62,7 @@ class SelectedParameters:
         return selected
 
     def _look_up(self, p: Tensor) -> tuple[ref, bool]:
-        """Whether HAM acts on a parameter that was not there before, or has the id of one that is gone."""
+        """Whether HAM acts on a parameter that is new, or has the id of a deleted one."""
         self._read_model()
         if not self._is_known(p):
             self._known[id(p)] = ref(p), False
@@ -85,12 +83,12 @@ class SelectedParameters:
         if not self._warned:
             self._warned = True
             _warn(
-                f"HAM does not change parameters that are not in model=..., for example one of shape "
+                f"HAM does not change parameters that are not in model=, for example one of shape "
                 f"{tuple(p.shape)}: pass a module that has all, or set ham_alpha and ham_beta in its group"
             )
 
     def _warn_of_groups_that_choose(self) -> None:
-        """Warn where groups with `ham_explicit`, maybe of a loaded state, hold what `model` leaves out."""
+        """Warn if groups with `ham_explicit` include parameters that `model` would exclude."""
         groups = [group for group in self._optimizer.param_groups if is_marked_explicit(group)]
         if self._model is None or not groups:
             return
@@ -100,10 +98,9 @@ class SelectedParameters:
             left_out = [p for p in group["params"] if self._is_known(p) and not self._known[id(p)][1]]
             if acts and left_out:
                 return _warn(
-                    "the optimizer's groups choose where HAM acts, by ham_explicit=True of param_groups or "
-                    "of a loaded state, and include parameters that model=... leaves out, such as one of "
-                    f"shape {tuple(left_out[0].shape)}: leave out model=..., or set ham_explicit=False in "
-                    "the groups"
+                    "these parameter groups (ham_explicit=True) override model= and include parameters that "
+                    f"model= would exclude, e.g. shape {tuple(left_out[0].shape)}; omit model=, or set "
+                    "ham_explicit=False"
                 )
 
     def check_dtypes(self, alpha: float, beta: float) -> None:

@@ -1,6 +1,6 @@
-"""Do the Triton kernel and the C code work here? Both are tried on small tensors.
+"""Trials of the Triton kernel and of the C code on small tensors, to test whether they work here.
 
-The kernel before it is the default, the C code before `fused` uses it.
+The kernel is tried before it becomes the default, the C code before `fused` uses it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def works(
     step_: Step,
     reference_: Step,
 ) -> bool:
-    """Does code give the formula's weights, on the device and in the dtype of `weight`?
+    """Return True if code gives the formula's weights, on the device and in the dtype of `weight`.
 
-    It is tried once, which waits for a GPU. If it is available and fails, a warning says so, and what is
-    used instead.
+    It is tried once, which waits for a GPU. If it is available and fails, a warning says so and names the
+    replacement.
 
     Args:
-        name: What is tried, as in "the C code".
-        instead: What is used otherwise, with its verb.
-        is_available: Says whether it can be tried.
-        weight: Only its device and dtype matter.
-        step_: What is tried.
-        reference_: The formula.
+        name: name of the code for the warning, as in "the C code".
+        instead: the replacement for the warning, with its verb.
+        is_available: function that returns True if the code can be tried.
+        weight: weight on whose device and in whose dtype the code is tried.
+        step_: the code to try.
+        reference_: the formula.
     """
     key = name, weight.device, weight.dtype
     if key in _WORKS:
@@ -73,7 +73,7 @@ def _why_it_fails(weight: Tensor, step_: Step, reference_: Step) -> str:
 
 
 def agrees(weight: Tensor, step_: Step, reference_: Step) -> bool:
-    """Do both give equal weights and counts, with and without all options?
+    """Return True if both give equal weights and counts, with and without all options.
 
     No exponent is so near to the bound that rounding decides whether it counts.
     """

@@ -111,17 +111,17 @@ def step_(
     found_inf: Tensor | None,
     clamped: Tensor | None,
 ) -> None:
-    """One launch for the weights and gradients of one device and dtype; a second one for unaligned ones.
+    """Launch the kernel once for the weights and gradients of one device and dtype, and once if unaligned.
 
     Args:
         ps: weights without gaps in memory.
         gs: gradients, each with the memory layout of its weight.
         a: -lr * alpha; a 0-dim tensor on the device is not read by the host.
         b: -lr * beta, of the same kind as `a`.
-        clamp: see `hyperbolic_step_`, like the rest.
-        mask_zero_grad: as there.
-        found_inf: as there.
-        clamped: as there.
+        clamp: bound on the exponent's magnitude, see `hyperbolic_step_`.
+        mask_zero_grad: True to leave weights whose gradient is exactly zero unchanged.
+        found_inf: overflow flag, see `hyperbolic_step_`.
+        clamped: count of the exponents at the bound, see `hyperbolic_step_`.
     """
     elements_at_once, device = _ALIGNMENT // ps[0].itemsize, ps[0].device
     aligned: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}

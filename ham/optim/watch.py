@@ -1,4 +1,4 @@
-"""A watch over the gradients that HAM reads after the base step: does that step leave them as they were?"""
+"""A watch over the gradients that HAM reads after the base step: an error if that step has changed them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class GradientWatch:
 
     Args:
         optimizer: the optimizer whose step is watched.
-        watched: its parameters whose gradients HAM reads in this step.
-        prepare: called before each step, for checks that need no gradient.
-        follow: called after each step, which has left the gradients as they were.
+        watched: the optimizer's parameters whose gradients HAM reads in this step.
+        prepare: function called before each step, for checks that need no gradient.
+        follow: function called after each step that has left the gradients as they were.
     """
 
     def __init__(
@@ -171,5 +171,5 @@ def _message(optimizer: Optimizer) -> str:
     cure = "set foreach=False, or " if module.startswith("torch.optim") else ""
     return (
         f"{name} changes p.grad in its step, and HAM reads p.grad after it: {cure}use an optimizer that "
-        "leaves p.grad as it is, such as torch.optim.AdamW"
+        "does not change p.grad, such as torch.optim.AdamW"
     )

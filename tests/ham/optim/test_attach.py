@@ -137,17 +137,17 @@ def test_a_group_without_a_rate_is_refused_when_attached_added_or_loaded():
     [
         (
             lambda group: numpy.float32("inf"),
-            "is not negative, or a 0-dim tensor, got .*inf",
+            "must return a finite number >= 0, or a 0-dim tensor, got .*inf",
         ),
-        (lambda group: group["scale"], r"lr= of HAM reads group\['scale'\], .* its keys are lr, "),
+        (lambda group: group["scale"], r"HAM's lr= function reads group\['scale'\], .* its keys are lr, "),
         (
             lambda group: float("nan"),
-            "is not negative, or a 0-dim tensor, got nan",
+            "must return a finite number >= 0, or a 0-dim tensor, got nan",
         ),
-        (lambda group: None, "is not negative, or a 0-dim tensor, got None"),
+        (lambda group: None, "must return a finite number >= 0, or a 0-dim tensor, got None"),
         (
             lambda group: torch.ones(2),
-            "is not negative, or a 0-dim tensor, got tensor",
+            "must return a finite number >= 0, or a 0-dim tensor, got tensor",
         ),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_wrong_rate_is_refused_in_one_line(lr, message):
     with pytest.raises(ValueError, match=message) as error:
         optimizer.step()
     assert "\n" not in str(error.value)
-    with pytest.raises(TypeError, match=r"lr must be a function of a parameter group .* got 0\.1"):
+    with pytest.raises(TypeError, match=r"lr must be a function of a parameter group, .* got 0\.1"):
         HAM(SGD([weight()], lr=0.1), lr=0.1)  # type: ignore[arg-type]
 
 
@@ -229,9 +229,13 @@ REFUSED = {
     "names that are none": (
         lambda: SGD(MODEL.parameters(), lr=0.1),
         {"model": MODEL, "select": [1]},
-        r"a name, a glob, a list of them or a function, got \[1\]",
+        r"select and decay must be a name, a glob, a list or a function, got \[1\]",
     ),
-    "select without a model": (lambda: SGD([weight()], lr=0.1), {"select": "ndim2"}, "pass model="),
+    "select without a model": (
+        lambda: SGD([weight()], lr=0.1),
+        {"select": "ndim2"},
+        "select= requires model=",
+    ),
     "implementation": (
         lambda: SGD([weight()], lr=0.1),
         {"implementation": "cuda"},
@@ -315,7 +319,7 @@ def test_values_passed_to_ham_that_give_way_to_loaded_ones_warn_once(route, olde
     if older:
         state["param_groups"][0]["ham_chosen"] = state["param_groups"][0].pop("ham_explicit")
     optimizer = SGD([weight()], lr=0.1)
-    message = r"\(alpha=200 gives way to 20.0\): set group\['ham_alpha'\] after loading"
+    message = r"\(alpha=20.0 instead of 200\): set group\['ham_alpha'\] after loading"
     with pytest.warns(UserWarning, match=message) as record:
         if route == "attach, load":
             HAM(optimizer, alpha=200, beta=0.1)

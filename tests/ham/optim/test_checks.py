@@ -269,15 +269,15 @@ def test_the_rate_of_a_step(lr: Callable | None, expected: float):
 def test_a_rate_is_one_finite_number(rate: object):
     with pytest.raises(ValueError) as error:
         rate_of({"params": [], "lr": 0.1}, lambda group: rate)
-    expected = "a finite number that is not negative, or a 0-dim tensor"
-    assert str(error.value) == f"lr= of HAM must return {expected}, got {rate!r}"
+    expected = "a finite number >= 0, or a 0-dim tensor"
+    assert str(error.value) == f"HAM's lr= function must return {expected}, got {rate!r}"
 
 
 def test_a_key_that_a_group_lacks_is_named_beside_those_that_it_has():
     with pytest.raises(ValueError) as error:
         rate_of({"params": [], "lr": 0.1, "d": 1.0}, lambda group: group["scale"])
     assert str(error.value) == (
-        "lr= of HAM reads group['scale'], which this optimizer does not set: its keys are lr, d"
+        "HAM's lr= function reads group['scale'], which this optimizer does not set: its keys are lr, d"
     )
     assert isinstance(error.value.__cause__, KeyError)
 

@@ -319,7 +319,7 @@ def ones(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize(
     ("weights", "grads", "keywords", "message"),
     [
-        ([torch.ones(2)], [], {}, "pair up"),
+        ([torch.ones(2)], [], {}, "must have the same length"),
         ([torch.ones(2)], [torch.ones(3)], {}, "weight .* gradient .* must"),
         ([torch.ones(2)], [ones(torch.float64)], {}, "weight .* gradient .* must"),
         ([ones(torch.bfloat16)], [ones(torch.bfloat16)], {}, "float32 or float64"),

@@ -154,9 +154,9 @@ def test_tiny_runs_stay_between_0_and_1_and_end_at_0(schedule, total):
             multistep,
             10,
             {"milestones": [30, 70, 90]},
-            r"shares .* got \[30, 70, 90\]; epoch 30 of 100 is 0.3",
+            r"fractions .* got \[30, 70, 90\]; epoch 30 of 100 is 0.3",
         ),
-        (multistep, 10, {"milestones": [math.nan]}, r"milestones are shares of the steps in \[0, 1\]"),
+        (multistep, 10, {"milestones": [math.nan]}, r"milestones must be fractions of the steps in \[0, 1\]"),
         (multistep, 10, {"milestones": [0.5, 0.5]}, r"must rise and begin after warmup=0, got \[0.5, 0.5\]"),
         (multistep, 10, {"warmup": 0.4}, r"must rise and begin after warmup=0.4, got \[0.3, 0.7, 0.9\]"),
         (multistep, 10, {"gamma": 0.0}, r"gamma must be in \(0, 1\], got 0"),
@@ -193,7 +193,11 @@ def test_a_run_of_one_step_has_a_schedule(schedule):
 
 @pytest.mark.parametrize(
     ("milestones", "message"),
-    [([-0.1], "are shares of the steps"), ([1.5], "are shares of the steps"), ([0.0], "must rise and begin")],
+    [
+        ([-0.1], "must be fractions of the steps"),
+        ([1.5], "must be fractions of the steps"),
+        ([0.0], "must rise and begin"),
+    ],
 )
 def test_milestones_out_of_range_are_refused(milestones, message):
     with pytest.raises(ValueError, match=f"^milestones {message}"):

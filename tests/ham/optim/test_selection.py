@@ -90,7 +90,7 @@ def test_a_model_may_end_before_its_optimizer() -> None:
         assert acted(optimizer) == [True, True, False]
 
 
-@pytest.mark.filterwarnings("ignore:HAM leaves one-dimensional")
+@pytest.mark.filterwarnings("ignore:HAM does not change one-dimensional")
 def test_thresholds_are_named_where_ham_does_not_know_the_model() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
     STR(sparsity=0.5).attach(model, total_epochs=1)
@@ -325,10 +325,8 @@ def test_the_choice_of_a_loaded_state_does_not_replace_the_present_one(saved, lo
         optimizer.load_state_dict(state)
     [message] = [str(warning.message) for warning in seen]
     assert "\n" not in message
-    assert ("HAM keeps the present choice" in message) == (saved != loaded)
-    assert ("keeps the values of the loaded state (beta=1.0 gives way to 0.5)" in message) == (
-        saved == loaded
-    )
+    assert ("HAM keeps its current selection" in message) == (saved != loaded)
+    assert ("uses the values of the loaded state (beta=0.5 instead of 1.0)" in message) == (saved == loaded)
     beta = 0.5 if saved == loaded else 1.0
     results = factors(optimizer.base_optimizer if sam else optimizer)
     expected = [math.exp(-0.1 * beta) if acts else 1.0 for acts in CHOICES[loaded][2]]
@@ -344,7 +342,7 @@ def test_groups_of_a_state_that_was_loaded_before_ham_and_hold_more_than_the_mod
     optimizer = SGD(model.parameters(), lr=0.1)
     optimizer.load_state_dict(state)
     with pytest.warns(
-        UserWarning, match=r"groups choose where HAM acts.*leaves out, such as one of shape \(4,"
+        UserWarning, match=r"\(ham_explicit=True\) override model= .* would exclude, e\.g\. shape \(4,"
     ) as seen:
         HAM(optimizer, model=model, **DECAY).remove()
     assert len(seen) == 1 and seen[0].filename == __file__

@@ -93,7 +93,7 @@ def test_without_triton_or_a_c_compiler_there_is_no_warning(monkeypatch):
         torch.testing.assert_close(weight, torch.tensor([-0.5, 0.0, 0.5]).exp())
     with pytest.raises(ValueError, match=r"needs Triton: pip install triton, or use 'foreach' or None"):
         hyperbolic_step_([torch.ones(2)], [torch.ones(2)], **PAPER, implementation="triton")
-    with pytest.raises(ValueError, match=r"there is no C compiler .*; or use 'fused' or None"):
+    with pytest.raises(ValueError, match=r"no C compiler found .*; or use 'fused' or None"):
         monkeypatch.setenv("PATH", "/nowhere")
         hyperbolic_step_([torch.ones(2)], [torch.ones(2)], **PAPER, implementation="compiled")
 

@@ -358,7 +358,7 @@ def test_a_sharded_gradient_is_watched_too(one_rank, spoil):
 
 
 def test_torchs_own_optimizers_have_a_second_cure():
-    end = "use an optimizer that leaves p.grad as it is, such as torch.optim.AdamW"
+    end = "use an optimizer that does not change p.grad, such as torch.optim.AdamW"
     start = "changes p.grad in its step, and HAM reads p.grad after it: "
     assert _message(Spoiling([weight()], replace)) == f"Spoiling {start}{end}"
     assert _message(SGD([weight()], lr=LR)) == f"SGD {start}set foreach=False, or {end}"
