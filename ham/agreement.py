@@ -1,4 +1,4 @@
-"""What the ranks of a run compare: what they were started with, and the states that they hold. No torch."""
+"""Comparison of the ranks of a run: their start values, and the states that they hold. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 Identity = dict[str, Any]
-"""What a rank was started with: key -> plain value."""
+"""Start values of a rank: key -> plain value."""
 
 SAME_START = "start all ranks with the same command and the same code"
 
@@ -18,7 +18,7 @@ class PeerLostError(Exception):
 class StartError(Exception):
     """The ranks of a run were started differently; the message names both values and the cure."""
 
-    shared = True  # every rank raises it: rank 0 alone prints it
+    shared = True  # every rank raises it: only rank 0 prints it
 
 
 class RanksDisagreeError(Exception):
@@ -43,7 +43,7 @@ def compare(identities: list[Identity], cure: str = SAME_START) -> str | None:
     """The error line for ranks that differ; None if all are alike.
 
     Args:
-        identities: of each rank. One with the key "error" could not start.
+        identities: identity of each rank. One with the key "error" could not start.
         cure: the end of the line.
     """
     failed = [(rank, who["error"]) for rank, who in enumerate(identities) if "error" in who]

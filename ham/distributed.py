@@ -33,12 +33,12 @@ class World:
 
     @property
     def is_main_process(self) -> bool:
-        """Is this rank 0, which writes files, prints and decides for all?"""
+        """True on rank 0, which writes files, prints and decides for all ranks."""
         return self.rank == 0
 
 
 def world(environment: Mapping[str, str] = os.environ) -> World:
-    """Rank and world size from torchrun's variables, else from those of a SLURM step (srun).
+    """Rank and world size from torchrun's environment variables, else from those of a SLURM step (srun).
 
     Without either, and in a batch script outside of srun, this is a single process.
 
@@ -109,7 +109,7 @@ def check_ranks_agree(state: Identity, cure: str) -> None:
         cure: the end of the error's line.
 
     Raises:
-        RanksDisagreeError: on every rank, where one differs.
+        RanksDisagreeError: a rank differs; raised on every rank.
     """
     if world().size > 1 and (error := difference_over_ranks(state, cure)):
         raise RanksDisagreeError(error)
@@ -140,7 +140,7 @@ def raise_on_all_ranks(fn: Callable[[], T]) -> T:
 
 
 def shared(error: E) -> E:
-    """Mark an error that every rank raises: rank 0 alone prints it."""
+    """Mark an error that every rank raises: only rank 0 prints it."""
     error.shared = True
     return error
 
@@ -148,7 +148,7 @@ def shared(error: E) -> E:
 def _portable(error: Exception) -> Exception:
     """The error, or its class and message where it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))  # safe: these very bytes; a class may fail at loading alone
+        pickle.loads(pickle.dumps(error))  # safe: these bytes only; some classes fail at loading
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {one_line(error)}")
     return error
@@ -188,8 +188,8 @@ def translate_collective_errors(where: Callable[[], str]) -> Iterator[None]:
         if me.size == 1 or not failed:
             raise
         raise PeerLostError(
-            f"rank {me.rank} of {me.size} lost another rank {where()} ({reason(error)}): it died or hangs, "
-            "see the end of its log; start the same command again to resume"
+            f"rank {me.rank} of {me.size} lost another rank {where()} ({reason(error)}): it died or hangs: "
+            "see the end of its log, then start the same command again to resume"
         ) from error
 
 

@@ -33,8 +33,9 @@ def init_distributed(identity: Identity, timeout: float) -> None:
     The process group has gloo for CPU tensors and, where there are GPUs, nccl for theirs.
 
     Args:
-        identity: what this rank was started with. With the key "error" it cannot start; the others learn why.
-        timeout: seconds after which a rank that has not arrived, or a collective, counts as hung.
+        identity: start values of this rank. A rank with the key "error" cannot start; the others raise its
+            error.
+        timeout: number of seconds after which a rank that has not arrived, or a collective, counts as hung.
 
     Raises:
         PeerLostError: not all ranks connected in time.
@@ -89,7 +90,7 @@ def _meet(me: World, identity: Identity, timeout: float) -> Store:
 
 
 def _endpoint_in(agent: Store) -> Endpoint:
-    """Where rank 0 listens, of which it tells the other ranks in torchrun's store."""
+    """The endpoint of rank 0, which rank 0 announces to the other ranks in torchrun's store."""
     port, run = agent.get(_KEY).decode().split()
     return Endpoint(os.environ["MASTER_ADDR"], (int(port),), run)
 
@@ -103,7 +104,7 @@ def shutdown(status: int = 0) -> None:
     """Destroy the process group and exit without running interpreter shutdown; does nothing without a group.
 
     DistributedDataParallel keeps gloo's threads alive. One of them that frees a tensor during interpreter
-    shutdown aborts a process that has done all its work.
+    shutdown aborts a process that has finished its work.
     """
     if not distributed.is_initialized():
         return
@@ -143,7 +144,7 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
     return wrapped
 
 
-def _mean_in_rank_order(_, bucket):  # DistributedDataParallel refuses annotations that are text
+def _mean_in_rank_order(_, bucket):  # DistributedDataParallel does not support annotations that are text
     """The mean gradient, added in the order of the ranks.
 
     Where gloo's all-reduce adds numbers of three or more ranks, their order depends on the place in the

@@ -1,9 +1,9 @@
-"""How the ranks of a run find each other, and whether all were started alike. Sockets and JSON, no torch.
+"""Rendezvous of the ranks of a run, and the check that all were started alike. Sockets and JSON, no torch.
 
-Rank 0 listens. Every other rank sends one line of JSON: the run, its rank, its world size and what it was
-started with. When all have arrived, rank 0 compares the lines and answers each with the port of torch's store
-or with the error. Every step has a deadline, which torch's own client does not have: it waits forever for a
-port that accepts connections and sends nothing.
+Rank 0 listens. Every other rank sends one line of JSON: the run, its rank, its world size and its start
+values. When all have arrived, rank 0 compares the lines and answers each with the port of torch's store or
+with the error. Every step has a deadline. Torch's own client has none: it waits forever for a port that
+accepts connections and sends nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _HOW = "start all ranks with torchrun or srun, see docs/clusters.md"
 
 
 class Listener:
-    """Rank 0's end: collects what the other ranks were started with.
+    """Rank 0's end of the rendezvous: collects the start values of the other ranks.
 
     Args:
-        endpoint: where to listen. Port 0 is any free one.
+        endpoint: address to listen on. Port 0 is any free port.
         world_size: number of ranks.
 
     Raises:
@@ -69,7 +69,7 @@ class Listener:
             raise self._refuse(error)
 
     def answer(self, store_port: int) -> None:
-        """Tell all ranks the port of torch's store."""
+        """Send the port of torch's store to all ranks."""
         for connection in self._arrived.values():
             connection.send({"store": store_port})
         self.close()
@@ -81,7 +81,7 @@ class Listener:
         self._selector.close()
 
     def _refuse(self, error: PeerLostError | StartError) -> PeerLostError | StartError:
-        """Send the error to all ranks, those that arrive within a moment too; returns it."""
+        """Send the error to all ranks, also to those that arrive a moment later; return it."""
         self._error = error
         for connection in self._arrived.values():
             connection.refuse(error)
@@ -98,7 +98,7 @@ class Listener:
         return f"{ranks} of {self.world_size} did not arrive {where}: {_HOW}"
 
     def _serve(self, deadline: float) -> bool:
-        """Handle what arrives next; False after the deadline."""
+        """Handle the next connection or line; return False after the deadline."""
         events = self._selector.select(max(deadline - time.monotonic(), 0))
         for key, _ in events:
             if key.fileobj is self._server:
@@ -121,14 +121,14 @@ class Listener:
         self._gone[rank] = time.monotonic()
 
     def _check_gone(self) -> None:
-        """Give up on a rank whose connection ended, unless it connects again at once."""
+        """Raise PeerLostError for a rank whose connection ended, unless it connects again at once."""
         for rank, since in self._gone.items():
             if rank not in self._arrived and time.monotonic() - since > 2 * _REPLY_SECONDS:
                 what = f"rank {rank} ended before all ranks had arrived, see the end of its log"
                 self._error = PeerLostError(what)
 
     def _admit(self, connection: _Connection) -> None:
-        """Acknowledge a rank of this run, or say why it is not one; ignore what is not a rank."""
+        """Acknowledge a rank of this run, or reject it with the reason; ignore other connections."""
         line = connection.line
         rank, size = line.get("rank"), line.get("world_size")
         connection.send({"run": self.endpoint.run})
@@ -140,7 +140,7 @@ class Listener:
         elif rank not in range(1, size):
             connection.send({"refused": f"rank {rank} of {size} does not exist: {SAME_START}"})
         elif rank in self._arrived and self._arrived[rank].line.get("token") != line.get("token"):
-            what = f"another process is rank {rank} already: two runs share one MASTER_PORT"
+            what = f"another process already is rank {rank}: two runs share one MASTER_PORT"
             connection.send({"refused": what})
         else:
             self._arrived[rank] = connection
@@ -150,7 +150,7 @@ class Listener:
 
 @dataclass(eq=False)
 class _Connection:
-    """A connection to rank 0 and the line that came over it."""
+    """A connection to rank 0 and the line received over it."""
 
     socket: socket.socket
     text: bytes = b""
@@ -158,7 +158,7 @@ class _Connection:
     closed: bool = False
 
     def receive(self) -> bool:
-        """Read what is there; True once, when the line is complete."""
+        """Read the available bytes; return True once, when the line is complete."""
         try:
             part = self.socket.recv(_LONGEST)
         except OSError:
@@ -176,7 +176,7 @@ class _Connection:
         self.send({"lost" if isinstance(error, PeerLostError) else "error": str(error)})
 
     def send(self, content: dict[str, Any]) -> None:
-        """Send one line. A rank that is gone is noticed by the first collective."""
+        """Send one line. The first collective detects a rank that has ended."""
         try:
             self.socket.sendall(json.dumps(content).encode() + b"\n")
         except OSError:
@@ -199,9 +199,10 @@ def _listen(endpoint: Endpoint) -> socket.socket:
 def connect(
     find: Callable[[], Endpoint], rank: int, world_size: int, own: Identity, timeout: float
 ) -> tuple[Endpoint, int]:
-    """Announce a rank other than 0 to rank 0; returns where that was found and the port of torch's store.
+    """Announce a rank other than 0 to rank 0; return rank 0's endpoint and the port of torch's store.
 
-    `find` says where rank 0 listens. It is called before each try: its first answer may be of a start before.
+    `find` returns rank 0's endpoint. It is called before each try: its first result may be of an earlier
+    start.
 
     Raises:
         PeerLostError: rank 0 was not found, or ended.
@@ -236,7 +237,7 @@ def connect(
 def _store_port(answer: dict[str, Any]) -> int:
     if "error" in answer:
         raise StartError(answer["error"])
-    if "refused" in answer:  # this rank alone
+    if "refused" in answer:  # only this rank
         error = StartError(answer["refused"])
         error.shared = False
         raise error

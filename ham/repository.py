@@ -39,7 +39,7 @@ def git(*arguments: str) -> str:
     except OSError as error:
         raise GitError(f"git cannot be started ({one_line(error)})") from None
     if "dubious ownership" in done.stderr:
-        raise GitError(f"git refuses {ROOT}, which another user owns")
+        raise GitError(f"git rejects {ROOT}, which another user owns")
     if done.returncode:
         raise GitError(f"git finds no commit here ({(done.stderr.strip().splitlines() or ['?'])[0]})")
     return done.stdout.strip()
@@ -55,7 +55,7 @@ def commit() -> str | None:
 
 
 def has_changes() -> bool | None:
-    """Does `CODE` have uncommitted changes? None where git cannot tell."""
+    """Return True if `CODE` has uncommitted changes; None if git cannot tell."""
     try:
         return bool(git("status", "--porcelain", "--untracked-files=normal", "--", *CODE))
     except GitError:

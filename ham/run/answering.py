@@ -1,4 +1,4 @@
-"""The model of a run answers the test questions; the ranks share them."""
+"""The model of a run answers the test questions, which are split over the ranks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Answering:
     """Answers the questions of each task, and stops at a signal.
 
     Args:
-        cfg: the run.
+        cfg: configuration of the run.
         questions: task -> its questions.
         language: model and tokenizer.
-        logger: of the run.
+        logger: logger of the run.
         received: names of the stop signals received so far.
     """
 
@@ -39,7 +39,7 @@ class Answering:
     received: list[str]
 
     def all_tasks(self, when: str) -> dict[str, Score]:
-        """Task -> score of the model as it is; `when` names the folder of the answers. Raises Interrupted."""
+        """Task -> score of the current model; `when` names the folder of the answers. Raises Interrupted."""
         folder = self.logger.folder / ANSWERS / when
         distributed.on_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
         return {task: self._task(task, folder) for task in self.questions}
@@ -50,7 +50,7 @@ class Answering:
         part = f".{me.rank}of{me.size}" if me.size > 1 else ""
         language = self.language
         score = Score(task, 0, 0, 0)
-        with suppress(Interrupted):  # until the others have answered their share of this task
+        with suppress(Interrupted):  # until the others have answered their part of this task
             score = evaluate(
                 *(language.model, language.tokenizer, task, share, data.scoring),
                 path=folder / f"{task}{part}.jsonl",

@@ -44,7 +44,7 @@ def build(
         ConfigError: a value does not fit the model, such as a pattern that matches nothing.
     """
     if cfg.optimizer.label_smoothing > 0 and not task.smooths_labels:
-        raise ConfigError(f"optimizer.label_smoothing does not apply to task {task.name}: leave it out")
+        raise ConfigError(f"optimizer.label_smoothing does not apply to task {task.name}: omit it")
     stream = "model redrawn" if cfg.sparsifier.redraws_weights else "model"
     generator = torch.Generator().manual_seed(derived_seed(cfg.seed, stream))
     rank = distributed.world().rank
@@ -60,7 +60,7 @@ def build(
         return model, optimizer, build_ham(cfg, optimizer, sparsifier)
 
     try:
-        if isinstance(sparsifier, MaskFrom) and not resumed:  # rank 0 alone has to see the file
+        if isinstance(sparsifier, MaskFrom) and not resumed:  # only rank 0 has to see the file
             sparsifier.loaded = distributed.from_rank_zero(lambda: load_masks(sparsifier.source))
         model, optimizer, ham = distributed.raise_on_all_ranks(parts)
     except ValueError as error:
@@ -127,7 +127,7 @@ def optimizer_of(o: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.opti
 
 
 def build_ham(cfg: Config, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier) -> HAM | None:
-    """HAM with the values of the configuration; None for the base optimizer alone."""
+    """HAM with the values of the configuration; None for the base optimizer without HAM."""
     if not cfg.ham.active:
         return None
     if cfg.decouples_decay:  # HAM reads gradients without decay
@@ -161,7 +161,7 @@ def setup_device(cfg: Config) -> torch.device:
         raise ConfigError("compute.device=cuda, but torch finds no GPU: use compute.device=auto or cpu")
     if cfg.compute.device is Device.cpu or not available:
         if cfg.compute.sync_bn:
-            raise ConfigError("compute.sync_bn=true needs GPUs: leave it out on a CPU")
+            raise ConfigError("compute.sync_bn=true needs GPUs: omit it on a CPU")
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -174,7 +174,7 @@ def setup_device(cfg: Config) -> torch.device:
 
 
 def _check_world_size(cfg: Config, world_size: int) -> None:
-    """Each rank needs the same share of the batch, in `accumulate` equal parts."""
+    """Raise ConfigError unless the batch splits into equal parts, `accumulate` for each rank."""
     parts = world_size * cfg.optimizer.accumulate
     if cfg.batch_size % parts:
         nearest = max(cfg.batch_size // parts, 1) * parts
@@ -185,5 +185,5 @@ def _check_world_size(cfg: Config, world_size: int) -> None:
     if (samples := cfg.batch_size // parts) < cfg.model.min_batch_size:
         raise ConfigError(
             f"BatchNorm needs {cfg.model.min_batch_size} samples at once, got {samples} on each of "
-            f"{world_size} processes: start fewer of them"
+            f"{world_size} processes: start fewer processes"
         )

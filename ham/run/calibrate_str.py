@@ -39,7 +39,7 @@ def calibrate_str(
         The chosen run's summary, with a list "search" of every trial's threshold decay and sparsity.
 
     Raises:
-        ConfigError: the optimizer is not SGD; the effect of the decay can be predicted for SGD alone.
+        ConfigError: the optimizer is not SGD; the effect of the decay can be predicted only for SGD.
     """
     if not isinstance(cfg.optimizer, SGDConfig):
         raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")

@@ -30,15 +30,15 @@ _OTHER_VERSION = "finish the run with that version, or start again with resume=f
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message is one line and says what is left."""
+    """A checkpoint could not be written or read; the one-line message names the remaining checkpoint."""
 
 
 def check_owner(folder: Path) -> None:
     """Raise CheckpointError if another process has taken over the directory that this one has locked."""
     if other := taken_by(folder / "lock"):
         raise CheckpointError(
-            f"{folder} was taken over by another process ({other}): this one ends and writes nothing more; "
-            "if that one is not yours, choose another runs_dir"
+            f"{folder} was taken over by another process ({other}): this process ends and writes nothing "
+            "more; if the other process is not yours, choose another runs_dir"
         )
 
 
@@ -49,7 +49,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     one of the two files is an undamaged checkpoint.
 
     Raises:
-        CheckpointError: it could not be written (a full disk, say); the last good one is untouched. Or
+        CheckpointError: it could not be written (for example, a full disk); the last good one is kept. Or
             another process has taken over the directory.
     """
 
@@ -79,14 +79,14 @@ def mark_saved(folder: Path) -> None:
 
 
 def check_not_purged(folder: Path) -> None:
-    """Raise ConfigError if a run without checkpoints had one: it must not start over in silence."""
+    """Raise ConfigError if a run has lost its checkpoints: it must not start over silently."""
     if not os.path.lexists(folder / SAVED):
         return
     reached = f"epoch {epoch} was reached" if (epoch := _epochs(folder)) else "a checkpoint was written"
     source = "metrics.jsonl" if epoch else SAVED
     raise ConfigError(
-        f"{source} says that {reached}, but the checkpoints in {folder} are gone (purged?): restore them, or "
-        "start again with resume=false"
+        f"{source} says that {reached}, but the checkpoints in {folder} are missing (purged?): restore "
+        "them, or start again with resume=false"
     )
 
 
@@ -95,7 +95,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
 
     Args:
         folder: the run directory.
-        warn: called with a line about each file that is damaged or cannot be read.
+        warn: function called with a line about each file that is damaged or cannot be read.
 
     Raises:
         CheckpointError: no checkpoint can be read, or the newest undamaged one is of another version.
@@ -116,7 +116,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
         if state.pop("format", 1) != FORMAT:
             raise CheckpointError(f"checkpoint {path} is of another version: {_OTHER_VERSION}")
         for bad in damaged:  # the next save would keep it in place of the good one
-            with suppress(OSError):  # in a directory that is only read
+            with suppress(OSError):  # in a read-only directory
                 os.replace(bad, bad.with_suffix(".damaged"))
         return state
     if found:

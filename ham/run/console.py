@@ -1,4 +1,4 @@
-"""The console of a run, which may disappear or know ASCII alone: a run never ends because of it."""
+"""The console of a run, which may disappear or support only ASCII: a run never ends because of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def on_console(fn: Callable[[], T]) -> T:
-    """Call `fn`, which prints, and flush; a stream that cannot be written is silent from then on."""
+    """Call `fn`, which prints, and flush; a stream that cannot be written is silenced."""
     try:
         result = fn()
     except OSError:  # a closed pipe or terminal, or a full disk under a log
@@ -36,7 +36,7 @@ def _gone() -> list[TextIO]:
         try:
             stream.flush()
             poll = select.poll()
-            poll.register(stream.fileno(), 0)  # errors and hangups alone
+            poll.register(stream.fileno(), 0)  # errors and hangups only
             if poll.poll(0):
                 found.append(stream)
         except io.UnsupportedOperation:  # it has no descriptor

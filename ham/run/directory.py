@@ -22,7 +22,7 @@ _FIRST = ("summary.json", PREVIOUS, LAST, SAVED)  # deleted first, so that no re
 _FILES = (*_FIRST, "metrics.jsonl", "train.log", "config.yaml", "provenance.json", "masks.pt", DIVERGED)
 _DAMAGED = tuple(Path(name).with_suffix(".damaged").name for name in (LAST, PREVIOUS))
 FILES = (*_FILES, *_DAMAGED, *(f".{name}.tmp" for name in _FILES))
-"""The files that runs write; the lock apart."""
+"""The files that runs write, without the lock."""
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
 
@@ -30,14 +30,14 @@ _EARLIER = ("commit", "dirty", "hardware", "ranks")
 
 
 class RunLockedError(ConfigError):
-    """Another process works on this run."""
+    """Another process holds the lock of this run."""
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is not finished, or if the file is damaged.
 
     Raises:
-        ConfigError: the file cannot be read: a finished run must not be taken for an unfinished one.
+        ConfigError: the file cannot be read: a finished run must not be treated as an unfinished one.
     """
     path = folder / "summary.json"
     try:
@@ -109,9 +109,9 @@ class RunDirectory:
         self._lock.close()
 
     def clear(self) -> list[str]:
-        """Delete the files of an earlier run; returns the names of all others, which stay.
+        """Delete the files of an earlier run; return the names of all other files, which are kept.
 
-        A link is deleted, never what it leads to.
+        A link is deleted, never its target.
 
         Raises:
             ConfigError: a file cannot be deleted, or a folder has its name.
@@ -119,7 +119,7 @@ class RunDirectory:
         with self._starting():
             for name in FILES:
                 if (path := self.folder / name).is_dir() and not path.is_symlink():
-                    raise ConfigError(f"{path} is a folder, where a run has a file: move it away")
+                    raise ConfigError(f"{path} is a folder, but must be a file of the run: move it away")
             for name in _FIRST:
                 (self.folder / name).unlink(missing_ok=True)
             sync_folder(self.folder)
@@ -134,7 +134,7 @@ class RunDirectory:
             return kept
 
     def write_metadata(self, provenance: dict[str, Any], config_yaml: str) -> None:
-        """Write config.yaml and provenance.json, which keeps the facts of earlier processes of this run."""
+        """Write config.yaml and provenance.json, which keeps the entries of earlier processes of this run."""
         earlier = []
         if os.path.lexists(self.folder / "provenance.json"):
             before = self.provenance()
@@ -190,7 +190,7 @@ class RunDirectory:
         """Remove lines written after a checkpoint. Raises CheckpointError if lines of it are missing."""
         path = self.folder / "metrics.jsonl"
         if (found := self.metrics_size()) < size:
-            state = "shorter than its checkpoint expects" if found else "empty or gone (purged?)"
+            state = "shorter than its checkpoint expects" if found else "empty or missing (purged?)"
             raise CheckpointError(f"{path} is {state}: restore it, or start again with resume=false")
         if path.exists():
             os.truncate(path, size)

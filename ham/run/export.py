@@ -17,12 +17,12 @@ from .load import load_run
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote.
+    """Result of an export.
 
     Args:
         files: paths of model.safetensors, masks.safetensors, csr.safetensors.
-        cost: of the sparse network, for one image.
-        sparsity: achieved.
+        cost: cost of the sparse network, for one image.
+        sparsity: achieved sparsity.
         loading_lines: Python code that builds the network and loads the weights.
     """
 
@@ -36,9 +36,9 @@ def export(run: Path, to: Path) -> Export:
     """Write the three files of a run into the folder `to`.
 
     Raises:
-        ConfigError: there is no run, or none that has a checkpoint of this version.
+        ConfigError: there is no run, or it has no checkpoint of this version.
         CheckpointError: its checkpoints are damaged.
-        ValueError: its model has no code that loads it.
+        ValueError: there is no code that loads its model.
         OSError: a file cannot be written.
     """
     cfg, model, sparsifier = load_run(run)

@@ -37,10 +37,10 @@ _FULL = 2**24  # bytes; with less, a failed write is taken for a full disk
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads.
+    """Inputs of a run.
 
     Args:
-        examples: to train on, and held-out ones.
+        examples: training examples and held-out examples.
         questions: task -> its questions.
         language: model and tokenizer.
     """
@@ -52,12 +52,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Training:
-    """How the training ended.
+    """Result of the training.
 
     Args:
-        step: of the checkpoint that is evaluated.
+        step: step of the checkpoint that is evaluated.
         steps: number of steps that were taken.
-        losses: of training and of the held-out examples.
+        losses: losses of training and of the held-out examples.
     """
 
     step: int
@@ -66,10 +66,10 @@ class Training:
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
-    """Train and evaluate, or resume, the run in this directory, which rank 0 alone writes.
+    """Train and evaluate, or resume, the run in this directory, which only rank 0 writes.
 
     Returns:
-        its summary.
+        The summary of the run.
 
     Raises:
         ConfigError, DataError: it cannot start.
@@ -105,14 +105,14 @@ def load_inputs(cfg: Config, device: torch.device) -> Inputs:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One run.
+    """One fine-tuning run.
 
     Args:
         cfg: the configuration.
-        config_hash: its hash.
-        inputs: what it reads.
-        device: where it computes.
-        logger: of this rank.
+        config_hash: hash of the configuration.
+        inputs: data, questions and model.
+        device: device of this rank.
+        logger: logger of this rank.
         received: names of the stop signals received so far.
     """
 
@@ -124,7 +124,7 @@ class FineTuning:
     received: list[str]
 
     def run(self) -> dict[str, Any]:
-        """Train, or resume, and answer the questions; returns its part of the summary."""
+        """Train, or resume, and answer the questions; return its part of the summary."""
         resumed = distributed.from_rank_zero(self._prepare)
         if resumed is not None:
             resumed = self._receive(resumed)
@@ -149,7 +149,7 @@ class FineTuning:
         }
 
     def _prepare(self) -> Checkpoint | None:
-        """The checkpoint to resume. Answers stay: each file names the model that it is of."""
+        """The checkpoint to resume. Answers are kept: each file names its model."""
         folder, directory = self.logger.folder, self.logger.directory
         if (folder / "provenance.json").exists():
             check_config_hash(folder, directory.provenance()["config_hash"], self.config_hash)
@@ -163,7 +163,7 @@ class FineTuning:
         return checkpoint
 
     def _receive(self, resumed: Checkpoint) -> Checkpoint:
-        """The checkpoint in this rank's folder, which perhaps rank 0 alone sees."""
+        """The checkpoint in this rank's folder, which only rank 0 may see."""
         folder = self.logger.folder / trainer_checkpoints.FOLDER
         for name in filter(None, (resumed.path.name, resumed.best)):
             ranks.send_folder(folder / name)
@@ -230,7 +230,7 @@ def _counts(score: Score) -> dict[str, int]:
 
 
 def _sparsity(model: torch.nn.Module) -> dict[str, Any]:
-    """Of the LoRA matrices."""
+    """Sparsity of the LoRA matrices."""
     trained = [p for p in model.parameters() if p.requires_grad]
     total, kept = sum(p.numel() for p in trained), sum(int(p.count_nonzero()) for p in trained)
     return {"target": 0.0, "overall": 1 - kept / total, "kept": kept, "total": total, "layers": {}}

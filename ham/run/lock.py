@@ -32,7 +32,7 @@ def lock_text() -> str:
 
 
 def tasks() -> dict[str, dict[str, Any]]:
-    """Name of each task -> what reports need to know of it."""
+    """Name of each task -> the facts that reports need."""
     return {
         task.name: {"reported": list(task.reported), "stores_history": task.stores_history}
         for task in TASKS.values()

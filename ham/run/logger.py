@@ -1,4 +1,4 @@
-"""What a run prints and logs: console and train.log, progress bar, metrics.jsonl, wandb."""
+"""The output of a run: console and train.log, progress bar, metrics.jsonl, wandb."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class RunLogger:
 
     Args:
         folder: the run directory; created if it does not exist, and locked for this process.
-        cfg: the run.
+        cfg: configuration of the run.
 
     Raises:
         ConfigError: the directory cannot be written.
-        RunLockedError: another process works on this run.
+        RunLockedError: another process holds the lock of this run.
     """
 
     def __init__(self, folder: Path, cfg: Config) -> None:
@@ -46,9 +46,9 @@ class RunLogger:
         return self.directory.folder
 
     def clear(self) -> None:
-        """Delete an earlier run; the files that no run writes stay, and are named."""
+        """Delete an earlier run; other files are kept, and named."""
         if kept := self.directory.clear():
-            self.log(f"these are not files of a run and stay in {self.folder}: {', '.join(kept)}")
+            self.log(f"files that do not belong to a run are kept in {self.folder}: {', '.join(kept)}")
 
     def start_progress(self, total_steps: int, step: int) -> None:
         """Start the progress bar and the wandb run at `step`."""
@@ -81,7 +81,7 @@ class RunLogger:
     def log(self, text: str) -> None:
         """Write one line to the console and to train.log.
 
-        Neither ends the run: a console that is gone is silent, and the first failure of train.log is printed.
+        Neither ends the run: a closed console is ignored, and the first failure of train.log is printed.
         """
         from tqdm import tqdm
 
@@ -162,14 +162,14 @@ class NullLogger:
 
     Args:
         folder: the run directory.
-        cfg: the run.
+        cfg: configuration of the run.
     """
 
     def __init__(self, folder: Path, cfg: Config) -> None:
         self.folder, self.cfg = folder, cfg
 
     def _nothing(self, *_: Any, **__: Any) -> None:
-        """Rank 0 does it."""
+        """Do nothing: rank 0 does it."""
 
     clear = start_progress = update_progress = set_postfix = log = log_epoch = log_steps = flush = _nothing
     close = load_state_dict = _nothing
@@ -179,7 +179,7 @@ class NullLogger:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: rank 0 writes checkpoints."""
+        """Return an empty dict: rank 0 writes checkpoints."""
         return {}
 
 

@@ -30,7 +30,7 @@ class DivergedError(Exception):
     """The loss or a weight became nan or inf.
 
     Args:
-        reason: what is not finite, and at which step.
+        reason: the value that is not finite, and its step.
         advice: the last good checkpoint and the cure.
     """
 
@@ -54,7 +54,8 @@ class Request(IntFlag):
 def train(run: Run) -> None:
     """Train from the run's current step to its last epoch.
 
-    Ranks see signals and the time at different moments: what one rank requests, all do after the same step.
+    Ranks see signals and the time at different moments: a request of one rank is handled by all after the
+    same step.
 
     Raises:
         DivergedError: the loss became nan or inf; the last checkpoint is from before.
@@ -146,7 +147,7 @@ def forward_backward(run: Run, batch: Any, *, count: bool = True, average: bool 
 
 
 def finish_epoch(run: Run, received: list[str]) -> None:
-    """Evaluate, log, and save with the next epoch as the place to resume; stop if a signal arrived."""
+    """Evaluate, log, and save a checkpoint that resumes at the next epoch; stop if a signal arrived."""
     _check_finite(run)
     loss, accuracy = run.metrics.means()
     line = finite_or_none(_epoch_line(run, loss, accuracy))
@@ -175,7 +176,7 @@ def _epoch_line(run: Run, loss: float, accuracy: float) -> dict[str, Any]:
 
 
 def statistics(run: Run) -> dict[str, Any]:
-    """What the figures show of the weights, see `pruning.stats`; once per epoch."""
+    """Statistics of the weights for the figures, see `pruning.stats`; once per epoch."""
     masks = run.sparsifier.masks
     first = next(iter(masks.weights))
     values = l1_norm(masks) | small_fractions(masks) | run.flips.on_epoch_end(run.epoch + 1)
@@ -229,7 +230,7 @@ def _translate_nan_scores(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _metrics_written(run: Run) -> Iterator[None]:
-    """However training ends, write the metrics of the epochs that were finished."""
+    """Write the metrics of the finished epochs, also if training ends with an error."""
     try:
         yield
     finally:

@@ -56,7 +56,7 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
-    """Train, or resume, the run in this directory, which rank 0 alone writes; returns its summary."""
+    """Train, or resume, the run in this directory, which only rank 0 writes; return its summary."""
     device = setup_device(cfg)
     finished = is_finished(cfg, folder)
     task = None if finished else _load_task(cfg, device)  # a finished run needs no data
@@ -91,7 +91,7 @@ def _train(run: Run) -> None:
 
 
 def is_finished(cfg: Config, folder: Path) -> bool:
-    """Is there a summary that this run shall keep?"""
+    """Return True if there is a summary that this run keeps."""
     return distributed.from_rank_zero(lambda: cfg.resume and read_summary(folder) is not None)
 
 

@@ -12,7 +12,7 @@ class EpochMetrics:
     """Sums on the device, without a host sync; results are over all ranks and need a collective.
 
     Args:
-        device: of the losses.
+        device: device of the losses.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class EpochMetrics:
         return int(distributed.all_gather(self._first_bad).max())
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Reset the sums, at the start of an epoch."""
         self.loss_sum.zero_()
         self.correct.zero_()
         self.steps = self.count = 0

@@ -1,4 +1,4 @@
-"""What produced a result: commit, versions, hardware."""
+"""Provenance of a result: commit, versions, hardware."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def provenance(config_hash: str) -> dict[str, Any]:
 
 
 def is_requeued(folder: Path) -> bool:
-    """Did an earlier start of this SLURM job, or of this torchrun, begin the run in this directory?
+    """Return True if an earlier start of this SLURM job, or of this torchrun, began the run in `folder`.
 
     A requeued job repeats its command line, whose `resume=false` is meant for the runs before its first
-    start. Ranks that `torchrun --max-restarts` starts again repeat theirs, too.
+    start. Ranks that `torchrun --max-restarts` restarts repeat theirs, too.
     """
     paths = [part / "provenance.json" for part in (folder, *folder.glob("trial*"))]
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -73,7 +73,7 @@ def is_requeued(folder: Path) -> bool:
 
 
 def _is_younger(path: Path, seconds: float) -> bool:
-    """Was the file written in the last `seconds`?"""
+    """Return True if the file was written in the last `seconds`."""
     return path.exists() and time.time() - path.stat().st_mtime <= seconds
 
 

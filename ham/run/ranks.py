@@ -1,4 +1,4 @@
-"""What the ranks of a run must have in common: configuration, code, versions and device; later the state."""
+"""Checks that the ranks of a run have equal configurations, code, versions and devices; later states."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_on_all_ranks(overrides: list[str]) -> Config:
     try:
         cfg = load(overrides)
     except ConfigError as error:
-        with suppress(PeerLostError):  # they cannot be told
+        with suppress(PeerLostError):  # they are not connected
             process_group.init_distributed({"error": str(error)}, _WITHOUT_CONFIG)
         raise
     process_group.init_distributed(identity(cfg), cfg.compute.timeout)
@@ -49,7 +49,7 @@ def load_on_all_ranks(overrides: list[str]) -> Config:
 
 
 def identity(cfg: Config) -> Identity:
-    """What all ranks of a run were started with, as plain values."""
+    """Start values of a run, equal on all ranks, as plain values."""
     options = {
         key: value
         for key, value in flatten(to_plain(cfg))
@@ -81,11 +81,11 @@ def check_states(state: dict[str, Any], where: str) -> None:
     """Compare nested states of all ranks bit by bit; a collective.
 
     Args:
-        state: plain values and tensors.
-        where: in the training, for the error.
+        state: nested dictionary of plain values and tensors.
+        where: place in the training, for the error.
 
     Raises:
-        RanksDisagreeError: they differ, for example where processors of two kinds round differently.
+        RanksDisagreeError: states differ, for example where processors of two kinds round differently.
     """
     if distributed.world().size > 1:
         cure = "start the same command again to resume from the last checkpoint, on nodes of one kind"
@@ -114,7 +114,7 @@ def _checksum(value: Any) -> str:
 
 
 def send_state(state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Rank 0's checkpoint, on every rank: no other rank has to see the file."""
+    """Rank 0's checkpoint, on every rank: the other ranks need not see the file."""
     if distributed.world().size == 1:
         return state
     buffer = io.BytesIO()

@@ -27,17 +27,17 @@ class Run:
 
     Attributes:
         cfg: the configuration.
-        config_hash: its hash.
-        device: where it computes.
+        config_hash: hash of the configuration.
+        device: device of this rank.
         task: data, loss and metrics.
         model: the bare network.
         network: the model as it is called: compiled, and averaging gradients over the ranks.
-        sparsifier: attached to the model.
+        sparsifier: sparsifier attached to the model.
         optimizer: the base optimizer.
         ham: HAM on the optimizer; None without it.
-        scheduler: of the learning rate.
-        logger: of this run; a `NullLogger` on ranks other than 0.
-        flips: counts sign flips.
+        scheduler: scheduler of the learning rate.
+        logger: logger of this run; a `NullLogger` on ranks other than 0.
+        flips: counter of sign flips.
         metrics: sums over the current epoch.
         history: one line of metrics per finished epoch, as in metrics.jsonl.
     """
@@ -99,14 +99,14 @@ class Run:
 
         Raises:
             ValueError: its optimizer is of another kind, or has tensors of other shapes than the parameters.
-            Exception: of a module that the state does not fit, see `checkpoint.explain_mismatch`.
+            Exception: an error of a module that the state does not fit, see `checkpoint.explain_mismatch`.
         """
         self.model.load_state_dict(state["model"])
         fused = [group.get("fused") for group in self.optimizer.param_groups]
         _check_optimizer_state(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group, value in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = value  # of this device, not of the one the checkpoint was written on
+            group["fused"] = value  # of this device, not of the device the checkpoint was written on
         self.scheduler.load_state_dict(state["scheduler"])
         self.sparsifier.load_state_dict(state["sparsifier"])
         if self.ham:

@@ -31,8 +31,8 @@ def summarize_divergence(run: Run, reason: str) -> dict[str, Any]:
     """The content of diverged.json.
 
     Args:
-        run: its `epoch` is the number of finished epochs.
-        reason: what is not finite, and at which step.
+        run: the run; its `epoch` is the number of finished epochs.
+        reason: the value that is not finite, and its step.
     """
     return {
         **identity(run.cfg, run.config_hash),
@@ -44,7 +44,7 @@ def summarize_divergence(run: Run, reason: str) -> dict[str, Any]:
 
 
 def identity(cfg: Config, config_hash: str) -> dict[str, Any]:
-    """Which run it is."""
+    """Identity of the run: experiment, seed and configuration hash."""
     return {
         "exp": cfg.name,
         "cell": cfg.cell,

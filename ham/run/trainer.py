@@ -39,11 +39,11 @@ def build_trainer(
     clipped.
 
     Args:
-        cfg: the run.
-        inputs: `finetune.Inputs`.
-        device: where the model is.
-        callback: of the run.
-        folder: of the checkpoints.
+        cfg: configuration of the run.
+        inputs: data and model of the run, `finetune.Inputs`.
+        device: device of the model.
+        callback: callback of the run.
+        folder: folder of the checkpoints.
     """
     transformers_logging.set_verbosity_error()
     encode = partial(encode_examples, tokenizer=inputs.language.tokenizer, cutoff_len=cfg.data.cutoff_len)
@@ -72,7 +72,7 @@ def build_trainer(
 
 
 def ham_callbacks(cfg: Config) -> list[HAMCallback]:
-    """HAM with the values of the configuration; none for the base optimizer alone."""
+    """HAM with the values of the configuration; an empty list for the base optimizer without HAM."""
     if not cfg.ham.active:
         return []
     options = dict(
@@ -137,9 +137,9 @@ class RunCallback(TrainerCallback):
     """Logs and marks checkpoints as all runs do, stops at signals, and ends a diverged training.
 
     Args:
-        cfg: the run.
-        config_hash: its hash.
-        logger: of the run.
+        cfg: configuration of the run.
+        config_hash: hash of the configuration.
+        logger: logger of the run.
         received: names of the stop signals received so far.
         resumed: the checkpoint that the Trainer resumes.
     """
@@ -171,7 +171,7 @@ class RunCallback(TrainerCallback):
         self.logger.start_progress(state.max_steps, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """What one rank requests, a checkpoint or a stop, all do after the same step."""
+        """Handle the requests of all ranks, a checkpoint or a stop, after the same step."""
         self.logger.update_progress()
         due = time.monotonic() - self.saved_at >= 60 * self.cfg.checkpoint.minutes
         wanted = distributed.all_reduce_or(int(Request.CHECKPOINT * due | Request.STOP * bool(self.received)))
@@ -186,7 +186,7 @@ class RunCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Collect the loss of each step; log its mean over some steps."""
-        state.log_history.clear()  # the Trainer would write all of it into each checkpoint
+        state.log_history.clear()  # the Trainer would write all logs into each checkpoint
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
@@ -251,7 +251,7 @@ class RunCallback(TrainerCallback):
         self.logger.log_steps(finite_or_none(line), state.max_steps)
 
     def _check_finite(self, model: torch.nn.Module, step: int) -> None:
-        """Never save weights that are nan or inf."""
+        """Raise DivergedError if a weight is nan or inf."""
         trained = {name: p.detach() for name, p in trained_weights(model).items()}
         finite = torch.isfinite(torch.stack(torch._foreach_norm(list(trained.values()), float("inf"))))
         if not bool(finite.all()):

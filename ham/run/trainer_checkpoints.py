@@ -1,8 +1,8 @@
 """Checkpoints of the Trainer of transformers: which of them are complete, and which are deleted.
 
-The Trainer writes the files of a checkpoint one after the other. A mark, written last and atomically, says
-that they are complete; it holds their SHA-256 and what the run needs besides them to resume. The Trainer
-loads its own files with torch.load(weights_only=True) and safetensors, which execute no code.
+The Trainer writes the files of a checkpoint one after the other. A mark file, written last and atomically,
+states that they are complete; it contains their SHA-256 and the rest of the state that a resumed run needs.
+The Trainer loads its own files with torch.load(weights_only=True) and safetensors, which execute no code.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Checkpoint:
     """A complete checkpoint.
 
     Args:
-        path: its folder.
+        path: folder of the checkpoint.
         step: number of optimizer steps that were taken.
-        state: what `mark` was given.
+        state: plain values that were passed to `mark`.
     """
 
     path: Path
@@ -51,7 +51,7 @@ def mark(path: Path, state: dict[str, Any]) -> None:
     """Declare a checkpoint complete.
 
     Args:
-        path: its folder, whose files are written.
+        path: folder of the checkpoint, with all files written.
         state: plain values; `best_step` is the step of the best checkpoint, or None.
     """
     digests = {file.name: _digest(file, flush=True) for file in sorted(path.iterdir()) if file.name != MARK}
@@ -71,8 +71,8 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest undamaged checkpoint; None without any. Incomplete and damaged ones are deleted.
 
     Args:
-        folder: of the checkpoints.
-        warn: called with a line about each damaged one.
+        folder: folder of the checkpoints.
+        warn: function called with a line about each damaged checkpoint.
 
     Raises:
         CheckpointError: all are damaged, or the best one, which the end of the training loads.
@@ -91,14 +91,14 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def _delete_others(folder: Path, kept: set[str]) -> None:
-    """Delete the checkpoints but these; of a link, the link alone."""
+    """Delete all checkpoints except these; of a link, only the link."""
     for path in _folders(folder):
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _folders(folder: Path) -> list[Path]:
-    """By step."""
+    """Folders of the checkpoints, sorted by step."""
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=_step)
 
@@ -114,7 +114,7 @@ def _marked(folder: Path, *, verify: bool = True) -> list[Checkpoint]:
 
 
 def _read(path: Path, verify: bool) -> Checkpoint | None:
-    """None if it is incomplete or damaged. Raises OSError where a disk fails: it may be undamaged."""
+    """The checkpoint; None if it is incomplete or damaged. Raises OSError if a disk fails."""
     try:
         mark = json.loads((path / MARK).read_text(encoding="utf-8"))
         state, digests = mark["state"], mark["sha256"]

@@ -46,7 +46,7 @@ class TaskFacts(ABC):
     """What the configuration, reports and the end of a run need of a learning problem.
 
     Attributes:
-        name: of the kind of task; part of summary.json and configs/lock.json.
+        name: name of the kind of task; part of summary.json and configs/lock.json.
         reported: keys of the summary's metrics for the last and for the best epoch.
         trained_by: module of ham.run whose `train_or_resume` trains it.
         stores_history: records keep the metrics of every epoch, because figures show them.
@@ -78,7 +78,7 @@ class Task(TaskFacts):
     Attributes:
         logs_statistics: every epoch's line has the learning rate and statistics of the weights; without it an
             epoch may take milliseconds.
-        smooths_labels: its loss follows `optimizer.label_smoothing`; other tasks refuse that option.
+        smooths_labels: True if the loss follows `optimizer.label_smoothing`; other tasks reject that option.
     """
 
     trained_by = "main"
@@ -91,10 +91,10 @@ class Task(TaskFacts):
         """Read the data set.
 
         Args:
-            cfg: of the run.
-            device: where tensors go.
-            seed: of the order of the samples and of the augmentation; the same on every rank.
-            rank: of this process.
+            cfg: configuration of the run.
+            device: device of tensors.
+            seed: seed of the order of the samples and of the augmentation; the same on every rank.
+            rank: rank of this process.
             world_size: number of processes that train together.
 
         Raises:
@@ -103,7 +103,7 @@ class Task(TaskFacts):
 
     @abstractmethod
     def build_model(self, generator: torch.Generator) -> nn.Module:
-        """The network on the device; `generator` alone decides its initial weights."""
+        """The network on the device; only `generator` decides its initial weights."""
 
     @property
     @abstractmethod
@@ -124,7 +124,7 @@ class Task(TaskFacts):
 
     @abstractmethod
     def evaluate(self, run: Progress) -> Metrics:
-        """Metrics on held-out data after an epoch; a collective. The model's mode stays as it is."""
+        """Metrics on held-out data after an epoch; a collective. The model's mode is not changed."""
 
     def initialization_batches(self) -> Iterable[tuple[Any, Tensor]]:
         """Batches of (inputs, labels) for methods that prune at initialization."""
@@ -148,7 +148,7 @@ def refuse_options(options: Mapping[str, bool], what: str) -> None:
     """
     for key, is_used in options.items():
         if is_used:
-            raise ValueError(f"{key} does not apply to {what}: leave it out")
+            raise ValueError(f"{key} does not apply to {what}: omit it")
 
 
 def sparsity_of(sparsifier: Any) -> Metrics:

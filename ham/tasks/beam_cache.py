@@ -34,11 +34,11 @@ def _beam_layer() -> type:
     class BeamLayer(DynamicLayer):
         """Keys and values in a buffer with room for new tokens: adding one copies nothing else.
 
-        Beams replace each other within a prompt only, and all beams of a prompt have the same keys and values
-        of the prompt. Reordering therefore copies the new tokens alone.
+        Beams replace each other only within a prompt, and all beams of a prompt have the same keys and values
+        of the prompt. Reordering therefore copies only the new tokens.
 
         Args:
-            layer: of the prompts, [prompts, heads, tokens, channels].
+            layer: keys or values of the prompts, [prompts, heads, tokens, channels].
             beams: rows for each prompt.
             new_tokens: number of tokens that can be added.
         """

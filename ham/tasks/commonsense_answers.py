@@ -23,7 +23,7 @@ class Score:
     """How a model did on a task.
 
     Args:
-        task: its name.
+        task: name of the task.
         correct: number of questions with the correct answer.
         questions: number of all questions.
         unanswered: number of questions whose text names no option; they count as wrong.
@@ -41,10 +41,10 @@ class Answer:
 
     Args:
         index: position of the question in test.json, from 0.
-        text: what the model wrote after the last "### Response:".
+        text: text of the model after the last "### Response:".
         prediction: the first option in the text; "" without one.
         answer: the correct option.
-        correct: whether they are equal.
+        correct: True if they are equal.
         settings: `settings_hash` of the evaluation.
     """
 
@@ -86,15 +86,15 @@ def evaluate(
     last complete line. A file of other settings, or a damaged one, is started again.
 
     Args:
-        model: of `CausalLM.load`.
-        tokenizer: of the model.
+        model: a model from `CausalLM.load`.
+        tokenizer: tokenizer of the model.
         task: name of the task.
-        questions: of `Commonsense.load_questions`.
-        scoring: how to answer.
+        questions: questions from `Commonsense.load_questions`.
+        scoring: options of the answers.
         path: JSON lines, fields of `Answer`; only this process writes it.
-        settings: of `settings_hash`.
+        settings: hash from `settings_hash`.
         log: prints a line for the reader.
-        after_batch: called after each batch is written; may raise to interrupt the evaluation.
+        after_batch: function called after each batch is written; it may raise to interrupt the evaluation.
         tokens_per_batch: see `answer`.
     """
     from tqdm import tqdm

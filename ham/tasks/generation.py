@@ -40,10 +40,10 @@ def answer(
     batch, and nearly equal beams can change places.
 
     Args:
-        model: of `CausalLM.load`; its mode stays as it is.
-        tokenizer: of the model.
-        questions: to answer.
-        scoring: how.
+        model: a model from `CausalLM.load`; its mode is not changed.
+        tokenizer: tokenizer of the model.
+        questions: questions to answer.
+        scoring: options of the answers.
         tokens_per_batch: bound of a batch's tokens with padding and beams; 0: 65536 on a GPU, 16384 on a CPU.
             A single question may have more.
 

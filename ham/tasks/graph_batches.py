@@ -183,7 +183,7 @@ def batches_of_similar_size(sizes: Tensor, bound: int) -> list[Tensor]:
 
     Args:
         sizes: int64 [samples], number of elements of each.
-        bound: of a group's elements; a group of one sample may exceed it.
+        bound: largest number of a group's elements; a group of one sample may exceed it.
 
     Returns:
         int64 indices of the samples, in order.

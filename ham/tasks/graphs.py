@@ -39,7 +39,7 @@ class GraphClassification(BestEpochTask):
     epoch beside it.
 
     Attributes:
-        tensors: of the set, from which batches are taken.
+        tensors: tensors of the set, from which batches are taken.
         known: number of known labels of each graph.
         groups: batches of evaluation by part: index of the first graph within the part, and indices of all.
     """
@@ -213,8 +213,8 @@ def with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: [graphs, outputs], or [graphs, positions, words].
-        labels: on the CPU. float [graphs, tasks] of 0, 1 and nan (unknown), one task per output; or int64
-            [graphs, 1], or int64 [graphs, positions].
+        labels: labels on the CPU. float [graphs, tasks] of 0, 1 and nan (unknown), one task per output; or
+            int64 [graphs, 1], or int64 [graphs, positions].
 
     Returns:
         logits [N, 1] and float labels [N] of the known ones; or logits [N, classes] and int64 labels [N].
@@ -241,7 +241,7 @@ def predictions(logits: Tensor, kind: str) -> Tensor:
 
     Args:
         logits: [graphs, outputs], or [graphs, positions, words].
-        kind: of the labels, see `ham.data.ogbg`.
+        kind: kind of the labels, see `ham.data.ogbg`.
 
     Returns:
         float32 [graphs, tasks], [graphs, 1] or [graphs, positions]; nan where a logit is not finite.

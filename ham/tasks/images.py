@@ -145,7 +145,9 @@ class ImageClassification(Task):
             describe_sparsity(sparsity),
         ]
         if sparsity["target"] and abs(sparsity["overall"] - sparsity["target"]) > SPARSITY_TOLERANCE:
-            lines.append("missed       its target sparsity: train longer, or use sparsifier.calibrate=search")
+            lines.append(
+                "missed       its target sparsity: train longer, or for STR use sparsifier.calibrate=ramp"
+            )
         if empty := [name for name, share in sparsity["layers"].items() if share == 1]:
             lines.append(
                 f"fully pruned {', '.join(empty)}: lower the sparsity, exclude them, or prune layerwise"

@@ -48,7 +48,7 @@ class NodeClassification(BestEpochTask):
         if not isinstance(cfg.sparsifier, Dense) or cfg.trains_factors:
             raise ValueError("graphs are trained dense: use sparsifier=dense and parameterization=plain")
         if cfg.optimizer.label_smoothing > 0:
-            raise ValueError("optimizer.label_smoothing applies to images alone: leave it out")
+            raise ValueError("optimizer.label_smoothing applies only to images: omit it")
         unused = {
             "batch_size": cfg.batch_size != 1,
             "optimizer.sam_rho": cfg.optimizer.sam_rho > 0,

@@ -205,7 +205,7 @@ def test_ranks_that_do_not_see_the_checkpoint_get_that_of_rank_0(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("metrics.jsonl", "is empty or gone"), ("provenance.json", "is damaged")],
+    [("metrics.jsonl", "is empty or missing"), ("provenance.json", "is damaged")],
 )
 def test_a_file_that_rank_0_alone_reads_ends_all_in_one_line(
     name: str, words: str, launch: Callable, undisturbed: Path, tmp_path: Path

@@ -132,7 +132,7 @@ def test_a_path_in_quotes_of_hydra_and_an_interpolation_keep_their_meaning(
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\udce9", "\x7f", "a\rb", "a\0b"])
 def test_a_name_that_no_configuration_can_hold_is_one_line(name: str) -> None:
-    with pytest.raises(ConfigError, match="rename what it names") as caught:
+    with pytest.raises(ConfigError, match="choose another name") as caught:
         load(["+exp=dense", "+demo=tiny", f"runs_dir={name}"])
     assert str(caught.value).isprintable()
 
@@ -209,7 +209,7 @@ def test_the_cure_for_a_clone_of_another_user_works(clone: Path, monkeypatch: py
     assert known and unknown_commit() == ""
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     reason = unknown_commit()
-    assert commit() is None and reason.startswith(f"git refuses {clone}, which another user owns; ")
+    assert commit() is None and reason.startswith(f"git rejects {clone}, which another user owns; ")
     cure = reason.partition("records: ")[2].partition(", or ")[0]
     assert cure.startswith("git config --global --add safe.directory ")
     subprocess.run(shlex.split(cure), check=True)
@@ -245,7 +245,7 @@ def test_a_run_warns_at_its_start_that_it_cannot_become_a_record(
     monkeypatch.setattr(sys, "argv", ["train.py"])
     (tmp_path / "file").touch()
     first, *others = command("+exp=dense", "+demo=tiny", f"runs_dir={tmp_path}/file/runs").err.splitlines()
-    assert first.startswith(f"train.py: git refuses {ROOT}, which another user owns; runs of an unknown")
+    assert first.startswith(f"train.py: git rejects {ROOT}, which another user owns; runs of an unknown")
     assert len(others) == 1 and "cannot write runs" in others[0]
 
 

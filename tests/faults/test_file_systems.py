@@ -164,7 +164,7 @@ def test_purged_metrics_are_named(stopped: Callable, command: Callable, tmp_path
     outcome = command(*argv)
     assert outcome.status == 1
     (line,) = outcome.complaints
-    assert "metrics.jsonl is empty or gone (purged?)" in line and "resume=false" in line
+    assert "metrics.jsonl is empty or missing (purged?)" in line and "resume=false" in line
     assert contents(folder) == before
 
 

@@ -185,7 +185,7 @@ def test_a_second_process_of_one_rank_is_refused_and_the_first_stays() -> None:
         while not any(end.done() for end in ends):
             time.sleep(0.01)
         refused = next(end for end in ends if end.done())
-        assert "another process is rank 1 already" in str(refused.exception())
+        assert "another process already is rank 1" in str(refused.exception())
         ends.append(pool.submit(join, endpoint, 2, 3, OWN, 10.0))
         collected.result()
         listener.answer(7)
@@ -412,7 +412,7 @@ def test_a_process_may_connect_again_and_another_one_of_its_rank_may_not(pair: t
         listener._admit(rendezvous._Connection(connection.socket, line=line | {"token": token}))
         answers = theirs.recv(1000).splitlines()
         assert len(answers) == told
-    what = "another process is rank 1 already: two runs share one MASTER_PORT"
+    what = "another process already is rank 1: two runs share one MASTER_PORT"
     assert json.loads(answers[1]) == {"refused": what}
     listener.close()
 

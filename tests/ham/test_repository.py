@@ -55,7 +55,7 @@ def test_git_runs_here_in_english_without_the_variables_of_another_repository(
         ({"raises": PermissionError(13, "denied")}, "git cannot be started (denied)"),
         (
             {"status": 128, "err": "fatal: detected dubious ownership in x"},
-            f"git refuses {ROOT}, which another user owns",
+            f"git rejects {ROOT}, which another user owns",
         ),
         (
             {"status": 128, "err": "fatal: not a repository\nmore\n"},

@@ -36,10 +36,10 @@ _REGISTERED: dict[tuple[str | None, str], type] = {}
 
 
 def load(overrides: Sequence[str]) -> Config:
-    """The run that a command line such as `["+exp=acdc_ham_s90", "+demo=digits", "seed=1"]` names.
+    """The configuration of a command line such as `["+exp=acdc_ham_s90", "+demo=digits", "seed=1"]`.
 
     Raises:
-        ConfigError: anything wrong with it, in one line that names the cure.
+        ConfigError: the command line is wrong; one line that names the cure.
     """
     overrides = demo_last(map(literal_path, overrides))
     parsed = _parse(overrides)
@@ -59,7 +59,7 @@ def demo_last(overrides: Iterable[str]) -> list[str]:
 def literal_path(override: str) -> str:
     """The override with its value quoted if it is a path: Hydra's grammar gives = , [ ' and others a meaning.
 
-    Paths with quotes of Hydra's own, and with an interpolation, stay as they are.
+    Paths with Hydra's own quotes or with an interpolation are not changed.
     """
     key, _, value = override.partition("=")
     if key not in _PATHS or not value or value[0] in "'\"" or "${" in value:
@@ -68,7 +68,7 @@ def literal_path(override: str) -> str:
 
 
 def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """What `+demo=` changes: dotted key -> (without, with)."""
+    """The changes by `+demo=`: dotted key -> (value without, value with)."""
     overrides = list(map(literal_path, overrides))
     plain = [text for text in overrides if not _is_demo(text)]
     before, after = (
@@ -82,7 +82,7 @@ def demo_changes(overrides: Sequence[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def register() -> None:
-    """Give Hydra the schemas; `load` does it too. Those that it has are not given again, which takes time."""
+    """Register the schemas with Hydra, once, since it takes time; `load` does it too."""
     schemas = {(None, "config"): Config}
     schemas |= {(group, name): node for group, own in SCHEMAS.items() for name, node in own.items()}
     for (group, name), node in schemas.items():
@@ -117,7 +117,7 @@ def _with_demo_file(overrides: list[str]) -> list[str]:
 
 
 def _scale(node: DictConfig, parsed: list[Override]) -> None:
-    """A demo run takes its sections' values for its scale; the command line beats them."""
+    """Set the sections' values for the scale of a demo run; the command line overrides them."""
     explicit = {o.key_or_group for o in parsed}
     for section in DEMO_SECTIONS:
         for key, value in _demo_values(section, node).items():
@@ -141,7 +141,7 @@ def _parse(overrides: list[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         if problem := unusable(text):
-            raise ConfigError(f"{text!a} has {problem}: rename what it names")
+            raise ConfigError(f"{text!a} has {problem}: choose another name")
         try:
             override = parser.parse_override(text)
         except HydraException:
@@ -186,7 +186,7 @@ def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
         names = " or ".join(f"+demo={name}" for name in sorted(task.demos))
         cure = f"use {names}, or " if names else ""
         raise ConfigError(
-            f"+demo={demo} does not scale down {task.name}, which this experiment learns: {cure}leave it out"
+            f"+demo={demo} does not scale down {task.name}, which this experiment learns: {cure}omit it"
         )
 
 

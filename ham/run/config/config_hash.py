@@ -25,7 +25,7 @@ NOT_HASHED = (
     *("runs_dir", "resume", "wandb", "checkpoint"),
     *("compute.device", "compute.threads", "compute.timeout", "data.root", "data.workers"),
 )
-"""How and where a run is computed, not what: outside the hash, and no override of the experiment."""
+"""Keys that do not affect the result: outside the hash, and not an override of the experiment."""
 
 _HASH_DEFAULTS = {
     "optimizer.sam_ascent": "averaged",
@@ -52,7 +52,7 @@ _LABELS = (
 
 
 def config_hash(cfg: Config) -> str:
-    """SHA-256 of what a run computes without its seed: equal for all seeds, wherever the run is computed.
+    """SHA-256 of the keys that affect the result, without the seed: equal for all seeds and machines.
 
     Options added after records existed enter the hash only when they differ from the earlier behavior
     (`_HASH_DEFAULTS`), so that committed records stay valid.
@@ -88,7 +88,7 @@ def from_yaml(path: Path) -> Config:
     """The configuration in a config.yaml that `to_yaml` wrote.
 
     Raises:
-        ConfigError: the file is missing, damaged or of another version of this program.
+        ConfigError: the file is missing, damaged or was written by another version of this program.
     """
     try:
         content = OmegaConf.load(path)
@@ -118,5 +118,5 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def is_within(key: str, sections: Sequence[str]) -> bool:
-    """Is a dotted key one of these, or below one of them?"""
+    """Return True if a dotted key is one of `sections`, or below one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -55,7 +55,7 @@ def _unknown_key(key: str, parsed: list[Override]) -> str:
             if key.split(".")[1] in schema.__dataclass_fields__
         ]
         choices = " or ".join(_choices(group, owners))
-        return f"{key} exists only with {group}={choices}: choose that, or leave it out"
+        return f"{key} exists only with {group}={choices}: choose that, or omit the key"
     leaf, leaves = key.rpartition(".")[2], {name: name.rpartition(".")[2] for name in known}
     similar = [leaf] if leaf in leaves.values() else difflib.get_close_matches(leaf, {*leaves.values()}, n=1)
     nearest = [name for name, last in leaves.items() if last in similar]

@@ -20,7 +20,7 @@ from .errors import ConfigError
 def check_jobs(overrides: Sequence[str]) -> None:
     """Raise ConfigError if a job has an unknown key, an unknown choice or a value of another type.
 
-    Hydra starts no job then, with an error of its own. Values that are out of range fail in their job alone.
+    In that case Hydra would start no job, with its own error. Values out of range fail only their job.
     """
     for job in _jobs(overrides):
         try:

@@ -1,4 +1,4 @@
-"""How a run optimizes: the options of optimizer, schedule, SAM and HAM."""
+"""The options of optimizer, schedule, SAM and HAM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ascent(StrEnum):
 
 
 class ParamFilter(StrEnum):
-    """Which parameters HAM or weight decay acts on, see `ham.optim.groups`.
+    """The parameters that HAM or weight decay acts on, see `ham.optim.groups`.
 
     `convs.*` are the convolutions of a graph network (App. G.6.2).
     """
@@ -68,15 +68,15 @@ class ScheduleConfig:
     """Learning rate by step; null is the default of the schedule's function in `ham.optim.schedules`.
 
     Args:
-        kind: the shape.
-        warmup: share of the schedule's steps over which the rate rises; not with kind=constant or linear.
+        kind: shape of the schedule.
+        warmup: fraction of the schedule's steps over which the rate rises; not with kind=constant or linear.
         start: factor of the first step; not with kind=constant or linear.
-        milestones: shares of the schedule's steps at which `gamma` multiplies the rate; with kind=step.
+        milestones: fractions of the schedule's steps at which `gamma` multiplies the rate; with kind=step.
         gamma: factor of each milestone; with kind=step.
         warmup_steps: number of steps over which the rate rises from 0; with kind=linear.
-        until: share of the run's steps over which the schedule takes place; its last factor holds afterwards.
-            With 0.9, spred prunes a network that was trained to a rate of 0.
-        per_epoch: the rate changes after each epoch instead of after each step.
+        until: fraction of the run's steps over which the schedule takes place; its last factor holds
+            afterwards. With 0.9, spred prunes a network that was trained to a rate of 0.
+        per_epoch: True to change the rate after each epoch instead of after each step.
     """
 
     kind: Schedule = Schedule.triangular
@@ -89,7 +89,7 @@ class ScheduleConfig:
     per_epoch: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError on options of another schedule, and on values that the schedule refuses."""
+        """Raise ValueError on options of another schedule, and on values out of range."""
         self.factor(1, 1)
 
     def factor(self, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -110,7 +110,7 @@ class ScheduleConfig:
             applies = name in options or (name == "until" and self.kind is not Schedule.constant)
             require(
                 applies,
-                f"optimizer.schedule.{name} does not apply to kind={self.kind}: leave it out, or choose "
+                f"optimizer.schedule.{name} does not apply to kind={self.kind}: omit it, or choose "
                 "another optimizer.schedule.kind",
             )
         require(0 < self.until <= 1, f"optimizer.schedule.until must be in (0, 1], got {self.until:g}")
@@ -123,11 +123,25 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """What every optimizer has. `sam_rho` 0: no SAM; `clip_norm` 0: the gradient's norm is not clipped.
+    """Options of every optimizer.
 
-    `matched_decay`: weight decay beside `weight_decay` on the weights that `ham.select` chooses. HAM's beta
-    decays them by lr * beta a step; SGD with momentum mu does the same with beta * (1 - mu), AdamW with beta.
-    `label_smoothing`: share of the target distribution that is uniform over the classes, in training.
+    Args:
+        lr: peak learning rate, positive.
+        weight_decay: weight decay of the parameters that `decay` selects (default 0).
+        matched_decay: weight decay in addition to `weight_decay`, on the weights that `ham.select` selects
+            (default 0). HAM's beta decays them by lr * beta per step; SGD with momentum mu does the same with
+            beta * (1 - mu), AdamW with beta.
+        decay: parameters with weight decay (default: all).
+        sam_rho: radius of SAM's ascent in the norm of all weights; 0: no SAM (default).
+        sam_adaptive: True for ASAM, whose ascent is scaled by theta^2 (default False).
+        sam_freeze_bn: True to keep the running statistics of norm layers in SAM's second pass (default).
+        sam_ascent: gradient that SAM's ascent follows: averaged over the ranks (default), or per rank.
+        clip_norm: largest norm of the gradient of all parameters; 0: not clipped (default).
+        accumulate: number of forward and backward passes per optimizer step (default 1).
+        label_smoothing: fraction of the target distribution that is uniform over the classes, in training, in
+            [0, 1) (default 0).
+        schedule: factor of the learning rate by step (default: `ScheduleConfig`).
+        demo: scale -> values of these options in a demo run (default: none).
     """
 
     lr: float
@@ -145,7 +159,7 @@ class OptimizerConfig:
     demo: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise ValueError on values no optimizer can run with."""
+        """Raise ValueError on values out of range."""
         require(self.lr > 0 and math.isfinite(self.lr), f"optimizer.lr must be positive, got {self.lr:g}")
         for name in ("weight_decay", "matched_decay", "sam_rho", "clip_norm"):
             value = getattr(self, name)
@@ -161,7 +175,12 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class SGDConfig(OptimizerConfig):
-    """torch.optim.SGD."""
+    """Options of torch.optim.SGD, in addition to those of `OptimizerConfig`.
+
+    Args:
+        momentum: momentum, in [0, 1) (default 0.9).
+        nesterov: True for Nesterov momentum (default False).
+    """
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -175,13 +194,18 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass(kw_only=True)
 class AdamWConfig(OptimizerConfig):
-    """torch.optim.AdamW."""
+    """Options of torch.optim.AdamW, in addition to those of `OptimizerConfig`.
+
+    Args:
+        betas: decay rates of the first and the second moment, in [0, 1) (default 0.9 and 0.999).
+        eps: number added to the denominator, positive (default 1e-8).
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Raise ValueError on values torch refuses."""
+        """Raise ValueError on values out of range."""
         super().__post_init__()
         valid = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         require(valid, f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
@@ -195,7 +219,16 @@ class AdamConfig(AdamWConfig):
 
 @dataclass(kw_only=True)
 class HamConfig:
-    """Arguments of `ham.HAM`; alpha = beta = 0: the base optimizer alone, `max_weight_norm` 0: no clip."""
+    """Arguments of `ham.HAM`; with alpha = beta = 0 only the base optimizer runs.
+
+    Args:
+        alpha: strength of the hyperbolic awareness; negative: nHAM (default 0).
+        beta: strength of the multiplicative weight decay, not negative (default 0).
+        clamp: bound on the exponent's magnitude, positive (default 5).
+        select: parameters that HAM acts on (default: all but those of norm layers).
+        mask_zero_grad: True to leave weights whose gradient is exactly zero unchanged (default False).
+        max_weight_norm: largest 2-norm of a parameter after a step; 0: no limit (default).
+    """
 
     alpha: float = 0.0
     beta: float = 0.0
@@ -206,11 +239,11 @@ class HamConfig:
 
     @property
     def active(self) -> bool:
-        """Does any hyperbolic step happen?"""
+        """True if hyperbolic steps are taken."""
         return self.alpha != 0 or self.beta != 0
 
     def __post_init__(self) -> None:
-        """Raise ValueError on values HAM refuses."""
+        """Raise ValueError on values out of range."""
         require(math.isfinite(self.alpha), f"ham.alpha must be finite, got {self.alpha}")
         require(
             self.beta >= 0 and math.isfinite(self.beta),
@@ -219,7 +252,7 @@ class HamConfig:
         require(self.clamp > 0, f"ham.clamp must be positive, got {self.clamp:g}; the paper uses 5")
         unused = self.max_weight_norm > 0 and not self.active
         require(
-            not unused, "ham.max_weight_norm is part of HAM's step: set ham.alpha or ham.beta, or drop it"
+            not unused, "ham.max_weight_norm is part of HAM's step: set ham.alpha or ham.beta, or omit it"
         )
         require(
             self.max_weight_norm >= 0,

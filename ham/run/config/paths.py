@@ -1,4 +1,4 @@
-"""Which files of configs/ an experiment and a demo are composed of."""
+"""The files of configs/ that an experiment and a demo are composed of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration can choose from: group -> name -> dataclass, registered beside each class."""
+"""The choices of a configuration: group -> name -> dataclass, registered beside each class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _import_modules(package: ModuleType) -> None:
 
 
 def _with_demo(schema: type) -> type:
-    """The schema with a field for what a demo run replaces, which the library's classes do not have."""
+    """The schema with a field `demo` for the values of demo runs, which the library's classes do not have."""
     demo = ("demo", dict[str, Any], field(default_factory=dict, kw_only=True))
     return make_dataclass(schema.__name__, [demo], bases=(schema,))
 

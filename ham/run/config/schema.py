@@ -15,7 +15,7 @@ from .optimization import HamConfig, OptimizerConfig, SGDConfig, require
 
 
 class Device(StrEnum):
-    """Where a run computes; auto is the GPU if one is available."""
+    """Device of a run; auto is the GPU if one is available."""
 
     auto = "auto"
     cpu = "cpu"
@@ -23,7 +23,7 @@ class Device(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """As wandb's own setting."""
+    """Values of wandb's own setting."""
 
     disabled = "disabled"
     offline = "offline"
@@ -32,16 +32,17 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True)
 class ComputeConfig:
-    """How to compute.
+    """Options of the computation, which do not change what is computed.
 
     Args:
-        device: where.
-        amp: use bfloat16 autocast.
+        device: device of the run.
+        amp: True to use bfloat16 autocast.
         channels_last: memory layout of images and convolutions.
-        compile: compile the network with torch.compile.
-        threads: CPU threads of this process, 0 for torch's default; a resumed run keeps its first number.
-        sync_bn: compute BatchNorm statistics over the images of all ranks; needs GPUs.
-        timeout: seconds after which a rank that does not respond counts as hung.
+        compile: True to compile the network with torch.compile.
+        threads: number of CPU threads of this process, 0 for torch's default; a resumed run keeps its first
+            number.
+        sync_bn: True to compute BatchNorm statistics over the images of all ranks; needs GPUs.
+        timeout: number of seconds after which a rank that does not respond counts as hung.
     """
 
     device: Device = Device.auto
@@ -91,21 +92,21 @@ class Config:
         data: the data set.
         optimizer: the base optimizer, its schedule and SAM.
         ham: HAM's step.
-        sparsifier: which weights are kept.
-        parameterization: how a weight is computed from trained parameters.
-        compute: how to compute.
-        checkpoint: how often to save.
+        sparsifier: the method that decides which weights are kept.
+        parameterization: computation of a weight from trained parameters.
+        compute: options of the computation.
+        checkpoint: interval of checkpoints.
         wandb: copy of the metrics on wandb.
-        seed: of every random stream of the run.
+        seed: seed of every random stream of the run.
         runs_dir: folder of the run directories.
-        resume: continue from the last checkpoint; false: delete an earlier run and start again.
-        flips_every: epochs of an interval over which sign flips are counted.
-        allow_unpublished: allow combinations that the paper does not have.
+        resume: true to continue from the last checkpoint; false: delete an earlier run and start again.
+        flips_every: number of epochs of an interval over which sign flips are counted.
+        allow_unpublished: true to allow combinations that the paper does not have.
         name: the experiment, set by `load`.
         cell: the cell of the paper that it reproduces.
         demo: name of the scale, "" for the paper's.
         demo_values: key of the values that sections have for this scale, see `Model.demo`.
-        overridden: values of the experiment were changed on the command line, set by `load`.
+        overridden: True if values of the experiment were changed on the command line, set by `load`.
     """
 
     epochs: int
@@ -165,8 +166,8 @@ class Config:
         )
         require(
             self.optimizer.clip_norm == 0 or not (self.ham.active and self.decouples_decay),
-            "optimizer.clip_norm would clip what SGD sees of the factors' (or thresholds') gradients and not "
-            "what HAM sees: leave it at 0",
+            "optimizer.clip_norm would clip the gradients of the factors (or thresholds) for SGD, but not "
+            "for HAM: set it to 0",
         )
 
     def _check_matched_decay(self) -> None:
@@ -182,10 +183,10 @@ class Config:
 
     @property
     def trains_factors(self) -> bool:
-        """Are the weights products m * w?"""
+        """True if the weights are products m * w."""
         return self.parameterization.trains_factors or self.sparsifier.trains_factors
 
     @property
     def decouples_decay(self) -> bool:
-        """Is decay added to gradients that HAM reads, so that HAM needs them without it?"""
+        """True if decay is added to gradients that HAM reads, so that HAM needs them without it."""
         return self.trains_factors

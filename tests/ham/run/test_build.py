@@ -150,7 +150,7 @@ def test_batchnorm_over_ranks_needs_gpus(cfg: Config, gpus: Any, monkeypatch: py
     gpus(True)
     assert setup_device(cfg).type == "cuda"
     gpus(False)
-    with pytest.raises(ConfigError, match=r"^compute\.sync_bn=true needs GPUs: leave it out on a CPU$"):
+    with pytest.raises(ConfigError, match=r"^compute\.sync_bn=true needs GPUs: omit it on a CPU$"):
         setup_device(cfg)
 
     def fail(me: object) -> None:
@@ -187,7 +187,7 @@ def test_each_part_of_a_rank_is_large_enough_for_batchnorm() -> None:
     _check_world_size(made, 2)
     with pytest.raises(ConfigError) as caught:
         _check_world_size(made, 4)
-    message = "BatchNorm needs 2 samples at once, got 1 on each of 4 processes: start fewer of them"
+    message = "BatchNorm needs 2 samples at once, got 1 on each of 4 processes: start fewer processes"
     assert str(caught.value) == message
 
 
@@ -261,7 +261,7 @@ def test_a_task_that_smooths_no_labels_refuses_it() -> None:
     cfg = replace(plain, optimizer=replace(plain.optimizer, label_smoothing=0.1))
     built(cfg, task_of_three_steps(cfg))
     with pytest.raises(
-        ConfigError, match=r"^optimizer\.label_smoothing does not apply to task other: leave it"
+        ConfigError, match=r"^optimizer\.label_smoothing does not apply to task other: omit it"
     ):
         built(cfg, task_of_three_steps(cfg, name="other", smooths_labels=False))
     built(plain, task_of_three_steps(plain, smooths_labels=False))

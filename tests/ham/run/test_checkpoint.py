@@ -279,7 +279,7 @@ def test_deleted_checkpoints_are_told_from_a_run_that_had_none(
         with pytest.raises(ConfigError) as caught:
             check(tmp_path)
         assert str(caught.value).startswith(
-            f"{reached}, but the checkpoints in {tmp_path} are gone (purged?)"
+            f"{reached}, but the checkpoints in {tmp_path} are missing (purged?)"
         )
 
 

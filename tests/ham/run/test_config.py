@@ -209,7 +209,7 @@ def test_a_written_configuration_of_another_version_is_refused_in_one_line(tmp_p
         (["+exp=rigl_s90", "sparsifier.interval=0"], "interval must be at least 1"),
         (["+exp=rigl_s90", "sparsifier.allocation=erdos"], "sparsifier.allocation"),
         (["+exp=acdc_sign_in_s90", "parameterization.scaling=0"], "scaling must be positive"),
-        (["+exp=acdc_sign_in_s90", "parameterization.reset_until=10"], "share of the epochs"),
+        (["+exp=acdc_sign_in_s90", "parameterization.reset_until=10"], "fraction of the epochs"),
         (["+exp=acdc_s90", "parameterization.scaling=2"], "parameterization=product"),
         (["+exp=mask_rigl_s90", "sparsifier.source=''"], "needs a source"),
         (["+exp=random_s90", "parameterization=signin"], "sign_in"),

@@ -71,7 +71,9 @@ def test_metrics_are_appended_line_by_line_and_cut_to_a_size(directory: RunDirec
     assert not path.exists()
     with pytest.raises(CheckpointError) as caught:
         directory.truncate_metrics(1)
-    assert str(caught.value).startswith(f"{path} is empty or gone (purged?): restore it, or start again with")
+    assert str(caught.value).startswith(
+        f"{path} is empty or missing (purged?): restore it, or start again with"
+    )
     directory.append_metrics([{"epoch": 0}, {"epoch": 1}])
     directory.append_metrics([{"epoch": 2}])
     lines = ['{"epoch": 0}\n', '{"epoch": 1}\n', '{"epoch": 2}\n']

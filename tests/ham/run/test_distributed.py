@@ -177,7 +177,9 @@ def test_a_failed_collective_names_this_rank_and_the_place(error: Exception) -> 
     assert (
         str(caught.value).startswith("rank 1 of 2 lost another rank in step 3 (") and caught.value.__cause__
     )
-    assert "Connection closed by peer): it died or hangs, see the end of its log; start" in str(caught.value)
+    assert "Connection closed by peer): it died or hangs: see the end of its log, then start" in str(
+        caught.value
+    )
 
 
 @pytest.mark.usefixtures("second")

@@ -367,7 +367,7 @@ def test_smollm_learns_real_examples_and_answers_real_questions(tmp_path: Path) 
         (["compute.compile=true"], "compute.compile does not apply"),
         (["data.val_set_size=0"], "set data.val_set_size, or data.load_best=false"),
         (["data.eval_every=0"], "data.eval_every must be at least 1 step"),
-        (["model.lora_dtype=bfloat16"], "rounds to 1; leave it at float32"),
+        (["model.lora_dtype=bfloat16"], "rounds to 1; use float32"),
         (["model=resnet18"], "use an experiment lora_"),
         (
             ["+demo=digits"],

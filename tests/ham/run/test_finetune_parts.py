@@ -150,7 +150,7 @@ def test_a_run_without_a_checkpoint_starts_over_and_another_goes_on(
     (logger.folder / "provenance.json").unlink()
     (logger.folder / ".saved").touch()
     found[0] = None
-    with pytest.raises(ConfigError, match=r"the checkpoints in .* are gone"):
+    with pytest.raises(ConfigError, match=r"the checkpoints in .* are missing"):
         make(cfg, logger)._prepare()
 
 

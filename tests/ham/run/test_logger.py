@@ -233,7 +233,7 @@ def test_what_stays_in_the_directory_of_a_deleted_run_is_named(
     for name in ("b.tex", "a.tex", "last.pt"):
         (logger.folder / name).touch()
     logger.clear()
-    assert shown(capsys) == [f"these are not files of a run and stay in {logger.folder}: a.tex, b.tex"]
+    assert shown(capsys) == [f"files that do not belong to a run are kept in {logger.folder}: a.tex, b.tex"]
 
 
 def test_other_ranks_log_nothing(tmp_path: Path, cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:

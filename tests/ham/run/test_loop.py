@@ -246,7 +246,7 @@ def test_divergence_that_shows_in_rigls_scores_first_names_the_layer(
     outcome = command(*given, f"runs_dir={tmp_path}")
     assert outcome.status == 1
     (line,) = outcome.complaints
-    found = re.search(r": diverged: the scores of (\S+) hold nan at step (\d+); no checkpoint was ", line)
+    found = re.search(r": diverged: the scores of (\S+) contain nan at step (\d+); no checkpoint was ", line)
     assert found and line.endswith("lower optimizer.lr"), line
     cfg = load(given)
     assert found[1] in prunable_weights(cfg.model.build(num_classes=10, image_size=8))

@@ -96,13 +96,11 @@ def test_evaluation_is_not_smoothed() -> None:
 
 
 def test_a_task_without_label_smoothing_refuses_it() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^optimizer\.label_smoothing applies to images alone: leave it out$"
-    ):
+    with pytest.raises(ConfigError, match=r"^optimizer\.label_smoothing applies only to images: omit it$"):
         load(["+exp=node/cora_gcn", "optimizer.label_smoothing=0.1"])
     cfg = load(["+exp=deit", *SMALL, "optimizer.label_smoothing=0.1"])
     other = SimpleNamespace(name="segmentation", smooths_labels=False)
-    with pytest.raises(ConfigError, match=r"does not apply to task segmentation: leave it out$"):
+    with pytest.raises(ConfigError, match=r"does not apply to task segmentation: omit it$"):
         build(cfg, config_hash(cfg), other, NullLogger(ROOT, cfg), CPU)
 
 
@@ -129,7 +127,7 @@ def test_until_ends_the_schedule_before_the_run() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": 0.1}, "gamma does not apply to kind=triangular: leave it out, or choose another"),
+        ({"gamma": 0.1}, "gamma does not apply to kind=triangular: omit it, or choose another"),
         ({"kind": "cosine", "milestones": [0.5]}, "milestones does not apply to kind=cosine"),
         ({"kind": "constant", "warmup": 0.1}, "warmup does not apply to kind=constant"),
         ({"kind": "constant", "until": 0.5}, "until does not apply to kind=constant"),
@@ -156,7 +154,7 @@ def test_a_wrong_milestone_on_the_command_line_is_one_line_with_the_cure() -> No
     with pytest.raises(ConfigError) as error:
         load(given)
     assert str(error.value) == (
-        "optimizer.schedule: milestones are shares of the steps in [0, 1], got [30.0, 70.0]; "
+        "optimizer.schedule: milestones must be fractions of the steps in [0, 1], got [30.0, 70.0]; "
         "epoch 30 of 100 is 0.3"
     )
 

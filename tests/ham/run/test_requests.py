@@ -112,10 +112,10 @@ def test_a_divergence_names_the_checkpoint_and_the_rates_to_lower(
     if saved:
         path.touch()
     with pytest.raises(DivergedError) as caught, loop._translate_nan_scores(run):
-        raise NotFinite("the scores of fc hold nan: lower the rate")
+        raise NotFinite("the scores of fc contain nan: lower the rate")
     kept = f"the last good checkpoint is {path}" if saved else "no checkpoint was written yet"
     rates = "optimizer.lr or ham.alpha" if ham else "optimizer.lr"
-    assert str(caught.value) == f"diverged: the scores of fc hold nan at step 23; {kept}; lower {rates}"
+    assert str(caught.value) == f"diverged: the scores of fc contain nan at step 23; {kept}; lower {rates}"
 
 
 @pytest.mark.parametrize(

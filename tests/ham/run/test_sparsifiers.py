@@ -143,7 +143,7 @@ def test_a_summary_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_snip_without_enough_batches_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"SNIP asks for 10 batches, got 3: lower its batches"):
+    with pytest.raises(ConfigError, match=r"SNIP needs 10 batches, got 3: lower its batches"):
         run_experiment(load(["+exp=snip_s90", *TINY, f"runs_dir={tmp_path}"]))
 
 
@@ -225,7 +225,7 @@ def test_a_run_with_given_masks_needs_their_source_for_its_start_alone(
         outcome = command(*given)
         assert outcome.status == 2
         (line,) = outcome.complaints
-        assert f"no masks at {source}" in line
+        assert f"{source} does not exist" in line
 
 
 def load_start(given: list[str]) -> dict[str, torch.Tensor]:
@@ -239,7 +239,7 @@ def test_missing_masks_are_one_line(command: Callable, tmp_path: Path) -> None:
     outcome = command("+exp=mask_rigl_s90", *TINY, f"runs_dir={tmp_path}")
     assert outcome.status == 2
     (line,) = outcome.complaints
-    assert "train the run that they come from to its end first" in line
+    assert "finish the run that the masks come from first" in line
 
 
 def test_the_search_for_a_threshold_decay(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_every_set_can_be_trained_with_its_encoder_and_its_head(name: str) -> No
             {"optimizer__label_smoothing": 0.1},
             "optimizer.label_smoothing does not apply to graph classification",
         ),
-        ({"compute__amp": True}, "compute.amp does not apply to graph classification: leave it out"),
+        ({"compute__amp": True}, "compute.amp does not apply to graph classification: omit it"),
         ({"compute__channels_last": True}, "compute.channels_last does not apply to graph classification"),
         ({"compute__compile": True}, "compute.compile does not apply to graph classification"),
         (

@@ -207,7 +207,7 @@ def test_the_reader_is_told_accuracy_and_sparsity() -> None:
     ("overall", "is_missed"), [(0.8949, True), (0.8951, False), (0.9049, False), (0.9051, True)]
 )
 def test_a_sparsity_that_is_half_a_percent_off_its_target_is_missed(overall: float, is_missed: bool) -> None:
-    missed = "missed       its target sparsity: train longer, or use sparsifier.calibrate=search"
+    missed = "missed       its target sparsity: train longer, or for STR use sparsifier.calibrate=ramp"
     assert described(overall=overall)[2:] == [missed] * is_missed
     assert described(overall=overall, target=0.0)[2:] == [], "without a target none is missed"
 

@@ -41,7 +41,7 @@ def test_a_dense_language_model_can_be_trained() -> None:
         ("sparsifier", SNIP(0.5), "LoRA matrices are trained dense: use sparsifier=dense, parameteriz"),
         ("trains_factors", True, "LoRA matrices are trained dense: use sparsifier=dense, parameteriz"),
         *(
-            (key, value, f"{key} does not apply to the fine-tuning of a language model: leave it out")
+            (key, value, f"{key} does not apply to the fine-tuning of a language model: omit it")
             for key, value in {
                 "optimizer.sam_rho": 0.05,
                 "optimizer.matched_decay": 0.1,

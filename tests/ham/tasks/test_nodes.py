@@ -60,9 +60,9 @@ def test_a_dense_network_of_one_graph_can_be_trained() -> None:
         ),
         (
             {"optimizer__label_smoothing": 0.1},
-            "optimizer.label_smoothing applies to images alone: leave it out",
+            "optimizer.label_smoothing applies only to images: omit it",
         ),
-        ({"batch_size": 2}, "batch_size does not apply to a graph, which is one batch: leave it out"),
+        ({"batch_size": 2}, "batch_size does not apply to a graph, which is one batch: omit it"),
         ({"optimizer__sam_rho": 0.1}, "optimizer.sam_rho does not apply to a graph, which is one batch"),
         ({"compute__amp": True}, "compute.amp does not apply to a graph, which is one batch"),
         ({"compute__channels_last": True}, "compute.channels_last does not apply to a graph"),

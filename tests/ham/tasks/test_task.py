@@ -15,7 +15,7 @@ from ham.tasks.images import ImageClassification
 
 
 def test_the_first_option_that_does_not_apply_is_named_with_the_cure() -> None:
-    with pytest.raises(ValueError, match=r"^compute\.amp does not apply to a graph: leave it out$"):
+    with pytest.raises(ValueError, match=r"^compute\.amp does not apply to a graph: omit it$"):
         refuse_options({"batch_size": False, "compute.amp": True, "compute.compile": True}, "a graph")
     refuse_options({"batch_size": False}, "a graph")
 

@@ -71,10 +71,10 @@ def test_values_of_another_scale_are_left_alone() -> None:
         ([LEAF, "demo=digits"], "write +demo=digits, with a plus"),
         ([LEAF, "seed=1,2"], "'seed=1,2' names several runs: start them with python train.py -m"),
         ([LEAF, "oops"], "'oops' is not an override: write key=value, or see python train.py --help"),
-        ([LEAF, "a\tb=1"], "'a\\tb=1' has a control character ('\\t'): rename what it names"),
+        ([LEAF, "a\tb=1"], "'a\\tb=1' has a control character ('\\t'): choose another name"),
         (
             ["+exp=node/cora_gcn", "+demo=digits"],
-            "+demo=digits does not scale down nodes, which this experiment learns: leave it out",
+            "+demo=digits does not scale down nodes, which this experiment learns: omit it",
         ),
         (
             ["+exp=graph/ogbg_molhiv_ham", "+demo=digits"],

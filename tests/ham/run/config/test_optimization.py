@@ -172,7 +172,7 @@ def test_each_schedule_takes_its_own_options_alone(kind: Schedule, name: str) ->
     with pytest.raises(ValueError) as caught:
         ScheduleConfig(kind=kind, **{name: VALUES[name]})
     assert str(caught.value) == (
-        f"optimizer.schedule.{name} does not apply to kind={kind}: leave it out, or choose another "
+        f"optimizer.schedule.{name} does not apply to kind={kind}: omit it, or choose another "
         "optimizer.schedule.kind"
     )
 

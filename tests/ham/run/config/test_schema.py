@@ -112,7 +112,7 @@ def test_factors_and_ham_and_clipping_and_matched_decay_exclude_each_other() -> 
         (lambda: replace(cfg, **ham), "HAM on the factors of m * w is not in the paper: use ham=none, "),
         (
             lambda: replace(cfg, **ham, **clip, allow_unpublished=True),
-            "optimizer.clip_norm would clip what SGD sees of the factors' (or thresholds') gradients and",
+            "optimizer.clip_norm would clip the gradients of the factors (or thresholds) for SGD, but",
         ),
         (
             lambda: replace(cfg, **options(cfg, "optimizer", matched_decay=0.5)),
