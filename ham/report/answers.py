@@ -38,7 +38,7 @@ def answers_note(table: plan.Table, records: Mapping[RunSpec, Record], demo: str
     """A sentence with the counts of each run of a table; "" where no run has answers.
 
     Args:
-        table: of the plan.
+        table: table of the plan.
         records: run -> record.
         demo: the scale.
     """

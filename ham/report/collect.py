@@ -45,9 +45,9 @@ class FinishedRun:
     """The files of a finished run.
 
     Args:
-        location: where they are, for error messages.
+        location: path of the files, for error messages.
         name: the run directory without its seed; ends with the run's name.
-        seed: from the name of the folder, -1 if it is not seed<k>.
+        seed: seed in the name of the folder, -1 if it is not seed<k>.
         files: name -> content of summary.json or diverged.json, and of metrics.jsonl; a file that cannot be
             read has its reason instead.
     """
@@ -117,7 +117,8 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
 
     Args:
         source: the folder, whose links are followed, or the archive.
-        problems: gets one line for each folder that cannot be read, and each result outside a run directory.
+        problems: list that gets one line for each folder that cannot be read, and each result outside a run
+            directory.
 
     Raises:
         UsageError: the source is missing, or the archive is damaged.
@@ -212,7 +213,7 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
 
 
 def _is_grid_point(summary: Any) -> bool:
-    """Is it an altered run of a search in node classification, which has one record for all its runs?"""
+    """Return True for an altered run of a node classification search, which has one record for all runs."""
     if not isinstance(summary, dict) or summary.get("overridden") is not True:
         return False
     searched = {base: search_grid.methods(base) for base in search_grid.node_bases()}
@@ -221,7 +222,7 @@ def _is_grid_point(summary: Any) -> bool:
 
 
 def _lacks_epochs(path: Path, run: RunSpec, result: CollectResult) -> bool:
-    """Does an existing record lack nothing but its epochs? A damaged one is reported, not replaced."""
+    """Return True if an existing record lacks only its epochs. A damaged one is reported, not replaced."""
     try:
         read(path)
     except InvalidRecord as error:

@@ -16,7 +16,7 @@ def diverged_note(
     """A sentence that names each run of a table that diverged, with the reason; "" without any.
 
     Args:
-        table: of the plan.
+        table: table of the plan.
         diverged: run -> reason, from `records.read_diverged`.
         recorded: runs with a result; a run that diverged at first and was finished later is one of them.
         demo: the scale.

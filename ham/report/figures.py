@@ -94,7 +94,7 @@ def draw_panel(axis: Axes, panel: Panel, epochs: Mapping[str, list[list[dict]]])
     """Draw the curves of one metric.
 
     Args:
-        axis: where.
+        axis: axes to draw on.
         panel: the metric.
         epochs: label of a method -> the epochs of each of its runs.
     """

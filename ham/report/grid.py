@@ -43,10 +43,10 @@ class Grid:
 
     Args:
         exp: the baseline.
-        seeds: of every point.
+        seeds: seeds of every point.
         graph: name, metric and numbers of nodes.
         points: the baseline first.
-        provenance: of the runs, without duplicates.
+        provenance: provenance of the runs, without duplicates.
     """
 
     exp: str

@@ -28,10 +28,10 @@ class NodeRow:
 
     Args:
         graph: the set's name in the paper.
-        label: as `GCN+HAM`; a baseline has no +.
-        cell: of the table.
+        label: label of the row, such as `GCN+HAM`; that of a baseline has no +.
+        cell: cell of the table.
         own: summaries of its runs, at least one.
-        base_cell: the same recipe without HAM; `cell` itself in a baseline's row.
+        base_cell: cell of the same recipe without HAM; `cell` itself in a baseline's row.
         base: summaries of that recipe.
     """
 

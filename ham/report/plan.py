@@ -25,7 +25,7 @@ class Cell:
         metric: key of a summary's `metrics`.
         paper: mean and, if printed, standard deviation, in percent.
         single_run: the paper marks it as one run.
-        seeds: of its runs if they differ from the table's.
+        seeds: seeds of its runs if they differ from the table's.
         against: the experiment that it is compared with, seed by seed; "" for none.
     """
 
@@ -71,7 +71,7 @@ class Table:
         return [cell for row in self.rows for cell in row.cells if cell is not None]
 
     def has_scale(self, demo: str) -> bool:
-        """Does this scale exist for all of its runs? Graphs have no demo, images and text different ones."""
+        """Return True if this scale exists for all runs. Graphs have no demo; images and text differ."""
         return all(cell.exp in lock()[demo] for cell in self.cells)
 
     def runs(self, seeds: tuple[int, ...] | None = None, demo: str = "") -> list[RunSpec]:
@@ -113,7 +113,7 @@ class Figure:
     chosen: tuple[float, float] | None = None
 
     def has_scale(self, demo: str) -> bool:
-        """Does this scale exist for all of its runs?"""
+        """Return True if this scale exists for all of its runs."""
         return all(run.spec in lock()[demo] for run in self._specs())
 
     def _specs(self) -> list[RunSpec]:

@@ -83,7 +83,7 @@ class Record:
     path: Path
 
     def has(self, metric: str) -> bool:
-        """Does the summary have this metric? A demo may lack some."""
+        """Return True if the summary has this metric. A demo may lack some."""
         return is_number(self.content["metrics"].get(metric))
 
     def metric(self, name: str) -> float:
@@ -239,7 +239,7 @@ def write(run: RunSpec, summary: dict[str, Any], lines: list[dict[str, Any]] | N
 
 
 def stores_history(run: RunSpec) -> bool:
-    """Does a run's record keep its epochs?
+    """Return True if a run's record keeps its epochs.
 
     At the paper's scale the task says so; at the scale of a study all do; else those that a figure shows.
     """

@@ -26,12 +26,12 @@ class Text:
     """A table as text, in plain ASCII; the renderers choose the sign for +-.
 
     Args:
-        name: of its file.
+        name: name of its file.
         title: one line, with the paper's number if it has one.
         notes: sentences under the caption, the most important one first.
         head: a name for each column.
         blocks: rows that belong together; space separates the blocks.
-        caption: says what the table shows, to a reader who has only this table.
+        caption: description of the table for a reader who has only this table.
         formulas: cells that are formulas, as LaTeX in math mode.
     """
 

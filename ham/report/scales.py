@@ -10,11 +10,11 @@ class Scale:
     """Where the results of a scale go, and what they are of.
 
     Args:
-        folder: of the records, below results/.
-        prefix: of the files of its tables and figures.
-        summary: of the scale, in a few words.
-        data: of training and test.
-        caveat: how its numbers are to be read.
+        folder: folder of the records, below results/.
+        prefix: prefix of the files of its tables and figures.
+        summary: summary of the scale, in a few words.
+        data: data of training and test.
+        caveat: advice for reading its numbers.
         models: row of the paper's Table 5, a file of configs/base -> the network.
     """
 

@@ -23,7 +23,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def is_number(value: Any) -> bool:
-    """Is it an int or float, finite and not above `LARGEST`? A bool is not."""
+    """Return True for an int or float that is finite and not above `LARGEST`, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 

@@ -27,7 +27,7 @@ class Search:
 
     Args:
         methods: keys of `PAIRS`.
-        seeds: as many as the paper has runs.
+        seeds: seeds of the search, as many as the paper has runs.
     """
 
     methods: tuple[str, ...]

@@ -46,8 +46,8 @@ class RunInfo:
     Args:
         task: name of what it learns, such as "images" or "nodes".
         config_hash: identity of its configuration, `ham.run.config.config_hash`.
-        base: its row of the paper's Table 5, a file of configs/base.
-        epochs: how many.
+        base: the row of the paper's Table 5, a file of configs/base.
+        epochs: number of epochs.
         passes: forward and backward passes per step; SAM takes two.
         sparsity: the target, 0 for dense.
         depends_on: the experiment whose masks it takes, from the run of the same seed; "" for none.
@@ -68,7 +68,7 @@ class RunInfo:
 
     @property
     def stores_history(self) -> bool:
-        """Do records keep its epochs?"""
+        """True if records keep its epochs."""
         return tasks()[self.task].stores_history
 
 
@@ -94,15 +94,15 @@ class RunSpec:
 
     @property
     def info(self) -> RunInfo:
-        """What the lock file says. Raises PlanError where it knows no such run."""
+        """The run's facts in the lock file. Raises PlanError if it does not contain the run."""
         try:
             return lock()[self.demo][self.spec]
         except KeyError:
             if self.demo and self.spec in lock()[""]:
-                raise PlanError(f"{self.exp} has no demo={self.demo}: leave --demo out") from None
+                raise PlanError(f"{self.exp} has no demo={self.demo}: omit --demo") from None
             scale = f" at demo={self.demo}" if self.demo else ""
             raise PlanError(
-                f"{LOCK.name} knows no {self.spec!r}{scale}: run python scripts/lock.py"
+                f"{LOCK.name} does not contain {self.spec!r}{scale}: run python scripts/lock.py"
             ) from None
 
     @property

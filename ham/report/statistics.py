@@ -59,7 +59,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Does the interval exclude 0?"""
+        """True if the interval excludes 0."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 

@@ -30,7 +30,7 @@ class Arm:
     """A training method of a study.
 
     Args:
-        name: in tables and figures.
+        name: name in tables and figures.
         exp: the experiment.
         rate_of: the arm whose learning rate it uses; its own name where it is tuned.
         decays: option -> its value in the paper times the paper's learning rate and number of steps.
@@ -59,7 +59,7 @@ class Claim:
 
     Args:
         text: the statement.
-        contrasts: of one part.
+        contrasts: contrasts of one part.
         needed: so many of them must be above 0 and significant for support, below 0 for a contradiction.
     """
 
@@ -92,14 +92,14 @@ class Study:
     """The plan of a study.
 
     Args:
-        name: of its file.
+        name: name of its file.
         title: data and network.
         demo: the scale.
         steps: optimizer steps of a run.
-        tuning: of the arms' learning rates.
+        tuning: tuning of the arms' learning rates.
         arms: name -> arm.
         parts: name -> part, in the order in which they run.
-        claims: what the study decides.
+        claims: claims that the study decides.
     """
 
     name: str

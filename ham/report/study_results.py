@@ -26,7 +26,7 @@ class ArmResult:
 
     Args:
         name: the arm.
-        rate: its learning rate; None until tuning has ended.
+        rate: learning rate of the arm; None until tuning has ended.
         records: seed -> record.
         diverged: seed -> reason, of runs without a result.
     """
@@ -61,12 +61,12 @@ class ContrastResult:
     """A contrast of a part.
 
     Args:
-        contrast: which arms.
+        contrast: the arms to compare.
         differences: seed -> accuracy of the arm minus that of the reference, in points.
-        with_chance: the same with `CHANCE` for runs that diverged.
+        with_chance: result with `CHANCE` for runs that diverged.
         adjusted: p after Holm's correction over the contrasts of the part; None until the part is complete.
             It is 1 where all differences are equal.
-        adjusted_with_chance: the same of `with_chance`.
+        adjusted_with_chance: adjusted p of `with_chance`.
     """
 
     contrast: Contrast
@@ -119,7 +119,7 @@ class PartResult:
 
     @property
     def is_complete(self) -> bool:
-        """Have all runs ended?"""
+        """True if all runs have ended."""
         return self.ended == self.planned
 
     def processors(self) -> dict[int, set[str]]:

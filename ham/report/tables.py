@@ -106,7 +106,7 @@ class TableResult:
 
     @property
     def has_paper(self) -> bool:
-        """Does it show numbers of the paper?"""
+        """Return True if it shows numbers of the paper."""
         return any(cell.paper for cell in self.cells)
 
 

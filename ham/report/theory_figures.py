@@ -33,10 +33,10 @@ def draw(names: Sequence[str], out: Path, data: Path = DATA, problems: list[str]
     """Draw the named ones of FIGURES into out/<name>.pdf and .png; returns the paths.
 
     Args:
-        names: of the figures.
+        names: names of the figures.
         out: folder to write to.
         data: folder of the data.
-        problems: gets a line for each file of invalid data, whose figure is not drawn.
+        problems: list that gets a line for each file of invalid data, whose figure is not drawn.
 
     Raises:
         PlanError: the figure is unknown, or its data are missing.

@@ -70,7 +70,7 @@ def check(summary: Any) -> RunSpec:
     """The run that a summary or a record is of.
 
     Raises:
-        InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
+        InvalidRecord: it is incomplete, of another configuration, or its code is unknown.
     """
     run = check_result(summary)
     _check_provenance(summary, record(summary))
@@ -93,7 +93,7 @@ def check_divergence(content: Any) -> RunSpec:
     """The run that a diverged.json, or its record, is of.
 
     Raises:
-        InvalidRecord: it is incomplete, of another configuration than today's, or its code is unknown.
+        InvalidRecord: it is incomplete, of another configuration, or its code is unknown.
     """
     _check_identity(content)
     if problem := schema.label(content.get("reason"), "reason"):
@@ -102,7 +102,7 @@ def check_divergence(content: Any) -> RunSpec:
         raise InvalidRecord(f"its status is {content['status']!r}, not 'diverged': run it again")
     run = _identify(content)
     if content["config_hash"] != run.info.config_hash:
-        raise InvalidRecord("it has another configuration than today's: run it again")
+        raise InvalidRecord("its configuration hash differs from configs/lock.json: rerun it")
     if content["epochs"] > run.info.epochs:
         raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: run it again")
     _check_provenance(content, divergence_record(content))
@@ -191,7 +191,8 @@ def _check_configuration(summary: dict[str, Any], run: RunSpec) -> None:
     info, config_hash = run.info, summary["config_hash"]
     if config_hash != info.config_hash:
         raise InvalidRecord(
-            f"it has another configuration ({config_hash[:8]}, now {info.config_hash[:8]}): run it again"
+            f"its configuration hash differs from configs/lock.json ({config_hash[:8]}, now "
+            f"{info.config_hash[:8]}): rerun it"
         )
     if (
         summary["provenance"].get("config_hash", config_hash) != config_hash
@@ -227,8 +228,8 @@ def epochs(content: bytes, summary: dict[str, Any], run: RunSpec) -> list[dict[s
     """The lines of a metrics.jsonl without the bulky `layers`.
 
     Args:
-        content: of the file.
-        summary: of the same run; `check` has accepted it.
+        content: content of the file.
+        summary: summary of the same run; `check` has accepted it.
         run: the run; its last epoch must have the summary's metric.
 
     Raises:

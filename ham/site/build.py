@@ -39,7 +39,7 @@ def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
     """Write the site into a folder; returns the paths of its pages and a line for each invalid record.
 
     Pages of an earlier call that no longer exist are removed. Files in assets/ that the site has are
-    replaced; other files in the folder are left alone.
+    replaced; other files in the folder are not changed.
 
     Raises:
         ModuleNotFoundError: jinja2 or vl-convert-python is not installed.

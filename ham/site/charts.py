@@ -31,13 +31,14 @@ class Chart:
     """A chart of a page.
 
     Args:
-        name: its `id` in the page: letters, digits and hyphens.
+        name: `id` of the chart in the page: letters, digits and hyphens.
         title: heading, in words.
-        description: what it shows, for readers who do not see it.
+        description: text for readers who do not see the chart.
         spec: the Vega-Lite specification, without size and schema.
-        height: in CSS pixels, reserved before the chart is drawn; `INPUTS` of them for its inputs if any.
+        height: height in CSS pixels, reserved before the chart is drawn; `INPUTS` of them for its inputs if
+            any.
         head: names of the columns of `rows`.
-        rows: the same numbers as a table, which a chart has below it.
+        rows: rows of a table below the chart, with the same numbers.
         like: name of an earlier chart of the page whose specification this one shares, but for data and
             description; "" for none.
     """
@@ -102,11 +103,11 @@ def curves(name: str, title: str, axis: str, series: Sequence[Series], height: i
     """Means over the epochs with bands of one sample standard deviation.
 
     Args:
-        name: of the chart.
+        name: name of the chart.
         title: heading.
         axis: label of the y axis; "" where the title says it.
         series: one curve each, of at least one point; a single one has neither legend nor markers.
-        height: in pixels.
+        height: height in pixels.
     """
     rows = [
         (own.label if len(series) > 1 else "", epoch, *map(rounded, (mean, mean - std, mean + std)))
@@ -159,9 +160,9 @@ class Interval:
     """A row of a forest plot.
 
     Args:
-        label: what is compared.
+        label: label of the comparison.
         value: the mean difference.
-        interval: its lower and upper bound, None if there is none.
+        interval: lower and upper bound, None if there is none.
         seeds: the difference of each seed.
         paper: the paper's difference, None without.
     """
@@ -177,11 +178,11 @@ def forest(name: str, title: str, axis: str, rows: Sequence[Interval], is_log: b
     """Differences with their intervals: squares are means, dots seeds, diamonds the paper's differences.
 
     Args:
-        name: of the chart.
+        name: name of the chart.
         title: heading.
         axis: label of the x axis.
-        rows: from top to bottom, with distinct labels.
-        is_log: use a scale that is linear near 0 and logarithmic beyond.
+        rows: rows from top to bottom, with distinct labels.
+        is_log: True for a scale that is linear near 0 and logarithmic beyond.
     """
     head = ("row", "low", "mean", "high", "paper", "seed")
     values: list[tuple[object, ...]] = []

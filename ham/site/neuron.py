@@ -119,7 +119,7 @@ def orbits(data: dict[str, Any]) -> Chart:
 
 
 def _coordinates(points: Any) -> tuple[list[float], list[float]]:
-    """The coordinates (a, w) of a path, rounded, without points that cannot be told apart.
+    """The coordinates (a, w) of a path, rounded, without points that cannot be distinguished.
 
     Raises:
         ValueError: it has fewer than two points, or a point does not have two numbers.

@@ -30,8 +30,8 @@ class Part:
 
     Args:
         label: `Table 4`.
-        title: what it shows.
-        page: that shows it, "" for none.
+        title: subject of the link.
+        page: page that shows it, "" for none.
         state: one of `SIGNS`.
         counts: scale -> its coverage; None where it does not exist at this scale.
         pages: scale -> page.

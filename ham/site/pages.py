@@ -49,7 +49,7 @@ def render(template: str, *, page: str, title: str, **context: Any) -> str:
     Args:
         template: file of templates/.
         page: path of the page in the site, such as "runs/cifar100.html"; links are relative to it.
-        title: of the page, in words.
+        title: title of the page, in words.
         context: values of the template.
 
     Raises:

@@ -21,12 +21,12 @@ class Slider:
     """A parameter of a chart.
 
     Args:
-        name: in expressions.
-        label: before its value.
+        name: name in expressions.
+        label: label before the value.
         low: the smallest value.
         high: the largest value.
         step: between its values.
-        value: at the start.
+        value: initial value.
 
     Raises:
         ValueError: the value is not a number from `low` to `high`.
@@ -109,10 +109,10 @@ def formula_chart(
     """A chart of lines over a sequence: each method is a field that `transform` calculates.
 
     Args:
-        name: of the chart.
+        name: name of the chart.
         title: heading.
-        description: what it shows.
-        sliders: its parameters.
+        description: text for readers who do not see the chart.
+        sliders: parameters of the chart.
         sequence: field, first value, end and step of the data.
         transform: calculates the fields that `methods` names.
         after: transforms of the rows of `method` and `value`.

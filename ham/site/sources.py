@@ -20,7 +20,7 @@ SETTINGS = ("", *DEMOS)
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one configuration at one scale, which differ in their seed alone.
+    """The runs of one configuration at one scale, which differ only in their seed.
 
     Args:
         run: the configuration, with seed 0.

@@ -33,9 +33,9 @@ class Cell:
     """A cell of a page's table.
 
     Args:
-        text: what the rendered table says.
+        text: text in the rendered table.
         value: the number it is sorted by, as in the csv; "" without, and where the text is the number.
-        page: of the runs that it is of.
+        page: page of the cell's runs.
         mark: one of `MARKS`, for a difference.
         is_number: numbers are aligned at the right; what has not run stands for a number.
     """

@@ -21,14 +21,14 @@ class Section:
     """A chart and what to see in it.
 
     Args:
-        heading: of the section.
-        look_for: what a reader should look for, in one sentence.
+        heading: heading of the section.
+        look_for: one sentence that says what a reader should look for.
         source: equations and figure of the paper.
-        functions: of ham.theory, which compute the formulas.
-        figure: whose data the chart needs.
+        functions: functions of ham.theory, which compute the formulas.
+        figure: figure whose data the chart needs.
         make: the chart of these data.
         lines: the formulas, as text.
-        terms: what their symbols mean.
+        terms: meanings of the symbols.
     """
 
     heading: str

@@ -22,9 +22,9 @@ def pack(runs: list[RunSpec], folder: Path, archive: Path, warn: Callable[[str],
 
     Args:
         runs: the runs.
-        folder: where run directories are.
+        folder: folder of the run directories.
         archive: the file, replaced in one step.
-        warn: called with a line about each run whose files are damaged; it is left out.
+        warn: function called with a line about each run whose files are damaged; such a run is skipped.
     """
     archive.parent.mkdir(parents=True, exist_ok=True)
 

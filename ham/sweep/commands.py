@@ -35,15 +35,15 @@ class Options:
 
     Args:
         mode: dry-run, status, submit or local.
-        runs: where run directories go.
-        brief: print counts only.
+        runs: folder of the run directories.
+        brief: True to print only counts.
         allow_dirty: launch code that is not committed, and count its runs as done.
         again: committed records do not count.
         jobs: runs side by side, of mode local.
         seconds: time limit of mode local; None for none.
-        archive: where mode local packs the finished runs; None for nowhere.
+        archive: path to which mode local packs the finished runs; None for no archive.
         extra: arguments for sbatch, of mode submit.
-        html: where mode status writes a page; None for nowhere.
+        html: path to which mode status writes a page; None for no page.
 
     Raises:
         SweepError: a value is wrong, or belongs to another mode.
@@ -84,7 +84,7 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
 
     Args:
         selection: the runs.
-        options: what to do with them.
+        options: options of the command.
         write_page: writes the page of `options.html`, from its path, the runs' folder, the selected runs and
             their states.
 

@@ -75,6 +75,6 @@ def without_slurm_variables(environment: dict[str, str], warn: bool = False) -> 
         names = ", ".join(options)
         print(f"sweep.py: {names} not used: give options of sbatch after --", file=sys.stderr)
     kept = {name: value for name, value in environment.items() if name not in dropped}
-    if cluster := kept.get("SBATCH_CLUSTERS"):  # sbatch alone reads it
+    if cluster := kept.get("SBATCH_CLUSTERS"):  # only sbatch reads it
         kept["SLURM_CLUSTERS"] = cluster
     return kept

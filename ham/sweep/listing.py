@@ -48,7 +48,7 @@ def mask_sources(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStat
 
 
 def print_missing(states: dict[RunSpec, RunStatus], kinds: Sequence[Status] = SHOWN) -> None:
-    """Print every run of these statuses; runs that differ in their seed alone share a line."""
+    """Print every run of these statuses; runs that differ only in their seed share a line."""
     for kind in kinds:
         groups: dict[tuple[str, str, str], list[int]] = {}
         for run, state in states.items():

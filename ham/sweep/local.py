@@ -40,9 +40,9 @@ class LocalSweep:
     Args:
         todo: the runs in the order in which they start, except that sources come first.
         sweeps: their folder.
-        jobs: how many run side by side.
+        jobs: number of runs side by side.
         seconds: the time limit; None for none. Before it, runs are asked to save, then killed.
-        after_run: called after each run that ended well.
+        after_run: function called after each run that succeeded.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class LocalSweep:
             self._finish(other, Outcome(outcome.ending, outcome.status, reason))
 
     def _may_retry(self, run: RunSpec, outcome: Outcome) -> bool:
-        """Record a failure within a slice; may the run be tried again in it?"""
+        """Record a failure within a slice; return True if the run may be retried in it."""
         if self._failures is None or outcome.ending is not Ending.FAILED:
             return False
         if self._sweeps.state(run).kind is Status.DIVERGED:  # a result

@@ -107,7 +107,7 @@ def last_log_lines(log: Path, count: int, start: int = 0) -> list[str]:
 
     Args:
         log: the file.
-        count: how many at most.
+        count: largest number of runs.
         start: bytes before this position are ignored.
     """
     lines = re.split(r"[\r\n]+", log_end(log, start))

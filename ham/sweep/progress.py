@@ -21,8 +21,8 @@ class LocalReport:
 
     Args:
         sweeps: the runs' folder.
-        jobs: how many run side by side.
-        total: how many runs there are.
+        jobs: number of runs side by side.
+        total: number of all runs.
     """
 
     def __init__(self, sweeps: Sweeps, jobs: int, total: int) -> None:

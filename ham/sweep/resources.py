@@ -81,5 +81,5 @@ def resource_class(run: RunSpec) -> str:
 
 
 def is_short(run: RunSpec) -> bool:
-    """Does importing torch take a relevant share of its time? Such runs share a process."""
+    """Return True if importing torch takes a relevant part of the run's time. Such runs share a process."""
     return resources()[resource_class(run)].short

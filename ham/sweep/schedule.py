@@ -66,7 +66,7 @@ class Schedule:
 
         Args:
             run: the run.
-            outcome: how it ended.
+            outcome: result of the run.
             retry: try it again, after all others.
 
         Returns:

@@ -56,11 +56,9 @@ class Selection:
                 "nothing is selected: give --table N, --figure N, --exp NAME, --grid EXP, --study NAME, --all"
             )
         if self.study and (others or self.demo):
-            raise SweepError(
-                "--study selects its runs and their scale: leave out other selections and --demo"
-            )
+            raise SweepError("--study selects its runs and their scale: omit other selections and --demo")
         if "" in self.only:
-            raise SweepError("--only has an empty text, which all names contain: give a part of a name")
+            raise SweepError("--only is empty, which matches all names: give a part of a name")
         if wrong := [seed for seed in self.seeds or () if seed not in SEEDS]:
             raise SweepError(f"--seeds must be from 0 to {SEEDS[-1]}, got {wrong[0]}")
 
@@ -95,7 +93,7 @@ class Selection:
     def _searches(self) -> dict[str, list[RunSpec]]:
         names = _matching(self.grids, search_grid.bases(), "experiment with a search over (alpha, beta)")
         if names and self.demo:
-            raise PlanError(f"searches have no demo={self.demo}: leave --demo out")
+            raise PlanError(f"searches have no demo={self.demo}: omit --demo")
         seeds = search_grid.seeds()
         return {f"{name} (search)": search_grid.runs(name, self.seeds or seeds[name]) for name in names}
 

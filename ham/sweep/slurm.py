@@ -39,7 +39,7 @@ def submit(
     If compute nodes have no git, jobs read the commit of their code from $HAM_COMMIT.
 
     Raises:
-        SweepError: a setting is wrong, or sbatch refused an array; those submitted before stay.
+        SweepError: a setting is wrong, or sbatch rejected an array; earlier arrays stay submitted.
     """
     for run in todo:
         resource_class(run)
@@ -106,7 +106,7 @@ def _arrays(todo: list[RunSpec], jobs: dict[RunSpec, str]) -> Iterator[tuple[boo
 
 
 def read_queue(sweeps: Sweeps) -> None:
-    """Read from SLURM what is queued and running. Raises SweepError if there is no SLURM or no answer."""
+    """Read queued and running jobs from SLURM. Raises SweepError if SLURM is missing or does not answer."""
     manifests = {f"{JOB}{name}": lines for name, lines in sweeps.manifests().items()}
     command = ("squeue", "--me", "-h", "-r", "-o", "%j|%F|%K|%T|%r")
     for line in run_slurm(*command, environment=site_environment()).splitlines():
@@ -122,7 +122,7 @@ def run_slurm(*command: str, environment: dict[str, str]) -> str:
     """Run a SLURM command; returns its output. Raises SweepError."""
     name = command[0]
     if shutil.which(name, path=environment.get("PATH")) is None:
-        raise SweepError(f"there is no SLURM here ({name} is not on the PATH): use --local, or a login node")
+        raise SweepError(f"SLURM is not available ({name} is not on the PATH): use --local, or a login node")
     try:
         done = run_program(command, _SECONDS, environment)
     except subprocess.TimeoutExpired:

@@ -52,7 +52,7 @@ class RunStatus:
 
     Args:
         kind: the status.
-        note: why it failed, waits or is stale.
+        note: reason why it failed, waits or is stale.
         job: SLURM's <array>_<task> if it is running or queued there.
     """
 
@@ -62,12 +62,12 @@ class RunStatus:
 
     @property
     def is_active(self) -> bool:
-        """Is it queued or running, under SLURM or by another process?"""
+        """True if the run is queued or running, under SLURM or by another process."""
         return self.kind in (Status.RUNNING, Status.QUEUED)
 
     @property
     def is_launchable(self) -> bool:
-        """May it be launched?"""
+        """True if the run may be launched."""
         return self.kind in (Status.FAILED, Status.NOT_LAUNCHED)
 
 
@@ -76,12 +76,12 @@ class Sweeps(RunsFolder):
 
     Args:
         runs: the folder of run directories.
-        lenient: count finished runs as done even if the rules of records refuse them.
+        lenient: True to count finished runs as done even if the rules of records reject them.
         again: committed records do not count, only run directories do.
 
     Attributes:
         active: line of a manifest -> status, of what SLURM has; `ham.sweep.slurm.read_queue` fills it.
-        queue_error: why SLURM's runs are unknown; "" if they are known.
+        queue_error: reason why SLURM's runs are unknown; "" if they are known.
 
     Raises:
         SweepError: the folder's name cannot stand in a manifest, or it is not a folder.
@@ -152,7 +152,7 @@ class Sweeps(RunsFolder):
         return summary["metrics"][run.info.reported[0]]
 
     def is_locked(self, run: RunSpec) -> bool:
-        """Does a process train in the run's directory, or in a trial of its calibration?"""
+        """Return True if a process trains in the run's directory, or in a trial of its calibration."""
         folder = run.folder(self.runs)
         return any(map(is_locked, (folder / "lock", *folder.glob("trial*/lock"))))
 
@@ -185,7 +185,7 @@ class Sweeps(RunsFolder):
         return ""
 
     def _unfinished(self, run: RunSpec) -> RunStatus:
-        """The status of a run without a result: was it launched, and what does its log end with?"""
+        """The status of a run without a result, by the list of launched runs and the end of its log."""
         if logs := self.existing_logs(run):
             last = last_log_line(logs[-1])
             if last == STOPPED_LINE:  # by the end of a local sweep or of its time: nothing went wrong

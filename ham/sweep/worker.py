@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, train: Path, environment: dict[str, str], many: bool) -> None:
         self._many = many
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches the parent alone
+        self._process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches only the parent
             [sys.executable, "-m", "ham.sweep.worker", str(train), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,7 +60,7 @@ class Worker:
 
     @property
     def is_reusable(self) -> bool:
-        """Can it take another run?"""
+        """True if the worker can take another run."""
         return self._many and self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -76,7 +76,7 @@ class Worker:
 
 
 def _without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that trains alone, although this one may be a rank of torchrun or srun."""
+    """The environment of a single-process training, even where this process is a rank of torchrun or srun."""
     return {name: text for name, text in environment.items() if name not in _WORLD_SIZES}
 
 

@@ -121,11 +121,11 @@ def test_sources_of_masks_come_first_and_each_once() -> None:
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        (RunSpec("node/cora_gcn", 0, demo="digits"), "node/cora_gcn has no demo=digits: leave --demo out"),
-        (RunSpec("nothing", 0), "lock.json knows no 'nothing': run python scripts/lock.py"),
+        (RunSpec("node/cora_gcn", 0, demo="digits"), "node/cora_gcn has no demo=digits: omit --demo"),
+        (RunSpec("nothing", 0), "lock.json does not contain 'nothing': run python scripts/lock.py"),
         (
             RunSpec("nothing", 0, demo="digits"),
-            "lock.json knows no 'nothing' at demo=digits: run python scripts/lock.py",
+            "lock.json does not contain 'nothing' at demo=digits: run python scripts/lock.py",
         ),
     ],
 )

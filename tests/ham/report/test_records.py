@@ -60,7 +60,7 @@ ALTERED = {
     "no metrics.top1_best within 0 and 100": {"metrics": {"top1_last": 70.0, "top1_best": float("nan")}},
     "no sparsity.overall": {"sparsity": {"target": 0.9, "overall": 1.5}},
     "status is 'stopped'": {"status": "stopped"},
-    "another configuration (00000000, now": {"config_hash": "0" * 64},
+    "differs from configs/lock.json (00000000, now": {"config_hash": "0" * 64},
     "contradict each other": {"epochs": 7},
     "overrides on the command line and no figure, search": {"overridden": True},
     "scaled down to 'tiny'": {"demo": "tiny"},
@@ -211,7 +211,7 @@ def test_invalid_files_are_reported(tmp_path: Path, write_record: Callable[..., 
     bulky.write_text(json.dumps(json.loads(bulky.read_text()) | {"host": "node17"}))
     loaded, problems = records.read_all(results=tmp_path)
     assert {run.exp for run in loaded} == {"rigl_s90"} and loaded[RunSpec("rigl_s90", 0)].path == good
-    reasons = ("another configuration", "half", "more than a record", "move it to")
+    reasons = ("differs from configs/lock.json", "half", "more than a record", "move it to")
     assert [p.count("\n") for p in problems] == [0] * 4
     for path, reason in zip((stale, half, bulky, moved.with_name("seed5.json")), reasons, strict=True):
         line = next(p for p in problems if p.startswith(str(path)))
@@ -470,7 +470,7 @@ def test_a_summary_may_end_at_its_best_and_within_rounding_of_its_target(
     [
         ({"epochs": 101}, "it ended after 101 of 100 epochs: run it again"),
         ({"status": "done"}, "its status is 'done', not 'diverged': run it again"),
-        ({"config_hash": "0" * 64}, "it has another configuration than today's: run it again"),
+        ({"config_hash": "0" * 64}, "its configuration hash differs from configs/lock.json: rerun it"),
         ({"reason": None}, "it is incomplete: no reason; run it again"),
         ({"seed": None}, "it is incomplete: no seed; run it again"),
         (

@@ -140,7 +140,7 @@ def test_torch_is_not_imported() -> None:
         ("--table=4 --demo=huge", "invalid choice: 'huge'"),
         ("--table=4 --submit --local", "not allowed with argument"),
         ("--table=4 --only=nothing", "no selected experiment contains nothing"),
-        ("--table=4 --submit", "there is no SLURM here (squeue is not on the PATH): use --local"),
+        ("--table=4 --submit", "SLURM is not available (squeue is not on the PATH): use --local"),
         ("--table=4 -- --qos=long", "give them with --submit"),
         ("--exp=node/coora_gcn", "unknown experiment 'node/coora_gcn'; nearest: node/cora_gcn"),
         ("--exp=node/cora_gcn --demo=digits", "unknown experiment at demo=digits 'node/cora_gcn'"),
@@ -148,10 +148,10 @@ def test_torch_is_not_imported() -> None:
             "--grid=node/cora_gcn_ham",
             "unknown experiment with a search over (alpha, beta) 'node/cora_gcn_ham'",
         ),
-        ("--grid=node/cora_gcn --demo=digits", "leave --demo out"),
+        ("--grid=node/cora_gcn --demo=digits", "omit --demo"),
         ("--table=4 --seconds=9", "give --local"),
         ("--table=4 --jobs=2", "--jobs is the number of runs side by side on this machine: give --local"),
-        ("--table=4 --only=", "--only has an empty text, which all names contain"),
+        ("--table=4 --only=", "--only is empty, which matches all names"),
         ("--table=4 --runs=", "argument --runs: the path is empty"),
         *(
             (f"--table=4 --local --seconds={value}", f"--seconds must be finite and above 0, got {value}")
@@ -234,7 +234,7 @@ def test_a_search_in_graph_classification_has_no_negative_alpha(sweep: Sweep) ->
     assert "graph/ogbg_molhiv_ham ham.alpha=0 ham.beta=0.1 " in out  # decay alone
     assert "ham.alpha=200 ham.beta=0.1 " not in out  # the published pair is the experiment itself
     status, _, err = sweep("--grid=graph/ogbg_molhiv", "--demo=epochs20")
-    assert status == 2 and err == "sweep.py: searches have no demo=epochs20: leave --demo out\n"
+    assert status == 2 and err == "sweep.py: searches have no demo=epochs20: omit --demo\n"
 
 
 def test_runs_that_are_compared_follow_each_other_on_one_machine(tmp_path: Path) -> None:
