@@ -76,7 +76,7 @@ def run_command(overrides: list[str]) -> int:
         _fail(error, 1, always=True)
         sys.stderr.flush()
         os._exit(1)  # torch's own exit would wait for the lost rank
-    except (ConfigError, DataError, StartError) as error:  # perhaps of this rank alone
+    except (ConfigError, DataError, StartError) as error:  # perhaps only on this rank
         return _fail(error, 2, always=not getattr(error, "shared", False))
     except (DivergedError, CheckpointError, RanksDisagreeError) as error:
         return _fail(error, 1, always=not getattr(error, "shared", True))
@@ -143,7 +143,7 @@ def _hydra(argv: list[str]) -> int:
 
 
 def _fail(error: object, status: int, *, always: bool = False) -> int:
-    """Print one line: rank 0 alone, or with `always` every rank, whose errors may differ."""
+    """Print one line: only on rank 0, or with `always` on every rank, whose errors may differ."""
     from ham.distributed import world
 
     if always or world().is_main_process:

@@ -31,17 +31,17 @@ class CompilerError(ValueError):
 
 
 def is_plain(t: Tensor) -> bool:
-    """Is it no subclass, which has its own dispatch, such as a DTensor?"""
+    """Return False for a tensor subclass with its own dispatch, such as a DTensor."""
     return type(t) in _PLAIN
 
 
 def has_memory(t: Tensor) -> bool:
-    """Are the values those at its address? Not of a negated view, and of zeros that autograd makes."""
+    """Return True if the values are stored at the tensor's address, unlike negated views and zero tensors."""
     return is_plain(t) and not t.is_neg() and not t._is_zerotensor()
 
 
 def has_compiler() -> bool:
-    """Is there a C compiler, by the environment's CC or one of the usual names?"""
+    """Return True if there is a C compiler, by the environment's CC or one of the usual names."""
     return bool(os.environ.get("CC") or _found())
 
 
@@ -56,7 +56,7 @@ def load(source: Path, dtype: torch.dtype) -> CDLL:
     Each process compiles them, in a quarter of a second: they always suit its processor.
 
     Raises:
-        CompilerError: there is no C compiler, or it fails.
+        CompilerError: no C compiler was found, or it fails.
     """
     command = [*_compiler(), *_OPTIONS, *_ARITHMETIC, *(["-DDOUBLE"] if dtype == torch.float64 else [])]
     try:
@@ -82,7 +82,7 @@ def _compiler() -> list[str]:
     except ValueError as error:
         raise CompilerError(f"CC={given!r} cannot be read ({error})") from None
     if not command and not (found := _found()):
-        raise CompilerError(f"there is no C compiler ({', '.join(_NAMES)}); install one, or name it in CC")
+        raise CompilerError(f"no C compiler found ({', '.join(_NAMES)}); install one, or name it in CC")
     return command or [found]
 
 
@@ -141,5 +141,5 @@ def equal_shares(count: int, smallest: int) -> list[int]:
 
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
-    """The threads of this process, started as they are needed; those of its parent end at a fork."""
+    """The threads of this process, started when they are needed; those of its parent end at a fork."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ham")

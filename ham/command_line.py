@@ -30,12 +30,12 @@ class Parser(argparse.ArgumentParser):
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("the path is empty: give one, or leave the option out")
+        raise argparse.ArgumentTypeError("the path is empty: give one, or omit the option")
     return Path(text)
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. It is no OSError, which commands take for errors of their files."""
+    """Standard output cannot be written. Not an OSError, which commands treat as errors of their files."""
 
 
 def run_command_line(main: Callable[[list[str]], int], argv: list[str]) -> int:

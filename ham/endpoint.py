@@ -18,8 +18,8 @@ class Endpoint:
     """Where rank 0 listens.
 
     Args:
-        address: of its node.
-        ports: it takes the first one that is free.
+        address: address of rank 0's node.
+        ports: candidate ports; the first free one is used.
         run: identifies the run; another run that listens on such a port is not ours.
     """
 

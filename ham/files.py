@@ -39,9 +39,9 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path
 
     Args:
         path: the file.
-        write: gets a temporary file in the same folder, which is then synced and renamed.
-        previous: where the old file is kept; without it the old file is overwritten. A crash between the
-            two renames leaves the old content under this name alone.
+        write: function that writes a temporary file in the same folder, which is then synced and renamed.
+        previous: path that keeps the old file; without it the old file is overwritten. A crash between the
+            two renames leaves the old content only under this name.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.

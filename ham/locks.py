@@ -35,7 +35,7 @@ class Lock:
     """A lock that this process holds until `close`, or until it ends; `lock_file` returns it.
 
     Args:
-        path: its file.
+        path: path of the lock.
         descriptor: the open file, which holds flock where the file system has it.
 
     Raises:
@@ -76,7 +76,7 @@ class Lock:
         os.close(self._descriptor)
 
     def has_token(self, token: object) -> bool:
-        """Is this the random name that the lock has in its owner's file?"""
+        """Return True if this is the random name that the lock has in its owner's file."""
         return token == self._token
 
     def taken_by(self) -> str:
@@ -93,7 +93,7 @@ class Lock:
                 break
             except FileExistsError:
                 continue
-            except OSError:  # the folder is gone or cannot be read: nobody else is known to write there
+            except OSError:  # the folder is missing or cannot be read: no other writer is known
                 return ""
         return "" if owner is None or owner.content.get("token") == self._token else owner.name
 
@@ -129,7 +129,7 @@ class _Owner(NamedTuple):
         return f"process {self.content.get('pid', '?')} on {self.content.get('host', 'an unknown host')}"
 
     def is_alive(self) -> bool | None:
-        """None where only the time tells: the process is of another machine."""
+        """None if only the renewal time is known: the process is on another machine."""
         started = self.content.get("started")
         if started is None or self.content.get("machine") != _machine():
             return None
@@ -159,7 +159,7 @@ def lock_file(path: Path) -> Lock:
 
 
 def is_locked(path: Path) -> bool:
-    """Does a process hold the lock `path`, on this machine or on another?"""
+    """Return True if a process holds the lock `path`, on this machine or on another."""
     try:
         descriptor = _open(path, os.O_RDONLY)
         try:
@@ -203,7 +203,7 @@ def _flock(descriptor: int, path: Path) -> None:
 
 
 def _wait_for_owner(path: Path) -> None:
-    """Wait until the owner is gone or known to be dead, and delete the file of a dead one.
+    """Wait until the owner has ended or is known to be dead, and delete the file of a dead owner.
 
     Of two processes that do so at the same moment, the one that loses sees it by `taken_by`. The clocks of
     other machines do not matter: what counts is that the file is renewed while this process looks.
@@ -269,7 +269,7 @@ def _started(pid: Any) -> str | None:
 
 
 def age_of_process(pid: int) -> float | None:
-    """Seconds since a process of this machine started; None if it is dead, or the system does not tell."""
+    """Seconds since a process of this machine started; None if it is dead or the time is unknown."""
     ticks = _started(pid)
     try:
         uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])

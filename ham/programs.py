@@ -25,8 +25,8 @@ def run_program(
     Args:
         command: the program and its arguments.
         seconds: the time limit.
-        environment: of the program; None for that of this process.
-        folder: where it runs; None for the current folder.
+        environment: environment of the program; None for that of this process.
+        folder: working directory of the program; None for the current folder.
 
     Returns:
         Exit status and output; bytes that the locale does not decode are kept as surrogates.

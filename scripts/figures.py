@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="folder to write to (default: results/figures)")
     args = parser.parse_args(argv)
     if args.theory and args.demo:
-        print("figures.py: figures of the theory have no runs: leave out --demo", file=sys.stderr)
+        print("figures.py: theory figures have no runs: omit --demo", file=sys.stderr)
         return 2
     folder = args.to or args.results / "figures"
     try:

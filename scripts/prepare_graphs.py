@@ -75,7 +75,7 @@ def prepare(name: str, root: Path, walk_steps: int | None) -> str:
             counts = _check_nodes(name, root) if is_nodes else _check_graphs(name, root, walk_steps)
         except DamagedError as error:
             if not (damaged := set(error.paths) - downloaded):
-                raise DataError(f"{error.problem}, as it was downloaded: try again later") from error
+                raise DataError(f"{error.problem}, although just downloaded: try again later") from error
             print(f"{error.problem}: downloading it again", file=sys.stderr)
             downloaded |= set(fetch(name, root, tuple(damaged)))
             continue

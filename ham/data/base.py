@@ -52,7 +52,7 @@ class Loaders:
 
     Args:
         train: shuffled; an incomplete last batch is dropped.
-        test: in order; every image is read once.
+        test: the test batches, in order; every image is read once.
     """
 
     train: Loader
@@ -83,8 +83,8 @@ class ImageData(Data, ABC):
 
         Args:
             batch_size: images per training step over all ranks; a multiple of `world_size`.
-            seed: of the order and the augmentation; the same on every rank.
-            device: where batches are put.
+            seed: seed of the order and the augmentation; the same on every rank.
+            device: device of the batches.
             rank: index of this process.
             world_size: number of processes. Their batches together are the batch of a single process.
 
@@ -105,7 +105,9 @@ def register(name: str) -> Callable[[_DataClass], _DataClass]:
 
     def add(data: _DataClass) -> _DataClass:
         if name in DATASETS:
-            raise ValueError(f"the name {name!r} is taken by {DATASETS[name].__name__}: choose another")
+            raise ValueError(
+                f"{name!r} is already registered for {DATASETS[name].__name__}: choose another name"
+            )
         DATASETS[name] = data
         return data
 
@@ -119,7 +121,8 @@ class RankSampler:
     Args:
         count: number of images in the data set.
         batch_size: images per step over all ranks.
-        seed: of the epochs' orders; an incomplete last batch is dropped. None: in order, every image once.
+        seed: seed of the epochs' orders; an incomplete last batch is dropped. None: in order, every image
+            once.
         rank: index of this process.
         world_size: number of processes.
     """

@@ -73,7 +73,7 @@ class Beton:
         Releases the GIL, so that threads decode in parallel.
 
         Args:
-            indices: of the images, int64 [n].
+            indices: indices of the images, int64 [n].
             boxes: top, left, height, width of each crop, int64 [n, 4].
             out: uint8 [n, rows, columns, 3]; overwritten.
 

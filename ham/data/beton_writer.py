@@ -31,7 +31,7 @@ class Format:
     Args:
         max_resolution: pixels of the longer side, at most.
         jpeg_share: fraction of images stored as JPEG; the others are raw pixels.
-        quality: of the JPEGs, 1 to 100.
+        quality: quality of the JPEGs, 1 to 100.
     """
 
     max_resolution: int = 500
@@ -78,7 +78,7 @@ def write_split(
         source: folder with the split's tree or ILSVRC2012's archives.
         to: folder of the file; created if missing.
         split: "train" or "val".
-        image_format: how images are stored.
+        image_format: storage format of the images.
         workers: number of processes.
         expect: "imagenet" rejects other numbers of images and classes, "any" does not; None is "imagenet"
             for the official archives.

@@ -66,7 +66,7 @@ class Cifar100(ImageData):
     def __post_init__(self) -> None:
         """Raise ValueError on a size that CIFAR-100 cannot have, or if a crop can leave the image."""
         if self.num_classes != CLASSES:
-            raise ValueError(f"cifar100 has {CLASSES} classes: leave data.num_classes alone")
+            raise ValueError(f"cifar100 has {CLASSES} classes: do not set data.num_classes")
         if self.image_size < 1 or SIDE % self.image_size:
             raise ValueError(
                 f"data.image_size of cifar100 must divide {SIDE}, such as {SIDE // 2}: got {self.image_size}"
@@ -137,7 +137,7 @@ class Augmentation:
     Args:
         flip: see `Flip`.
         translate: maximum shift of a crop in pixels.
-        seed: of the draws; each epoch has its own stream.
+        seed: seed of the random draws; each epoch has its own stream.
     """
 
     flip: Flip
@@ -180,8 +180,8 @@ class CifarLoader:
     Args:
         pixels: uint8 [N, 3, S, S].
         labels: int64 [N].
-        sampler: which images this rank reads, in which order.
-        augmentation: of the images.
+        sampler: indices and order of the images that this rank reads.
+        augmentation: augmentation of the images.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ def clip(graph: dict[str, Any]) -> dict[str, Any]:
         graph: node_feat [nodes, 2], edge_index [2, edges], and the three `NODE_FILES` [nodes, 1].
 
     Returns:
-        the same, and num_nodes; smaller graphs as they are.
+        the same, and num_nodes; smaller graphs unchanged.
 
     Raises:
         ValueError: an edge ends outside a graph that is clipped.

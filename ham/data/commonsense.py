@@ -68,7 +68,7 @@ class Commonsense(Data):
         eval_every: number of steps between two evaluations of the held-out examples, and two checkpoints.
         load_best: evaluate the checkpoint with the lowest loss on the held-out examples; false: the last one.
         score_before: answer the questions also before training.
-        split_seed: of the held-out examples and of the subsets, which are the same in every run.
+        split_seed: seed of the held-out examples and of the subsets, which are the same in every run.
     """
 
     root: str = ""
@@ -90,7 +90,7 @@ class Commonsense(Data):
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"data.{key} must list each name once, and at least one: got {list(names)}")
         if unknown := [name for name in self.tests if name not in TASKS]:
-            raise ValueError(f"unknown task data.tests={unknown[0]!r}: choose of {', '.join(TASKS)}")
+            raise ValueError(f"unknown task data.tests={unknown[0]!r}: choose from {', '.join(TASKS)}")
         if self.cutoff_len < 1:
             raise ValueError(f"data.cutoff_len must be at least 1 token, got {self.cutoff_len}")
         if self.eval_every < 1:
@@ -171,8 +171,8 @@ def tokenize(tokenizer: Any, text: str, cutoff_len: int) -> list[int]:
     """Token ids of a text: cut off after `cutoff_len`, and an EOS appended where there is room for one.
 
     Args:
-        tokenizer: of transformers.
-        text: to encode.
+        tokenizer: a tokenizer of transformers.
+        text: the text to encode.
         cutoff_len: number of tokens.
     """
     ids = list(tokenizer(text, truncation=True, max_length=cutoff_len)["input_ids"])
@@ -195,9 +195,9 @@ def collate(
     """Pad examples on the left to the longest one, rounded up to a multiple.
 
     Args:
-        examples: of `encode_examples`.
+        examples: examples from `encode_examples`.
         pad_id: token of the padding; 0, as in DoRA's finetune.py.
-        multiple: of the width, in tokens.
+        multiple: the width is a multiple of this number of tokens.
 
     Returns:
         input_ids, attention_mask (0 on padding) and labels (-100 on padding), int64 [N, width].

@@ -86,7 +86,7 @@ class Question:
 
     Args:
         index: position in test.json, from 0.
-        prompt: what the model continues.
+        prompt: the text that the model continues.
         options: the answers that the question offers.
         answer: the correct one.
     """
@@ -101,7 +101,7 @@ def read_records(path: Path, options: Sequence[str] = ()) -> list[Record]:
     """Read a file of examples, at least one.
 
     Args:
-        path: of a JSON file, a list of objects.
+        path: path of a JSON file, a list of objects.
         options: answers that the file may have; empty: any.
 
     Raises:

@@ -33,7 +33,7 @@ class Digits(ImageData):
         """Raise ValueError if a fact of the data set is changed."""
         if (self.num_classes, self.image_size) != (10, 8):
             raise ValueError(
-                "digits has 10 classes and 8 px: leave data.num_classes and data.image_size alone"
+                "digits has 10 classes and 8 px: do not set data.num_classes and data.image_size"
             )
 
     def load(
@@ -82,7 +82,7 @@ class TensorLoader:
     Args:
         images: [N, 3, H, W].
         labels: [N].
-        sampler: which images this rank reads, in which order.
+        sampler: indices and order of the images that this rank reads.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, sampler: RankSampler) -> None:

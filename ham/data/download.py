@@ -21,12 +21,13 @@ def download(url: str, path: Path, name: str) -> str:
     """Write `path`, through a file with the suffix .part beside it; returns the SHA-256.
 
     Args:
-        url: of the file.
-        path: where it is written; an existing file is replaced.
-        name: of the data set, for the progress bar.
+        url: URL of the file.
+        path: path to write; an existing file is replaced.
+        name: name of the data set, for the progress bar.
 
     Raises:
-        OSError: the server does not answer, or sends less than it announces, or the file cannot be written.
+        OSError: the server does not answer, or sends fewer bytes than its header states, or the file cannot
+            be written.
         ValueError: `url` is not an address.
         HTTPException: the server sends something else than HTTP.
     """

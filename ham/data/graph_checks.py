@@ -29,10 +29,10 @@ def check_graph(features: Tensor, labels: Tensor, edges: Tensor, classes: int) -
 
 
 def check_numbers(what: str, values: Tensor, count: int) -> None:
-    """Raise ValueError unless all values are whole numbers from 0 to count - 1."""
+    """Raise ValueError unless all values are integers from 0 to count - 1."""
     is_valid = (values >= 0) & (values < count) & (values == values.long())
     if not bool(is_valid.all()):
-        raise ValueError(f"{what} {values[~is_valid][0].item()} is not a whole number from 0 to {count - 1}")
+        raise ValueError(f"{what} {values[~is_valid][0].item()} is not an integer from 0 to {count - 1}")
 
 
 def check_split(parts: Mapping[str, Tensor], nodes: int, *, is_complete: bool) -> None:
@@ -41,7 +41,7 @@ def check_split(parts: Mapping[str, Tensor], nodes: int, *, is_complete: bool) -
     Args:
         parts: node numbers by part: train, valid, test.
         nodes: number of nodes in the graph.
-        is_complete: whether every node must be in a part.
+        is_complete: True if every node must be in a part.
     """
     for part, members in parts.items():
         if not len(members):

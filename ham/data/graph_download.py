@@ -17,7 +17,7 @@ def fetch(name: str, root: Path, replace: Sequence[Path] = ()) -> list[Path]:
     """Download the missing files of `name` and return their paths; a file appears when it is complete.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         root: the folder that contains the data sets.
         replace: existing files to download again; the old ones are renamed, see `move_away`.
 

@@ -61,7 +61,7 @@ class GraphSet:
         files: names of the raw files.
         url: the folder from which they are downloaded.
         metric: accuracy, or roc_auc of class 1.
-        normalize: whether each node's features are scaled to sum 1, as in the paper's code base.
+        normalize: True to scale each node's features to sum 1, as in the paper's code base.
     """
 
     reader: str
@@ -77,7 +77,7 @@ class GraphSet:
 
     @property
     def has_complete_splits(self) -> bool:
-        """Is every node in one of the parts of each split in the files?"""
+        """True if every node is in one of the parts of each split in the files."""
         return self.reader in ("Filtered", "HeterophilousGraphDataset")
 
 

@@ -22,7 +22,7 @@ class GraphSet:
     """Graphs, one after another. Graph i has the nodes node_starts[i]:node_starts[i + 1], and edges likewise.
 
     Args:
-        name: of the set, such as ogbg-molhiv.
+        name: name of the set, such as ogbg-molhiv.
         node_starts: int64 [graphs + 1].
         edge_starts: int64 [graphs + 1].
         nodes: int64 [nodes, columns], category numbers.
@@ -34,8 +34,8 @@ class GraphSet:
             [graphs, 5], indices of `vocabulary` (tokens).
         walks: float32 [nodes, walk_steps], see `random_walks`.
         parts: int64 graph numbers by part: train, valid, test.
-        vocabulary: of ogbg-code2: 5,000 words, then "__UNK__" and "__EOS__"; else empty.
-        words: of ogbg-code2: the true words of each graph, separated by blanks; else empty.
+        vocabulary: vocabulary of ogbg-code2: 5,000 words, then "__UNK__" and "__EOS__"; else empty.
+        words: for ogbg-code2 the true words of each graph, separated by blanks; else empty.
     """
 
     name: str
@@ -84,7 +84,7 @@ def join_graphs(graphs: list[dict[str, Any]], name: str) -> dict[str, Tensor]:
     Args:
         graphs: each with num_nodes, edge_index [2, edges], node_feat [num_nodes, columns] and edge_feat
             [edges, columns]. The list is emptied on the way: two copies of a large set need much memory.
-        name: of the set, for the progress bar.
+        name: name of the set, for the progress bar.
 
     Returns:
         node_starts, edge_starts, nodes, sources, targets and edges of `GraphSet`.

@@ -42,7 +42,7 @@ class NodeData:
     """A graph with the split of one run.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         metric: accuracy or roc_auc.
         features: float32 [nodes, channels].
         labels: int64 [nodes].
@@ -64,10 +64,10 @@ class Graph(Data):
     """One of the 13 data sets; `num_classes` is that of the data set, whatever is given.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         root: the folder that contains <name>/raw; empty: $HAM_DATA/graphs.
         split: see `Split`.
-        split_seed: of the random split `per_class`; the paper's code base uses one for all runs.
+        split_seed: seed of the random split `per_class`; the paper's code base uses one for all runs.
     """
 
     name: str = ""

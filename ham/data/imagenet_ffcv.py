@@ -122,12 +122,13 @@ class FFCVLoader:
 
     Args:
         beton: the file.
-        sampler: which images this rank reads, in which order. With a seed, they are augmented at random.
+        sampler: indices and order of the images that this rank reads. With a seed, they are augmented at
+            random.
         size: pixels per side of the images in a batch.
         min_crop: minimum fraction of an image's area that a random crop covers.
         pool: the decoding threads. One pool serves all epochs: FFCV never frees a thread's JPEG decoder.
         workers: number of decoding threads.
-        device: where batches are put.
+        device: device of the batches.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ def random_boxes(sizes: Tensor, min_crop: float, generator: torch.Generator) -> 
     Args:
         sizes: height and width of images, int64 [N, 2].
         min_crop: minimum fraction of the area, in (0, 1]; 0.08 in torchvision and FFCV.
-        generator: of the draws, on the CPU.
+        generator: generator of the random draws, on the CPU.
 
     Returns:
         top, left, height, width, int64 [N, 4].

@@ -140,9 +140,9 @@ class FolderLoader:
 
     Args:
         dataset: a tree that yields uint8 images of one size.
-        sampler: which images this rank reads, in which order; its seed is also that of the augmentation.
+        sampler: indices and order of the images that this rank reads; its seed also seeds the augmentation.
         workers: number of decoding processes; 0 decodes in this process.
-        device: where batches are put.
+        device: device of the batches.
     """
 
     def __init__(self, dataset: ImageTree, sampler: RankSampler, workers: int, device: torch.device) -> None:

@@ -27,9 +27,9 @@ class Source:
 
     Args:
         classes: names of the classes (WordNet ids), sorted; a label is an index into it.
-        labels: of the images.
+        labels: labels of the images.
         sample_index: file, offset and size in bytes (None: to the end) of each image.
-        names: of the images, for error messages.
+        names: names of the images, for error messages.
     """
 
     classes: list[str]
@@ -85,7 +85,7 @@ def open_source(folder: Path, split: str) -> Source:
 
 
 def is_official(folder: Path, split: str) -> bool:
-    """Is `split` read from the official archive?"""
+    """Return True if `split` is read from the official archive."""
     return not (folder / split).is_dir() and (folder / ARCHIVES[split]).is_file()
 
 

@@ -35,8 +35,8 @@ def decode_rgb(content: bytes, name: str) -> Image:
     Images of 16 bits per channel keep the upper 8, whether gray or color. Palettes, CMYK and gray become RGB.
 
     Args:
-        content: of the file, in a format of Pillow.
-        name: of the file, for error messages.
+        content: content of the file, in a format of Pillow.
+        name: name of the file, for error messages.
 
     Raises:
         DataError: the image is damaged, has more pixels than Pillow's limit, or values without a known range.
@@ -84,7 +84,7 @@ def read_rgb(path: str) -> Image:
 
 
 def is_data(name: str) -> bool:
-    """Is a file or folder with this name data? Hidden ones and those that systems add are not."""
+    """Return True if a file or folder with this name is data, not a hidden or system file."""
     return not name.startswith(".") and name.lower() not in _NOT_DATA
 
 
@@ -110,7 +110,7 @@ class ImageTree:
     Args:
         classes: names of the class folders; a label is an index into them.
         samples: path and label of each image.
-        transform: of an RGB image.
+        transform: transform of an RGB image.
     """
 
     classes: list[str]
@@ -152,7 +152,7 @@ def check_same_classes(train: list[str], val: list[str], place: Path) -> None:
     Args:
         train: names of the classes.
         val: names of the classes.
-        place: where they are, for the error message.
+        place: location of the files, for the error message.
     """
     if unmatched := sorted(set(train) ^ set(val)):
         named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")

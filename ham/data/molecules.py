@@ -50,7 +50,7 @@ def parse(smiles: str) -> tuple[Any, bool]:
     """The molecule, and whether rdkit accepts the valences of its atoms.
 
     rdkit accepts fewer valences of metals, boron and germanium than in 2019, when OGB's sets were made.
-    Such a molecule is parsed without this check alone, so that it stays in its set.
+    Such a molecule is parsed without only this check, so that it is kept in its set.
 
     Raises:
         ValueError: the text is not a SMILES.
@@ -76,7 +76,7 @@ def to_graph(molecule: Any, features: Any) -> dict[str, Any]:
     """A molecule as `ogb.utils.mol.smiles2graph` returns it: both directions of a bond one after the other.
 
     Args:
-        molecule: of rdkit.
+        molecule: a molecule of rdkit.
         features: the module ogb.utils.features.
     """
     atoms = [features.atom_to_feature_vector(atom) for atom in molecule.GetAtoms()]
@@ -96,7 +96,7 @@ def to_graph(molecule: Any, features: Any) -> dict[str, Any]:
 def scaffold(molecule: Any) -> str:
     """SMILES of the Bemis-Murcko scaffold without chirality; "" for a molecule without rings.
 
-    Equal to rdkit's `MurckoScaffoldSmiles`, which refuses molecules with unusual valences.
+    Equal to rdkit's `MurckoScaffoldSmiles`, which rejects molecules with unusual valences.
     """
     chem = import_rdkit()
     core = chem.MurckoDecompose(molecule)

@@ -92,7 +92,7 @@ def _fill(recipe: Recipe, source: Path | None, folder: Path) -> str:
         return recipe.check(folder)
     except ValueError as error:
         problem = str(error).replace(f"{folder}{os.sep}", f"{source or 'the download'}: ")
-        raise DataError(f"{problem}; give other files as --from, or leave it out to download") from None
+        raise DataError(f"{problem}; give other files as --from, or omit --from to download") from None
 
 
 def _add_missing(recipe: Recipe, source: Path, target: Path) -> str:
@@ -121,7 +121,7 @@ def fill_cifar100(source: Path | None, folder: Path) -> None:
     elif source.is_file():
         unpack(source, folder)
     else:
-        raise DataError(f"--from {source} does not exist; leave it out to download CIFAR-100")
+        raise DataError(f"--from {source} does not exist; omit it to download CIFAR-100")
 
 
 def check_cifar100(folder: Path) -> str:

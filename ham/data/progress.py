@@ -11,9 +11,9 @@ def progress(items: Iterable[Any] | None, name: str, unit: str, total: int | Non
     """The bar of tqdm over `items`; it appears after 2 seconds, with a line per 30 seconds in a log file.
 
     Args:
-        items: to iterate over; None: the caller calls update.
+        items: items to iterate over; None: the caller calls update.
         name: shown before the bar.
-        unit: of the items, in the plural; "B", bytes, gets prefixes such as M.
+        unit: unit of the items, in the plural; "B", bytes, gets prefixes such as M.
         total: number of items, where `items` does not have a length.
     """
     from tqdm import tqdm

@@ -13,8 +13,8 @@ class HAMCallback(TrainerCallback):
     """Attaches HAM to the Trainer's optimizer for the training: `callbacks=[HAMCallback(alpha=200)]`.
 
     Args:
-        options: of `HAM`; `model` is the Trainer's. A resumed training takes alpha and beta from the
-            optimizer's saved state.
+        options: arguments of `HAM`; `model` is the Trainer's. A resumed training takes alpha and beta from
+            the optimizer's saved state.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -37,7 +37,7 @@ def additive_scores(left: Tensor, right: Tensor, attention: Tensor, edges: Csr, 
         right: [targets, channels].
         attention: [channels].
         edges: [targets, sources].
-        slope: of leaky_relu below zero.
+        slope: slope of leaky_relu below zero.
 
     Returns:
         [edges].

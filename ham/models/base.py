@@ -37,8 +37,9 @@ class Model:
 
         Args:
             num_classes: number of classes.
-            sizes: of the input. A network of images asks for `image_size` (pixels per side) and reads float
-                images [N, 3, image_size, image_size]; a network of graphs asks for `num_features` (per node).
+            sizes: sizes of the input. A network of images takes `image_size` (pixels per side) and reads
+                float images [N, 3, image_size, image_size]; a network of graphs asks for `num_features` (per
+                node).
         """
         raise TypeError(f"{type(self).__name__} cannot be built: choose a model of configs/model")
 
@@ -77,7 +78,9 @@ def register(name: str) -> Callable[[_ModelClass], _ModelClass]:
 
     def add(model: _ModelClass) -> _ModelClass:
         if name in MODELS:
-            raise ValueError(f"the name {name!r} is taken by {MODELS[name].__name__}: choose another")
+            raise ValueError(
+                f"{name!r} is already registered for {MODELS[name].__name__}: choose another name"
+            )
         MODELS[name] = model
         return model
 
@@ -85,7 +88,7 @@ def register(name: str) -> Callable[[_ModelClass], _ModelClass]:
 
 
 def build_model(model: Model, *, num_classes: int, generator: torch.Generator, **sizes: int) -> nn.Module:
-    """`model.build` with weights that depend on `generator` only; the global random state stays as it is."""
+    """`model.build` with weights that depend on `generator` only; the global random state is not changed."""
     model.check(sizes.get("image_size", 0))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))

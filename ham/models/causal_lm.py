@@ -1,4 +1,4 @@
-"""A pretrained causal language model with LoRA adapters, which alone are trained (Table 11)."""
+"""A pretrained causal language model of which only LoRA adapters are trained (Table 11)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LanguageModel:
 
     Args:
         model: a `peft.PeftModel` on the device; the LoRA weights require gradients, the others do not.
-        tokenizer: of transformers; pads on the left with id 0.
+        tokenizer: a tokenizer of transformers; it pads on the left with id 0.
     """
 
     model: Any
@@ -61,12 +61,12 @@ class CausalLM(Model):
         checkpoint: a model of the hub, a folder, package:NAME for the folder of an installed Python package,
             or builtin:tiny for a random two-layer Llama.
         gguf: name of a GGUF file in that folder; empty: safetensors files.
-        rank: of the LoRA matrices.
+        rank: rank of the LoRA matrices.
         lora_alpha: LoRA's output is scaled by lora_alpha / rank.
         lora_dropout: probability, on the input of LoRA.
         targets: names of the linear layers that LoRA adapts.
-        dtype: of the frozen weights.
-        lora_dtype: of the LoRA weights; float32 alone is possible.
+        dtype: dtype of the frozen weights.
+        lora_dtype: dtype of the LoRA weights; only float32 is supported.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
     """
 
@@ -94,7 +94,7 @@ class CausalLM(Model):
         if self.lora_dtype is not Dtype.float32:
             raise ValueError(
                 "model.lora_dtype=bfloat16 would undo HAM's decay: a factor such as exp(-2.5e-4) "
-                "rounds to 1; leave it at float32"
+                "rounds to 1; use float32"
             )
 
     def check(self, image_size: int) -> None:
@@ -108,8 +108,8 @@ class CausalLM(Model):
         """The checkpoint with new LoRA weights.
 
         Args:
-            seed: of the LoRA weights; the global random state stays as it is.
-            device: where the model goes.
+            seed: seed of the LoRA weights; the global random state is not changed.
+            device: device of the model.
 
         Raises:
             ModelError: the checkpoint is missing, gated, damaged, too large, or a package is missing.
@@ -117,7 +117,7 @@ class CausalLM(Model):
         _check_packages()
         base, tokenizer = self._load_tiny() if self.checkpoint == TINY else self._load_base(device)
         tokenizer.pad_token_id, tokenizer.padding_side = PAD_ID, "left"
-        base.config.use_cache = False  # in training; `generate` is told to use it
+        base.config.use_cache = False  # in training; `generate` enables it
         model = self._add_lora(base, seed).to(device)
         if self.gradient_checkpointing:
             _checkpoint_activations(model.get_base_model())

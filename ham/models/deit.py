@@ -63,7 +63,7 @@ class DeiT(Model):
         )
 
     def building_lines(self, num_classes: int, image_size: int) -> tuple[list[str], list[str]]:
-        """Lines that build the network with timm alone."""
+        """Lines that build the network with only timm."""
         sizes = f"num_classes={num_classes}, img_size={image_size}, patch_size={self.patch_size}"
         shape = f"embed_dim={self.embed_dim}, depth={self.depth}, num_heads={self.num_heads}"
         return ["import timm"], [f'model = timm.create_model("deit_small_patch16_224", {sizes}, {shape})']

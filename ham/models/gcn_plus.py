@@ -39,12 +39,12 @@ class GCNPlus(Model):
     """`layers` times convolution, BatchNorm, ReLU, dropout [+ input] [, feed-forward]; mean over nodes; head.
 
     Args:
-        encoder: of nodes and edges.
+        encoder: encoder of nodes and edges.
         hidden: number of channels.
         layers: number of convolutions.
         dropout: probability.
-        residual: whether a layer's input is added to its convolution's output.
-        feed_forward: whether BatchNorm, x + W2 ReLU(W1 x) with twice the channels and BatchNorm follow.
+        residual: True to add a layer's input to its convolution's output.
+        feed_forward: True to append BatchNorm, x + W2 ReLU(W1 x) with twice the channels, and BatchNorm.
         walk_channels: channels of the random-walk probabilities among `hidden`; 0 without them.
         head: see `Head`.
     """

@@ -55,9 +55,9 @@ class GNN(Model):
         hidden: number of channels.
         layers: number of convolutions.
         dropout: probability.
-        norm: after each convolution.
-        residual: whether a linear map of a layer's input is added to its convolution.
-        pre_linear: whether a linear layer and dropout come before the first convolution.
+        norm: normalization after each convolution.
+        residual: True to add a linear map of a layer's input to its convolution.
+        pre_linear: True for a linear layer and dropout before the first convolution.
     """
 
     conv: Conv = Conv.gcn

@@ -34,7 +34,7 @@ class SumOfEmbeddings(nn.Module):
 
     Args:
         sizes: number of categories of each feature.
-        width: of the embeddings.
+        width: width of the embeddings.
         xavier: uniform initialization by Glorot & Bengio as in OGB's encoders of molecules; else torch's.
     """
 

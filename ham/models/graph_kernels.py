@@ -53,7 +53,7 @@ def _kernels(dtype: torch.dtype) -> GraphKernels | None:
 
 
 def _gives_what_is_known(kernels: GraphKernels, dtype: torch.dtype) -> bool:
-    """Are results right that are known by hand? Row 0 of the matrix is (2, 3), row 1 is empty."""
+    """Return True if known results are right. Row 0 of the matrix is (2, 3), row 1 is empty."""
     pattern = Pattern(*(torch.tensor(numbers, device="cpu") for numbers in ([0, 2, 2], [0, 1])), 2)
     x = torch.tensor([[1.0, torch.nan], [10.0, 1.0]], dtype=dtype, device="cpu")
     product = kernels.multiply(pattern, x.new_tensor([2.0, 3.0]), None, x)

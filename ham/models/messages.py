@@ -23,10 +23,10 @@ class Messages:
     Args:
         senders: int64 [messages], source node of each message, in rising order.
         kinds: int64 [messages], row of each message's edge features.
-        incoming: which messages each node sums, [nodes, messages].
+        incoming: pattern of the messages that each node sums, [nodes, messages].
         outgoing: `incoming` transposed, [messages, nodes].
-        by_sender: which messages each node sends, [nodes, messages].
-        by_kind: which messages have each row of edge features, [kinds, messages].
+        by_sender: pattern of the messages that each node sends, [nodes, messages].
+        by_kind: pattern of the messages that have each row of edge features, [kinds, messages].
     """
 
     senders: Tensor
@@ -49,7 +49,7 @@ def sum_messages(x: Tensor, edges: Tensor, messages: Messages) -> Tensor:
     Args:
         x: [nodes, channels].
         edges: [kinds, channels], embedded features of the kinds of edges.
-        messages: of the batch.
+        messages: messages of the batch.
 
     Returns:
         [nodes, channels].

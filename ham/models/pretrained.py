@@ -31,7 +31,7 @@ class Source:
     """Where transformers finds a checkpoint.
 
     Args:
-        name: as in the configuration.
+        name: name in the configuration.
         path: a folder, or a model of the hub.
         gguf: name of a GGUF file in it; empty: safetensors files.
     """
@@ -157,9 +157,9 @@ def check_memory(name: str, needed: int, device: torch.device, *, while_loading:
     """Raise ModelError if a model does not fit.
 
     Args:
-        name: of the checkpoint.
+        name: name of the checkpoint.
         needed: bytes on the device.
-        device: where the model goes.
+        device: device of the model.
         while_loading: bytes on the host until the model is on the device.
     """
     cure = "use a smaller model.checkpoint, model.dtype=bfloat16, or a machine with more"

@@ -45,13 +45,13 @@ class Subgraph:
     Args:
         features: float [nodes, channels], optionally converted by `inputs`.
         edges: int64 [2, edges], sources and targets.
-        weights: of the edges, from `edge_weights`.
+        weights: weights of the edges, from `edge_weights`.
         output_nodes: int64 indices of the nodes, distinct, in the order of the outputs.
         layers: number of layers of the network.
         full_graph: every layer computes all nodes; `output_nodes` come first.
 
     Attributes:
-        features: of the input nodes.
+        features: features of the input nodes.
         blocks: one per layer.
         num_outputs: number of output nodes.
     """
@@ -119,7 +119,7 @@ def edge_weights(kind: str, edges: Tensor, count: int, dtype: torch.dtype) -> tu
         kind: gcn, sage or gat.
         edges: int64 [2, edges], sources and targets.
         count: number of nodes.
-        dtype: of the weights.
+        dtype: dtype of the weights.
     """
     if kind == "gcn":
         loops = torch.arange(count, device=edges.device)

@@ -12,7 +12,7 @@ from .base import Model, register
 
 
 class Stem(StrEnum):
-    """First layers: torchvision's 7x7 stride 2 and max-pooling, or 3x3 stride 1 alone for small images."""
+    """First layers: torchvision's 7x7 stride 2 and max-pooling, or only 3x3 stride 1 for small images."""
 
     imagenet = "imagenet"
     cifar = "cifar"
@@ -88,7 +88,7 @@ class ResNet(Model):
         return net
 
     def building_lines(self, num_classes: int, image_size: int) -> tuple[list[str], list[str]]:
-        """Lines that build the network, with torchvision alone unless its width or depth is changed."""
+        """Lines that build the network, with only torchvision unless its width or depth is changed."""
         if self.width != 64 or self.layers:
             fields = f'depth={self.depth}, stem="{self.stem}", width={self.width}, layers={self.layers}'
             build = f"model = ResNet({fields}).build(num_classes={num_classes}, image_size={image_size})"

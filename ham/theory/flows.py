@@ -38,7 +38,7 @@ def riemannian_flow(
     The product's gamma shrinks as gamma exp(-beta t): weight decay shrinks m^2 - w^2 as fast as theta.
 
     Args:
-        gradient: of f, from and to an array of theta0's shape.
+        gradient: gradient of f, from and to an array of theta0's shape.
         theta0: the weights at times[0], one-dimensional.
         times: increasing.
         kind: "gd", "product" or "ham", with `alpha` or `gamma` as in `inverse_metric`.
@@ -184,7 +184,7 @@ def linear_rate(kind: str, pl_constant: float, *, gamma: Array | float | None = 
     Args:
         kind: "gd", "product" or "ham".
         pl_constant: Lambda in Definition A.2.
-        gamma: for "product": Table 2's gamma, or |m^2 - w^2|, a lower bound of the factors' metric, for
+        gamma: for "product", Table 2's gamma, or |m^2 - w^2|, a lower bound of the factors' metric, for
             their flow.
     """
     if kind != "product":

@@ -207,5 +207,5 @@ def _series(x: Array, coefficients: list[float]) -> Array:
 
 
 def _total(values: Array) -> Array:
-    """The sum over the last axis; a 0-dim array is returned as it is."""
+    """The sum over the last axis; a 0-dim array is returned unchanged."""
     return values.sum(-1) if values.ndim else values

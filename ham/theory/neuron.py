@@ -68,7 +68,7 @@ def neuron_flow(
         w0: initial inner weight; the start is balanced if |a0| = |w0|.
         times: increasing.
         kind: "gd", "ham" or "product".
-        strengths: of a and w: (alpha_1, alpha_2) for "ham", (gamma_1, gamma_2) for "product".
+        strengths: strengths of a and w: (alpha_1, alpha_2) for "ham", (gamma_1, gamma_2) for "product".
 
     Returns:
         a and w, one row per time.

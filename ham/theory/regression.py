@@ -68,7 +68,7 @@ def simulate_linear_regression(
         steps: number of steps.
         dim: n.
         samples: d.
-        seed: of the data.
+        seed: seed of the data.
         theta0: initial value of every weight. None: 0, or -1e-4 for "hyperbolic", which cannot leave 0.
         scaling: initial m^2 - w^2, for "product".
         record: steps after which the distance is recorded, increasing, 0 for the start; None:

@@ -59,7 +59,7 @@ def test_an_empty_path_is_an_error(given: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         parser.parse_args([given, *([""] if given == "--to" else [])])
     option = given.rstrip("=")
-    line = f"some.py: argument {option}: the path is empty: give one, or leave the option out\n"
+    line = f"some.py: argument {option}: the path is empty: give one, or omit the option\n"
     assert ended.value.code == 2 and capsys.readouterr().err == line
     assert parser.parse_args(["--to", "a b"]).to == Path("a b")
 

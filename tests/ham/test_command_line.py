@@ -196,7 +196,7 @@ def test_a_path_is_not_empty(capsys: pytest.CaptureFixture[str], given: str, pat
         return
     with pytest.raises(SystemExit):
         parser.parse_args(["--to", given])
-    line = "some.py: argument --to: the path is empty: give one, or leave the option out\n"
+    line = "some.py: argument --to: the path is empty: give one, or omit the option\n"
     assert capsys.readouterr().err == line
 
 

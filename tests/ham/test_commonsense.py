@@ -293,7 +293,7 @@ def test_a_missing_file_names_its_place_and_the_script(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"tests": ["arc"]}, "unknown task data.tests='arc': choose of boolq, piqa"),
+        ({"tests": ["arc"]}, "unknown task data.tests='arc': choose from boolq, piqa"),
         ({"tests": ["boolq", "boolq"]}, "data.tests must list each name once"),
         ({"train": []}, "data.train must list each name once, and at least one"),
         ({"cutoff_len": 0}, "data.cutoff_len must be at least 1 token, got 0"),

@@ -131,7 +131,7 @@ def test_an_epoch_starts_with_its_first_batch_unless_another_is_given(loader: An
 
 def test_a_name_that_is_taken_is_refused() -> None:
     before = dict(DATASETS)
-    with pytest.raises(ValueError, match=r"^the name 'digits' is taken by Digits: choose another$"):
+    with pytest.raises(ValueError, match=r"^'digits' is already registered for Digits: choose another name$"):
         register("digits")(Cifar100)
     assert before == DATASETS
 

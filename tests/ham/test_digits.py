@@ -143,7 +143,7 @@ def test_batches_of_one_image_and_of_all_are_the_limits() -> None:
 
 @pytest.mark.parametrize("fields", [{"num_classes": 11}, {"image_size": 9}])
 def test_facts_of_the_digits_cannot_be_changed(fields: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"^digits has 10 classes and 8 px: leave "):
+    with pytest.raises(ValueError, match=r"^digits has 10 classes and 8 px: do not set "):
         Digits(**fields)
 
 

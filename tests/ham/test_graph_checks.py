@@ -20,7 +20,7 @@ def test_numbers_from_0_to_the_last_one_are_valid() -> None:
 
 @pytest.mark.parametrize("value", [-1, 3, 1.5, NAN])
 def test_the_first_number_out_of_range_is_named(value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^the label {value:.1f} is not a whole number from 0 to 2$"):
+    with pytest.raises(ValueError, match=rf"^the label {value:.1f} is not an integer from 0 to 2$"):
         check_numbers("the label", torch.tensor([0.0, value, 7.0]), 3)
 
 
@@ -33,8 +33,8 @@ def test_a_graph_of_two_nodes_is_valid() -> None:
     [
         ([[1.0]], [0, 1], [[0], [1]], "it has features of 1 nodes, and labels of 2"),
         ([[1.0, 1], [1, NAN], [INF, 1]], [0, 1, 1], [[0], [1]], "a feature of node 1 is nan or inf"),
-        ([[1.0], [1]], [0, 2], [[0], [1]], "the label 2 is not a whole number from 0 to 1"),
-        ([[1.0], [1]], [0, 1], [[0], [2]], "the end of an edge, 2 is not a whole number from 0 to 1"),
+        ([[1.0], [1]], [0, 2], [[0], [1]], "the label 2 is not an integer from 0 to 1"),
+        ([[1.0], [1]], [0, 1], [[0], [2]], "the end of an edge, 2 is not an integer from 0 to 1"),
     ],
 )
 def test_what_is_wrong_with_a_graph_is_named(features: list, labels: list, edges: list, message: str) -> None:
@@ -57,7 +57,7 @@ def test_a_split_may_lack_nodes_where_it_need_not_be_complete() -> None:
     ("parts", "message"),
     [
         (([0, 1], [], [2, 3, 4]), "its split has no valid nodes"),
-        (([0, 1], [5], [2, 3, 4]), "the valid node 5 is not a whole number from 0 to 4"),
+        (([0, 1], [5], [2, 3, 4]), "the valid node 5 is not an integer from 0 to 4"),
         (([0, 1], [1], [2, 3, 4]), "its split has node 1 more than once"),
         (([0, 0, 1], [2], [3, 4]), "its split has node 0 more than once"),
         (([0, 1], [4], [2]), "its split lacks node 3"),

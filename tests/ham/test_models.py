@@ -286,7 +286,7 @@ def test_every_model_is_registered_with_its_minimal_batch():
 
 def test_a_name_is_registered_once(monkeypatch):
     monkeypatch.setattr(base, "MODELS", dict(MODELS))
-    with pytest.raises(ValueError, match=r"^the name 'deit' is taken by DeiT: choose another$"):
+    with pytest.raises(ValueError, match=r"^'deit' is already registered for DeiT: choose another name$"):
         register("deit")(ResNet)
     assert register("own")(ResNet) is ResNet and base.MODELS["own"] is ResNet
 

@@ -208,5 +208,5 @@ def test_a_damaged_download_is_not_tried_twice(
     publish(monkeypatch, server, tmp_path / "away", PPA)
     monkeypatch.setitem(SETS, PPA, replace(SETS[PPA], graphs=25))
     assert prepare(tmp_path / "to", PPA) == 2
-    assert "rows, not 25), as it was downloaded: try again later" in capsys.readouterr().err
+    assert "rows, not 25), although just downloaded: try again later" in capsys.readouterr().err
     assert server.requests == 1

@@ -112,7 +112,7 @@ WRONG = {
     "numbers for categories": (
         "raw/node-feat",
         lambda rows: rows[0].__setitem__(0, 1.5),
-        "features of nodes are not whole numbers",
+        "features of nodes are not integers",
     ),
     "a label 2": ("raw/graph-label", lambda rows: rows[3].__setitem__(0, 2), "2.0 is not a label"),
     "a graph without a label": (
@@ -129,12 +129,12 @@ WRONG = {
     "a fraction": (
         "split/scaffold/test",
         lambda rows: rows[2].__setitem__(0, 3.5),
-        "3.5 is not a whole number",
+        "3.5 is not an integer",
     ),
     "an empty cell": (
         "split/scaffold/test",
         lambda rows: rows[2].__setitem__(0, "nan"),
-        "nan is not a whole number",
+        "nan is not an integer",
     ),
     "a smaller part": ("split/scaffold/test", list.pop, "its split has the sizes [12, 6, 5], not [12, 6, 6]"),
     "a graph in two parts": (
@@ -261,7 +261,7 @@ def test_the_largest_category_of_each_feature_is_accepted() -> None:
         ({"targets": [2, 0]}, "an edge ends outside its graph"),
         ({"nodes": [[0] * 8] * 3}, "nodes have 8 features, not 9"),
         ({"edges": [[0] * 4] * 2}, "edges have 4 features, not 3"),
-        ({"edges": [[0.0] * 3] * 2}, "features of edges are not whole numbers"),
+        ({"edges": [[0.0] * 3] * 2}, "features of edges are not integers"),
         ({"nodes": [[0, 5, 0, 12, 0, 0, 0, 0, 0]] * 3}, "node feature 1 is outside of 0 to 4"),
         ({"nodes": [[0, 0, 0, 0, 0, 0, 0, 0, 2]] * 3}, "node feature 8 is outside of 0 to 1"),
         ({"nodes": [[-1, 0, 0, 0, 0, 0, 0, 0, 0]] * 3}, "node feature 0 is outside of 0 to 118"),
@@ -321,7 +321,7 @@ def test_parts_become_int64_and_have_each_graph_once() -> None:
 @pytest.mark.parametrize(("value", "text"), [(1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")])
 def test_the_first_number_that_is_not_whole_is_named(value: float, text: str) -> None:
     assert checks.whole_numbers(np.array([3.0, -1.0])).tolist() == [3, -1]
-    with pytest.raises(ValueError, match=f"^{text} is not a whole number$"):
+    with pytest.raises(ValueError, match=f"^{text} is not an integer$"):
         checks.whole_numbers(np.array([3.0, value, 0.25]))
 
 

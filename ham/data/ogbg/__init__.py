@@ -127,7 +127,7 @@ def score(
     """The metric of OGB's evaluator in percent: ROC-AUC, average precision, accuracy or F1.
 
     Args:
-        name: of the set.
+        name: name of the set.
         predictions: logits [graphs, tasks] (binary), or int64 chosen classes [graphs, 1] (classes), or int64
             chosen tokens [graphs, 5] (tokens).
         labels: [graphs, tasks] with nan for unknown (binary), int64 [graphs, 1] (classes); for tokens `words`

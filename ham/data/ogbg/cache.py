@@ -45,16 +45,16 @@ def cache_key(folder: Path, files: Sequence[str], packages: Sequence[str], name:
 
 
 def load_or_build(path: Path, build: Callable[[], Tensors], log: Callable[[str], None], work: str) -> Tensors:
-    """The tensors in the file `path`, which is written where it is missing or damaged.
+    """The tensors in the file `path`, which is written if it is missing or damaged.
 
-    Processes that build at the same time wait for the first one. Where the folder cannot be written to, the
+    Processes that build at the same time wait for the first one. If the folder cannot be written to, the
     tensors are built again by every call.
 
     Args:
-        path: of a .safetensors file in the folder of a cache.
-        build: computes the tensors.
-        log: prints a line for the reader.
-        work: what `build` does, as in "every run <work> again".
+        path: path of a .safetensors file in the folder of a cache.
+        build: function that computes the tensors.
+        log: function that prints a line for the reader.
+        work: verb phrase for the work of `build`, such as "reads the raw files", for the warning.
     """
     if (tensors := _load_or_log(path, log)) is not None:
         return tensors
@@ -62,7 +62,7 @@ def load_or_build(path: Path, build: Callable[[], Tensors], log: Callable[[str],
         path.parent.mkdir(exist_ok=True)
         lock = _wait_for_lock(path.with_name(f"{path.name}.lock"), log)
     except OSError as error:
-        log(f"{path.parent} cannot be written to ({one_line(error)}): every run {work} again")
+        log(f"cannot write the cache to {path.parent} ({one_line(error)}): every run {work} again")
         return build()
     with lock:
         if (tensors := _load_or_log(path, lambda line: None)) is not None:  # another process has written it
@@ -72,7 +72,7 @@ def load_or_build(path: Path, build: Callable[[], Tensors], log: Callable[[str],
             _store(path, tensors)
             shutil.copymode(lock.name, path)  # safetensors makes files that others cannot read
         except OSError as error:
-            log(f"{path} cannot be written ({one_line(error)}): every run {work} again")
+            log(f"cannot write the cache {path} ({one_line(error)}): every run {work} again")
     return tensors
 
 

@@ -35,7 +35,7 @@ def _check_columns(what: str, values: Tensor, sizes: tuple[int, ...], columns: i
             raise ValueError(f"a feature of an {what} is not a finite number")
         return
     if values.is_floating_point():
-        raise ValueError(f"features of {what}s are not whole numbers")
+        raise ValueError(f"features of {what}s are not integers")
     outside = ((values < 0) | (values >= torch.tensor(sizes))).any(dim=0)
     if bool(outside.any()):
         column = int(outside.nonzero()[0])
@@ -71,5 +71,5 @@ def whole_numbers(values: np.ndarray) -> np.ndarray:
     """The values as int64. Raises ValueError where this changes one, or where one is not a number."""
     rounded = np.where(np.isfinite(values.astype(np.float64)), values, 0).astype(np.int64)
     if not np.array_equal(rounded, values):
-        raise ValueError(f"{values[rounded != values][0]} is not a whole number")
+        raise ValueError(f"{values[rounded != values][0]} is not an integer")
     return rounded

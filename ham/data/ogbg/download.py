@@ -21,7 +21,7 @@ _FAILED = (*FAILED, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedErro
 
 
 def is_there(name: str, root: Path) -> bool:
-    """Does `root` have raw files of the set, complete or not?"""
+    """Return True if `root` has raw files of the set, complete or not."""
     folders = (root / folder / "raw" for folder in SETS[name].folders)
     return any(folder.is_dir() for folder in folders) or (name == "ogbg-molhiv" and (root / SMILES).is_file())
 
@@ -35,7 +35,7 @@ def fetch(
     not kept. OGB publishes no digests, so there is nothing to compare it with.
 
     Args:
-        name: of the set.
+        name: name of the set.
         root: the folder that contains the sets.
         replace: folders of the set to rename once another is there, see `move_away`; () keeps what is there.
         log: prints a line for the reader, with the digest.

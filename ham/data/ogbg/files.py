@@ -30,8 +30,8 @@ def read(name: str, source: Source, log: Callable[[str], None]) -> GraphSet:
     """Read and check a set; nothing is written. The graphs have 0 walk steps.
 
     Args:
-        name: of the set.
-        source: of `find_source`.
+        name: name of the set.
+        source: source from `find_source`.
         log: prints a line for the reader.
 
     Raises:

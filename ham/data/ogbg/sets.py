@@ -19,18 +19,18 @@ class OGBGSet:
 
     Args:
         folders: names of its folder, the preferred one first; the last one is that in OGB's archive.
-        url: of OGB's archive.
+        url: URL of OGB's archive.
         graphs: number of graphs.
         parts: number of graphs by part: train, valid, test.
         split: folder of the split, below split/.
         kind: binary (one logit per task), classes, or tokens (5 words out of `outputs`).
-        outputs: of the model: tasks, classes, or tokens per position.
-        metric: of OGB's evaluator: rocauc, ap, acc or F1.
+        outputs: number of outputs of the model: tasks, classes, or tokens per position.
+        metric: metric of OGB's evaluator: rocauc, ap, acc or F1.
         node_sizes: number of categories of each column of `GraphSet.nodes`.
         edge_sizes: number of categories of each column of `GraphSet.edges`; empty for numbers.
         edge_features: number of columns of `GraphSet.edges`.
         positions: predictions per graph; a model has positions x outputs values per graph.
-        walk_steps: of the random-walk encodings in the paper's recipe; 0: it has none.
+        walk_steps: number of steps of the random-walk encodings in the paper's recipe; 0: no encodings.
     """
 
     folders: tuple[str, ...]

@@ -15,9 +15,9 @@ class Source:
     """Where a set is read from.
 
     Args:
-        folder: of the set.
+        folder: folder of the set.
         files: the raw files, relative to `folder`.
-        is_smiles: whether it is a file of SMILES.
+        is_smiles: True for a file of SMILES.
     """
 
     folder: Path
