@@ -35,7 +35,7 @@ class GraphSet:
         walks: float32 [nodes, walk_steps], see `random_walks`.
         parts: int64 graph numbers by part: train, valid, test.
         vocabulary: vocabulary of ogbg-code2: 5,000 words, then "__UNK__" and "__EOS__"; else empty.
-        words: for ogbg-code2 the true words of each graph, separated by blanks; else empty.
+        words: the true words of each graph of ogbg-code2, separated by blanks; else empty.
     """
 
     name: str

@@ -184,7 +184,7 @@ def linear_rate(kind: str, pl_constant: float, *, gamma: Array | float | None = 
     Args:
         kind: "gd", "product" or "ham".
         pl_constant: Lambda in Definition A.2.
-        gamma: for "product", Table 2's gamma, or |m^2 - w^2|, a lower bound of the factors' metric, for
+        gamma: Table 2's gamma for "product", or |m^2 - w^2|, a lower bound of the factors' metric, for
             their flow.
     """
     if kind != "product":

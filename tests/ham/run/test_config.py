@@ -211,7 +211,7 @@ def test_a_written_configuration_of_another_version_is_refused_in_one_line(tmp_p
         (["+exp=acdc_sign_in_s90", "parameterization.scaling=0"], "scaling must be positive"),
         (["+exp=acdc_sign_in_s90", "parameterization.reset_until=10"], "fraction of the epochs"),
         (["+exp=acdc_s90", "parameterization.scaling=2"], "parameterization=product"),
-        (["+exp=mask_rigl_s90", "sparsifier.source=''"], "needs a source"),
+        (["+exp=mask_rigl_s90", "sparsifier.source=''"], "MaskFrom requires source="),
         (["+exp=random_s90", "parameterization=signin"], "sign_in"),
         (["+exp=dense", "flips_every=0"], "flips_every"),
         (["+exp=random_sign_in_s90", "optimizer.matched_decay=1e-4"], "parameterization.frobenius"),
