@@ -75,7 +75,8 @@ class HAM:
             `lambda group: group["lr"] * group["d"]` for Prodigy and DAdapt. None: group["lr"].
         max_weight_norm: largest norm of a parameter; a larger one is rescaled to it after the step (the
             authors' wrapper: 1000); None: no limit.
-        track_clamped: True to count the clamped exponents on the device; `clamped_share()` returns their fraction.
+        track_clamped: True to count the clamped exponents on the device; `clamped_share()` returns their
+            fraction.
         implementation: implementation of the step, see `hyperbolic_step_`.
 
     Raises:
