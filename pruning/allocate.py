@@ -117,8 +117,8 @@ def random_masks(shapes: Shapes, kept: Mapping[str, int], *, generator: torch.Ge
     """Boolean CPU masks with exactly kept[name] entries True, drawn without replacement, layer by layer."""
     masks = {}
     for name, shape in shapes.items():
-        mask = torch.zeros(prod(shape), dtype=torch.bool)
-        mask[torch.randperm(len(mask), generator=generator)[: kept[name]]] = True
+        mask = torch.zeros(prod(shape), dtype=torch.bool, device="cpu")
+        mask[torch.randperm(len(mask), generator=generator, device="cpu")[: kept[name]]] = True
         masks[name] = mask.view(shape)
     return masks
 

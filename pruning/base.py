@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checks import (
+    check_attached,
     check_before_parametrizing,
     check_counts,
     check_model,
@@ -93,10 +94,12 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
                 `sparsity` holds for the others. The first glob that matches counts.
 
         Raises:
-            ValueError: the model does not fit, `total_epochs` or `steps_per_epoch` is not a positive integer,
-                or a parameterization is given to a method with its own. The model and the sparsifier are then
-                unchanged.
+            TypeError: the model is not a module, or the parameterization not an instance of `Plain`.
+            ValueError: the model does not fit, `total_epochs` or `steps_per_epoch` is not a positive
+                integer, or a parameterization is given to a method with its own. The model and the sparsifier
+                are then unchanged.
         """
+        check_attached(model, parameterization, Plain)
         replaces = self.reparametrizes or type(parameterization or Plain()) is not Plain
         if replaces and optimizer is not None:
             raise ValueError(

@@ -56,7 +56,7 @@ def _space(sparsifier: Sparsifier, name: str, size: torch.Size, dtype: torch.dty
     weight = sparsifier.masks.weights.get(name)
     if weight is not None and weight.shape == size:
         return torch.empty_like(weight.parameters[0].detach(), dtype=dtype)
-    return torch.empty(size, dtype=dtype)
+    return torch.empty(size, dtype=dtype, device="cpu")
 
 
 def _without_values(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,21 @@ class NotAttachedError(RuntimeError, AttributeError):
     """A sparsifier is used before `attach`."""
 
 
+def check_attached(model: Any, parameterization: Any, kind: type) -> None:
+    """Raise TypeError unless these are a module and None or an instance of `kind`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"attach needs a torch.nn.Module, got {type(model).__name__}: call attach(model, ...) or "
+            "attach(model, optimizer, ...), with the model itself first"
+        )
+    if parameterization is not None and not isinstance(parameterization, kind):
+        is_class = isinstance(parameterization, type)
+        given = f"the class {parameterization.__name__}" if is_class else repr(parameterization)
+        raise TypeError(
+            f"parameterization must be an instance such as pruning.Product(), or None, got {given}"
+        )
+
+
 def check_counts(total_epochs: int, steps_per_epoch: int | None) -> None:
     """Raise ValueError unless both are positive integers, or `steps_per_epoch` is None."""
     for name, value in (("total_epochs", total_epochs), ("steps_per_epoch", steps_per_epoch)):
@@ -158,6 +173,16 @@ def warn_of_new_layers(names: Sequence[str]) -> None:
         f"sparsity does not count {them}; attach after the last change of the model's layers, or exclude "
         f"{them}"
     )
+
+
+def warn_of_decay_in_ham(optimizer: Any) -> None:
+    """Warn where HAM is attached to an optimizer, and would read gradients with a penalty in them."""
+    if any(getattr(layer, "_ham", None) is not None for layer in layers_of(optimizer)):
+        warn_at_caller(
+            "HAM reads the gradients of the factors m and w with their decay in them: call "
+            "sparsifier.hook(optimizer) in place of after_backward, add_decay and after_step, or set "
+            "parameterization.decoupled_decay=True and register its remove_decay as a step post-hook"
+        )
 
 
 def tied_places(model: nn.Module, weights: Mapping[str, Weight]) -> Ties:

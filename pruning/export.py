@@ -96,7 +96,7 @@ def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, T
         arrays[f"{name}.crow"] = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
         arrays[f"{name}.col"] = nonzero.nonzero()[:, 1].to(torch.int32)
         arrays[f"{name}.values"] = rows[nonzero]
-        arrays[f"{name}.shape"] = torch.tensor(state[name].shape)
+        arrays[f"{name}.shape"] = torch.tensor(state[name].shape, device="cpu")
     return arrays
 
 

@@ -111,10 +111,8 @@ class NofM(Granularity):
                 raise ValueError(
                     f"granularity {self.text} keeps the same fraction of each layer: use allocation=uniform"
                 )
-        return {
-            name: self.best(torch.rand(w.shape, generator=generator, dtype=torch.float64), self.n, w)
-            for name, w in weights.items()
-        }
+        options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        return {n: self.best(torch.rand(w.shape, **options), self.n, w) for n, w in weights.items()}
 
     def grow(self, scores: Tensor, survivors: Tensor, count: int, weight: Layout, name: str = "") -> Tensor:
         """In every group as many as it lacks to N, by the largest scores; `count` follows from that."""

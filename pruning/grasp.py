@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .at_initialization import AtInitialization
 from .base import register
-from .batches import check_pair, losses_in_parts
+from .batches import check_pair, each_input, losses_in_parts
 from .checks import check_not_sharded_yet, check_positive_integer, check_real
 from .ranks import mean_over_ranks
 from .scores import evaluation_mode
@@ -26,7 +27,7 @@ _MICROBATCH = 64  # the graph of the second backward pass takes about twice the 
 def grasp(
     model: nn.Module,
     weights: Mapping[str, Weight],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Any, Tensor]],
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     temperature: float = 200.0,
 ) -> dict[str, Tensor]:
@@ -41,9 +42,13 @@ def grasp(
     Args:
         model: a twice differentiable model that maps inputs [N, ...] to outputs.
         weights: name -> prunable weight, plain or a product.
-        batches: pairs (inputs, targets); their means have equal weight. They are iterated over twice.
+        batches: pairs (inputs, targets), as in `pruning.scores.snip`; their means have equal weight. They
+            are iterated over twice.
         loss_fn: the mean loss over a batch.
-        temperature: divisor of the outputs; 200 in the paper's code.
+        temperature: divisor of the outputs, of each tensor if there are several; 200 in the paper's code.
+
+    Raises:
+        ValueError: the model returns no tensors, or a loss that `losses_in_parts` refuses.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     leaves = {name: weight.value.clone().requires_grad_() for name, weight in weights.items()}
@@ -55,8 +60,14 @@ def grasp(
 
     device = next(iter(leaves.values())).device
 
-    def forward(inputs: Tensor) -> Tensor:
-        return functional_call(model, tensors, (inputs,)) / temperature
+    def forward(*args: Tensor, **kwargs: Tensor) -> Any:
+        outputs = functional_call(model, tensors, args, kwargs)
+        if not any(map(_is_divided, tree_leaves(outputs))):
+            raise ValueError(
+                f"GraSP divides the outputs of the model, which returns {type(outputs).__name__} without "
+                "floating-point tensors: return tensors, alone or in tuples, lists and dicts, or choose SNIP"
+            )
+        return tree_map(lambda x: x / temperature if _is_divided(x) else x, outputs)
 
     def losses() -> Iterator[Tensor]:
         for inputs, targets in batches:
@@ -76,6 +87,10 @@ def grasp(
         flow = total(lambda loss: torch.autograd.grad(loss, targets_of, materialize_grads=True))
         product = total(lambda loss: _hessian_product(loss, targets_of, flow))
     return {name: leaf.detach() * hg for (name, leaf), hg in zip(leaves.items(), product, strict=True)}
+
+
+def _is_divided(output: Any) -> bool:
+    return isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex())
 
 
 def _hessian_product(loss: Tensor, leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -115,6 +130,9 @@ class GraSP(AtInitialization):
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Prune by the gradient flow of `loss_fn(model(inputs) / temperature, targets)`.
 
+        The first dimension of inputs and targets must be the samples: where all are tensors of one length, a
+        batch is computed in parts of 64 along it. Targets in a tuple keep a batch in one piece.
+
         Raises:
             ValueError: no loss function, fewer batches than `self.batches`, inputs that are not tensors, a
                 complex weight, or `fully_shard` has split the weights.
@@ -124,8 +142,9 @@ class GraSP(AtInitialization):
         if loss_fn is None:
             raise ValueError("GraSP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         data = [check_pair(batch) for batch in islice(batches, self.batches)]
-        if other := [type(inputs).__name__ for inputs, _ in data if not isinstance(inputs, Tensor)]:
-            raise ValueError(f"GraSP needs tensors as inputs, got {other[0]}: choose SNIP")
+        unfit = [x for inputs, _ in data for x in each_input(inputs) if not isinstance(x, Tensor)]
+        if unfit:
+            raise ValueError(f"GraSP needs tensors as inputs, got {type(unfit[0]).__name__}: choose SNIP")
         if len(data) < self.batches:
             raise ValueError(f"GraSP needs {self.batches} batches, got {len(data)}: lower its batches")
         self.set_masks(self.select(grasp(self.model, self.masks.weights, data, loss_fn, self.temperature)))

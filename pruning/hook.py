@@ -26,6 +26,8 @@ class OptimizerHook:
     `steps_per_epoch`, the last step of the training also calls `on_end`; steps that GradScaler skips are not
     counted, so a loop with float16 calls `on_end` itself.
 
+    HAM on the same optimizer reads gradients without the parameterization's decay: `decoupled_decay` is set.
+
     Gradients that are clipped before `optimizer.step()` still have the entries of pruned weights.
 
     Args:
@@ -113,6 +115,8 @@ class OptimizerHook:
         if self._overflowed():
             sparsifier.mask_gradients()  # the optimizer skips this step: it does not count
             return
+        if getattr(self.optimizer, "_ham", None) is not None:
+            sparsifier.parameterization.decoupled_decay = True
         self._acts, self.is_active = True, True
         try:
             if sparsifier.after_backward(step, self.optimizer):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from .batches import InputShape
 from .checks import Ties, check_model
 from .masks import MaskSet
 from .project import project_
@@ -67,12 +68,11 @@ class Inspection:
         kept, total = self._kept_and_total()
         return {"sparsity": 1 - kept / total, "kept": kept}
 
-    def report(self, input_shape: Sequence[int] | None = None) -> str:
+    def report(self, input_shape: InputShape | None = None) -> str:
         """A table of the layers, see `pruning.report.report`; `print(sparsifier)` shows it too.
 
         Args:
-            input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224); it adds
-                FLOPs and bytes.
+            input_shape: see `pruning.cost.cost`, such as (1, 3, 224, 224); it adds FLOPs and bytes.
         """
         return report(cast("Sparsifier", self), input_shape)
 

@@ -47,8 +47,9 @@ class Plain:
     """Every weight is itself; the base class of other parameterizations. Fields are hyperparameters only.
 
     Attributes:
-        decoupled_decay: set it to True to keep the gradients without decay for `remove_decay`, so that HAM,
-            whose hook runs later, reads gradients without decay.
+        decoupled_decay: keep the gradients without decay for `remove_decay`, so that HAM, whose hook runs
+            later, reads gradients without decay. `Sparsifier.hook` sets it where the optimizer has HAM; a
+            loop that calls `add_decay` itself sets it, and registers `remove_decay` as a step post-hook.
     """
 
     trains_factors: ClassVar[bool] = False
@@ -111,12 +112,13 @@ class Plain:
             self._saved_gradients = (*self._saved_gradients, *kept)
 
     def remove_decay(self, *_: object) -> None:
-        """With `decoupled_decay`, restore the gradients from before `add_decay`.
+        """With `decoupled_decay`, restore the gradients from before `add_decay`, except cleared ones.
 
         It may be registered as a step post-hook; HAM then runs after it.
         """
         for parameter, gradient in self._saved_gradients:
-            parameter.grad = gradient
+            if parameter.grad is not None:
+                parameter.grad = gradient
         self._saved_gradients = ()
 
     remove_decay.restores_gradients = True  # type: ignore[attr-defined]

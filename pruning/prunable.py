@@ -64,13 +64,16 @@ def prunable_weights(
         if not _matches(name, exclude) and not _matches(name, computed):
             _check_parameter(name, first)
         identity, included = id(first), _matches(name, include)
-        if not first.requires_grad or not _has_elements(first) or (identity in embedded and not included):
+        # requires_grad of a computed tensor says nothing: under spectral_norm it depends on the forward pass
+        is_trained = first.requires_grad or not isinstance(first, nn.Parameter)
+        if not is_trained or not _has_elements(first) or (identity in embedded and not included):
             continue
         if first_names.setdefault(identity, name) != name:
             repeated.add(name)
             continue
         weight.input_dim = _input_dim(module, first.ndim)
         weight.groups = module.groups if isinstance(module, _ConvNd) else 1
+        weight.padding_idx = module.padding_idx if isinstance(module, _EMBEDDINGS) else None
         weights[name] = weight
     for what, patterns, names in (
         ("include", include, weights.keys() | repeated),
@@ -210,8 +213,9 @@ def _check_parameter(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy layer first")
     if not isinstance(tensor, nn.Parameter):
         raise ValueError(
-            f"{name} is not a parameter but computed from others, as by torch.nn.utils.weight_norm or "
-            "torch.nn.utils.prune: undo that first (remove_weight_norm, prune.remove), or exclude the weight"
+            f"{name} is not a parameter but computed from others, as by torch.nn.utils.spectral_norm, "
+            "weight_norm or torch.nn.utils.prune: undo that first (remove_spectral_norm, remove_weight_norm, "
+            "prune.remove), or exclude the weight"
         )
 
 

@@ -38,7 +38,7 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
         positions ^= positions >> 29
         own = (bits * positions.mul_(_ODD)).sum()
         total = own if total is None else total.mul(_ODD).add(own.to(total.device))
-    return torch.zeros((), dtype=torch.int64) if total is None else total
+    return torch.zeros((), dtype=torch.int64, device="cpu") if total is None else total
 
 
 def assert_equal_across_ranks(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .batches import InputShape
 from .checks import check_model
 from .cost import cost, dense_flops, mask_bits
 from .parameterization import Plain
@@ -51,7 +52,7 @@ class Layer:
         return 4 * (self.size - self.zeros) + ceil(mask_bits(self.size - self.zeros, self.size) / 8)
 
 
-def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, bold: bool = False) -> str:
+def report(sparsifier: Sparsifier, input_shape: InputShape | None = None, *, bold: bool = False) -> str:
     """A table with a row per prunable weight and their total, at most 110 columns wide.
 
     A row has the number of entries of the weight, of those that the mask keeps, their fraction (density) and
@@ -61,9 +62,8 @@ def report(sparsifier: Sparsifier, input_shape: Sequence[int] | None = None, *, 
 
     Args:
         sparsifier: an attached sparsifier. The report makes two host syncs, one for each counted column.
-        input_shape: shape of one input with a batch dimension of 1, such as (1, 3, 224, 224). It adds the
-            FLOPs and the bytes of the entries that are not zero, and the cost of the entire model, by
-            `pruning.cost`.
+        input_shape: see `pruning.cost.cost`, such as (1, 3, 224, 224). It adds the FLOPs and the bytes of the
+            entries that are not zero, and the cost of the entire model.
         bold: True to print empty layers in bold, by ANSI codes.
 
     Raises:
@@ -111,7 +111,7 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _layers(sparsifier: Sparsifier, input_shape: Sequence[int] | None) -> list[Layer]:
+def _layers(sparsifier: Sparsifier, input_shape: InputShape | None) -> list[Layer]:
     weights = sparsifier.masks.weights
     if any(weight.parameters[0].is_meta for weight in weights.values()):
         raise RuntimeError("the model is on the meta device and has no values to report: load it first")
@@ -184,7 +184,7 @@ def _described(method: Sparsifier | Plain) -> str:
 
 
 def _model_lines(
-    sparsifier: Sparsifier, layers: Sequence[Layer], input_shape: Sequence[int] | None
+    sparsifier: Sparsifier, layers: Sequence[Layer], input_shape: InputShape | None
 ) -> list[str]:
     """Lines below the table: parameters that are never pruned, and the cost of the entire model."""
     model = sparsifier.model

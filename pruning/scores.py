@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from .batches import check_pair, losses_in_parts
+from .batches import InputShape, arguments, check_pair, inputs_of_shape, losses_in_parts
 from .ranks import mean_over_ranks
 from .shards import count_nonzero, is_sharded
 from .topk import check_same_count, split_topk
@@ -69,8 +70,9 @@ def snip(
     Args:
         model: a model that maps inputs [N, ...] to outputs.
         weights: name -> prunable weight.
-        batches: pairs (inputs, targets), used one after the other. Inputs and targets that are tensors of
-            equal length are split along their first dimension, which must be the samples.
+        batches: pairs (inputs, targets), used one after the other; inputs are a tensor, or several in
+            a tuple, a list or a dict. Inputs and targets that are tensors of equal length are split along
+            their first dimension, which must be the samples.
         loss_fn: the mean loss over a batch.
 
     Raises:
@@ -100,18 +102,24 @@ def snip(
 
 
 def synflow(
-    model: nn.Module, weights: Mapping[str, Weight], masks: Mapping[str, Tensor], input_shape: Sequence[int]
+    model: nn.Module, weights: Mapping[str, Weight], masks: Mapping[str, Tensor], input_shape: InputShape
 ) -> dict[str, Tensor]:
     """dR/dtheta * theta of the network of absolute values, R the sum of its outputs on ones; float64.
+
+    Of a model that returns several tensors, in tuples, lists or dicts, R is the sum of all of them.
 
     Args:
         model: the model, unchanged: a functional call computes with the absolute values, in eval mode.
         weights: name -> prunable weight.
         masks: name -> bool, True where a weight is on.
-        input_shape: shape of one input with its batch dimension, such as (1, 3, 224, 224).
+        input_shape: shape of one input with its batch dimension, such as (1, 3, 224, 224); of a model
+            with several inputs a tuple of shapes, or a dict from name to shape.
 
     Returns:
         |dR/dtheta * theta| of each weight's shape, 0 where it is masked (Tanaka et al., 2020, Eq. 2).
+
+    Raises:
+        ValueError: the model does not compute in the dtype of its inputs, or returns no tensors.
     """
     flow = _FlowGradients(model)
     tensors = {
@@ -125,9 +133,19 @@ def synflow(
         tensors[key] = tensors[key].masked_fill_(~masks[name], 0.0).requires_grad_()
     device = next(iter(weights.values())).parameters[0].device
     with evaluation_mode(model), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        ones = torch.ones(input_shape, dtype=torch.float64, device=device)
+        options = {"dtype": torch.float64, "device": device}
+        ones = inputs_of_shape(input_shape, lambda shape: torch.ones(shape, **options))
         leaves = [tensors[key] for key in scored.values()]
-        gradients = functional_call(flow, tensors, (ones, leaves))
+        try:
+            gradients = functional_call(flow, tensors, (ones, leaves))
+        except RuntimeError as error:
+            if "double" not in str(error).lower():
+                raise
+            raise ValueError(
+                "SynFlow computes in float64, and the model's forward makes tensors of another dtype "
+                f"({' '.join(str(error).split())}): remove x.float(), dtype=torch.float32 and the like, or "
+                "choose SNIP"
+            ) from error
     return {
         name: (gradient * leaf.detach()).abs()  # LayerNorm and attention give either sign
         for name, gradient, leaf in zip(scored, gradients, leaves, strict=True)
@@ -145,15 +163,23 @@ class _FlowGradients(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, inputs: Any, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of `leaves`, 0 where the output does not depend on one."""
-        return torch.autograd.grad(self.model(inputs).sum(), leaves, materialize_grads=True)
+        args, kwargs = arguments(inputs)
+        outputs = self.model(*args, **kwargs)
+        parts = [x.sum() for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+        if not parts:
+            raise ValueError(
+                f"SynFlow sums the outputs of the model, which returns {type(outputs).__name__} without "
+                "floating-point tensors: return tensors, alone or in tuples, lists and dicts, or choose SNIP"
+            )
+        return torch.autograd.grad(torch.stack(parts).sum(), leaves, materialize_grads=True)
 
 
 def synflow_masks(
     model: nn.Module,
     weights: Mapping[str, Weight],
-    input_shape: Sequence[int],
+    input_shape: InputShape,
     schedule: Sequence[int],
     select: Select | None = None,
 ) -> dict[str, Tensor]:
@@ -162,7 +188,7 @@ def synflow_masks(
     Args:
         model: the model, unchanged.
         weights: name -> prunable weight.
-        input_shape: shape of one input with its batch dimension.
+        input_shape: shape of one input with its batch dimension, as in `synflow`.
         schedule: number of weights to keep after each iteration.
         select: function (scores, kept) -> masks; None for the largest scores over all layers.
     """

@@ -38,6 +38,9 @@ class SNIP(AtInitialization):
     def initialize(self, batches: Iterable[Any] = (), loss_fn: Callable[..., Tensor] | None = None) -> None:
         """Prune by the gradients of `loss_fn(model(inputs), targets)` over the first batches.
 
+        The first dimension of inputs and targets must be the samples: where all are tensors of one length, a
+        batch is computed in parts of 128 along it. Targets in a tuple keep a batch in one piece.
+
         Raises:
             ValueError: no loss function, fewer batches than `self.batches`, or `fully_shard` has split the
                 weights.

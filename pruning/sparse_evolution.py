@@ -74,7 +74,7 @@ class SET(DropAndGrow):
 
     def growth(self, name: str, weight: Weight) -> Tensor:
         """Random scores, in [1, 2) where the weight is off and in [0, 1) where it is on, at an update."""
-        draw = torch.rand(weight.shape, generator=self._generator, dtype=torch.float64)
+        draw = torch.rand(weight.shape, generator=self._generator, dtype=torch.float64, device="cpu")
         mask = self._on[name]
         return place_like(draw, mask).to(mask.device) + (~mask)
 

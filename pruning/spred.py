@@ -79,11 +79,16 @@ class Spred(FactoredPruning):
                         'set factors="balanced"'
                     )
             for weight in self._factors.weights:
+                initial = weight.value
                 for factor in weight.parameters:
-                    draw = torch.empty(factor.shape, dtype=factor.dtype)
+                    draw = torch.empty(factor.shape, dtype=factor.dtype, device="cpu")
                     nn.init.kaiming_uniform_(draw, a=5**0.5, generator=generator)
                     with torch.no_grad():
                         factor.copy_(draw)
+                if weight.padding_idx is not None:  # its row gets no gradient: training would not restore it
+                    at = torch.zeros_like(initial, dtype=torch.bool)
+                    at[weight.padding_idx] = True
+                    weight.assign_(initial, at)
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
         """Prune at the start of fine-tuning; the decay then ends."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
-from .batches import check_pair
+from .batches import check_pair, each_input, map_inputs
 from .checks import check_not_sharded_yet, check_positive_integer, check_real
 from .scores import synflow_masks
 
@@ -47,13 +47,14 @@ class SynFlow(AtInitialization):
         if first is None:
             raise ValueError("SynFlow needs one batch for the shape of the inputs: initialize(batches)")
         inputs, _ = check_pair(first)
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        unfit = [x for x in each_input(inputs) if not (isinstance(x, Tensor) and x.is_floating_point())]
+        if unfit:
+            kind = unfit[0].dtype if isinstance(unfit[0], Tensor) else type(unfit[0]).__name__
             raise ValueError(
                 "SynFlow feeds ones through the network and needs floating-point inputs, got "
                 f"{kind}: choose SNIP or RandomPruning"
             )
-        shape = (1, *inputs.shape[1:])
+        shape = map_inputs(lambda x: (1, *x.shape[1:]), inputs)
         total = sum(w.numel() for w in self.masks.weights.values())
         schedule = [
             round(total * (self.kept_target() / total) ** (k / self.iterations))

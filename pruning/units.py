@@ -139,7 +139,8 @@ class Granularity(ABC):
         self, kept: Mapping[str, int], weights: Mapping[str, Layout], *, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Random masks on the CPU that keep kept[name] weights of each layer, in units."""
-        units = {name: tuple(self.reduce(torch.empty(w.shape), w).shape) for name, w in weights.items()}
+        empty = {name: torch.empty(w.shape, device="meta") for name, w in weights.items()}  # for its shape
+        units = {name: tuple(self.reduce(empty[name], w).shape) for name, w in weights.items()}
         counts = {name: count // self.unit_size for name, count in kept.items()}
         masks = random_masks(units, counts, generator=generator)
         return {name: self.expand(mask, weights[name]) for name, mask in masks.items()}

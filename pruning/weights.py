@@ -29,11 +29,13 @@ class Weight:
         pruned_value: the value of each of `parameters` where theta is pruned.
         input_dim: the dimension of theta that the inputs are summed over; None: unknown.
         groups: number of groups of a convolution; 1 for other layers.
+        padding_idx: row of an embedding that is never trained; None if there is none.
     """
 
     pruned_value: tuple[float, ...] = (0.0,)
     input_dim: int | None = 1
     groups: int = 1
+    padding_idx: int | None = None
 
     def __init__(self, owner: Any, *names: str) -> None:
         self.owner, self.names = owner, names

@@ -37,7 +37,7 @@ class ClampCounts:
         """Fraction of the clamped exponents since the last call, a 0-dim tensor; resets the counts."""
         counts = list(self._counts.values())
         if not counts:
-            return torch.zeros(())
+            return torch.zeros((), device="cpu")
         device = counts[0][0].device
         clamped, seen = (
             torch.stack([c.to(device) for c in column]).sum() for column in zip(*counts, strict=True)

@@ -69,8 +69,13 @@ def as_filter(select: Selection, model: nn.Module) -> ParamFilter:
 
     Raises:
         ValueError: a glob matches no trainable parameter of `model`, or the list is empty.
-        TypeError: `select` is none of these.
+        TypeError: `select` is none of these, or `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}: pass the model itself, not its "
+            "parameters"
+        )
     if callable(select):
         return select
     if isinstance(select, list | tuple | set) and all(isinstance(entry, str) for entry in select):

@@ -30,7 +30,11 @@ class StateLoading:
         self._keys_before: list[dict[str, Any]] = []
         self._handles: list[Any] = []
         groups = self._optimizer.param_groups
-        self._warn_of_lost_values(groups, [{} if has_own_values(group) else self._given for group in groups])
+        self._warn_of_lost_values(
+            "the values that the optimizer's groups already have, from a loaded state or a copied optimizer",
+            groups,
+            [{} if has_own_values(group) else self._given for group in groups],
+        )
 
     def register(self) -> None:
         """Register the hooks of `load_state_dict`."""
@@ -71,6 +75,7 @@ class StateLoading:
                 stacklevel=outer_stacklevel(),
             )
         self._warn_of_lost_values(
+            "the values of the loaded state",
             optimizer.param_groups,
             [
                 {key: value for key, value in self._given.items() if before[key] == value}
@@ -78,8 +83,8 @@ class StateLoading:
             ],
         )
 
-    def _warn_of_lost_values(self, groups: list[dict], expected: list[dict[str, float]]) -> None:
-        """Warn once if groups hold other values than those that were passed to HAM."""
+    def _warn_of_lost_values(self, kept: str, groups: list[dict], expected: list[dict[str, float]]) -> None:
+        """Warn once if groups hold other values than those that were passed to HAM; `kept` names them."""
         lost = {
             key: (value, group[key])
             for group, values in zip(groups, expected, strict=True)
@@ -91,7 +96,7 @@ class StateLoading:
             both = ", ".join(f"{key[4:]}={theirs} instead of {ours}" for key, (ours, theirs) in lost.items())
             cure = ", ".join(f"group[{key!r}]" for key in lost)
             warnings.warn(
-                f"HAM uses the values of the loaded state ({both}): set {cure} after loading to change them",
+                f"HAM keeps {kept} ({both}): set {cure} after loading or copying to change them",
                 stacklevel=outer_stacklevel(),
             )
 

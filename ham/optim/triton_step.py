@@ -178,4 +178,5 @@ def _copy_to(device: torch.device, values: list[int]) -> Tensor:
         for place, value in enumerate(values):
             table[place].fill_(value)
         return table
-    return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+    table = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=True)
+    return table.to(device, non_blocking=True)

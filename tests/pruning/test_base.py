@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import ACDC, Dense, OneShotMagnitude, PILoT, Product, RandomPruning, RigL, Sparsifier
+from pruning import ACDC, Dense, OneShotMagnitude, PILoT, Product, RandomPruning, RigL, Sparsifier, Spred
 from pruning.checks import NotAttachedError, SparsityWarning
 
 
@@ -45,6 +45,44 @@ def test_masks_are_drawn_by_the_seed_0_unless_another_is_given():
     default, zero, one = (attached(RandomPruning(0.5), **o).kept() for o in ({}, {"seed": 0}, {"seed": 1}))
     assert all(torch.equal(mask, zero[name]) for name, mask in default.items())
     assert not all(torch.equal(mask, one[name]) for name, mask in default.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (lambda model: [model], "list"),
+        (lambda model: model.parameters(), "generator"),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.1), "SGD"),
+        (lambda model: nn.Linear, "type"),
+        (lambda model: None, "NoneType"),
+    ],
+    ids=["list", "parameters", "optimizer", "class", "none"],
+)
+@pytest.mark.parametrize("make", [lambda: RandomPruning(0.5), lambda: Spred(0.5), Dense])
+def test_attach_names_what_is_not_a_model(make, wrong, kind):
+    model, sparsifier = nn.Linear(4, 4), make()
+    for others in ([], [model]):  # the two swapped
+        with pytest.raises(TypeError) as error:
+            sparsifier.attach(wrong(model), *others, total_epochs=1)
+        assert str(error.value) == (
+            f"attach needs a torch.nn.Module, got {kind}: call attach(model, ...) or attach(model, "
+            "optimizer, ...), with the model itself first"
+        )
+    sparsifier.attach(model, total_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "given"), [("product", "'product'"), (Product, "the class Product"), (1, "1")]
+)
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_attach_names_what_is_not_a_parameterization(wrong, given, with_optimizer):
+    model = nn.Linear(4, 4)
+    optimizer = [torch.optim.SGD(model.parameters(), lr=0.1)] if with_optimizer else []
+    with pytest.raises(TypeError) as error:
+        RandomPruning(0.5).attach(model, *optimizer, total_epochs=1, parameterization=wrong)
+    assert str(error.value) == (
+        f"parameterization must be an instance such as pruning.Product(), or None, got {given}"
+    )
 
 
 @pytest.mark.parametrize("name", ["masks", "model", "step", "anything"])

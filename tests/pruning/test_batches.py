@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.utils.rnn import pack_sequence
 
 from pruning.batches import check_pair, losses_in_parts
 
@@ -16,10 +17,12 @@ CPU = torch.device("cpu")
 
 
 def losses(x: object, y: object, loss_fn: Callable, size: int, seen: list[int] | None = None) -> list[Tensor]:
+    scale = torch.tensor(2.0, requires_grad=True)
+
     def forward(part: Tensor) -> Tensor:
         if seen is not None:
             seen.append(len(part))
-        return 2 * part
+        return scale * part
 
     return list(losses_in_parts(x, y, forward, loss_fn, size, CPU))
 
@@ -40,6 +43,25 @@ def test_the_losses_of_parts_add_up_to_that_of_the_batch(count, size, parts):
         for start, length in zip(starts, parts, strict=True)
     ]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda xs: dict(zip("ab", xs, strict=True))])
+@pytest.mark.parametrize(("lengths", "parts"), [((10, 10), [4, 4, 2]), ((10, 9), [10]), ((9, 9), [9])])
+def test_each_of_several_inputs_is_split(kind, lengths, parts):
+    xs = [torch.arange(float(length), requires_grad=True) for length in lengths]
+    y = torch.zeros(10)
+    seen: list[int] = []
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(len(a))
+        assert len(b) == len(a) - (lengths[0] - lengths[1])
+        return a + b[0]
+
+    found = losses_in_parts(kind(xs), y, forward, lambda outputs, targets: outputs.mean(), 4, CPU)
+    total = float(sum(found).detach())
+    assert seen == parts
+    if lengths == (10, 10):  # b[0] of each part is 0, 4 and 8
+        assert total == pytest.approx(4.5 + (4 * 0 + 4 * 4 + 2 * 8) / 10)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +102,7 @@ def weighted(weight: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
     ids=["equal", "weights", "nearly equal", "slightly different", "one part", "sum"],
 )
 def test_a_loss_that_is_no_mean_over_samples_is_refused_after_the_second_part(count, loss_fn, refused):
-    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     y = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])[:count]
     found: list[Tensor] = []
     parts = losses_in_parts(x, y, lambda part: part, loss_fn, 4, CPU)
@@ -97,6 +119,26 @@ def test_a_loss_that_is_no_mean_over_samples_is_refused_after_the_second_part(co
     )
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "kind"),
+    [
+        (lambda outputs, targets: None, "NoneType"),
+        (lambda outputs, targets: mse_loss(outputs, targets).item(), "float"),
+        (lambda outputs, targets: mse_loss(outputs, targets).detach(), "one without a gradient"),
+        (lambda outputs, targets: mse_loss(outputs, targets, reduction="none"), "one of shape (6, 2)"),
+        (lambda outputs, targets: {"loss": mse_loss(outputs, targets)}, "dict"),
+    ],
+    ids=["none", "number", "detached", "vector", "dict"],
+)
+def test_a_loss_without_a_gradient_is_named(loss_fn, kind):
+    with pytest.raises(ValueError) as error:
+        losses(torch.ones(6, 2), torch.zeros(6, 2), loss_fn, 6)
+    assert str(error.value) == (
+        f"the loss must be a tensor with a single entry and a gradient, got {kind}: let loss_fn return the "
+        "mean over the samples, computed from the outputs without item() and detach()"
+    )
+
+
 def test_parts_are_computed_with_gradients_and_without_autocast():
     x, y = torch.ones(2, 2), torch.ones(2, 2)
     scale = torch.tensor(3.0, requires_grad=True)
@@ -105,7 +147,20 @@ def test_parts_are_computed_with_gradients_and_without_autocast():
     assert all(loss.requires_grad and loss.dtype == torch.float32 for loss in found)
 
 
-@pytest.mark.parametrize("batch", [(torch.ones(2), 1), [torch.ones(2), "a"], (object(), None)])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.ones(2), 1),
+        [torch.ones(2), "a"],
+        (object(), None),
+        ((torch.ones(2), torch.ones(3)), 1),
+        ([torch.ones(2)], 2),
+        ({"x": torch.ones(2)}, 2),
+        (UserDict(x=torch.ones(2)), 2),
+        (pack_sequence([torch.ones(2)]), 2),
+    ],
+    ids=lambda batch: f"{type(batch).__name__} of {type(batch[0]).__name__}",
+)
 def test_a_pair_is_inputs_and_targets(batch):
     inputs, targets = check_pair(batch)
     assert inputs is batch[0] and targets is batch[1]
@@ -122,7 +177,11 @@ def test_a_pair_is_inputs_and_targets(batch):
         ((0.5, 2), "tuple of 2"),
         (("text", 2), "tuple of 2"),
         ((b"text", 2), "tuple of 2"),
-        (([torch.ones(2)], 2), "tuple of 2"),
+        (([torch.ones(2), 1], 2), "tuple of 2"),
+        (([], 2), "tuple of 2"),
+        (((), 2), "tuple of 2"),
+        (({}, 2), "tuple of 2"),
+        ((range(2), 2), "tuple of 2"),
         (({"x": 1}, 2), "tuple of 2"),
         ((UserDict(x=1), 2), "tuple of 2"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -190,6 +191,36 @@ def test_an_excluded_weight_may_be_computed(parametrized, factored):
     else:
         prune.l1_unstructured(model[0], "weight", 0.5)
     sparsifier = attached(model, exclude=["0.*"], parameterization=Product() if factored else None)
+    assert list(sparsifier.kept()) == ["1.weight"]
+
+
+COMPUTED: dict[str, Callable[[nn.Module], object]] = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the prunable weights are", "ignore:`torch.nn.utils.weight_norm`")
+@pytest.mark.parametrize("how", COMPUTED)
+@pytest.mark.parametrize("make", [nn.Linear, lambda *_: nn.Conv2d(2, 2, 1)], ids=["linear", "conv"])
+@pytest.mark.parametrize("has_run", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_weight_that_a_hook_computes_is_refused_or_excluded(how, make, has_run, own):
+    """Before the first forward pass, spectral_norm leaves a tensor without requires_grad in its place."""
+    model = nn.Sequential(make(2, 2), nn.Linear(2, 2))
+    COMPUTED[how](model[0])
+    if has_run:
+        model[0](torch.ones(1, 2, 1, 1) if isinstance(model[0], nn.Conv2d) else torch.ones(1, 2))
+    with pytest.raises(ValueError) as error:
+        attached(model)
+    assert str(error.value) == (
+        "0.weight is not a parameter but computed from others, as by torch.nn.utils.spectral_norm, "
+        "weight_norm or torch.nn.utils.prune: undo that first (remove_spectral_norm, remove_weight_norm, "
+        "prune.remove), or exclude it"
+    )
+    sparsifier = RandomPruning(0.5, exclude=["0.weight"] if own else [])
+    sparsifier.attach(model, total_epochs=1, exclude=[] if own else ["0.weight"])
     assert list(sparsifier.kept()) == ["1.weight"]
 
 

@@ -155,6 +155,23 @@ def test_channels_last_factors_are_the_same_draws():
         assert torch.equal(ours, theirs) and ours.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("padding", [0.0, 0.25])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize(("padding_idx", "row"), [(0, 0), (-1, 4)])
+def test_the_row_of_an_embedding_that_is_never_trained_is_not_drawn(kind, padding_idx, row, padding):
+    layer = kind(5, 3, padding_idx=padding_idx)
+    with torch.no_grad():
+        layer.weight[row] = padding
+    initial = layer.weight.detach().clone()
+    spred = Spred(0.5)
+    spred.attach(layer, total_epochs=1, include=["weight"])
+    assert layer.weight[row].tolist() == [padding] * 3
+    assert (layer.weight[row - 1] != initial[row - 1]).all()
+    m, w = (factor[row] for factor in factors(spred))
+    expected = rebalance(initial[row], 1.0)  # such as the (1, 0) of a pruned weight
+    assert torch.equal(m, expected[0]) and torch.equal(w, expected[1])
+
+
 def test_balanced_factors_are_of_the_initial_weight():
     model = network()
     theta = [layer.weight.detach().clone() for layer in (model.a, model.b)]

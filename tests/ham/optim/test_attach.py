@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -330,6 +332,19 @@ def test_values_passed_to_ham_that_give_way_to_loaded_ones_warn_once(route, olde
             HAM(optimizer, alpha=200, beta=0.1)
     assert [warning.filename for warning in record] == [__file__]
     assert optimizer.param_groups[0]["ham_alpha"] == 20.0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_values_that_give_way_to_those_of_a_copied_optimizer_are_named_as_such(copied):
+    optimizer = SGD([weight()], lr=0.1)
+    HAM(optimizer, alpha=3.0)
+    with pytest.warns(UserWarning) as record:
+        HAM(copied(optimizer), alpha=9.0)
+    assert [str(warning.message) for warning in record] == [
+        "HAM keeps the values that the optimizer's groups already have, from a loaded state or a copied "
+        "optimizer (alpha=9.0 gives way to 3.0): set group['ham_alpha'] after loading or copying to change "
+        "them"
+    ]
 
 
 def test_values_that_were_not_passed_or_are_equal_give_way_in_silence():

@@ -231,6 +231,26 @@ def test_a_parametrized_weight_is_selected_by_its_layer(kind, is_norm):
         torch.testing.assert_close(p.detach().double(), factor * before[name], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [(lambda m: m.parameters(), "generator"), (lambda m: [m], "list"), (lambda m: type(m), "type")],
+    ids=["parameters", "list", "class"],
+)
+@pytest.mark.parametrize("select", ["not_norm", "*.weight", ["everything"], lambda name, module, p: True])
+def test_what_is_not_a_model_is_named(wrong, kind, select):
+    model = nn.Sequential(nn.Linear(2, 2))
+    calls = (
+        lambda: param_groups(wrong(model), weight_decay=0.1, select=select),
+        lambda: HAM(torch.optim.SGD(model.parameters(), lr=0.1), model=wrong(model), select=select),
+    )
+    for call in calls:
+        with pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value) == (
+            f"model must be a torch.nn.Module, got {kind}: pass the model itself, not its parameters"
+        )
+
+
 @pytest.mark.parametrize("weight_decay", [-1, -1e-9, float("nan")])
 def test_a_negative_weight_decay_is_refused(weight_decay):
     with pytest.raises(ValueError, match=r"^weight_decay must not be negative, got "):
