@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,7 +13,10 @@ from .checks import (
     check_attached,
     check_before_parametrizing,
     check_counts,
+    check_globs,
+    check_integer,
     check_model,
+    check_options,
     check_separate,
     check_takes_masks,
     tied_places,
@@ -33,6 +35,7 @@ from .prunable import as_list, prunable_weights
 from .registry import register_in
 from .saved_state import SavedState
 from .undo import undone_on_error
+from .unpruned import Unpruned
 from .weights import NonzeroCounts, Weight
 
 Method = TypeVar("Method", bound="type[Sparsifier]")
@@ -60,6 +63,12 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
     `on_epoch_start` at each epoch (not again after a resume inside one), `after_backward`, `add_decay` and
     `after_step` around each optimizer step, `on_epoch_end` after each epoch and `on_end` after the last.
     """
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values of another type than a field's."""
+        check_options(self)
+
+    _defers_masks = False  # until nothing in `attach` can fail any more; without annotation: no field
 
     def attach(
         self,
@@ -110,9 +119,9 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         former = self.__dict__.get("_hook")
         weights_before = self.masks.weights if former is not None else {}
         with undone_on_error(self, model):
-            self.model, self.seed, self.step = model, seed, 0
+            self.model, self.seed, self.step = model, check_integer("seed", seed), 0
             self.total_epochs, self.steps_per_epoch = total_epochs, steps_per_epoch
-            self._include, self._exclude = as_list(include), as_list(exclude)
+            self._include, self._exclude = check_globs("include", include), check_globs("exclude", exclude)
             self._expect_first_step()
             self.parameterization = self._parameterize(parameterization or Plain())
             weights = self._parametrize_and_find()
@@ -123,14 +132,17 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
             self._check_layers()
             if optimizer is not None:
                 check_hook(self, optimizer)  # before anything is pruned
-            initial = (
-                [(p, p.detach().clone()) for w in weights.values() for p in w.parameters] if masks else []
-            )
+            self._defers_masks = True
             self._on_attach()
             if masks is not None:
-                self._set_given_masks(masks, initial)
+                self._set_given_masks(masks)
             if optimizer is not None:
                 self.hook(optimizer)
+            self._defers_masks = False
+        if self.masks.active:
+            self._unpruned = Unpruned(self.masks)
+            self._apply_masks()
+            self._unpruned.note_versions()
         if former is not None:
             former.remove()
             kept = {id(p) for weight in self.masks.weights.values() for p in weight.parameters}
@@ -156,15 +168,14 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
             warn_of_low_coverage(model, prunable_weights(model, **globs, computed=own))
         return weights
 
-    @torch.no_grad()
-    def _set_given_masks(self, masks: Mapping[str, Tensor], initial: list[tuple[Tensor, Tensor]]) -> None:
+    def _set_given_masks(self, masks: Mapping[str, Tensor]) -> None:
         if not self.masks.active and not isinstance(self, Dense):
             raise ValueError(
                 f"{type(self).__name__} computes its masks during training; masks= is not supported: pass "
                 "masks to Dense, RandomPruning, RigL or another method that starts with masks"
             )
-        for parameter, value in initial:  # the method's own masks may have pruned others
-            parameter.copy_(value)
+        if not isinstance(masks, Mapping):
+            raise ValueError(f"masks is a dict, name -> bool tensor, got {type(masks).__name__}")
         self.set_masks(masks)
 
     def hook(self, optimizer: Optimizer) -> OptimizerHook:
@@ -202,7 +213,7 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         return requested
 
     def _on_attach(self) -> None:
-        """Called at the end of `attach`, when the weights are known."""
+        """Called at the end of `attach`, when the weights are known; masks set here are applied after it."""
 
     @property
     def total_steps(self) -> int:
@@ -250,7 +261,7 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
             ValueError: the hook is on another optimizer.
         """
         optimizer = self._begin_epoch(optimizer)
-        self._announced_epoch = epoch
+        self._epoch_before, self._announced_epoch = self._announced_epoch, epoch
         self.parameterization.on_epoch_start(epoch, optimizer)
         self._nonzero.refresh(self.masks.weights.values())
 
@@ -327,11 +338,15 @@ class Sparsifier(LoopChecks, Inspection, SavedState):
         """
         check_model(self.model, self.masks.weights, self._ties)
         self.masks.set(masks)
+        warn_of_empty_layers(self.masks.empty())
+        if not self._defers_masks:
+            self._apply_masks(optimizer)
+
+    def _apply_masks(self, optimizer: Optimizer | None = None) -> None:
         self.masks.apply_to_weights_()
         if optimizer is not None:
             self.masks.apply_to_optimizer_(optimizer)
         self._nonzero.refresh(self.masks.weights.values())
-        warn_of_empty_layers(self.masks.empty())
 
 
 @register("dense")

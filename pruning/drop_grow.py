@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .checks import warn_at_caller
 from .random_pruning import RandomMasks
 from .scores import global_topk
 from .shards import count_nonzero
@@ -76,6 +78,14 @@ class DropAndGrow(RandomMasks, ABC):
     @abstractmethod
     def growth(self, name: str, weight: Weight) -> Tensor | None:
         """Scores of the weight's shape; the largest |score| is grown. None: the layer keeps its mask."""
+
+    def _warn_without_updates(self, interval: int, end: float) -> None:
+        """Warn where the masks stay those of `attach`, though `until` leaves steps to update them."""
+        if end > 0 and not (self.is_update_step(0) or self.is_update_step(interval)):
+            warn_at_caller(
+                f"{type(self).__name__} updates its masks at no step: the first update would be at step "
+                f"{interval}, and they are fixed from step {ceil(end)} on: lower interval"
+            )
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Mask the gradients, or update the masks by the dense gradients; then no optimizer step follows."""

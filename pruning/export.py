@@ -12,27 +12,28 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 
 from .base import Sparsifier
+from .prunable import own_parametrizations
 from .shards import full, is_sharded
 
 MASKS = "masks.pt"
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of the model without any parametrization, on the CPU.
+    """The state_dict of the model as it was before `attach`, on the CPU.
 
-    Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names.
+    Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names;
+    those with a parametrization of the user's own keep that.
     Tensors are copied, modules are not: the model does not change. Weights that `fully_shard` splits are
     gathered, so every rank calls it.
     """
     state: dict[str, Tensor] = {}
     parametrized: list[str] = []
-    for prefix, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for attribute in module.parametrizations:
-                dot = f"{prefix}." if prefix else ""
-                parametrized.append(f"{dot}parametrizations.{attribute}.")
-                with torch.no_grad():
-                    state[f"{dot}{attribute}"] = _plain(getattr(module, attribute))
+    for prefix, module in model.named_modules(remove_duplicate=False):  # as in the state_dict
+        for attribute in own_parametrizations(module):
+            dot = f"{prefix}." if prefix else ""
+            parametrized.append(f"{dot}parametrizations.{attribute}.")
+            with torch.no_grad():
+                state[f"{dot}{attribute}"] = _plain(getattr(module, attribute))
     for key, value in model.state_dict().items():
         if not key.startswith(tuple(parametrized)):
             state[key] = _plain(value)
@@ -45,7 +46,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def remove_parametrizations_(model: nn.Module) -> nn.Module:
-    """Replace every parametrized weight by what it computes (m * w, soft thresholds), in place.
+    """Replace every weight that `attach` has parametrized by what it computes, in place.
 
     The model is then plain: it has the names of the model before `attach`, and its outputs and zeros. A
     weight is a new parameter without a gradient; it requires gradients if the parameters that it replaces
@@ -57,27 +58,20 @@ def remove_parametrizations_(model: nn.Module) -> nn.Module:
         The model.
     """
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            parametrizations: Any = module.parametrizations
-            for attribute in list(parametrizations):
-                _make_plain_(module, attribute)
+        for attribute in own_parametrizations(module):
+            _make_plain_(module, attribute)
     return model
 
 
 def _make_plain_(module: nn.Module, attribute: str) -> None:
     steps: Any = module.parametrizations[attribute]  # type: ignore[index]
-    originals = list(steps.parameters(recurse=False))
+    trained = any(original.requires_grad for original in steps.parameters(recurse=False))
     with torch.no_grad():
-        theta = getattr(module, attribute).clone()
-        theta = theta.add_(0.0) if theta.is_floating_point() else theta  # no -0.0
+        theta = getattr(module, attribute).clone().add_(0.0)  # no -0.0
     # leave_parametrized would write theta into an only original, which an exported program may share
     parametrize.remove_parametrizations(module, attribute, leave_parametrized=not steps.is_tensor)
     delattr(module, attribute)
-    if originals:
-        trained = any(original.requires_grad for original in originals)
-        module.register_parameter(attribute, nn.Parameter(theta, requires_grad=trained))
-    else:
-        module.register_buffer(attribute, theta)
+    module.register_parameter(attribute, nn.Parameter(theta, requires_grad=trained))
 
 
 def sparse_csr(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -46,15 +46,17 @@ class LoopChecks(Traits):
     _known_layers: set[str] | None = None
     _warned_of: tuple[float, int] | None = None
     _has_warned = False  # of momentum under an unknown name
+    _epoch_before = -1  # the last one that was announced before the present one
+    _last_step = -1  # that `after_backward` got; -1: none since `attach` or a loaded state
 
     def _expect_first_step(self) -> None:
         """Reset what is known of the loop; `attach` calls it."""
         self._hook = None
-        self._announced_epoch = -1
+        self._announced_epoch = self._epoch_before = self._last_step = -1
         self._checked_tensors: tuple[Any, ...] = ()
         self._announced_to: Optimizer | None = None
         self._decay_is_due = self._skips_step = self._was_stepped = False
-        self._warned_of, self._has_warned = None, False
+        self._warned_of, self._has_warned, self._unpruned = None, False, None
 
     def weight_decays(self) -> dict[Tensor, float]:
         """Parameter -> weight decay, for those whose decay the method sets."""
@@ -122,6 +124,8 @@ class LoopChecks(Traits):
                 warn_of_decay_in_ham(optimizer)
             self.masks.apply_to_optimizer_(optimizer)  # it may have trained before
             self._checked_tensors = (id(optimizer), tensors)
+            self._unpruned = None
+        self._check_step(step)
         self._check_epoch(step)
         self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
 
@@ -155,11 +159,25 @@ class LoopChecks(Traits):
                 "the hook on the optimizer calls after_backward, add_decay and after_step: remove these calls"
             )
 
+    def _check_step(self, step: int) -> None:
+        """Raise RuntimeError where steps go back and the method may plan by them."""
+        if self.steps_per_epoch is not None and step < self._last_step:
+            raise RuntimeError(
+                f"after_backward got step {step} after step {self._last_step}: count optimizer steps over "
+                "all epochs, or attach again to start another training"
+            )
+        self._last_step = step
+
     def _check_epoch(self, step: int) -> None:
         """Raise RuntimeError if `on_epoch_start` was not called for an epoch that the method acts on."""
         if not self.acts_on_epochs:
             return
         expected = step // self.steps_per_epoch if self.steps_per_epoch else 0
+        if self._is_ahead(step):
+            raise RuntimeError(
+                f"epoch {self._announced_epoch} was announced before step {step}: count epochs from 0, and "
+                "call sparsifier.on_epoch_start(epoch, optimizer) at the start of each"
+            )
         if self._announced_epoch < min(expected, self.total_epochs - 1):
             name = type(self).__name__ if self.changes_at_epochs else self._name_of(self.parameterization)
             small = f", or steps_per_epoch={self.steps_per_epoch} is too small" if expected else ""
@@ -167,6 +185,15 @@ class LoopChecks(Traits):
                 f"{name} requires sparsifier.on_epoch_start(epoch, optimizer) at the start of each epoch; "
                 f"it was not called for epoch {expected}{small}"
             )
+
+    def _is_ahead(self, step: int) -> bool:
+        """Were epochs left out to which the step belongs, as far as that is known?
+
+        It may be one of a training that was attached to later. Steps that GradScaler skips are not counted.
+        """
+        if self.steps_per_epoch is None:
+            return step == 0 and (self._epoch_before, self._announced_epoch) == (-1, 1)
+        return self._announced_epoch > max(step // self.steps_per_epoch, self._epoch_before + 1)
 
     def _check_step_was_due(self) -> None:
         """Raise RuntimeError on a step after `after_backward` returned False, or without `add_decay`."""

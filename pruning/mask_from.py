@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -46,6 +47,9 @@ class MaskFrom(TargetSparsity):
         super().__post_init__()
         self.loaded: tuple[Any, Any, Any] | None = None  # what `load_masks` returned to another rank
         self.resumed = False  # True: the masks come by `load_state_dict`, and the source is not read
+        if not isinstance(self.source, str | PathLike):
+            raise ValueError(f"source must be a path or the name of an experiment, got {self.source!r}")
+        self.source = fspath(self.source)
         if not self.source:
             raise ValueError("MaskFrom requires source=: the folder of a finished run, or its masks.pt")
 
@@ -82,19 +86,16 @@ class MaskFrom(TargetSparsity):
             self._warn_if_far(masks)
             total = sum(m.numel() for m in margins.values())
             masks = global_topk(margins, kept_count(total, self.sparsity))
-        self.set_masks(masks)
-        if abs(self.achieved_sparsity() - self.sparsity) > self.tolerance:
+        if abs(_sparsity(masks) - self.sparsity) > self.tolerance:
             raise ValueError(
-                f"the masks in {self.source} have sparsity {self.achieved_sparsity():.4f}, not "
+                f"the masks in {self.source} have sparsity {_sparsity(masks):.4f}, not "
                 f"{self.sparsity:g}: use that sparsity, or another source"
             )
+        self.set_masks(masks)
 
     def _warn_if_far(self, masks: Mapping[str, Tensor]) -> None:
         """Warn where the sparsity of the masks is more than 0.05 away from the target."""
-        kept, total = (
-            sum(count(m) for m in masks.values()) for count in (Tensor.count_nonzero, Tensor.numel)
-        )
-        found = 1 - int(kept) / total
+        found = _sparsity(masks)
         if abs(found - self.sparsity) > self.largest_difference:
             warn_at_caller(
                 f"the masks in {self.source} have sparsity {found:.4f} and are changed to {self.sparsity:g} "
@@ -113,3 +114,9 @@ class MaskFrom(TargetSparsity):
         """Restore the masks and their origin."""
         super().load_state_dict(state)
         self.origin = state["origin"]
+
+
+def _sparsity(masks: Mapping[str, Tensor]) -> float:
+    """The fraction that the masks prune."""
+    kept, total = (sum(count(m) for m in masks.values()) for count in (Tensor.count_nonzero, Tensor.numel))
+    return 1 - int(kept) / total

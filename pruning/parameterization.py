@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .checks import check_options
 from .deprecation import warn_renamed
 from .optimizer_state import (
     FIRST_MOMENTS,
@@ -57,6 +58,10 @@ class Plain:
 
     decoupled_decay = False  # without annotations: these are not hyperparameters
     _saved_gradients = tuple[tuple[Tensor, Tensor], ...]()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on values of another type than a field's."""
+        check_options(self)
 
     @property
     def changes_at_epochs(self) -> bool:
@@ -159,10 +164,11 @@ class Product(Plain):
 
     def __post_init__(self) -> None:
         """Raise ValueError on values out of range."""
+        super().__post_init__()
         if not self.scaling > 0:
             raise ValueError(f"scaling must be positive, got {self.scaling:g}; Sign-In uses 1")
         for name in ("frobenius", "decay", "reset_every"):
-            if not getattr(self, name) >= 0:  # also rejects nan
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if not 0 <= self.reset_until <= 1:
             raise ValueError(

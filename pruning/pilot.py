@@ -49,7 +49,7 @@ class PILoT(FactoredPruning):
         """Raise ValueError on values out of range."""
         super().__post_init__()
         for name in ("strength", "l1_floor"):
-            if not getattr(self, name) >= 0:  # also rejects nan
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name):g}")
         if self.delta < 1:
             raise ValueError(f"delta must be at least 1, got {self.delta:g}")
@@ -77,7 +77,7 @@ class PILoT(FactoredPruning):
         if self._epoch < epoch:
             raise RuntimeError(
                 "PILoT requires the training accuracy: call on_epoch_end(train_accuracy=...) after each "
-                "epoch, with a fraction in [0, 1]"
+                "epoch, with a fraction in [0, 1], and count epochs from 0"
             )
         optimizer = self._begin_epoch(optimizer)
         if epoch >= Fraction(repr(float(self.prune_at))) * self.total_epochs and not self.masks.active:
@@ -86,9 +86,19 @@ class PILoT(FactoredPruning):
         super().on_epoch_start(epoch, optimizer)
 
     def on_epoch_end(self, *, train_accuracy: float) -> None:
-        """Set the penalty's strength for the next epoch. Raises ValueError on an accuracy outside [0, 1]."""
+        """Set the penalty's strength for the next epoch.
+
+        Raises:
+            ValueError: the accuracy is outside [0, 1].
+            RuntimeError: it was called already for this epoch.
+        """
         if not 0 <= train_accuracy <= 1:
             raise ValueError(f"train_accuracy must be a fraction in [0, 1], got {train_accuracy:g}")
+        if 0 <= self._announced_epoch < self._epoch:
+            raise RuntimeError(
+                f"on_epoch_end was called already for epoch {self._announced_epoch}: call it once after "
+                "each, and on_epoch_start before it"
+            )
         self._epoch += 1
         rising = train_accuracy > self._accuracy and self._epoch <= self.total_epochs / 2
         if rising and self._mean_magnitude() >= self.l1_floor:

@@ -73,7 +73,7 @@ def _check(name: str, own: Weight, other: Weight | None) -> None:
 def _aliases(sparsifier: Sparsifier) -> Iterator[tuple[str, str]]:
     """(name in the model, name of the mask): a weight of several layers has several, and one mask."""
     masked = {id(w.parameters[0]): name for name, w in sparsifier.masks.weights.items()}
-    for alias, module, attribute in weight_locations(sparsifier.model, include=["*"]):
+    for alias, module, attribute in weight_locations(sparsifier.model, ["*"], all_names=True):
         first: tuple[Tensor, ...] = weight_of(module, attribute).parameters[:1]
         if first and id(first[0]) in masked:
             yield alias, masked[id(first[0])]
@@ -81,7 +81,8 @@ def _aliases(sparsifier: Sparsifier) -> Iterator[tuple[str, str]]:
 
 def _weights_by_name(model: nn.Module, names: set[str]) -> dict[str, Weight]:
     """Name -> weight of every parameter, without the prefix of a wrapper where `names` lack it."""
-    found = {name: weight_of(module, attr) for name, module, attr in weight_locations(model, include=["*"])}
+    locations = weight_locations(model, include=["*"], all_names=True)
+    found = {name: weight_of(module, attribute) for name, module, attribute in locations}
     while found and not names <= found.keys() and all(name.startswith(_WRAPPER) for name in found):
         found = {name.removeprefix(_WRAPPER): weight for name, weight in found.items()}
     return found

@@ -26,6 +26,8 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
+_MARK = "_is_of_sparsifier"  # attribute of the parametrizations that `parametrize_` registers
+
 Parametrization = TypeVar("Parametrization", bound=nn.Module)
 
 
@@ -115,11 +117,19 @@ def not_covered(
     }
 
 
-def weight_locations(model: nn.Module, include: Iterable[str] = ()) -> list[tuple[str, nn.Module, str]]:
-    """(name, module, attribute) of every weight of a prunable layer; shared ones repeat."""
+def weight_locations(
+    model: nn.Module, include: Iterable[str] = (), *, all_names: bool = False
+) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, attribute) of every weight of a prunable layer; shared ones repeat.
+
+    Args:
+        model: any module.
+        include: globs of further parameters.
+        all_names: repeat a module that has several names, too.
+    """
     return [
         (name, module, attribute)
-        for prefix, module in _plain_modules(model)
+        for prefix, module in _plain_modules(model, all_names)
         for attribute in _parameter_names(module)
         if (name := f"{prefix}.{attribute}" if prefix else attribute)
         and (_matches(name, include) or _is_prunable(module, attribute))
@@ -127,14 +137,14 @@ def weight_locations(model: nn.Module, include: Iterable[str] = ()) -> list[tupl
     ]
 
 
-def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _plain_modules(model: nn.Module, all_names: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """(name without the prefixes of wrappers, module), without the modules inside parametrizations."""
     wrappers = {
         f"{name}.module".removeprefix(".")
-        for name, m in model.named_modules()
+        for name, m in model.named_modules(remove_duplicate=not all_names)
         if isinstance(m, DistributedDataParallel | DataParallel)
     }
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=not all_names):
         parts = name.split(".") if name else []
         if "parametrizations" not in parts:
             kept = [
@@ -265,6 +275,15 @@ def parametrize_(
             parametrization = make()
         if any(p.dtype != weight.dtype for p in parametrization.parameters()):
             parametrization.to(weight.dtype)
+        setattr(parametrization, _MARK, True)
         parametrize.register_parametrization(module, attribute, parametrization)
         parametrizations.append(parametrization)
     return parametrizations
+
+
+def own_parametrizations(module: nn.Module) -> list[str]:
+    """The attributes of a module that `parametrize_` has parametrized; not those a user has."""
+    if not parametrize.is_parametrized(module):
+        return []
+    parametrizations: Any = module.parametrizations
+    return [name for name, steps in parametrizations.items() if any(hasattr(s, _MARK) for s in steps)]

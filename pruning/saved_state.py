@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .checks import NotAttachedError
+from .checks import NotAttachedError, warn_at_caller
 from .hook import OptimizerHook
 from .masks import MaskSet
+from .unpruned import Unpruned
 
 
 class SavedState:
@@ -24,6 +25,9 @@ class SavedState:
     step: int
     _hook: OptimizerHook | None
     _announced_epoch: int
+    _last_step: int
+    _epoch_before: int
+    _unpruned: Unpruned | None = None
 
     _own_state: ClassVar[tuple[str, ...]] = ()
     """Keys that the method adds to the state."""
@@ -61,9 +65,24 @@ class SavedState:
                 "torch.distributed.checkpoint by pruning.checkpoint.load_distributed(sparsifier, folder)"
             )
         self._check_owner(state)
-        self.masks.load_state_dict(state["masks"])
+        self._load_masks(state["masks"])
         self._announced_epoch = state.get("epoch", self.total_epochs)  # states of 0.5 lack it
+        self._last_step, self._epoch_before = -1, self._announced_epoch
         self.step = state.get("step", -1)  # -1: unknown, saved by a loop with explicit calls
+
+    def _load_masks(self, masks: Mapping[str, Any]) -> None:
+        """Replace the masks; what `attach` has pruned since the model's state was loaded comes back."""
+        self.masks.load_state_dict(masks)
+        unpruned, self._unpruned = self._unpruned, None
+        if unpruned is None or not self.masks.active:
+            return
+        if unpruned.restore_():
+            self.masks.apply_to_weights_()
+        elif unpruned.lacks_values(self.masks):
+            warn_at_caller(
+                "attach has pruned weights that the loaded masks keep: load the state of the model again, "
+                "after attach"
+            )
 
     def _check_owner(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError where a state belongs to another method, target or option."""
@@ -103,5 +122,7 @@ class SavedState:
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy and a pickle: all but the hook, which stays on the original's optimizer."""
         return {k: v for k, v in self.__dict__.items() if k != "_hook"} | (
-            {"_hook": None, "_checked_tensors": (), "_announced_to": None} if "_hook" in self.__dict__ else {}
+            {"_hook": None, "_checked_tensors": (), "_announced_to": None, "_unpruned": None}
+            if "_hook" in self.__dict__
+            else {}
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal, TypeAlias
 
+from .checks import check_number
 from .choice import Choice
 from .scores import check_sparsity
 
@@ -87,6 +88,8 @@ class Linear:
         """Raise ValueError on a sparsity outside [0, 1) or an end before the beginning."""
         check_sparsity(self.final)
         check_sparsity(self.initial)
+        check_number("begin", self.begin)
+        check_number("end", self.end)
         if not self.begin <= self.end:
             raise ValueError(
                 f"a schedule must not end before it begins: begin={self.begin:g}, end={self.end:g}"

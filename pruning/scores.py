@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from math import ceil
+from numbers import Real
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def kept_count(total: int, sparsity: float) -> int:
 
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 <= sparsity < 1; the message suggests the likely intention."""
-    if not isinstance(sparsity, int | float):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     if not 0 <= sparsity < 1:
         hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""

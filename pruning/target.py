@@ -41,8 +41,7 @@ class TargetSparsity(Sparsifier):
     def __post_init__(self) -> None:
         """Raise ValueError on a target outside [0, 1), or on an unsupported granularity."""
         check_sparsity(self.sparsity)
-        if isinstance(self.exclude, str):
-            self.exclude = [self.exclude]
+        super().__post_init__()
         granularity(self.granularity)  # its own checks
         if self.elementwise and self.granularity != "element":
             raise ValueError(f'{type(self).__name__} supports only granularity="element"')

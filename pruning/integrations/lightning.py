@@ -87,6 +87,10 @@ class SparsifierCallback(Callback):
         """Finish the training."""
         self._schedule.end()
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish again: callbacks that average weights replace them at the end of the training."""
+        self._schedule.end()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach the hook."""
         self._schedule.remove()

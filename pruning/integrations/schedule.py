@@ -94,7 +94,8 @@ class Schedule:
             self.sparsifier.on_epoch_end(train_accuracy=float(self.train_accuracy()))
 
     def end(self) -> None:
-        """Finish the training and detach the hook."""
+        """Prune what came back since the last step, as by an average; finish and detach the hook."""
+        self.sparsifier.masks.apply_to_weights_()
         self.sparsifier.on_end()
         self.remove()
 

@@ -20,6 +20,7 @@ from pruning import (
     SNIP,
     STR,
     GraSP,
+    MaskFrom,
     OneShotMagnitude,
     PILoT,
     Product,
@@ -28,6 +29,7 @@ from pruning import (
     SparsityWarning,
     Spred,
 )
+from pruning.export import save_masks
 from pruning.prunable import prunable_weights
 
 HALF = pytest.approx(0.5, abs=0.01)
@@ -327,6 +329,51 @@ def test_nothing_is_pruned_where_the_hook_does_not_fit(method) -> None:
     assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
 
 
+MASK = {name: torch.ones(4, 4, dtype=torch.bool) for name in ("0.weight", "2.weight")}
+
+EMPTY = {"0.weight": torch.zeros(16, 8).bool(), "2.weight": torch.ones(4, 16).bool()}
+
+
+class Plugin(RandomPruning):
+    """A method that finds out too late that it cannot be attached."""
+
+    def _on_attach(self) -> None:
+        super()._on_attach()
+        raise ValueError("prune at most once")
+
+
+@pytest.mark.parametrize("parameterization", [None, Product()], ids=["plain", "product"])
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda source: MaskFrom(0.6, source=source), {}, "prune 0.4948, not 0.6"),
+        (lambda source: RandomPruning(0.5), {"masks": MASK}, "must have its weight's shape"),
+        (
+            lambda source: RigL(0.5),
+            {"masks": {}, "steps_per_epoch": 200},
+            "masks and weights differ in names",
+        ),
+        (lambda source: Plugin(0.5), {}, "prune at most once"),
+        (lambda source: RandomPruning(0.5), {"masks": EMPTY}, "nothing is left"),
+    ],
+    ids=["mask_from", "shape", "names", "plugin", "warning"],
+)
+@pytest.mark.filterwarnings("error::pruning.SparsityWarning")
+def test_weights_are_not_pruned_where_attach_fails(
+    tmp_path, make, options, message, parameterization
+) -> None:
+    source = network()
+    first = RandomPruning(0.5)
+    first.attach(source, total_epochs=1)
+    save_masks(tmp_path / "masks.pt", first)
+    model = network()
+    before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    with pytest.raises((ValueError, UserWarning), match=message):
+        make(str(tmp_path)).attach(model, total_epochs=1, parameterization=parameterization, **options)
+    assert dict(model.named_parameters()).keys() == before.keys()
+    assert all(model.get_parameter(name) is p and torch.equal(p, v) for name, (p, v) in before.items())
+
+
 class Doubled(nn.Module):
     """A parametrization of the user's own."""
 
@@ -568,3 +615,62 @@ def test_a_pickle_of_a_version_that_did_not_warn_goes_on(kind) -> None:
         sparsifier.on_epoch_start(epoch, optimizer)
         sparsifier.on_epoch_end(train_accuracy=0.5)
     sparsifier.on_end()
+
+
+def rigl(model: nn.Module) -> tuple[RigL, torch.optim.SGD]:
+    sparsifier = RigL(0.8, interval=2)
+    sparsifier.attach(model, total_epochs=1, steps_per_epoch=40)
+    return sparsifier, sgd(model)
+
+
+@pytest.mark.parametrize("first", ["model", "attach", "sparsifier"])
+@pytest.mark.parametrize("done", [1, 2, 7, 9])
+@pytest.mark.filterwarnings("error::pruning.SparsityWarning")
+def test_a_training_resumes_in_any_order_of_loading(first, done) -> None:
+    """Also where the last step has grown weights that are still zero."""
+    model = network()
+    sparsifier, optimizer = rigl(model)
+    sparsifier.hook(optimizer)
+    steps(model, optimizer, done)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(sparsifier.state_dict())
+
+    model = network()
+    if first == "model":
+        model.load_state_dict(weights)
+    resumed, _ = rigl(model)
+    if first == "attach":
+        model.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    if first == "sparsifier":
+        model.load_state_dict(weights)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+    assert all(torch.equal(mask, state["masks"]["kept"][name]) for name, mask in resumed.kept().items())
+    assert copy.deepcopy(resumed).__dict__["_unpruned"] is None
+
+
+def test_values_that_a_broadcast_has_written_are_not_restored_but_missed() -> None:
+    """As by DistributedDataParallel, which writes to all ranks what the first has."""
+    model = network()
+    sparsifier, optimizer = rigl(model)
+    sparsifier.hook(optimizer)
+    steps(model, optimizer, 7)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(sparsifier.state_dict())
+    sparsifier, _ = rigl(model)
+    model.load_state_dict(model.state_dict())
+    with pytest.warns(SparsityWarning) as caught:
+        sparsifier.load_state_dict(state)
+    assert [str(warning.message) for warning in caught] == [
+        "attach has pruned weights that the loaded masks keep: load the state of the model again, after "
+        "attach"
+    ]
+    model.load_state_dict(weights)
+    assert 1 - zeros(model) == pytest.approx(0.2, abs=0.02)
+
+
+def test_values_from_before_attach_are_forgotten_at_the_first_step() -> None:
+    model = network()
+    sparsifier, optimizer = rigl(model)
+    sparsifier.hook(optimizer)
+    assert sparsifier._unpruned is not None
+    steps(model, optimizer, 1)
+    assert sparsifier._unpruned is None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning import STR, Dense, Product, RandomPruning, Sparsifier
+from pruning import STR, Dense, PILoT, Product, RandomPruning, Sparsifier, Spred
 from pruning.export import (
     load_masks,
     plain_state_dict,
@@ -125,6 +125,29 @@ def test_negative_zeros_become_positive_and_the_model_keeps_them():
 def test_integer_buffers_keep_their_type():
     state = plain_state_dict(nn.BatchNorm1d(2))
     assert state["num_batches_tracked"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("make", "parameterization"),
+    [
+        (lambda: Dense(), Product()),
+        (lambda: STR(0.5, initial=-2.0), None),
+        (lambda: PILoT(0.5), None),
+        (lambda: Spred(0.5), None),
+    ],
+    ids=["product", "str", "pilot", "spred"],
+)
+def test_a_module_with_two_names_is_plain_under_each(make, parameterization):
+    def heads() -> nn.ModuleDict:
+        head = nn.Sequential(nn.Linear(4, 4))
+        return nn.ModuleDict({"first": head, "second": head, "inner": head[0]})
+
+    model, plain = heads(), heads()
+    make().attach(model, total_epochs=2, steps_per_epoch=1, parameterization=parameterization)
+    state, names = plain_state_dict(model), plain.state_dict().keys()
+    plain.load_state_dict(state)
+    assert state.keys() == names and len(names) == 6
+    assert torch.equal(plain["second"][0].weight, model["first"][0].weight)
 
 
 @pytest.mark.parametrize("root", ["product", "str"])
@@ -322,14 +345,35 @@ def test_the_origin_of_saved_masks_is_optional(tmp_path):
             assert all(torch.equal(mask, sparsifier.kept()[name]) for name, mask in masks.items())
 
 
-def test_a_parametrized_buffer_becomes_a_buffer_again():
-    class Doubled(nn.Module):
-        def forward(self, value: Tensor) -> Tensor:
-            return 2 * value
+class Doubled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
 
-    model = nn.Module()
-    model.register_buffer("scale", torch.tensor([1.0, -3.0]))
-    nn.utils.parametrize.register_parametrization(model, "scale", Doubled())
+
+OWN = {
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "bias": lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", Doubled()),
+}
+
+
+@pytest.mark.parametrize("norm", OWN)
+@pytest.mark.parametrize("kind", ["product", "str", "plain"])
+def test_a_parametrization_of_the_user_stays(norm, kind):
+    def with_norm() -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        OWN[norm](model[2])
+        model[4].register_buffer("scale", torch.tensor([1.0, -3.0]))
+        nn.utils.parametrize.register_parametrization(model[4], "scale", Doubled())
+        return model.eval()
+
+    model, plain, inputs = with_norm(), with_norm(), torch.randn(3, 4)
+    make, parameterization = METHODS[kind]
+    make().attach(model, total_epochs=1, parameterization=parameterization(), exclude=["2.weight"])
+    outputs, state = model(inputs), plain_state_dict(model)
+    plain.load_state_dict(state)
+    assert state.keys() == plain.state_dict().keys()
+    assert torch.equal(plain(inputs), outputs)
     remove_parametrizations_(model)
-    assert not list(model.parameters())
-    assert {name: value.tolist() for name, value in model.named_buffers()} == {"scale": [2.0, -6.0]}
+    assert model.state_dict().keys() == state.keys() and torch.equal(model(inputs), outputs)

@@ -147,6 +147,32 @@ def test_both_names_of_a_tied_weight_are_pruned_where_the_copy_is_untied():
     assert torch.equal(other.second.weight != 0, kept)
 
 
+def two_names(head: nn.Module, other: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList([head, other])
+
+
+def nested(head: nn.Module, other: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Sequential(head), nn.Sequential(nn.Identity(), other))
+
+
+@pytest.mark.parametrize("parameterization", [None, Product()], ids=["plain", "product"])
+@pytest.mark.parametrize("place", [two_names, nested])
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_module_with_two_names_is_pruned_under_both(place, shares, parameterization):
+    head = nn.Linear(4, 4)
+    model = place(head, head)
+    sparsifier = sparse(model, parameterization)
+    first = nn.Linear(4, 4)
+    other = place(first, first if shares else nn.Linear(4, 4))
+    sparsifier.project_(AveragedModel(other))  # a copy
+    assert all(bool(p.all()) for p in other.parameters())
+    sparsifier.project_(other)
+    [kept] = sparsifier.kept().values()
+    weights = [m.weight for m in other.modules() if isinstance(m, nn.Linear)]
+    assert len(weights) == 2 - shares
+    assert all(torch.equal(weight != 0, kept) for weight in weights)
+
+
 def replaced(index: int, layer: nn.Module) -> nn.Module:
     other = net()
     other[index] = layer
@@ -225,19 +251,6 @@ def test_what_shares_the_memory_of_the_weights_keeps_them():
     before = original.detach().clone()
     remove_parametrizations_(model)
     assert torch.equal(original, before)
-
-
-def test_a_parametrized_buffer_stays_a_buffer():
-    class Twice(nn.Module):
-        def forward(self, value: Tensor) -> Tensor:
-            return 2 * value
-
-    module = nn.Module()
-    module.register_buffer("scale", torch.tensor([1.0, -0.0]))
-    nn.utils.parametrize.register_parametrization(module, "scale", Twice())
-    remove_parametrizations_(module)
-    assert module.scale.tolist() == [2.0, 0.0]
-    assert not list(module.parameters()) and "scale" in module.state_dict()
 
 
 @pytest.mark.parametrize("parameterization", [None, Product()], ids=["plain", "product"])

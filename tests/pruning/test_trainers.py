@@ -480,6 +480,42 @@ def test_lightning_resumes_bit_for_bit(pl, make_module, tmp_path, make, accuracy
     assert resumed == final
 
 
+AVERAGES = {
+    "swa": lambda pl: pl.callbacks.StochasticWeightAveraging(0.1, swa_epoch_start=1),
+    "average": lambda pl: pl.callbacks.WeightAveraging(),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("make", [lambda: RigL(0.8, interval=2, until=1.0), acdc, lambda: PILoT(0.8)])
+@pytest.mark.filterwarnings("error::pruning.SparsityWarning")
+def test_an_average_of_lightning_is_pruned_at_the_end(pl, make_module, make, average, first):
+    """The averages are of weights under several masks, and replace the weights in `on_train_end`."""
+    from pruning.integrations.lightning import SparsifierCallback
+
+    sparsifier, module = make(), make_module()
+    module.uses_ham = False
+    sparsifier.attach(module, total_epochs=3, steps_per_epoch=4)
+    module.groups = sparsifier.param_groups(module.parameters())
+    own = SparsifierCallback(sparsifier, train_accuracy=(lambda: 0.5) if type(sparsifier) is PILoT else None)
+    other = AVERAGES[average](pl)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[own, other] if first else [other, own],
+    )
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    trainer.fit(module, DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=16))
+    assert sparsifier.achieved_sparsity() == pytest.approx(0.8, abs=0.01)
+    for name, value in sparsifier.masks.values().items():
+        assert not value[~sparsifier.kept()[name]].any()
+
+
 def test_lightning_refuses_a_plan_that_differs(pl, make_module, tmp_path):
     sparsifier = RigL(0.8)
     with pytest.raises(ValueError, match="the trainer plans 2 epochs and 8 steps in total, the sparsifier 3"):
