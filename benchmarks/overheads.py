@@ -36,10 +36,11 @@ def overhead_rows(rounds: int, tiny: bool) -> list[dict[str, Any]]:
     dense = make_run("dense", False)
     step = interleaved({STEP: full_step(dense)}, rounds)
     runs = {part: make_run("dense" if part == "HAM" else part, part == "HAM") for part in BUDGETS}
-    for run in (dense, *runs.values()):
+    updated = make_run("RigL", False)
+    for run in (dense, updated, *runs.values()):
         forward_backward(run, run.task.loaders.train.batch)  # gradients
     calls = {part: partial(_repeated, added_work(run, part)) for part, run in runs.items()}
-    calls |= {UPDATE: partial(_update, runs["RigL"]), BASE: dense.optimizer.step}
+    calls |= {UPDATE: partial(_update, updated), BASE: dense.optimizer.step}
     times = interleaved(calls, 5 * rounds)
     added = {part: added_in_rounds(part, times, runs["RigL"].sparsifier.interval) for part in BUDGETS}
     ms, spread = medians(added, 1e-3), spreads(added, 1e-3)

@@ -84,7 +84,9 @@ def make(
     data = Synthetic((images.to(device), labels.to(device)))
     task = ImageClassification(cfg, device, Loaders(data, data))
     run = build(cfg, config_hash(cfg), task, NullLogger(Path(), cfg), device)
-    run.sparsifier.on_epoch_start(phases(EPOCHS).index("sparse") if method == "AC/DC" else 0, run.optimizer)
+    first = phases(EPOCHS).index("sparse") if method == "AC/DC" else 0
+    for epoch in range(first + 1):
+        run.sparsifier.on_epoch_start(epoch, run.optimizer)
     return run
 
 

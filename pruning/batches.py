@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-InputShape: TypeAlias = Sequence[Any] | Mapping[str, Any] | Tensor
+_OneShape: TypeAlias = Sequence[int] | Tensor
+InputShape: TypeAlias = _OneShape | Sequence[_OneShape] | Mapping[str, _OneShape]
 """A shape, or an example tensor; of several inputs a tuple, a list or a dict of these."""
 
 _LOSS_TOLERANCE = 1e-3  # of the derivatives

@@ -130,9 +130,13 @@ def _count(
     entire layer.
     """
     parameter = next(model.parameters())
-    options = {"dtype": parameter.dtype, "device": parameter.device}
-    inputs = inputs_of_shape(input_shape, lambda s: s if isinstance(s, Tensor) else torch.zeros(s, **options))
-    args, kwargs = arguments(inputs)
+
+    def make(shape: Any) -> Tensor:
+        if isinstance(shape, Tensor):
+            return shape
+        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+
+    args, kwargs = arguments(inputs_of_shape(input_shape, make))
     _check_arguments(model, args, kwargs)
     products, uses, handles, names = _Products(), dict[str, int](), list[Any](), dict[int, str]()
 
@@ -143,10 +147,8 @@ def _count(
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     try:
-        with (
-            evaluation_mode(model),
-            parametrize.cached(),
-        ):  # a computed weight is then the same tensor everywhere
+        # cached: a computed weight is the same tensor everywhere
+        with evaluation_mode(model), parametrize.cached():
             for name, module, attribute in weight_locations(model, include):
                 name = names.setdefault(id(weight_of(module, attribute).parameters[0]), name)
                 products.add(name, getattr(module, attribute))
@@ -216,8 +218,8 @@ class _Products(TorchDispatchMode):
             positions = args[0] if args[6] else output  # a transposed one applies the kernel to each input
             self._add_to(args[:2], positions.numel() // positions.shape[1] * args[1].numel())
         elif operator in _MATRIX_PRODUCTS:
-            first, second = args[_MATRIX_PRODUCTS[operator] :][:2]
-            self._add_to((first, second), output.numel() * first.shape[-1])
+            first = _MATRIX_PRODUCTS[operator]
+            self._add_to(args[first : first + 2], output.numel() * args[first].shape[-1])
         return output
 
     def _add_to(self, factors: Sequence[Tensor], count: int) -> None:

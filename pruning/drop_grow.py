@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
@@ -79,16 +78,20 @@ class DropAndGrow(RandomMasks, ABC):
     def growth(self, name: str, weight: Weight) -> Tensor | None:
         """Scores of the weight's shape; the largest |score| is grown. None: the layer keeps its mask."""
 
-    def _warn_without_updates(self, interval: int, end: float) -> None:
-        """Warn where the masks stay those of `attach`, though `until` leaves steps to update them."""
-        if end > 0 and not (self.is_update_step(0) or self.is_update_step(interval)):
+    def _warn_without_updates(self) -> None:
+        """Warn where the masks stay those of `attach`."""
+        planned = 0 if self.steps_per_epoch is None else self.total_steps
+        if planned and not any(map(self.is_update_step, range(planned))):
             warn_at_caller(
-                f"{type(self).__name__} updates its masks at no step: the first update would be at step "
-                f"{interval}, and they are fixed from step {ceil(end)} on: lower interval"
+                f"{type(self).__name__} updates its masks at none of the {planned} steps: lower interval, or "
+                "use RandomPruning for fixed masks"
             )
 
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Mask the gradients, or update the masks by the dense gradients; then no optimizer step follows."""
+        self._check_step(step)
+        if not self._was_stepped:
+            self._warn_without_updates()
         if not self.is_update_step(step):
             return super().after_backward(step, optimizer)
         self._begin_step(step, optimizer)

@@ -104,6 +104,7 @@ class GMP(TargetSparsity):
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Prune at an update step, then mask the gradients."""
         self._begin_step(step, optimizer)
+        self._check_step(step)
         if self.is_update_step(step):
             self.set_masks(self._next_masks(step), optimizer)
         return super().after_backward(step, optimizer)

@@ -111,8 +111,11 @@ class NofM(Granularity):
                 raise ValueError(
                     f"granularity {self.text} keeps the same fraction of each layer: use allocation=uniform"
                 )
-        options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-        return {n: self.best(torch.rand(w.shape, **options), self.n, w) for n, w in weights.items()}
+        masks = {}
+        for name, weight in weights.items():
+            draw = torch.rand(weight.shape, generator=generator, dtype=torch.float64, device="cpu")
+            masks[name] = self.best(draw, self.n, weight)
+        return masks
 
     def grow(self, scores: Tensor, survivors: Tensor, count: int, weight: Layout, name: str = "") -> Tensor:
         """In every group as many as it lacks to N, by the largest scores; `count` follows from that."""

@@ -47,7 +47,7 @@ class LoopChecks(Traits):
     _warned_of: tuple[float, int] | None = None
     _has_warned = False  # of momentum under an unknown name
     _epoch_before = -1  # the last one that was announced before the present one
-    _last_step = -1  # that `after_backward` got; -1: none since `attach` or a loaded state
+    _last_step = -1  # that `_check_step` got; -1: none since `attach` or a loaded state
 
     def _expect_first_step(self) -> None:
         """Reset what is known of the loop; `attach` calls it."""
@@ -125,7 +125,6 @@ class LoopChecks(Traits):
             self.masks.apply_to_optimizer_(optimizer)  # it may have trained before
             self._checked_tensors = (id(optimizer), tensors)
             self._unpruned = None
-        self._check_step(step)
         self._check_epoch(step)
         self._decay_is_due, self._skips_step, self._was_stepped = self.has_penalty, False, True
 
@@ -160,8 +159,8 @@ class LoopChecks(Traits):
             )
 
     def _check_step(self, step: int) -> None:
-        """Raise RuntimeError where steps go back and the method may plan by them."""
-        if self.steps_per_epoch is not None and step < self._last_step:
+        """Raise RuntimeError where steps go back; a method that acts at certain steps calls it."""
+        if step < self._last_step:
             raise RuntimeError(
                 f"after_backward got step {step} after step {self._last_step}: count optimizer steps over "
                 "all epochs, or attach again to start another training"

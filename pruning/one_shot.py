@@ -51,6 +51,7 @@ class OneShotMagnitude(TargetSparsity):
     def after_backward(self, step: int, optimizer: Optimizer) -> bool:
         """Prune once; mask the gradients; during fine-tuning, set its learning rate."""
         self._begin_step(step, optimizer)
+        self._check_step(step)
         if step >= self._prune_step and not self.masks.active:
             counts = self.kept_target() if self.scope == "global" else self.kept_per_layer()
             self.set_masks(self.select(magnitude(self.masks.values()), counts), optimizer)

@@ -55,7 +55,6 @@ class RigL(DropAndGrow):
 
     def _on_attach(self) -> None:
         self._end = self.until * self.total_steps
-        self._warn_without_updates(self.interval, self._end)
         super()._on_attach()
 
     def drop_fraction_at(self, step: int) -> float:

@@ -57,7 +57,6 @@ class SET(DropAndGrow):
     def _on_attach(self) -> None:
         self._end = self.until * self.total_steps
         self._every = self.interval or self.total_steps // self.total_epochs
-        self._warn_without_updates(self._every, self._end)
         self._generator = torch.Generator().manual_seed(self.seed + 1)  # not the stream of the first masks
         super()._on_attach()
 

@@ -154,6 +154,8 @@ class STR(TargetSparsity):
         It checks once, at the first learning rate above 0.
         """
         self._begin_step(step, optimizer)
+        if self.calibrate is Calibrate.ramp:
+            self._check_step(step)
         if not self._checked:
             lr, momentum = self._lr_and_momentum(optimizer)
             self.check_stability(lr, momentum)

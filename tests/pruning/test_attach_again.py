@@ -346,7 +346,7 @@ class Plugin(RandomPruning):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda source: MaskFrom(0.6, source=source), {}, "prune 0.4948, not 0.6"),
+        (lambda source: MaskFrom(0.6, source=source), {}, "have sparsity 0.4948, not 0.6"),
         (lambda source: RandomPruning(0.5), {"masks": MASK}, "must have its weight's shape"),
         (
             lambda source: RigL(0.5),
@@ -354,7 +354,7 @@ class Plugin(RandomPruning):
             "masks and weights differ in names",
         ),
         (lambda source: Plugin(0.5), {}, "prune at most once"),
-        (lambda source: RandomPruning(0.5), {"masks": EMPTY}, "nothing is left"),
+        (lambda source: RandomPruning(0.5), {"masks": EMPTY}, "all weights of .* are pruned"),
     ],
     ids=["mask_from", "shape", "names", "plugin", "warning"],
 )

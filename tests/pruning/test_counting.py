@@ -8,7 +8,7 @@ import warnings
 import pytest
 from short_loops import attached, is_one_line, model_of, one_step, sgd, train
 
-from pruning import ACDC, GMP, SET, PILoT, Product, RandomPruning, RigL, SparsityWarning, Spred
+from pruning import ACDC, GMP, SET, STR, OneShotMagnitude, PILoT, Product, RandomPruning, RigL, Spred
 
 ON_EPOCHS = {
     "acdc": (lambda: ACDC(0.5), None),
@@ -81,23 +81,38 @@ def test_other_loops_count_rightly(kind):
         one_step(model, sparsifier, optimizer, step=0)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: RigL(0.5, interval=1), lambda: SET(0.5, interval=1), lambda: GMP(0.5)]
-)
-def test_steps_that_start_again_in_each_epoch_are_refused(make):
+BY_STEPS = {
+    "rigl": lambda: RigL(0.5, interval=1),
+    "set": lambda: SET(0.5, interval=1),
+    "gmp": lambda: GMP(0.5),
+    "one_shot": lambda: OneShotMagnitude(0.5),
+    "str": lambda: STR(0.5, calibrate="ramp", initial=-3.0),
+}
+
+
+@pytest.mark.parametrize("method", BY_STEPS)
+def test_steps_that_start_again_in_each_epoch_are_refused(method):
     model = model_of()
-    sparsifier = attached(model, make())
-    optimizer = sgd(model)
+    sparsifier = attached(model, BY_STEPS[method]())
+    optimizer = sgd(model, sparsifier)
     for step in (0, 0, 1, 3):
         one_step(model, sparsifier, optimizer, step)
     before = copy.deepcopy(sparsifier.state_dict()["masks"])
-    with pytest.raises(
-        RuntimeError, match=r"^after_backward got step 0 after step 3: count optimizer"
-    ) as caught:
+    line = r"^after_backward got step 0 after step 3: count optimizer steps over all epochs, or attach again"
+    with pytest.raises(RuntimeError, match=line) as caught:
         one_step(model, sparsifier, optimizer, step=0)
     assert is_one_line(caught) and str(before) == str(sparsifier.state_dict()["masks"])
     sparsifier.load_state_dict(sparsifier.state_dict())
     one_step(model, sparsifier, optimizer, step=0)
+
+
+@pytest.mark.parametrize("make", [lambda: RandomPruning(0.5), lambda: STR(0.5, initial=-3.0)])
+def test_methods_that_do_not_plan_by_steps_take_any(make):
+    model = model_of()
+    sparsifier = attached(model, make())
+    for _ in range(2):
+        for step in (0, 1):
+            one_step(model, sparsifier, sgd(model, sparsifier), step)
 
 
 def test_the_end_of_an_epoch_is_reported_once():
@@ -122,21 +137,25 @@ def test_the_end_of_an_epoch_is_reported_once():
         (lambda: RigL(0.5), 66, True),  # updates end at step 99
         (lambda: RigL(0.5), 67, False),
         (lambda: RigL(0.5, update_at_start=True), 45, False),
-        (lambda: RigL(0.5, until=0.0), 45, False),
+        (lambda: RigL(0.5, interval=1, until=0.0), 45, True),
         (lambda: SET(0.5, interval=100), 50, True),
         (lambda: SET(0.5, interval=100), 51, False),
         (lambda: SET(0.5), 1, True),
         (lambda: SET(0.5), 2, False),
     ],
 )
-def test_masks_that_are_never_updated_are_a_warning(make, epochs, never):
-    sparsifier = make()
+def test_masks_that_are_never_updated_are_a_warning_at_the_first_step(make, epochs, never):
+    """Not at `attach`, by which also a finished run is read."""
+    model = model_of()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        attached(model_of(), sparsifier, total_epochs=epochs, steps_per_epoch=2)
-    assert (
-        never is not any(sparsifier.is_update_step(step) for step in range(2 * epochs))
-        or not sparsifier.until
+        sparsifier = attached(model, make(), total_epochs=epochs, steps_per_epoch=2)
+        assert not caught
+        for step in range(3):
+            one_step(model, sparsifier, sgd(model), step)
+    [line] = [str(warning.message) for warning in caught] or [""]
+    assert line == never * (
+        f"{type(sparsifier).__name__} updates its masks at none of the {2 * epochs} steps: lower interval, "
+        "or use RandomPruning for fixed masks"
     )
-    assert [w.category for w in caught] == [SparsityWarning] * never
-    assert all("updates its masks at no step" in str(w.message) for w in caught)
+    assert never is not any(sparsifier.is_update_step(step) for step in range(2 * epochs))

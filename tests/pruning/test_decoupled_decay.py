@@ -102,7 +102,7 @@ def test_a_loop_that_adds_decay_itself_is_warned(method, ham, decoupled, recwarn
     model, sparsifier, optimizer, factors = attached(method)
     if decoupled:
         sparsifier.parameterization.decoupled_decay = True
-        optimizer.register_step_post_hook(lambda *_: sparsifier.parameterization.remove_decay())
+        optimizer.register_step_post_hook(sparsifier.parameterization.remove_decay)
     if ham:
         HAM(optimizer, alpha=ALPHA, beta=BETA)
     sparsifier.on_epoch_start(0, optimizer)

@@ -62,7 +62,7 @@ def build(sparsifier, *, hooked, optimizer="sgd", ham=False, product=False, ham_
     inner = make_optimizer(optimizer, groups) if isinstance(optimizer, str) else optimizer(groups)
     if ham and product and not hooked:  # the hook does this by itself
         sparsifier.parameterization.decoupled_decay = True
-        inner.register_step_post_hook(lambda *_: sparsifier.parameterization.remove_decay())
+        inner.register_step_post_hook(sparsifier.parameterization.remove_decay)
     attach_ham = lambda: HAM(inner, alpha=50.0, beta=1e-2) if ham else None  # noqa: E731
     attach_ham() if ham_first else None
     hook = sparsifier.hook(inner) if hooked else None

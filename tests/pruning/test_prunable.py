@@ -217,7 +217,7 @@ def test_a_weight_that_a_hook_computes_is_refused_or_excluded(how, make, has_run
     assert str(error.value) == (
         "0.weight is not a parameter but computed from others, as by torch.nn.utils.spectral_norm, "
         "weight_norm or torch.nn.utils.prune: undo that first (remove_spectral_norm, remove_weight_norm, "
-        "prune.remove), or exclude it"
+        "prune.remove), or exclude the weight"
     )
     sparsifier = RandomPruning(0.5, exclude=["0.weight"] if own else [])
     sparsifier.attach(model, total_epochs=1, exclude=[] if own else ["0.weight"])

@@ -70,7 +70,8 @@ def in_a_sparse_phase(run: Run) -> Run:
     """A few steps dense, for momentum, then compressed and a few steps sparse."""
     for batch in batches(run, 2):
         train_step(run, batch)
-    run.sparsifier.on_epoch_start(SPARSE, run.optimizer)
+    for epoch in range(1, SPARSE + 1):
+        run.sparsifier.on_epoch_start(epoch, run.optimizer)
     for batch in batches(run, 2, epoch=1):
         train_step(run, batch)
     return run
