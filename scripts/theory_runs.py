@@ -21,7 +21,8 @@ import numpy as np
 from ham import theory
 from ham.command_line import Parser, run_script
 from ham.files import RESULTS, atomic_write_text
-from ham.report.plan import figure_name
+from ham.report.odd_files import check_target
+from ham.report.plan import PlanError, figure_name
 from ham.run.provenance import provenance
 from ham.theory import neuron
 
@@ -151,6 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in names if name not in RUNS]:
         known = ", ".join(RUNS)
         print(f"theory_runs.py: unknown theory figure {unknown[0]!r}: choose one of {known}", file=sys.stderr)
+        return 2
+    try:
+        check_target("--to", args.to)
+    except PlanError as error:
+        print(f"theory_runs.py: {error}", file=sys.stderr)
         return 2
     args.to.mkdir(parents=True, exist_ok=True)
     for name in names:

@@ -161,7 +161,9 @@ def _check_choices(parsed: list[Override]) -> None:
     for override in parsed:
         group = override.key_or_group
         if override.is_delete():
-            raise ConfigError(f"~{group} has no effect: choose another {group}, such as {group}=none")
+            has_none = "." not in group and "none" in choices_of(group)
+            cure = f"choose another {group}, such as {group}=none" if has_none else f"set {group}=... instead"
+            raise ConfigError(f"~{group} has no effect: {cure}")
         if override.is_add() and group not in ("exp", "demo"):
             raise ConfigError(f"+{group} has no effect: write {group}={override.value()}, without a plus")
         choices = demos() if group == "demo" else choices_of(group) if "." not in group else []

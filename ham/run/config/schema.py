@@ -30,6 +30,9 @@ class WandbMode(StrEnum):
     online = "online"
 
 
+LONGEST_TIMEOUT = 1e6  # seconds; torch cannot express times beyond some years
+
+
 @dataclass(kw_only=True)
 class ComputeConfig:
     """Options of the computation, which do not change what is computed.
@@ -57,6 +60,10 @@ class ComputeConfig:
         """Raise ValueError on values out of range."""
         require(self.threads >= 0, f"compute.threads must not be negative, got {self.threads}")
         require(self.timeout > 0, f"compute.timeout must be positive seconds, got {self.timeout:g}")
+        require(
+            self.timeout <= LONGEST_TIMEOUT,
+            f"compute.timeout must be at most {LONGEST_TIMEOUT:g} seconds, got {self.timeout:g}",
+        )
 
 
 @dataclass(kw_only=True)

@@ -252,6 +252,14 @@ def test_odd_data_are_an_error_unless_problems_are_collected(tmp_path):
         show(tmp_path / "figure01.json", dict)
 
 
+def test_simulations_are_not_written_into_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert theory_runs.main(["--figure", "3", "--to", str(target)]) == 2
+        error = capsys.readouterr().err
+        assert "it is a file" in error and error.count("\n") == 1
+
+
 def test_wrong_use_names_the_cure(tmp_path, capsys):
     assert theory_runs.main(["--figure", "5"]) == 2
     assert "unknown theory figure 'figure05': choose one of figure01" in capsys.readouterr().err

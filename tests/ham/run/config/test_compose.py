@@ -66,6 +66,9 @@ def test_values_of_another_scale_are_left_alone() -> None:
     [
         (["seed=1"], "name an experiment, such as +exp=acdc_ham_s90; python train.py --list shows all"),
         ([LEAF, "~ham"], "~ham has no effect: choose another ham, such as ham=none"),
+        ([LEAF, "~optimizer.lr"], "~optimizer.lr has no effect: set optimizer.lr=... instead"),
+        ([LEAF, "~seed"], "~seed has no effect: set seed=... instead"),
+        ([LEAF, "~exp"], "~exp has no effect: set exp=... instead"),
         ([LEAF, "+seed=1"], "+seed has no effect: write seed=1, without a plus"),
         (["exp=dense"], "write +exp=dense, with a plus"),
         ([LEAF, "demo=digits"], "write +demo=digits, with a plus"),

@@ -46,6 +46,15 @@ def test_what_is_not_given_computes_on_any_device_in_float32_without_wandb(cfg: 
             {"timeout": 0.0},
             "compute.timeout must be positive seconds, got 0",
         ),
+        *(
+            (
+                ComputeConfig,
+                {"timeout": 1e6},
+                {"timeout": too_long},
+                f"compute.timeout must be at most 1e+06 seconds, got {too_long:g}",
+            )
+            for too_long in (1000001.0, 1e300, float("inf"))
+        ),
         (
             CheckpointConfig,
             {"minutes": 0.0},
