@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class Loader(Protocol):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on; they do not depend on earlier calls."""
+
+    def content(self) -> Any:
+        """What it reads, or names and labels of it, for `checksums.digest`: equal on all ranks."""
 
 
 @dataclass

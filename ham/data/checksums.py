@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 SUMS = "SHA256SUMS"
 
@@ -18,6 +22,30 @@ def file_sha256(path: Path) -> str:
     """The digest of a file of any size. Raises OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """SHA-256, in hexadecimal, of nested tuples, lists and dicts of tensors, arrays and plain values."""
+    hashed = hashlib.sha256()
+    _add(hashed, content)
+    return hashed.hexdigest()
+
+
+def _add(hashed: Any, content: Any) -> None:
+    if isinstance(content, Mapping):
+        content = tuple(content.items())
+    if isinstance(content, tuple | list):
+        hashed.update(f"{len(content)} items\0".encode())
+        for item in content:
+            _add(hashed, item)
+        return
+    if isinstance(content, Tensor):
+        content = content.detach().cpu().numpy()
+    if isinstance(content, np.ndarray):
+        hashed.update(f"{content.dtype} {content.shape}\0".encode())
+        hashed.update(np.ascontiguousarray(content).view(np.uint8).reshape(-1).data)
+    else:
+        hashed.update(f"{content!r}\0".encode())
 
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:

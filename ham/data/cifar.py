@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,6 +196,10 @@ class CifarLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def content(self) -> Any:
+        """The pixels and labels."""
+        return self.pixels, self.labels
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on."""

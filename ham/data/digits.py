@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,10 @@ class TensorLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def content(self) -> Any:
+        """The images and labels."""
+        return self.images, self.labels
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on."""

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,6 +149,10 @@ class FFCVLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def content(self) -> Any:
+        """The labels and classes, and the height and width of each image."""
+        return self.beton.labels, self.beton.classes, self.beton.sizes
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on; earlier ones are not decoded."""

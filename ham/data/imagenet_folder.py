@@ -146,7 +146,7 @@ class FolderLoader:
     """
 
     def __init__(self, dataset: ImageTree, sampler: RankSampler, workers: int, device: torch.device) -> None:
-        self.sampler, self.workers, self.device = sampler, workers, device
+        self._dataset, self.sampler, self.workers, self.device = dataset, sampler, workers, device
         self._normalize = Normalize(device)
         self._call: object = None
         self._process = 0
@@ -163,6 +163,11 @@ class FolderLoader:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def content(self) -> Any:
+        """The classes, and folder, file name and label of each image."""
+        names = (f"{'/'.join(Path(path).parts[-2:])} {label}" for path, label in self._dataset.samples)
+        return self._dataset.classes, "\n".join(names)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on; earlier ones are not decoded.

@@ -68,6 +68,7 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
             return report_finished(cfg, logger, config_hash)
         state = ranks.send_state(distributed.on_rank_zero(lambda: _load_checkpoint(logger, config_hash)))
         if state is not None:
+            _check_same_data(folder, state, task)
             with checkpoint.explain_mismatch(folder):
                 torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)
@@ -98,9 +99,11 @@ def is_finished(cfg: Config, folder: Path) -> bool:
 def _load_task(cfg: Config, device: torch.device) -> Task:
     """Read the data on every rank; an error on one rank is raised on all."""
     me, seed = distributed.world(), derived_seed(cfg.seed, "data")
-    return distributed.raise_on_all_ranks(
+    task = distributed.raise_on_all_ranks(
         lambda: task_of(cfg.data).load(cfg, device, seed, rank=me.rank, world_size=me.size)
     )
+    ranks.check_data(task)
+    return task
 
 
 def report_finished(cfg: Config, logger: RunLogger | NullLogger, config_hash: str) -> dict[str, Any]:
@@ -160,6 +163,17 @@ def check_config_hash(folder: Path, found: str, expected: str) -> None:
         raise ConfigError(
             f"{folder} holds a run of another configuration ({found[:8]}, now {expected[:8]}): "
             "choose another runs_dir, or start again with resume=false"
+        )
+
+
+def _check_same_data(folder: Path, state: dict[str, Any], task: Task) -> None:
+    """Raise ConfigError if a checkpoint was saved with other data."""
+    if "data" in state and state["data"] != task.data_digest:  # checkpoints of 0.6 lack it
+        raise distributed.shared(
+            ConfigError(
+                f"the checkpoint in {folder} was saved with other data: restore the data set, or start again "
+                "with resume=false"
+            )
         )
 
 

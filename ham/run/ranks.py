@@ -18,6 +18,7 @@ from torch import Tensor
 from ham import distributed, process_group
 from ham.agreement import Identity, PeerLostError
 from ham.files import ROOT, atomic_write
+from ham.tasks import Task
 
 from .config import Config, ConfigError, load
 from .config.config_hash import NOT_HASHED, flatten, is_within, to_plain
@@ -68,6 +69,14 @@ def code_digest() -> str:
     for path in files:
         digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def check_data(task: Task) -> None:
+    """Compare the data of all ranks. Raises RanksDisagreeError."""
+    if distributed.world().size > 1:
+        distributed.check_ranks_agree(
+            {"data": task.data_digest[:12]}, "(SHA-256): give all ranks the same data set"
+        )
 
 
 def check_run(run: Run) -> None:

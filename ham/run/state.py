@@ -92,6 +92,7 @@ class Run:
                 "cuda": distributed.all_gather(torch.cuda.get_rng_state()) if cuda else None,
             },
             "threads": torch.get_num_threads(),
+            "data": self.task.data_digest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ham.data import Data
+from ham.data.checksums import digest
 from ham.models import Model
 
 Metrics = dict[str, Any]
@@ -104,6 +106,15 @@ class Task(TaskFacts):
     @abstractmethod
     def build_model(self, generator: torch.Generator) -> nn.Module:
         """The network on the device; only `generator` decides its initial weights."""
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Digest of the data; equal on all ranks, and before and after a resume."""
+        return digest(self.data_content())
+
+    def data_content(self) -> Any:
+        """What identifies the data that the task reads, see `checksums.digest`; None: it is not compared."""
+        return None
 
     @property
     @abstractmethod

@@ -109,6 +109,10 @@ class GraphClassification(BestEpochTask):
         model = build_model(self.cfg.model, generator=generator, **sizes).to(self.device)
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.compute.sync_bn else model
 
+    def data_content(self) -> Any:
+        """The graphs and their split."""
+        return vars(self.data)
+
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches; the last one may be smaller, with at least two graphs on every rank."""

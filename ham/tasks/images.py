@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ class ImageClassification(Task):
             self.device, memory_format=layout
         )
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.compute.sync_bn else model
+
+    def data_content(self) -> Any:
+        """What both loaders read."""
+        return [loader.content() for loader in (self.loaders.train, self.loaders.test)]
 
     @property
     def steps_per_epoch(self) -> int:

@@ -71,6 +71,10 @@ class NodeClassification(BestEpochTask):
         sizes = dict(num_classes=self.cfg.data.num_classes, num_features=self.data.features.shape[1])
         return build_model(self.cfg.model, generator=generator, **sizes).to(self.device)
 
+    def data_content(self) -> Any:
+        """The graph and its split."""
+        return vars(self.data)
+
     @property
     def steps_per_epoch(self) -> int:
         """One: the graph is the batch."""

@@ -5,6 +5,7 @@ Run as a script, this file is a rank of train.py whose weights are changed after
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train.py"
@@ -92,6 +94,32 @@ def test_ranks_that_were_started_differently_end_in_one_line(
     (line,) = complaints(pair.said())
     assert words in line, line
     assert not any("Traceback" in said for said in pair.said()) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["swapped classes", "another image", "a test image less"])
+def test_ranks_that_read_other_data_end_in_one_line(change: str, launch: Callable, tmp_path: Path) -> None:
+    for rank, label in itertools.product(range(2), "ab"):
+        for split, number in itertools.product(("train", "val"), range(4)):
+            path = tmp_path / f"{rank}/{split}/{label}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(path)
+    other = tmp_path / "1"
+    if change == "swapped classes":
+        for split in ("train", "val"):
+            (other / split / "a").rename(other / split / "c")
+    elif change == "another image":
+        (other / "train/a/1.png").rename(other / "train/a/7.png")
+    else:
+        (other / "val/b/3.png").unlink()
+    sizes = ("data.num_classes=2", "data.image_size=16", "data.workers=0", "batch_size=4", "epochs=1")
+    argv = ("+exp=cifar100_ham", "+demo=tiny", "data=imagenet_folder", *sizes, f"runs_dir={tmp_path}/runs")
+    roots = {rank: [f"data.root={tmp_path}/{rank}"] for rank in range(2)}
+    pair = launch(TRAIN, *argv, own=roots)
+    statuses = pair.wait()
+    assert statuses[0] == statuses[1] != 0, "\n".join(pair.said())
+    (line,) = complaints(pair.said())
+    assert "rank 1 differs from rank 0: data is " in line and "give all ranks the same data set" in line
+    assert not any((tmp_path / "runs").rglob("*.pt"))
 
 
 @pytest.mark.parametrize(

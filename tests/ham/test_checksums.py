@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from ham.data.checksums import SUMS, file_sha256, read_sums, sha256, write_sums
+from ham.data.checksums import SUMS, digest, file_sha256, read_sums, sha256, write_sums
 
 DIGEST = hashlib.sha256(b"content").hexdigest()
 
@@ -45,3 +48,25 @@ def test_sums_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(ValueError, match=r"SHA256SUMS cannot be read \(Permission denied\)$"):
         read_sums(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_equal"),
+    [
+        (torch.arange(6), torch.arange(6), True),
+        (torch.arange(6), np.arange(6), True),
+        (torch.arange(6), torch.arange(6).view(2, 3), False),
+        (torch.arange(6), torch.arange(6, dtype=torch.int32), False),
+        (torch.arange(6).view(2, 3), torch.arange(6).view(3, 2).t(), False),
+        (torch.tensor([0.0]), torch.tensor([-0.0]), False),
+        ((1, "a"), [1, "a"], True),
+        ((1, 2), ((1,), (2,)), False),
+        (("ab", "c"), ("a", "bc"), False),
+        ({"a": torch.zeros(0)}, {"b": torch.zeros(0)}, False),
+        ({"a": torch.zeros(2)}, {"a": torch.zeros(2)}, True),
+        (1, "1", False),
+    ],
+)
+def test_a_digest_tells_contents_apart(one: Any, other: Any, is_equal: bool) -> None:
+    assert (digest(one) == digest(other)) is is_equal
+    assert (digest([one, one]) == digest([one, other])) is is_equal

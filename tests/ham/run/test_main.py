@@ -244,6 +244,17 @@ def test_a_resumed_run_has_the_threads_of_its_checkpoint(flow: Any) -> None:
     assert flow.events[-1] == "close"
 
 
+def test_a_checkpoint_of_other_data_is_not_resumed(flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "_load_task", lambda *_: SimpleNamespace(data_digest="own"))
+    flow.finished, flow.state = [False] * 4, {"threads": 3, "data": "own"}
+    assert flow.run()["summary"] == "run"
+    flow.events.clear()
+    flow.state = {"threads": 3, "data": "another"}
+    with pytest.raises(ConfigError, match=r"was saved with other data: restore the data set, or start again"):
+        flow.run()
+    assert flow.events == ["close"]
+
+
 @pytest.mark.parametrize(("answers", "events"), [([True], ["close"]), ([False, True], ["data", "close"])])
 def test_a_finished_run_is_reported_whoever_finished_it(
     flow: Any, answers: list[bool], events: list[str]
