@@ -22,6 +22,7 @@ from .optimizer_state import share_state
 from .parameterization import Plain
 from .prunable import as_list, not_covered
 from .traits import Traits
+from .unpruned import Unpruned
 
 
 class LoopChecks(Traits):
@@ -45,6 +46,7 @@ class LoopChecks(Traits):
     _ties: Ties | None = None  # None: unknown, of a pickle of an earlier version
     _known_layers: set[str] | None = None
     _warned_of: tuple[float, int] | None = None
+    _unpruned: Unpruned | None = None
     _has_warned = False  # of momentum under an unknown name
     _epoch_before = -1  # the last one that was announced before the present one
     _last_step = -1  # that `_check_step` got; -1: none since `attach` or a loaded state

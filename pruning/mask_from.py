@@ -118,5 +118,5 @@ class MaskFrom(TargetSparsity):
 
 def _sparsity(masks: Mapping[str, Tensor]) -> float:
     """The fraction that the masks prune."""
-    kept, total = (sum(count(m) for m in masks.values()) for count in (Tensor.count_nonzero, Tensor.numel))
-    return 1 - int(kept) / total
+    kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+    return 1 - kept / sum(mask.numel() for mask in masks.values())

@@ -27,7 +27,7 @@ class SavedState:
     _announced_epoch: int
     _last_step: int
     _epoch_before: int
-    _unpruned: Unpruned | None = None
+    _unpruned: Unpruned | None
 
     _own_state: ClassVar[tuple[str, ...]] = ()
     """Keys that the method adds to the state."""

@@ -63,8 +63,8 @@ def run() -> Run:
     parts = {name: Part(name) for name in ("scheduler", "sparsifier", "ham", "flips", "metrics", "logger")}
     made = optimizer(momentum=0.9, fused=True)
     network = torch.nn.Linear(2, 2)
-    cfg = SimpleNamespace(seed=5)
-    return Run(cfg, "hash", CPU, None, network, network, optimizer=made, **parts, epoch=2, batch=3, step=23)
+    cfg, task = SimpleNamespace(seed=5), SimpleNamespace(data_digest="data's")
+    return Run(cfg, "hash", CPU, task, network, network, optimizer=made, **parts, epoch=2, batch=3, step=23)
 
 
 def test_a_run_begins_at_0_and_its_state_has_every_part(run: Run) -> None:
@@ -73,6 +73,7 @@ def test_a_run_begins_at_0_and_its_state_has_every_part(run: Run) -> None:
     for name in ("scheduler", "sparsifier", "ham", "flips", "metrics", "logger"):
         assert state[name] == {"of": name}
     assert (state["config_hash"], state["history"], state["threads"]) == ("hash", [], torch.get_num_threads())
+    assert state["data"] == "data's"
     assert state["rng"]["cuda"] is None and torch.equal(state["rng"]["cpu"], torch.get_rng_state()[None])
     assert [*state["model"]] == ["weight", "bias"] and len(state["optimizer"]["state"]) == 2
     run.ham = None
