@@ -73,10 +73,8 @@ def code_digest() -> str:
 
 def check_data(task: Task) -> None:
     """Compare the data of all ranks. Raises RanksDisagreeError."""
-    if distributed.world().size > 1:
-        distributed.check_ranks_agree(
-            {"data": task.data_digest[:12]}, "(SHA-256): give all ranks the same data set"
-        )
+    digest = task.data_digest  # computed here, and not in the first step that saves a checkpoint
+    distributed.check_ranks_agree({"data": digest[:12]}, "(SHA-256): give all ranks the same data set")
 
 
 def check_run(run: Run) -> None:

@@ -27,6 +27,7 @@ from ham.run.config import config_hash, load
 from ham.run.logger import RunLogger
 from ham.run.metrics import EpochMetrics
 from ham.run.state import Run
+from ham.tasks import base as tasks
 from ham.tasks.graph_batches import GraphTensors
 from ham.tasks.graphs import GraphClassification
 
@@ -65,6 +66,7 @@ class GraphFiles:
         graph_files.write("chameleon", self.folder / "graphs")
         graph_files.shrink_sets(self.changes, "chameleon")
         self.changes.setenv("HAM_DATA", str(self.folder))
+        self.changes.setattr(tasks, "digest", lambda content: "digest")  # it reads values
         graphs._read.cache_clear()
         graphs._read("chameleon", self.folder / "graphs")  # numpy reads it: on the simulated device it cannot
         if has_ogb:
