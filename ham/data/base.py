@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,16 +37,17 @@ def explain_killed_workers() -> Iterator[None]:
 
 
 class Loader(Protocol):
-    """One pass over a data set per call."""
+    """One pass over a data set per call.
+
+    A loader may have a method `content()`, which returns what it reads, or its names and labels, for
+    `checksums.digest`. Ranks and resumed runs then check that they have the same data.
+    """
 
     def __len__(self) -> int:
         """Number of batches in a full epoch."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch `start` on; they do not depend on earlier calls."""
-
-    def content(self) -> Any:
-        """What it reads, or names and labels of it, for `checksums.digest`: equal on all ranks."""
 
 
 @dataclass

@@ -59,8 +59,9 @@ class ImageClassification(Task):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.compute.sync_bn else model
 
     def data_content(self) -> Any:
-        """What both loaders read."""
-        return [loader.content() for loader in (self.loaders.train, self.loaders.test)]
+        """What both loaders read; None if a loader does not tell."""
+        both = [getattr(loader, "content", None) for loader in (self.loaders.train, self.loaders.test)]
+        return None if None in both else [content() for content in both]
 
     @property
     def steps_per_epoch(self) -> int:
