@@ -70,7 +70,7 @@ def added_in_rounds(part: str, times: Mapping[str, Sequence[float]], interval: i
 def added_work(run: Run, part: str) -> Callable[[], object]:
     """What a part does in a step; a parameterization also takes the base step, which has more to do."""
     if part == "HAM":
-        return partial(run.ham._step, run.optimizer, (), {})
+        return run.ham._step
     numbers = itertools.count(1) if part == "STR" else itertools.repeat(1)  # no mask update at step 1
     weights = parametrized(run.model) if part in REPARAMETRIZED else []
     gradients = [1e-3 * torch.randn_like(getattr(*weight)) for weight in weights]
