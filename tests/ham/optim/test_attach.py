@@ -342,7 +342,7 @@ def test_values_that_give_way_to_those_of_a_copied_optimizer_are_named_as_such(c
         HAM(copied(optimizer), alpha=9.0)
     assert [str(warning.message) for warning in record] == [
         "HAM keeps the values that the optimizer's groups already have, from a loaded state or a copied "
-        "optimizer (alpha=9.0 gives way to 3.0): set group['ham_alpha'] after loading or copying to change "
+        "optimizer (alpha=3.0 instead of 9.0): set group['ham_alpha'] after loading or copying to change "
         "them"
     ]
 

@@ -326,7 +326,7 @@ def test_the_choice_of_a_loaded_state_does_not_replace_the_present_one(saved, lo
     [message] = [str(warning.message) for warning in seen]
     assert "\n" not in message
     assert ("HAM keeps its current selection" in message) == (saved != loaded)
-    assert ("uses the values of the loaded state (beta=0.5 instead of 1.0)" in message) == (saved == loaded)
+    assert ("keeps the values of the loaded state (beta=0.5 instead of 1.0)" in message) == (saved == loaded)
     beta = 0.5 if saved == loaded else 1.0
     results = factors(optimizer.base_optimizer if sam else optimizer)
     expected = [math.exp(-0.1 * beta) if acts else 1.0 for acts in CHOICES[loaded][2]]
