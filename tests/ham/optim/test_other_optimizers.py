@@ -227,7 +227,7 @@ def test_the_rate_that_the_page_gives_for_an_optimizer_is_its_own(name, flags, l
 
 @pytest.mark.parametrize("name", [*RATES, "Muon"])
 def test_without_lr_the_rate_is_that_of_the_group(name):
-    assert 'takes `group["lr"]`' in row_of(name)[1]
+    assert 'uses `group["lr"]`' in row_of(name)[1]
     p = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
     optimizer = getattr(torch.optim, name)([p], lr=0.1)
     before = after_base_step(optimizer, [p])
