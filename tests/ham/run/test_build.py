@@ -78,7 +78,9 @@ def test_ham_reads_gradients_without_the_decay_of_factors(monkeypatch: pytest.Mo
     cfg = load(["+exp=acdc_sign_in_s90", "+demo=digits"])
     cfg = replace(cfg, ham=replace(cfg.ham, alpha=1.0), allow_unpublished=True)
     events: list[str] = []
-    parameterization = SimpleNamespace(decoupled_decay=False, remove_decay=lambda: events.append("removed"))
+    parameterization = SimpleNamespace(
+        decoupled_decay=False, remove_decay=lambda *_: events.append("removed")
+    )
     optimizer = optimizer_of(SGDConfig(lr=0.5), groups())
     monkeypatch.setattr(module, "HAM", lambda *_, **__: "ham")
     assert build_ham(cfg, optimizer, SimpleNamespace(parameterization=parameterization)) == "ham"
