@@ -21,7 +21,8 @@ from ham.run.provenance import hardware
 from pruning import prunable_weights
 from pruning.allocate import kept_counts
 from pruning.rigl import update_mask
-from pruning.scores import global_topk, kept_count, kth_largest, magnitude
+from pruning.scores import magnitude
+from pruning.topk import global_topk, kept_count, kth_largest
 
 SPARSITY = 0.9
 OURS = "global magnitude top-k"

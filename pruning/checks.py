@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from math import isfinite
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import Optimizer
 
 from .shards import is_sharded
 from .weights import ComputedWeight, Weight
@@ -47,16 +43,6 @@ def check_attached(model: Any, parameterization: Any, kind: type) -> None:
         raise TypeError(
             f"parameterization must be an instance such as pruning.Product(), or None, got {given}"
         )
-
-
-def check_counts(total_epochs: int, steps_per_epoch: int | None) -> None:
-    """Raise ValueError unless both are positive integers, or `steps_per_epoch` is None."""
-    for name, value in (("total_epochs", total_epochs), ("steps_per_epoch", steps_per_epoch)):
-        if name == "steps_per_epoch" and value is None:
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            cure = ": count the calls of optimizer.step()" if name == "steps_per_epoch" else ""
-            raise ValueError(f"{name} must be positive and an integer, got {value!r}{cure}")
 
 
 def check_separate(weights: Mapping[str, Weight]) -> None:
@@ -108,64 +94,6 @@ def check_not_sharded_yet(weights: Mapping[str, Weight], method: str) -> None:
             f"{method} scores entire weights, and fully_shard has split these: call attach and initialize "
             "before fully_shard"
         )
-
-
-def check_positive_integer(name: str, value: Any, unit: str = "") -> None:
-    """Raise ValueError with the option's name unless `value` is an integer of at least 1."""
-    if check_integer(name, value) < 1:
-        raise ValueError(f"{name} must be at least 1{unit}, got {value}")
-
-
-def check_integer(name: str, value: Any) -> int:
-    """The integer, also one of numpy. Raises ValueError with the option's name on anything else."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be an integer, got {_shown(value)}")
-    return int(value)
-
-
-def check_number(name: str, value: Any) -> float:
-    """The number, also one of numpy. Raises ValueError unless it is one and finite."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {_shown(value)}")
-    if not isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return value if isinstance(value, int) else float(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """The flag. Raises ValueError unless it is True or False: a text such as "no" would be true."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {_shown(value)}")
-    return value
-
-
-def check_globs(name: str, value: Any) -> list[str]:
-    """The globs as a list, also of a single one. Raises ValueError on what is not text."""
-    globs = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
-    if not all(isinstance(glob, str) for glob in globs):
-        raise ValueError(f'{name} must be a list of globs such as ["head.*"], got {_shown(value)}')
-    return globs
-
-
-_CHECKS = {"bool": check_flag, "int": check_integer, "float": check_number, "list[str]": check_globs}
-
-
-def check_options(owner: Any) -> None:
-    """Check every field of a dataclass by its declared type, and convert numbers of other packages.
-
-    Raises:
-        ValueError: a flag is not True or False, or a number is none or not finite; its name is in the error.
-    """
-    for field in fields(owner):
-        declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
-        check, value = _CHECKS.get(declared.removesuffix(" | None")), getattr(owner, field.name)
-        if check is not None and not (value is None and declared.endswith(" | None")):
-            setattr(owner, field.name, check(field.name, value))
-
-
-def _shown(value: Any) -> str:
-    """A value in one line, for an error."""
-    return " ".join(repr(value).split())
 
 
 def check_real(weights: Mapping[str, Weight], method: str) -> None:
@@ -227,16 +155,6 @@ def warn_of_new_layers(names: Sequence[str]) -> None:
     )
 
 
-def warn_of_decay_in_ham(optimizer: Any) -> None:
-    """Warn where HAM is attached to an optimizer, and would read gradients with a penalty in them."""
-    if any(getattr(layer, "_ham", None) is not None for layer in layers_of(optimizer)):
-        warn_at_caller(
-            "HAM reads the gradients of the factors m and w with their decay in them: call "
-            "sparsifier.hook(optimizer) in place of after_backward, add_decay and after_step, or set "
-            "parameterization.decoupled_decay=True and register its remove_decay as a step post-hook"
-        )
-
-
 def tied_places(model: nn.Module, weights: Mapping[str, Weight]) -> Ties:
     """(module, attribute, name of the weight) wherever another layer shares the parameter of a weight."""
     owned = {id(p): (name, weight) for name, weight in weights.items() for p in weight.parameters}
@@ -292,75 +210,3 @@ def _check_ties(model: nn.Module, weights: Mapping[str, Weight], ties: Ties) -> 
         if (id(module), attribute) not in before:
             place = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
             raise RuntimeError(f"{place} shares the parameter of {name} since attach: {cure}")
-
-
-def check_optimizer(optimizer: Optimizer, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise ValueError unless the optimizer trains every tensor of `weights` that has requires_grad.
-
-    Args:
-        optimizer: the optimizer used for training.
-        weights: pairs (name, trained tensor).
-    """
-    weights = list(weights)
-    if sparse := [name for name, p in weights if p.grad is not None and p.grad.is_sparse]:
-        raise ValueError(
-            f"{sparse[0]} has sparse gradients, which cannot be masked: set sparse=False in its layer"
-        )
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, tensor in weights if tensor.requires_grad and id(tensor) not in trained]
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        shard = " and fully_shard(model)" if any(is_sharded(tensor) for _, tensor in weights) else ""
-        raise ValueError(
-            f"the optimizer does not train {missing[0]}{others}: create it after sparsifier.attach(model)"
-            f"{shard}, from the model's parameters; freeze weights that should not be trained, and exclude "
-            "those that another optimizer trains"
-        )
-
-
-def unwrapped(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's and SAM's.
-
-    Raises:
-        TypeError: there is no torch optimizer inside.
-        ValueError: the optimizer does not run step hooks.
-    """
-    optimizer = layers_of(optimizer)[-1]
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"hook needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if not runs_hooks(optimizer):
-        raise ValueError(
-            f"{type(optimizer).__name__} does not run the step hooks of torch.optim.Optimizer: call "
-            "after_backward, add_decay and after_step around its step"
-        )
-    return optimizer
-
-
-def layers_of(optimizer: Any) -> list[Any]:
-    """The wrappers around an optimizer from the outside to the inside, then the optimizer itself."""
-    layers = [optimizer]
-    while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
-        layers.append(inner)
-    return layers
-
-
-def _inside(wrapper: Any) -> Optimizer | None:
-    """The optimizer that a wrapper holds and whose hooks take the place of its own."""
-    inner = getattr(wrapper, "base_optimizer", None)  # SAM's: its two-step API does not call SAM's own step
-    if isinstance(inner, Optimizer) and _share_parameters(wrapper, inner):
-        return inner
-    if runs_hooks(wrapper):  # Lookahead, which moves weights after the step of the optimizer inside
-        return None
-    inner = getattr(wrapper, "optimizer", None)
-    return inner if isinstance(inner, Optimizer) else None
-
-
-def _share_parameters(wrapper: Any, inner: Optimizer) -> bool:
-    groups = getattr(wrapper, "param_groups", inner.param_groups)
-    own = {id(p) for group in groups for p in group["params"]}
-    return any(id(p) in own for group in inner.param_groups for p in group["params"])
-
-
-def runs_hooks(optimizer: Any) -> bool:
-    """Return True for an optimizer whose step calls the hooks of torch.optim.Optimizer."""
-    return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, "hooked", False)

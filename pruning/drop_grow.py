@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from .checks import warn_at_caller
 from .random_pruning import RandomMasks
-from .scores import global_topk
 from .shards import count_nonzero
+from .topk import global_topk
 from .units import Element, Granularity, Layout, layouts
 from .weights import Weight
 

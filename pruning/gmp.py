@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .acdc import Scope, ScopeLike
 from .base import register
-from .checks import check_positive_integer
+from .options import check_positive_integer
 from .schedule import RAMPS, Ramp, RampName
 from .scores import magnitude
 from .target import TargetSparsity

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .scores import check_no_nan, kept_count
+from .topk import check_no_nan, kept_count
 from .units import Element, Granularity, Layout
 
 

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair, each_input, losses_in_parts
-from .checks import check_not_sharded_yet, check_positive_integer, check_real
+from .checks import check_not_sharded_yet, check_real
+from .options import check_positive_integer
 from .ranks import mean_over_ranks
 from .scores import evaluation_mode
 from .weights import Weight

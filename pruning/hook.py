@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from .checks import layers_of, runs_hooks, unwrapped
 from .optimizer_state import has_state
+from .optimizers import layers_of, runs_hooks, unwrapped
 from .shards import local, sum_over_parts
 
 if TYPE_CHECKING:

@@ -7,18 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checks import (
-    Ties,
-    check_model,
-    check_not_sharded,
-    check_optimizer,
-    check_separate,
-    warn_of_decay_in_ham,
-    warn_of_new_layers,
-)
+from .checks import Ties, check_model, check_not_sharded, check_separate, warn_of_new_layers
 from .hook import OptimizerHook
 from .masks import MaskSet
 from .optimizer_state import share_state
+from .optimizers import check_optimizer, warn_of_decay_in_ham
 from .parameterization import Plain
 from .prunable import as_list, not_covered
 from .traits import Traits
@@ -122,8 +115,8 @@ class LoopChecks(Traits):
             if self.acts_on_epochs:
                 self._check_announced(optimizer)
             self._announced_to = None
-            if self._hook is None and self.has_penalty and not self.parameterization.decoupled_decay:
-                warn_of_decay_in_ham(optimizer)
+            if self._hook is None and self.has_penalty:
+                warn_of_decay_in_ham(optimizer, self.parameterization.decoupled_decay)
             self.masks.apply_to_optimizer_(optimizer)  # it may have trained before
             self._checked_tensors = (id(optimizer), tensors)
             self._unpruned = None

@@ -12,8 +12,8 @@ from torch import Tensor
 from .base import register
 from .checks import warn_at_caller
 from .export import load_masks
-from .scores import global_topk, kept_count
 from .target import TargetSparsity
+from .topk import global_topk, kept_count
 
 
 @register("mask_from")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checks import check_options
 from .deprecation import warn_renamed
 from .optimizer_state import (
     FIRST_MOMENTS,
@@ -20,6 +19,7 @@ from .optimizer_state import (
     is_split_by_parameters,
     warn_of_unknown_momentum,
 )
+from .options import check_options
 from .product import PointwiseProduct
 from .prunable import parametrize_, prunable_weights
 from .registry import register_in

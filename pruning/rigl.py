@@ -8,9 +8,9 @@ from math import cos, pi
 from torch import Tensor
 
 from .base import register
-from .checks import check_positive_integer
 from .deprecation import warn_renamed
 from .drop_grow import DropAndGrow, update_mask
+from .options import check_positive_integer
 from .ranks import mean_over_ranks
 from .weights import Weight
 

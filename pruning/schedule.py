@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal, TypeAlias
 
-from .checks import check_number
 from .choice import Choice
-from .scores import check_sparsity
+from .options import check_number, check_sparsity
 
 Schedule: TypeAlias = Callable[[float], float]
 """time -> sparsity. All times are in one unit: steps, epochs, or fractions of training."""

@@ -1,12 +1,9 @@
-"""Scores of weights and exact top-k selection with ties broken by position."""
+"""Scores of weights: magnitude, SNIP and SynFlow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from fractions import Fraction
-from math import ceil
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .batches import InputShape, arguments, check_pair, inputs_of_shape, losses_in_parts
 from .ranks import mean_over_ranks
-from .shards import count_nonzero, is_sharded
-from .topk import check_same_count, split_topk
+from .topk import NotFinite, global_topk, kept_count, kth_largest, layerwise_topk  # noqa: F401, as in 0.6
 from .weights import Weight
 
 Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
@@ -25,31 +21,6 @@ Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 _SAMPLE = 1 << 16
 _LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
-
-
-class NotFinite(ValueError):
-    """Scores are nan: training has diverged."""
-
-
-def kept_count(total: int, sparsity: float) -> int:
-    """The largest number of weights to keep at `sparsity` or more: total - ceil(sparsity * total), exactly.
-
-    The product is taken in exact decimal arithmetic, so that 0.9 of 100 keeps 10 and not 9.
-
-    Raises:
-        ValueError: sparsity outside [0, 1).
-    """
-    check_sparsity(sparsity)
-    return total - ceil(Fraction(repr(float(sparsity))) * total)
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Raise ValueError unless 0 <= sparsity < 1; the message suggests the likely intention."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
-        raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-    if not 0 <= sparsity < 1:
-        hint = f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity:g}{hint}")
 
 
 def magnitude(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,87 +188,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def global_topk(scores: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
-    """Boolean masks, True at the `kept` largest scores over all tensors together.
-
-    Args:
-        scores: one tensor per weight, same shape as the weight, any finite values, one dtype and device.
-            DTensors, of which each rank holds some rows, are searched on all ranks together.
-        kept: number of entries to keep, exactly; ties go to the tensor that comes first, then to the lower
-            index.
-
-    Raises:
-        ValueError: kept out of range, or not the same on every rank.
-        NotFinite: a score is nan.
-    """
-    total = sum(s.numel() for s in scores.values())
-    is_split = any(is_sharded(score) for score in scores.values())
-    if is_split:
-        check_same_count(scores.values(), kept)
-    if not 0 <= kept <= total:
-        raise ValueError(f"kept must be in [0, {total}], got {kept}")
-    if is_split:
-        check_no_nan(scores)
-        return split_topk(scores, kept)
-    flat = torch.cat([s.flatten() for s in scores.values()])
-    if total and flat.max().isnan():
-        check_no_nan(scores)
-    keep = _largest(flat, kept) if kept > 0 else torch.zeros_like(flat, dtype=torch.bool)
-    parts = keep.split([s.numel() for s in scores.values()])
-    return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
-
-
-def _largest(flat: Tensor, kept: int) -> Tensor:
-    """True at the `kept` largest entries of a flat tensor without nan; ties go to the lower index."""
-    # sorting needs no host sync, but takes several times as long on a CPU
-    can_sort = flat.device.type != "cpu" and len(flat) <= _LONGEST_SORT
-    return _by_sorting(flat, kept) if can_sort else _by_threshold(flat, kept)
-
-
-def _by_threshold(flat: Tensor, kept: int) -> Tensor:
-    threshold = kth_largest(flat, kept)
-    keep = flat > threshold
-    missing = kept - int(torch.count_nonzero(keep))
-    keep[(flat == threshold).nonzero().flatten()[:missing]] = True
-    return keep
-
-
-def _by_sorting(flat: Tensor, kept: int) -> Tensor:
-    values = flat + 0.0 if flat.is_floating_point() else flat  # -0.0 + 0.0 is 0.0
-    order = values.sort(descending=True, stable=True).indices
-    return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order[:kept], True)
-
-
-def check_no_nan(scores: Mapping[str, Tensor]) -> None:
-    """Raise NotFinite, with the name of the layer, if a score is nan; on every rank if one rank has it."""
-    counts = count_nonzero([score.isnan() for score in scores.values()])
-    for name, count in zip(scores, counts, strict=True):
-        if count:
-            raise NotFinite(f"the scores of {name or 'a layer'} contain nan: did training diverge?")
-
-
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest entry of a flat tensor without nan, 1 <= k <= len(values), as a 0-dim tensor.
-
-    In long tensors a sorted sample of every n-th entry brackets it, and only the entries in the bracket
-    (about 3 %) are searched: three times faster than `torch.kthvalue` on 25 million entries, and bit-equal.
-    """
-    total = len(values)
-    if total > _SAMPLE * 16:
-        sample = values[:: total // _SAMPLE].sort(descending=True).values
-        position, margin = k / total * len(sample), 8 * len(sample) ** 0.5
-        first, last = int(position - margin), int(position + margin)
-        high = sample[first] if first > 0 else sample.new_tensor(torch.inf)
-        low = sample[last] if last < len(sample) else sample.new_tensor(-torch.inf)
-        inside = values[(values >= low) & (values <= high)]
-        above = int(torch.count_nonzero(values > high))
-        if above < k <= above + len(inside):
-            values, k = inside, k - above
-    return values.topk(k, sorted=False).values.min()  # kthvalue takes quadratic time on sorted entries
-
-
-def layerwise_topk(scores: Mapping[str, Tensor], kept: Mapping[str, int]) -> dict[str, Tensor]:
-    """Boolean masks, True at the `kept[name]` largest scores of each tensor; ties go to the lower index."""
-    return {name: global_topk({name: score}, kept[name])[name] for name, score in scores.items()}

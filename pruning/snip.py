@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .at_initialization import AtInitialization
 from .base import register
-from .checks import check_not_sharded_yet, check_positive_integer
+from .checks import check_not_sharded_yet
+from .options import check_positive_integer
 from .scores import snip
 
 

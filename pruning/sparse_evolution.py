@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .base import register
-from .checks import check_positive_integer
 from .drop_grow import DropAndGrow
+from .options import check_positive_integer
 from .shards import place_like
 from .weights import Weight
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .base import register
-from .checks import check_positive_integer, warn_at_caller
+from .checks import warn_at_caller
 from .choice import Choice
 from .deprecation import warn_renamed
+from .options import check_positive_integer
 from .parameterization import Plain
 from .soft_threshold import SoftThresholds
 from .target import TargetSparsity

@@ -11,7 +11,8 @@ from torch import Tensor
 from .at_initialization import AtInitialization
 from .base import register
 from .batches import check_pair, each_input, map_inputs
-from .checks import check_not_sharded_yet, check_positive_integer, check_real
+from .checks import check_not_sharded_yet, check_real
+from .options import check_positive_integer
 from .scores import synflow_masks
 
 

@@ -14,7 +14,7 @@ from .base import Sparsifier
 from .checks import check_units_not_sharded, warn_at_caller
 from .deprecation import warn_renamed
 from .granularity import granularity
-from .scores import check_sparsity
+from .options import check_sparsity
 from .units import Granularity, layouts
 
 _NEAR = 0.01

@@ -13,6 +13,9 @@ class Traits:
 
     parameterization: Plain
 
+    prunes: ClassVar[bool] = True
+    """False if only masks that the user gives prune weights."""
+
     reparametrizes: ClassVar[bool] = False
     """True if the method parametrizes weights itself."""
 

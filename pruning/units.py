@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .allocate import random_masks
-from .scores import global_topk, kept_count, layerwise_topk
+from .topk import global_topk, kept_count, layerwise_topk
 
 Shape = tuple[int, ...]
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .masks import MaskSet
 from .shards import local
+
+
+class _Copy(NamedTuple):
+    """A trained tensor, the value of its pruned entries, and its values before `attach`, on the CPU."""
+
+    tensor: Tensor
+    pruned_value: float
+    values: Tensor
+
+    def is_as_attach_left_it(self) -> bool:
+        """True if every entry has its value of before or is pruned; False also for nan."""
+        now = local(self.tensor).detach().cpu()
+        return bool(((now == self.values) | (now == self.pruned_value)).all())
 
 
 class Unpruned:
@@ -19,46 +32,47 @@ class Unpruned:
     """
 
     def __init__(self, masks: MaskSet) -> None:
-        tensors = [p for weight in masks.weights.values() for p in weight.parameters if not p.is_meta]
-        self._copies = [(p, local(p).detach().to("cpu", copy=True)) for p in tensors]
+        self._copies = [
+            _Copy(p, value, local(p).detach().to("cpu", copy=True))
+            for weight in masks.weights.values()
+            for p, value in zip(weight.parameters, weight.pruned_value, strict=True)
+            if not p.is_meta
+        ]
         self._versions: list[int] = []
 
     def note_versions(self) -> None:
-        """Remember the tensors as they are, with the masks applied."""
-        self._versions = [local(p)._version for p, _ in self._copies]
+        """Store the versions of the tensors, with the masks applied."""
+        self._versions = [local(copy.tensor)._version for copy in self._copies]
 
     @torch.no_grad()
     def restore_(self) -> bool:
-        """Set to its copy what nothing has written since `note_versions`. False: there is nothing such."""
+        """Set the tensors that nothing has written since `note_versions` to their copies.
+
+        Values are compared too: torch counts no write through `p.data`.
+
+        Returns:
+            False if there is no such tensor.
+        """
         unchanged = [
-            (p, copy)
-            for (p, copy), version in zip(self._copies, self._versions, strict=True)
-            if local(p)._version == version
+            copy
+            for copy, version in zip(self._copies, self._versions, strict=True)
+            if local(copy.tensor)._version == version and copy.is_as_attach_left_it()
         ]
-        for p, copy in unchanged:
-            local(p).copy_(copy)
+        for copy in unchanged:
+            local(copy.tensor).copy_(copy.values)
         return bool(unchanged)
 
     def lacks_values(self, masks: MaskSet) -> bool:
-        """Do the weights have the values that `attach` left, and keep the masks some that it has pruned?
+        """True if the weights are as `attach` left them, and the masks keep some that it has pruned.
 
-        So it is where DistributedDataParallel has sent the weights to all ranks since `attach`.
+        DistributedDataParallel causes this: it sends the weights to all ranks after `attach`.
         """
-        copies = {id(p): copy for p, copy in self._copies}
+        copies = {id(copy.tensor): copy for copy in self._copies}
         kept_lost = False
-        for p, pruned_value, mask in _tensors(masks):
-            if id(p) not in copies:
-                return False
-            now, before = local(p).detach().cpu(), copies[id(p)]
-            if not bool(((now == before) | (now == pruned_value)).all()):
-                return False
-            kept_lost = kept_lost or bool(((now != before) & local(mask).cpu()).any())
+        for name, weight in masks.weights.items():
+            for p in weight.parameters:
+                if id(p) not in copies or not (copy := copies[id(p)]).is_as_attach_left_it():
+                    return False
+                lost = local(p).detach().cpu() != copy.values
+                kept_lost = kept_lost or bool((lost & local(masks.masks[name]).cpu()).any())
         return kept_lost
-
-
-def _tensors(masks: MaskSet) -> Iterable[tuple[Tensor, float, Tensor]]:
-    """(trained tensor, value of a pruned entry, mask) of all weights."""
-    kept = masks.masks
-    for name, weight in masks.weights.items():
-        for p, value in zip(weight.parameters, weight.pruned_value, strict=True):
-            yield p, value, kept[name]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ham import distributed, process_group
 from ham.optim import perturbed
-from pruning.scores import NotFinite
 from pruning.stats import inverse_metric_at_zero, l1_norm, small_fractions
+from pruning.topk import NotFinite
 
 from . import checkpoint, ranks
 from .config.optimization import Ascent

@@ -18,7 +18,8 @@ from ham.models import GCNPlus, build_model
 from ham.models.gcn_plus import GraphBatch, Head
 from ham.models.graph_encoders import Encoder
 from ham.models.sparse import to_device
-from pruning.scores import NotFinite, evaluation_mode
+from pruning.scores import evaluation_mode
+from pruning.topk import NotFinite
 
 from .base import Metrics, Progress, RunConfig, describe_sparsity, refuse_options, sparsity_of, task_for
 from .best_epoch import BestEpochTask, describe_best

@@ -25,7 +25,7 @@ from ham import distributed, process_group
 from pruning import ACDC, SNIP, STR, Product, RandomPruning, SynFlow
 from pruning.checkpoint import load_distributed
 from pruning.export import load_masks, plain_state_dict, save_masks
-from pruning.scores import global_topk
+from pruning.topk import global_topk
 from pruning.stats import l1_norm
 
 RANKS = 2

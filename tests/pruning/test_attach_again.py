@@ -667,6 +667,26 @@ def test_values_that_a_broadcast_has_written_are_not_restored_but_missed() -> No
     assert 1 - zeros(model) == pytest.approx(0.2, abs=0.02)
 
 
+@pytest.mark.parametrize("first", ["weights", "sparsifier"])
+def test_weights_that_were_written_through_data_are_not_replaced(first: str) -> None:
+    """torch counts no write through `p.data`, by which older code loads weights."""
+    model = network()
+    sparsifier, optimizer = rigl(model)
+    sparsifier.hook(optimizer)
+    steps(model, optimizer, 7)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(sparsifier.state_dict())
+    torch.manual_seed(5)
+    model = network()
+    sparsifier, _ = rigl(model)
+    for part in (first, "sparsifier" if first == "weights" else "weights"):
+        if part == "sparsifier":
+            sparsifier.load_state_dict(state)
+            continue
+        for name, p in model.named_parameters():
+            p.data.copy_(weights[name])
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+
+
 def test_values_from_before_attach_are_forgotten_at_the_first_step() -> None:
     model = network()
     sparsifier, optimizer = rigl(model)

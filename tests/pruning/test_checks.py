@@ -12,15 +12,14 @@ from pruning import GMP, STR, Dense, PILoT, Product, RandomPruning
 from pruning.checks import (
     NotAttachedError,
     SparsityWarning,
-    check_counts,
     check_model,
-    check_optimizer,
     check_separate,
     check_takes_masks,
-    unwrapped,
     warn_of_empty_layers,
     warn_of_low_coverage,
 )
+from pruning.optimizers import check_optimizer, unwrapped
+from pruning.options import check_counts
 from pruning.prunable import prunable_weights
 from pruning.weights import Weight
 

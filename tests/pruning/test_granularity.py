@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ham import HAM
 from pruning import ACDC, GMP, SET, SNIP, STR, MaskFrom, PILoT, RandomPruning, RigL, Spred, SynFlow
 from pruning.granularity import granularity
-from pruning.scores import NotFinite, global_topk, layerwise_topk
+from pruning.topk import NotFinite, global_topk, layerwise_topk
 from pruning.units import Layout
 
 

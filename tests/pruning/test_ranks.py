@@ -15,9 +15,8 @@ from torch.distributed.tensor import Replicate, Shard
 
 from pruning import shards, topk
 from pruning.ranks import assert_equal_across_ranks, checksum, is_distributed, mean_over_ranks
-from pruning.scores import global_topk
 from pruning.shards import Split, as_numbers, count_nonzero, place_like, split_of, sum_over_parts
-from pruning.topk import check_same_count, split_topk
+from pruning.topk import check_same_count, global_topk, split_topk
 
 
 class Ranks:

@@ -14,7 +14,7 @@ from pruning import Plain, Product, RigL
 from pruning.allocate import kept_counts
 from pruning.optimizer_state import elementwise_state
 from pruning.rigl import update_mask
-from pruning.scores import NotFinite
+from pruning.topk import NotFinite
 
 # A layer of 3x3 weights, 5 on. Two are dropped: .05, then -.1.
 THETA = [0.9, -0.1, 0.0, 0.0, 0.5, -0.2, 0.05, 0.0, 0.0]

@@ -10,15 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning.scores import (
+from pruning.options import check_sparsity
+from pruning.scores import magnitude
+from pruning.topk import (
     _by_sorting,
     _by_threshold,
-    check_sparsity,
     global_topk,
     kept_count,
     kth_largest,
     layerwise_topk,
-    magnitude,
 )
 
 INF, NAN = float("inf"), float("nan")

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruning.scores import global_topk
 from pruning.shards import count_nonzero, full, local, place_like, split_of, sum_over_parts
-from pruning.topk import split_topk
+from pruning.topk import global_topk, split_topk
 
 DTYPES = {torch.float32: 32, torch.float64: 64, torch.float16: 16, torch.bfloat16: 16}
 

@@ -13,7 +13,7 @@ from ham.data.cifar import Augmentation, CifarLoader, Flip
 from ham.models import receptive
 from ham.tasks.nodes import roc_auc
 from pruning import Dense
-from pruning.scores import global_topk, kth_largest, layerwise_topk
+from pruning.topk import global_topk, kth_largest, layerwise_topk
 
 LONG = 1 << 21
 """Entries above which `kth_largest` takes a sample."""

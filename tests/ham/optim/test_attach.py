@@ -334,6 +334,7 @@ def test_values_passed_to_ham_that_give_way_to_loaded_ones_warn_once(route, olde
     assert optimizer.param_groups[0]["ham_alpha"] == 20.0
 
 
+# loading is safe: the bytes are written in the same line
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_values_that_give_way_to_those_of_a_copied_optimizer_are_named_as_such(copied):
     optimizer = SGD([weight()], lr=0.1)

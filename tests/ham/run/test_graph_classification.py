@@ -30,7 +30,7 @@ from ham.run.logger import NullLogger
 from ham.run.loop import train_step
 from ham.run.state import Run
 from ham.tasks.graphs import GraphClassification, mean_loss, with_labels
-from pruning.scores import NotFinite
+from pruning.topk import NotFinite
 
 CPU = torch.device("cpu")
 SETS = ("ppa", "molpcba", "molhiv", "code2")

@@ -29,7 +29,7 @@ from ham.run.state import Run
 from ham.tasks.images import ImageClassification
 from pruning.acdc import phases
 from pruning.prunable import prunable_weights
-from pruning.scores import kept_count
+from pruning.topk import kept_count
 
 ROOT = Path(__file__).resolve().parents[3]
 EPOCHS, STEPS = 5, 3

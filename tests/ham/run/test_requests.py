@@ -14,7 +14,7 @@ import torch
 from ham import distributed
 from ham.run import loop
 from ham.run.loop import DivergedError, Interrupted, Request, catch_stop_signals, finish_epoch, train_step
-from pruning.scores import NotFinite
+from pruning.topk import NotFinite
 
 
 class Noted(SimpleNamespace):

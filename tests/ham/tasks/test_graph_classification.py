@@ -15,7 +15,7 @@ from ham.models.gcn_plus import GCNPlus, Head
 from ham.models.graph_encoders import Encoder
 from ham.tasks import graphs
 from ham.tasks.graphs import GraphClassification, mean_loss, predictions, with_labels
-from pruning.scores import NotFinite
+from pruning.topk import NotFinite
 
 CPU = torch.device("cpu")
 FITTING = {
