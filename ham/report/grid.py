@@ -188,6 +188,11 @@ def _check(grid: Grid) -> None:
         raise InvalidRecord("its number of seeds is not the paper's: collect it again with --runs")
     if problem := GRAPH(grid.graph, "graph") or odd_value([grid.graph, *grid.provenance]):
         raise InvalidRecord(f"it is incomplete: {problem}: collect it again with --runs")
+    name = grid.graph["name"]
+    if grid.exp != f"node/{name.replace('-', '_')}_{grid.arch.lower()}":
+        raise InvalidRecord(
+            f"its graph is {name!r}, and not that of {grid.exp}: collect it again with --runs"
+        )
     hashes = {
         pair: run.info.config_hash
         for pair, run in zip(expected, search_grid.runs(grid.exp, [0]), strict=True)

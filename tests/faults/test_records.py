@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from commands import script
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ham.files import RESULTS
@@ -276,6 +276,7 @@ def test_a_record_of_a_study_with_any_value_anywhere_is_rendered_or_named(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=VALUES, seed=st.integers(0, 2**32))
+@example(value="", seed=76312)
 def test_a_grid_with_any_value_anywhere_is_rendered_or_named(value: Any, seed: int, tmp_path: Path) -> None:
     committed = next(grid.FOLDER.glob("*.json"))
     path = tmp_path / committed.name

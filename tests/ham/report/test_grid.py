@@ -150,6 +150,8 @@ def damaged(content: dict, how: str) -> None:
         content["exp"] = "node/cora_gcn"
     elif how == "graph":
         graph.clear()
+    elif how in ("", "citeseer"):
+        graph["name"] = how
     else:
         del content["seeds"]
 
@@ -174,6 +176,8 @@ def damaged(content: dict, how: str) -> None:
         ("dirty", "uncommitted changes"),
         ("another", "another configuration today"),
         ("graph", "it is incomplete: no graph.name"),
+        ("", "its graph is '', and not that of node/cora_sage: collect it again with --runs"),
+        ("citeseer", "its graph is 'citeseer', and not that of node/cora_sage"),
         ("missing", "cannot be read (KeyError('seeds'))"),
     ],
 )
