@@ -157,6 +157,11 @@ def test_round_numbers_keep_round_numbers(size, sparsity):
     assert kept_counts({"w": (size,)}, sparsity, "uniform") == {"w": expected}
 
 
+def test_a_fraction_that_is_just_below_a_whole_number_is_rounded_down():
+    """Of 100 weights, 89.999998 are pruned: 89, as in floor(s * d), and not 90."""
+    assert kept_counts({"w": (100,)}, 0.89999998, "uniform") == {"w": 11}
+
+
 shapes_of_networks = st.lists(
     st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8
 ).map(lambda shapes: {f"layer{i}": shape for i, shape in enumerate(shapes)})
