@@ -30,8 +30,8 @@ class Spans:
     @classmethod
     def select(cls, graph_starts: Tensor, graphs: Tensor) -> Spans:
         """The elements of `graphs`; `graph_starts` is int64 [graphs of the set + 1]."""
-        begin = graph_starts[graphs]
-        counts = graph_starts[graphs + 1] - begin
+        begin = graph_starts.index_select(0, graphs)  # several times faster than graph_starts[graphs]
+        counts = graph_starts.index_select(0, graphs + 1) - begin
         ends = counts.cumsum(0)
         total = int(ends[-1])
         first = ends - counts
@@ -52,12 +52,12 @@ class BlockMatrix:
     """A sparse matrix of zeros and ones for each graph of a set; selected ones are a block-diagonal matrix.
 
     Args:
-        row_starts: int64 [rows of the set + 1], first entry of each row.
+        lengths: int64 [rows of the set], number of entries of each row.
         columns: int64 [entries], counted within the graph.
         entry_starts: int64 [graphs + 1], first entry of each graph.
     """
 
-    row_starts: Tensor
+    lengths: Tensor
     columns: Tensor
     entry_starts: Tensor
 
@@ -71,14 +71,14 @@ class BlockMatrix:
             graph_rows: int64 [graphs + 1], first row of each graph.
         """
         row_starts = starts(rows, int(graph_rows[-1]))
-        return cls(row_starts, columns, row_starts[graph_rows])
+        return cls(row_starts.diff(), columns, row_starts[graph_rows])
 
     def select(self, graphs: Tensor, rows: Spans, columns: Spans) -> Csr:
         """The block-diagonal matrix of some graphs, whose rows and columns are given."""
-        lengths = self.row_starts[rows.elements + 1] - self.row_starts[rows.elements]
+        lengths = self.lengths.index_select(0, rows.elements)
         ends = lengths.cumsum(0)
         entries = Spans.select(self.entry_starts, graphs)
-        shifted = self.columns[entries.elements] + entries.repeat(columns.first)
+        shifted = self.columns.index_select(0, entries.elements) + entries.repeat(columns.first)
         row_starts = torch.cat([ends.new_zeros(1), ends])
         return Csr(row_starts, shifted, torch.ones(len(shifted)), len(columns))
 
@@ -131,9 +131,9 @@ class GraphTensors:
         """The graphs with these indices, in this order, on the CPU."""
         graphs = torch.as_tensor(indices)
         nodes, sent = Spans.select(self.node_starts, graphs), Spans.select(self.message_starts, graphs)
-        present, kinds = torch.unique(self.message_kinds[sent.elements], return_inverse=True)
+        present, kinds = torch.unique(self.message_kinds.index_select(0, sent.elements), return_inverse=True)
         messages = Messages(
-            senders=self.senders[sent.elements] + sent.repeat(nodes.first),
+            senders=self.senders.index_select(0, sent.elements) + sent.repeat(nodes.first),
             kinds=kinds,
             incoming=self.incoming.select(graphs, nodes, sent),
             outgoing=self.outgoing.select(graphs, sent, nodes),
@@ -143,9 +143,9 @@ class GraphTensors:
             ),
         )
         return GraphBatch(
-            nodes=self.nodes[nodes.elements],
-            walks=self.walks[nodes.elements],
-            edges=self.kinds[present],
+            nodes=self.nodes.index_select(0, nodes.elements),
+            walks=self.walks.index_select(0, nodes.elements),
+            edges=self.kinds.index_select(0, present),
             messages=messages,
             pooling=mean_pooling(nodes),
         )
