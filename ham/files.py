@@ -1,4 +1,4 @@
-"""Atomic writes, locks and one-line errors, shared by runs, reports and sweeps. No torch."""
+"""Reading, atomic writes, locks and one-line errors, shared by runs, reports and sweeps. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .locks import is_locked, lock_file
+from .regular_files import open_binary, open_text, read_bytes, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository."""
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 """Committed records, tables, figures and theory data."""
 
-__all__ = [  # with the locks of locks.py
+__all__ = [  # with names of locks.py and regular_files.py
     "RESULTS",
     "ROOT",
     "atomic_write",
@@ -28,7 +29,11 @@ __all__ = [  # with the locks of locks.py
     "lock_file",
     "name_file",
     "one_line",
+    "open_binary",
+    "open_text",
+    "read_bytes",
     "read_json",
+    "read_text",
     "short_path",
     "sync_folder",
 ]
@@ -87,7 +92,7 @@ def atomic_write_json(path: Path, content: Any, indent: int = 2) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None if the file is missing, incomplete or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

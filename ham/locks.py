@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .regular_files import open_descriptor, read_text
+
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """An owner on another machine whose file was not renewed for so long is dead."""
@@ -246,14 +248,14 @@ def _open(path: Path, flags: int) -> int:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OSError(errno.EINVAL, f"{path.name} is not a plain file, move it away", str(path))
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return open_descriptor(path, flags | os.O_NOFOLLOW)
 
 
 @cache
 def _machine() -> str | None:
     """Processes with the same value see each other's numbers; None where that is unknown."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = read_text("/proc/sys/kernel/random/boot_id").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
@@ -262,7 +264,7 @@ def _machine() -> str | None:
 def _started(pid: Any) -> str | None:
     """When a process of this machine started, in ticks since the boot; None if it is dead."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        status = read_text(f"/proc/{pid}/stat", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if not status or status[0] in "ZX" else status[19]
@@ -272,7 +274,7 @@ def age_of_process(pid: int) -> float | None:
     """Seconds since a process of this machine started; None if it is dead or the time is unknown."""
     ticks = _started(pid)
     try:
-        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        uptime = float(read_text("/proc/uptime").split()[0])
         return None if ticks is None else uptime - int(ticks) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None

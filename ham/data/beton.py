@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ham.files import one_line, open_binary
+
 from .base import DataError
 
 _RAW, _JPEG = 1, 0  # ffcv.fields.rgb_image.IMAGE_MODES
@@ -45,6 +47,7 @@ class Beton:
         ffcv = import_ffcv()
         self.path = path
         try:
+            open_binary(path).close()  # FFCV's reader would wait at a pipe
             reader = ffcv.reader.Reader(str(path))
             if not reader.header["alloc_table_ptr"]:
                 raise ValueError("it was not written completely")
@@ -55,9 +58,8 @@ class Beton:
             self.labels = torch.from_numpy(labels.astype(np.int64))
             self.classes = _stored_digest(reader.field_descriptors[reader.field_names.index("label")])
         except (AssertionError, LookupError, ValueError, TypeError, OSError, MemoryError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(
-                f"{path} is not a complete FFCV file of images and labels ({reason}): "
+                f"{path} is not a complete FFCV file of images and labels ({one_line(error)}): "
                 "write it again with python scripts/write_beton.py --overwrite"
             ) from None
         self.sizes = torch.from_numpy(self._sample_index[:, 1:3].copy())

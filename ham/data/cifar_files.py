@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ham.files import read_bytes
+
 from .checksums import SUMS, read_sums, sha256
 from .pickles import load_pickle, plain
 
@@ -37,7 +39,7 @@ def read_official(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _record(folder: Path, name: str, sums: dict[str, str] | None) -> dict[Any, Any]:
     path = folder / name
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except OSError as error:

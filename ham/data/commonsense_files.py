@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ham.files import read_bytes
+
 from .base import DataError
 
 FOLDER = "commonsense"
@@ -110,11 +112,11 @@ def read_records(path: Path, options: Sequence[str] = ()) -> list[Record]:
     """
     cure = f"get the file again from {SOURCE}"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}): check the file") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({str(error).splitlines()[0]}): {cure}") from None
     if not isinstance(content, list) or not content:

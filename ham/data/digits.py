@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ham.files import one_line
+from ham.files import one_line, open_binary
 
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, register
 
@@ -66,7 +66,8 @@ def read_digits() -> tuple[Tensor, Tensor]:
         raise DataError("the digits need scikit-learn: pip install 'hyperbolic-aware-minimization[run]'")
     (folder,) = package.submodule_search_locations
     try:
-        with gzip.open(Path(folder) / "datasets" / "data" / "digits.csv.gz", "rt") as lines:
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        with open_binary(path) as file, gzip.open(file, "rt") as lines:
             table = np.array([line.split(",") for line in lines], dtype=np.float32).reshape(1797, 65)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(

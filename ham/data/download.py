@@ -7,6 +7,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
+from ham.files import open_binary
+
 from .progress import progress
 
 _CHUNK_BYTES = 2**20
@@ -33,7 +35,10 @@ def download(url: str, path: Path, name: str) -> str:
     """
     part, digest, received = path.with_name(f"{path.name}.part"), hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as file:
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
+            open_binary(part, "wb") as file,
+        ):
             announced = int(response.headers.get("Content-Length") or 0)
             with progress(None, f"{name}: download", "B", total=announced or None) as bar:
                 while chunk := response.read(_CHUNK_BYTES):

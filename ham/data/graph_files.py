@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ham.files import one_line
+from ham.files import one_line, open_binary, read_bytes, read_text
 
 from .base import DataError
 from .checksums import file_sha256
@@ -127,13 +127,13 @@ def _copy_pickles(facts: GraphSet, raw: Path, folder: Path) -> None:
     folder.mkdir()
     for file in facts.files:
         if file.endswith(".index"):
-            lines = (raw / file).read_text().split()
+            lines = read_text(raw / file).split()
             if len(set(lines)) < len(lines) or not all(map(str.isdigit, lines)):
                 raise ValueError(f"{file} is not a list of different node numbers")
             shutil.copyfile(raw / file, folder / file)
             continue
         try:
-            content = plain(load_pickle((raw / file).read_bytes()))
+            content = plain(load_pickle(read_bytes(raw / file)))
         except ValueError as error:
             raise ValueError(f"{file} {error}") from error
         (folder / file).write_bytes(pickle.dumps(content))
@@ -150,8 +150,8 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     """The arrays of a .npz file; pickled objects in it raise ValueError."""
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
+    with open_binary(path) as file, np.load(file, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 def _normalized(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ham.files import one_line
+from ham.files import one_line, open_binary
 
 from .base import DataError
 from .images import class_folders, decode_rgb, open_tree
@@ -48,7 +48,7 @@ class Source:
         """
         path, offset, size = self.sample_index[index]
         try:
-            with open(path, "rb") as file:
+            with open_binary(path) as file:
                 file.seek(offset)
                 content = file.read(-1 if size is None else size)
         except OSError as error:
@@ -110,7 +110,7 @@ def class_names(folder: Path, split: str) -> list[str] | None:
 def _from_train_archive(folder: Path) -> Source:
     """The training archive contains one archive per class; images are addressed by their offsets."""
     archive = folder / ARCHIVES["train"]
-    with open(archive, "rb") as file:
+    with open_binary(archive) as file:
         inner = sorted(members(file, 0), key=lambda member: member.name)
         classes = [Path(member.name).stem for member in inner]
         if not classes or any(Path(member.name).suffix != ".tar" for member in inner):
@@ -138,7 +138,7 @@ def _from_val_archive(folder: Path) -> Source:
             f"{DEVKIT}, which has the labels of the validation images, is missing in {folder}: add it"
         )
     classes, labels = _devkit(devkit)
-    with open(archive, "rb") as file:
+    with open_binary(archive) as file:
         images = list(members(file, 0))
     try:
         numbers = [int(Path(image.name).stem.rpartition("_")[2]) for image in images]

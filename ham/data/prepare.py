@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from ham.files import open_binary, read_bytes
+
 from . import cifar_files, commonsense_files
 from .base import DataError
 from .checksums import SUMS, write_sums
@@ -121,7 +123,8 @@ def fill_cifar100(source: Path | None, folder: Path) -> None:
     elif source.is_file():
         unpack(source, folder)
     else:
-        raise DataError(f"--from {source} does not exist; omit it to download CIFAR-100")
+        what = "is neither a folder nor a regular file" if source.exists() else "does not exist"
+        raise DataError(f"--from {source} {what}; omit it to download CIFAR-100")
 
 
 def check_cifar100(folder: Path) -> str:
@@ -133,8 +136,7 @@ def check_cifar100(folder: Path) -> str:
         [*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"])]
     )
     digests = {
-        name: hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
-        for name in official
+        name: hashlib.md5(read_bytes(folder / name), usedforsecurity=False).hexdigest() for name in official
     }
     return (
         "official files" if digests == official else "not the official files byte for byte, contents checked"
@@ -166,7 +168,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     continue
                 if member.size > _LARGEST:
                     raise DataError(f"{archive} holds a {name} of {member.size:,} bytes: it is not CIFAR-100")
-                with (folder / name).open("wb") as file:
+                with open_binary(folder / name, "wb") as file:
                     shutil.copyfileobj(members.extractfile(member), file)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{archive} is not a complete .tar.gz ({error}): download it again") from None

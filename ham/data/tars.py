@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ham.files import open_binary
+
 _BLOCK = 512
 _CHUNK_BYTES = 2**20
 
@@ -21,7 +23,7 @@ def read_to_end(path: Path) -> Iterator[tarfile.TarFile]:
         tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile: the archive is damaged or incomplete.
         OSError: the file cannot be read.
     """
-    with gzip.open(path) as file:
+    with open_binary(path) as packed, gzip.open(packed) as file:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             yield archive
         while file.read(_CHUNK_BYTES):

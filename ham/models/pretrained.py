@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ham.data.base import DataError
-from ham.files import one_line
+from ham.files import one_line, read_text
 
 PACKAGE, BUILTIN = "package:", "builtin:"
 INSTALL = "pip install -e '.[run,llm]'"
@@ -71,6 +71,8 @@ def locate(checkpoint: str, gguf: str) -> Source:
             if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
                 raise ModelError(f"model.checkpoint={checkpoint} is not a folder: check the path")
             return Source(checkpoint, checkpoint, gguf)
+    if odd := [path for path in folder.glob("*") if path.exists() and not (path.is_file() or path.is_dir())]:
+        raise ModelError(f"{odd[0]} is not a regular file: move it away")
     if gguf and not (folder / gguf).is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "no .gguf file"
         raise ModelError(f"{folder} has no {gguf}: set model.gguf to a file in it; it has {there}")
@@ -183,8 +185,8 @@ def available_bytes(device: torch.device) -> int:
         free = memory["MemAvailable:"] * 1024
     group = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        limit = int(read_text(group / "memory.max"))
+        used = int(read_text(group / "memory.current"))
     except (OSError, ValueError):  # no control group, or "max"
         return free
     cached = _numbers(group / "memory.stat").get("inactive_file", 0)
@@ -194,7 +196,7 @@ def available_bytes(device: torch.device) -> int:
 def _numbers(path: Path) -> dict[str, int]:
     """The first number of each line of a file of the kernel, by the line's first word."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines()]
+        lines = [line.split() for line in read_text(path).splitlines()]
     except OSError:
         return {}
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

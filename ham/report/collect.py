@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ham.files import one_line, open_binary
+
 from . import search_grid
 from .odd_files import LARGEST, LARGEST_METRICS, InvalidRecord, find_files, parse_json, printable, read_bytes
 from .records import (
@@ -157,7 +159,7 @@ def _read_archive(archive: Path) -> list[FinishedRun]:
     """Read summaries and metrics by their names; nothing is extracted, other members are ignored."""
     files: dict[tuple[str, str], dict[str, bytes]] = {}
     try:
-        with gzip.open(archive) as packed:
+        with open_binary(archive) as file, gzip.open(file) as packed:
             content = packed.read(_LARGEST_ARCHIVE + 1)  # to the end, where gzip compares the checksum
         if len(content) > _LARGEST_ARCHIVE:
             raise UsageError(f"{archive} is larger than an archive of runs can be: download it again")
@@ -168,7 +170,7 @@ def _read_archive(archive: Path) -> list[FinishedRun]:
                     files.setdefault(name.group(1, 2), {})[name[3]] = members.extractfile(member).read()
     except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
         raise UsageError(
-            f"{archive} is not a complete archive of runs ({error}): download it again"
+            f"{archive} is not a complete archive of runs ({one_line(error)}): download it again"
         ) from None
     return [
         FinishedRun(f"{archive}:{name}/seed{seed}", name, int(seed), run)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_write_text
+from ham.files import atomic_write_text, read_text
 
 from . import captions, coverage, hyperparameters, plan, qualitative
 from .coverage import Coverage
@@ -116,7 +116,7 @@ def _tables(results: Path, counts: Counts) -> list[str]:
     """A row for each page of results/tables, the paper's tables first."""
     rows = {}
     for stem in (path.stem for path in (results / "tables").glob("*.md")):
-        page = (results / "tables" / f"{stem}.md").read_text(errors="replace")
+        page = read_text(results / "tables" / f"{stem}.md", errors="replace")
         heading = page.partition("\n")[0].removeprefix("# ")
         label = coverage.label_of(stem)
         title = heading.removeprefix(f"{label}. ")

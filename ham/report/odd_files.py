@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ham.files import one_line
+from ham.files import one_line, open_binary
 
 from .scales import FOLDERS
 from .spec import PlanError
@@ -46,7 +46,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
             raise InvalidRecord(f"{path.name} is not a regular file: remove it")
         if found.st_size > largest:
             raise InvalidRecord(f"{path.name} has {found.st_size} bytes, more than {largest}: run it again")
-        return path.read_bytes()
+        with open_binary(path) as file:
+            return file.read()
     except OSError as error:
         raise InvalidRecord(f"{path.name} cannot be read ({one_line(error)}): check the file") from None
 

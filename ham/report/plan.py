@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from ham.files import read_text
+
 from .spec import CONFIGS, PlanError, RunSpec, canonical, lock, reading
 
 
@@ -232,4 +234,4 @@ def _known(name: str, names: list[str], kind: str) -> str:
 @cache
 def read_yaml(path: Path) -> dict[str, Any]:
     """The content of a file of configs/; do not change it."""
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(read_text(path))

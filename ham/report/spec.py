@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ham.files import ROOT
+from ham.files import ROOT, read_text
 
 CONFIGS = ROOT / "configs"
 LOCK = CONFIGS / "lock.json"
@@ -162,7 +162,7 @@ def tasks() -> dict[str, TaskInfo]:
 
 
 def _lock_content() -> dict[str, Any]:
-    content = json.loads(LOCK.read_text())
+    content = json.loads(read_text(LOCK))
     if content["configs"] != configs_digest():
         raise PlanError(f"configs/ has changed since {LOCK.name} was written: run python scripts/lock.py")
     return content
@@ -173,7 +173,7 @@ def configs_digest() -> str:
     digest = sha256()
     for path in sorted(CONFIGS.rglob("*.yaml")):
         if path.parent.name != "tables":
-            digest.update(f"{path.relative_to(CONFIGS)}\0{path.read_text()}\0".encode())
+            digest.update(f"{path.relative_to(CONFIGS)}\0{read_text(path)}\0".encode())
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ham.files import atomic_write, one_line
+from ham.files import atomic_write, one_line, open_binary, read_bytes
 from ham.locks import taken_by
 
 from .config import ConfigError
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The state in a file. Raises CheckpointError, whose message follows the path, or OSError."""
     if not path.is_file():
         raise CheckpointError("is not a file")
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         hashed, left = hashlib.sha256(), os.fstat(file.fileno()).st_size - _DIGEST_BYTES
         while left > 0 and (part := file.read(min(left, _CHUNK))):
             hashed.update(part)
@@ -168,7 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _epochs(folder: Path) -> int:
     """The number of epochs in metrics.jsonl; 0 where it is missing or damaged."""
     try:
-        return json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])["epoch"] + 1
+        return json.loads(read_bytes(folder / "metrics.jsonl").splitlines()[-1])["epoch"] + 1
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0
 

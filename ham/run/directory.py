@@ -12,7 +12,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ham.files import atomic_write_json, atomic_write_text, lock_file, name_file, one_line, sync_folder
+from ham.files import (
+    atomic_write_json,
+    atomic_write_text,
+    lock_file,
+    name_file,
+    one_line,
+    open_binary,
+    open_text,
+    read_text,
+    sync_folder,
+)
 
 from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner
 from .config import ConfigError
@@ -41,7 +51,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "summary.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
@@ -148,7 +158,7 @@ class RunDirectory:
         """Content of provenance.json. Raises CheckpointError if it is damaged."""
         path = self.folder / "provenance.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be read ({one_line(error)}): fix that, or move it away and start again with "
@@ -176,15 +186,18 @@ class RunDirectory:
         """Append lines to metrics.jsonl."""
         check_owner(self.folder)
         path = self.folder / "metrics.jsonl"
-        with name_file(path), open(path, "a", encoding="utf-8") as file:
+        with name_file(path), open_text(path, "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
 
     def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return path.stat().st_size if path.exists() else 0
+        """Bytes of metrics.jsonl; 0 if it is missing."""
+        try:
+            with open_binary(self.folder / "metrics.jsonl") as file:
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return 0
 
     def truncate_metrics(self, size: int) -> None:
         """Remove lines written after a checkpoint. Raises CheckpointError if lines of it are missing."""

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ham.files import one_line
+from ham.files import one_line, open_text
 
 from .config import Config, ConfigError
 from .config.schema import WandbMode
@@ -87,7 +87,7 @@ class RunLogger:
 
         on_console(lambda: tqdm.write(printable(text)))
         try:
-            with open(self.folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
+            with open_text(self.folder / "train.log", "a", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         except OSError as error:
             if not self._log_failed:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ham.distributed import world
-from ham.files import read_json
+from ham.files import read_json, read_text
 from ham.locks import age_of_process
 from ham.repository import commit, has_changes
 
@@ -85,7 +85,7 @@ def hardware() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text("/proc/cpuinfo", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next(

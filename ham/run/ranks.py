@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ham import distributed, process_group
 from ham.agreement import Identity, PeerLostError
-from ham.files import ROOT, atomic_write
+from ham.files import ROOT, atomic_write, read_bytes
 from ham.tasks import Task
 
 from .config import Config, ConfigError, load
@@ -67,7 +67,7 @@ def code_digest() -> str:
         files += sorted((ROOT / folder).rglob(pattern))
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(read_bytes(path)).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -149,7 +149,7 @@ def send_folder(folder: Path) -> None:
         path = folder / name
         if not distributed.all_reduce_or(int(_digest(path) != digest)):
             continue
-        content = distributed.from_rank_zero(path.read_bytes)
+        content = distributed.from_rank_zero(partial(read_bytes, path))
         for rank in range(1, distributed.world().size):  # in turn: ranks of one node share its folder
             distributed.raise_on_all_ranks(partial(_receive, path, content, digest, rank))
 
@@ -162,4 +162,4 @@ def _receive(path: Path, content: bytes, digest: str, rank: int) -> None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return hashlib.sha256(read_bytes(path)).hexdigest() if path.is_file() else ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_write_json, sync_folder
+from ham.files import atomic_write_json, open_binary, read_text, sync_folder
 
 from .checkpoint import CheckpointError
 
@@ -116,7 +116,7 @@ def _marked(folder: Path, *, verify: bool = True) -> list[Checkpoint]:
 def _read(path: Path, verify: bool) -> Checkpoint | None:
     """The checkpoint; None if it is incomplete or damaged. Raises OSError if a disk fails."""
     try:
-        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
+        mark = json.loads(read_text(path / MARK))
         state, digests = mark["state"], mark["sha256"]
         is_undamaged = "best_step" in state and (
             not verify or all(_digest(path / name) == digest for name, digest in digests.items())
@@ -130,7 +130,7 @@ def _read(path: Path, verify: bool) -> Checkpoint | None:
 
 def _digest(path: Path, *, flush: bool = False) -> str:
     """SHA-256 of a file; with `flush` its content is first written to the disk."""
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         if flush:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ham.files import ROOT, atomic_write_text
+from ham.files import ROOT, atomic_write_text, read_bytes, read_text
 
 from . import curves, library, overview, pages, runs, sources, study, tables, theory
 
@@ -54,7 +54,7 @@ def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
     for page, text in written.items():
         path = folder / page
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        if not path.exists() or read_text(path, errors="replace") != text:
             atomic_write_text(path, text)
     for path in {*_pages_in(folder)} - {folder / page for page in written}:
         path.unlink()
@@ -81,4 +81,4 @@ def _pages_in(folder: Path) -> list[Path]:
         for path in place.glob("*.html")
         if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
     ]
-    return [path for path in files if pages.GENERATOR in path.read_bytes().decode(errors="replace")]
+    return [path for path in files if pages.GENERATOR in read_bytes(path).decode(errors="replace")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ham.files import atomic_write_text
+from ham.files import atomic_write_text, open_text
 
 NAME = "vega-lite.js"
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
@@ -27,7 +27,7 @@ def write(folder: Path) -> Path:
     path = folder / NAME
     mark = f"// vl-convert-python {vl_convert.__version__}: vega-embed, vega-lite, vega (BSD-3-Clause)\n"
     if path.exists():
-        with path.open(encoding="utf-8") as file:
+        with open_text(path, errors="replace") as file:
             if file.readline() == mark:
                 return path
     bundle = vl_convert.javascript_bundle(_EXPORT)

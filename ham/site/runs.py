@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.experiments import CONFIGS
+from ham.files import read_text
 from ham.report.records import Record, path_of
 from ham.report.render import DIVERGED
 from ham.report.scales import SCALES, scaled_down
@@ -110,7 +111,7 @@ def _page(group: Group, panels: Panels) -> str:
         seeds=[_seed(run, seed, own, metrics) for seed, own in group.records.items()],
         lost=[(seed, reason, _command(run, seed)) for seed, reason in group.diverged.items()],
         facts=_facts(group),
-        yaml=(CONFIGS / "exp" / f"{run.exp}.yaml").read_text(encoding="utf-8"),
+        yaml=read_text(CONFIGS / "exp" / f"{run.exp}.yaml"),
         origins=_origins(group),
         folder=path_of(run, Path()).parent,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ham.files import atomic_write_text, one_line
+from ham.files import atomic_write_text, one_line, read_text
 from ham.report.odd_files import check_target, printable
 from ham.report.spec import PlanError, RunSpec
 from ham.sweep.listing import MASKS, counted, mask_sources, pluralize
@@ -50,7 +50,7 @@ def write_page(file: Path, sweeps: Sweeps, chosen: dict[str, list[RunSpec]], sta
     """
     if file.exists() and not file.is_file():
         raise PlanError(f"--html {printable(file)} exists and is not a regular file: give another name")
-    if file.exists() and GENERATOR not in file.read_text(encoding="utf-8", errors="replace"):
+    if file.exists() and GENERATOR not in read_text(file, errors="replace"):
         raise PlanError(
             f"--html {printable(file)} is not a page of sweep.py: give another name, or remove it"
         )
@@ -70,7 +70,7 @@ def page(sweeps: Sweeps, chosen: dict[str, list[RunSpec]], states: States, now: 
         page="sweep.html",
         title=f"Sweep: {', '.join(chosen)}",
         generator=Markup(GENERATOR),
-        style=Markup((pages.ROOT / "assets" / "site.css").read_text(encoding="utf-8")),
+        style=Markup(read_text(pages.ROOT / "assets" / "site.css")),
         seconds=RELOAD_SECONDS,
         written=now.strftime("%Y-%m-%d %H:%M:%S UTC"),
         queue_error=printable(sweeps.queue_error),

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ham.files import atomic_write, one_line, read_json
+from ham.files import atomic_write, one_line, read_json, read_text
 from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 
@@ -51,14 +51,10 @@ def _files(folder: Path) -> dict[str, str]:
         diverged = read_json(folder / "diverged.json")
         text = json.dumps(divergence_record(diverged), indent=1) + "\n" if diverged else ""
         return {"diverged.json": text} if text else {}
-    provenance = json.loads(_text(folder / "provenance.json"))
+    provenance = json.loads(read_text(folder / "provenance.json"))
     return {
         "summary.json": json.dumps(record(summary), indent=1) + "\n",
         "provenance.json": json.dumps(strip_paths(provenance), indent=1) + "\n",
-        "metrics.jsonl": _text(folder / "metrics.jsonl"),
-        "config.yaml": _PATH.sub(r"\1\2: ''", _text(folder / "config.yaml")),
+        "metrics.jsonl": read_text(folder / "metrics.jsonl"),
+        "config.yaml": _PATH.sub(r"\1\2: ''", read_text(folder / "config.yaml")),
     }
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")

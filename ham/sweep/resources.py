@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ham.files import ROOT
+from ham.files import ROOT, read_text
 from ham.report.spec import RunSpec
 
 from .manifests import SweepError
@@ -38,7 +38,7 @@ class Resources:
 def resources() -> dict[str, Resources]:
     """Name of a resource class -> its resources. Raises SweepError if the file has an error."""
     try:
-        content = yaml.safe_load((SLURM / "resources.yaml").read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(SLURM / "resources.yaml"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ham.files import ROOT
+from ham.files import ROOT, open_binary
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _WORLD_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # see ham.distributed.world
@@ -91,7 +91,7 @@ def load_main(train: Path) -> Callable[[list[str]], int]:
 
 def run_logged(main: Callable[[list[str]], int], request: dict[str, Any]) -> int:
     """Run `main` with stdout and stderr appended to the log; returns its exit status."""
-    with open(request["log"], "ab") as log:
+    with open_binary(request["log"], "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.argv = ["train.py", *request["argv"]]  # provenance records it

@@ -13,6 +13,7 @@ from typing import Any
 
 from ham.data.commonsense import Scoring
 from ham.data.commonsense_files import TASKS, Question
+from ham.files import open_text, read_bytes
 from ham.models.causal_lm import CausalLM, adapter_digest
 
 from .generation import BEAMS, NEW_TOKENS, answer
@@ -103,7 +104,7 @@ def evaluate(
     left = [question for question in questions if question.index not in done]
     every = 0.5 if sys.stderr.isatty() else 30.0
     with (
-        path.open("a", encoding="utf-8") as file,
+        open_text(path, "a") as file,
         tqdm(
             total=len(questions), initial=len(questions) - len(left), desc=task, unit="q", mininterval=every
         ) as bar,
@@ -130,7 +131,7 @@ def resume_answers(path: Path, settings: str, log: Callable[[str], None]) -> lis
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_bytes(path)
     complete = content[: content.rfind(b"\n") + 1]
     try:
         lines = [Answer(**json.loads(line)) for line in complete.splitlines()]

@@ -217,3 +217,24 @@ def test_a_summary_that_lacks_values_is_one_line(
     path.unlink()  # the cure
     assert command(*argv).status == 0
     assert json.loads(path.read_text())["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("summary.json", 2, "summary.json cannot be read (not a regular file): fix that or move it away"),
+        ("provenance.json", 1, "provenance.json cannot be read (not a regular file): fix that, or move"),
+        ("metrics.jsonl", 1, "metrics.jsonl cannot be read or written: not a regular file; fix that and"),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_of_a_run_is_one_line(
+    name: str, status: int, words: str, finished: Callable, command: Callable, tmp_path: Path
+) -> None:
+    argv = finished(tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("*/seed0")
+    (folder / "summary.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    outcome = command(*argv)
+    (line,) = outcome.complaints
+    assert outcome.status == status and f"{folder}/{words}" in line, line

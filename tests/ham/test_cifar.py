@@ -521,8 +521,8 @@ def test_a_batch_costs_the_same_operations_whatever_its_size(batch_size: int, sm
 
 
 def test_each_file_is_read_once(small_cifar100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, read_bytes = [], Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or read_bytes(path))
+    names, read_bytes = [], cifar_files.read_bytes
+    monkeypatch.setattr(cifar_files, "read_bytes", lambda path: names.append(path.name) or read_bytes(path))
     loaders = load(small_cifar100)
     for epoch in range(3):
         list(loaders.train.batches(epoch)), list(loaders.test.batches(epoch))

@@ -341,7 +341,7 @@ def test_batches_are_padded_to_a_multiple_of_8_with_token_0_unless_others_are_gi
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         read_records(tmp_path)
-    assert str(caught.value) == f"{tmp_path} cannot be read (Is a directory): check its permissions"
+    assert str(caught.value) == f"{tmp_path} cannot be read (Is a directory): check the file"
 
 
 @pytest.mark.usefixtures("small_sizes")

@@ -118,7 +118,8 @@ EXPERIMENTS = (
 )
 BELOW = ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning", "torch")
 ABOVE = {  # package or module -> packages that it must not import
-    "ham/locks.py": ("ham", "torch"),
+    "ham/regular_files.py": ("ham", "torch"),
+    "ham/locks.py": (*EXPERIMENTS, "torch"),
     "ham/c_code.py": ("ham",),
     "ham/files.py": (*EXPERIMENTS, "torch"),
     "ham/agreement.py": ("ham", "torch"),

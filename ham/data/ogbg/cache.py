@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ham.files import atomic_write, atomic_write_text, lock_file, one_line
+from ham.files import atomic_write, atomic_write_text, lock_file, one_line, read_text
 from ham.locks import Lock
 
 from ..base import DataError
@@ -37,9 +37,7 @@ def cache_key(folder: Path, files: Sequence[str], packages: Sequence[str], name:
     try:
         digests = [(file, file_sha256(folder / file)) for file in files]
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read ({one_line(error)}): change its permissions"
-        ) from error
+        raise DataError(f"{error.filename} cannot be read ({one_line(error)}): check the file") from error
     content = json.dumps([_FORMAT, name, versions, digests])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -104,7 +102,7 @@ def load(path: Path) -> Tensors | None:
     if not path.is_file():
         return None
     try:
-        digest = _sums_file(path).read_text().split()[0]
+        digest = read_text(_sums_file(path)).split()[0]
         if digest == file_sha256(path):
             return load_file(path)
         problem = "another checksum"

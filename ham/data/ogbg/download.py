@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ham.files import one_line
+from ham.files import atomic_write_text, one_line
 
 from ..base import DataError
 from ..checksums import SUMS
@@ -55,7 +55,7 @@ def fetch(
             with zipfile.ZipFile(archive) as file:
                 file.extractall(temporary)
             folder = Path(temporary, facts.folders[-1])
-            (folder / SUMS).write_text(f"{digest}  {archive.name}\n")
+            atomic_write_text(folder / SUMS, f"{digest}  {archive.name}\n")
             for path in replace:
                 move_away(path)
             target = folder.rename(root / facts.folders[0])

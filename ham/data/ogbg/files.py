@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ham.files import one_line
+from ham.files import one_line, open_binary
 
 from .. import code2
 from ..base import DataError
@@ -99,14 +99,15 @@ def _table(path: Path) -> np.ndarray:
     """The cells of a CSV file without header, read as OGB reads it: the word "null" becomes nan there too."""
     import pandas as pd
 
-    return pd.read_csv(path, compression="gzip", header=None).values
+    with open_binary(path) as file:
+        return pd.read_csv(file, compression="gzip", header=None).values
 
 
 def _count_rows(path: Path) -> int:
     """Number of lines of a complete .gz file. Raises ValueError, which names the file, for a damaged one."""
     count, chunk = 0, b"\n"
     try:
-        with gzip.open(path) as file:
+        with open_binary(path) as packed, gzip.open(packed) as file:
             for chunk in iter(lambda: file.read(2**20), b""):
                 count += chunk.count(b"\n")
         return count + (not chunk.endswith(b"\n"))

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ham.files import one_line
+from ham.files import one_line, open_text
 
 from .errors import ConfigError
 from .registry import SCHEMAS
@@ -91,7 +91,8 @@ def from_yaml(path: Path) -> Config:
         ConfigError: the file is missing, damaged or was written by another version of this program.
     """
     try:
-        content = OmegaConf.load(path)
+        with open_text(path) as file:
+            content = OmegaConf.load(file)
         sections = {
             group: OmegaConf.merge(
                 OmegaConf.structured(schemas[content[group].pop("kind")]), content.pop(group)
@@ -99,7 +100,7 @@ def from_yaml(path: Path) -> Config:
             for group, schemas in SCHEMAS.items()
         }
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content, sections))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{path.parent} is not a run directory: {path.name} is missing") from error
     except (*_MISFITS, OmegaConfBaseException, YAMLError, OSError) as error:
         is_damaged = getattr(error, "errno", None) is None

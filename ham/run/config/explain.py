@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ham.experiments import CONFIGS
-from ham.files import one_line
+from ham.files import one_line, read_text
 
 from .config_hash import flatten
 from .registry import SCHEMAS
@@ -66,7 +66,7 @@ def _unknown_key(key: str, parsed: list[Override]) -> str:
 def _choices(group: str, schemas: list[str]) -> list[str]:
     """The files of a group that use one of these schemas."""
     paths = sorted((CONFIGS / group).glob("*.yaml"))
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    texts = {path.stem: read_text(path) for path in paths}
     return [name for name, text in texts.items() if any(f"{schema}_schema" in text for schema in schemas)]
 
 

@@ -21,12 +21,9 @@ def sparse(path: Path, size: int) -> Path:
 
 
 @pytest.mark.parametrize(("largest", "mib"), [("LARGEST", 4), ("LARGEST_METRICS", 64)])
-def test_files_have_at_most_so_many_bytes(
-    largest: str, mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_have_at_most_so_many_bytes(largest: str, mib: int, tmp_path: Path) -> None:
     size, limit = mib * 1024**2, getattr(odd_files, largest)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: b"read")
-    assert odd_files.read_bytes(sparse(tmp_path / "whole", size), limit) == b"read"
+    assert len(odd_files.read_bytes(sparse(tmp_path / "whole", size), limit)) == size
     with pytest.raises(InvalidRecord, match=f"^more has {size + 1} bytes, more than {size}: run it again$"):
         odd_files.read_bytes(sparse(tmp_path / "more", size + 1), limit)
 
