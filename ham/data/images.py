@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ham.files import one_line
+from ham.files import one_line, read_bytes
 
 from .base import DataError
 
@@ -77,7 +77,7 @@ def _to_rgb(image: Image) -> Image:
 def read_rgb(path: str) -> Image:
     """`decode_rgb` of a file. Raises DataError also where it cannot be read."""
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from None
     return decode_rgb(content, path)
@@ -95,7 +95,7 @@ def class_folders(tree: Path) -> list[str]:
         DataError: there are none, or the tree cannot be read.
     """
     try:
-        names = sorted(entry.name for entry in os.scandir(tree) if entry.is_dir() and is_data(entry.name))
+        names = sorted(entry.name for entry in os.scandir(tree) if _is_folder(entry) and is_data(entry.name))
     except OSError as error:
         raise DataError(f"{tree} cannot be read ({one_line(error)}): check the path") from None
     if not names:
@@ -130,20 +130,60 @@ def open_tree(tree: Path, transform: Callable[[Image], Any] = np.asarray) -> Ima
     """List the images of a tree; files and folders that `is_data` excludes do not count.
 
     Raises:
-        DataError: there are no class folders, one has no images, or the tree cannot be read.
+        DataError: there are no class folders, one has no images, the tree cannot be read, or a link in it
+            leads to a folder that holds the link.
     """
-    from torchvision.datasets.folder import is_image_file, make_dataset
+    from torchvision.datasets.folder import is_image_file
 
-    classes, root = class_folders(tree), str(tree)
+    classes, samples, empty = class_folders(tree), [], []
+    for label, name in enumerate(classes):
+        folders = sorted(_folders(tree / name, os.path.realpath(tree)))
+        paths = [os.path.join(folder, file) for folder, files in folders for file in sorted(files)]
+        images = [(path, label) for path in paths if is_image_file(path)]
+        samples += images
+        empty += [] if images else [name]
+    if empty:
+        raise DataError(
+            f"{tree} has class folders without images ({_some(empty)}): add images, or remove the folders"
+        )
+    return ImageTree(classes, samples, transform)
 
-    def is_valid(path: str) -> bool:
-        return is_image_file(path) and all(map(is_data, path[len(root) :].strip(os.sep).split(os.sep)))
 
-    labels = {name: label for label, name in enumerate(classes)}
+def _folders(folder: Path, *above: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below, through links, and the names of the files in each that `is_data` accepts.
+
+    Args:
+        folder: the folder.
+        above: real paths of the folders that lead here: of the one above `folder`, and of those above a link.
+
+    Raises:
+        DataError: a folder cannot be read, or a link leads to a folder that holds it.
+    """
+    real = os.path.join(above[0], folder.name)
+    if folder.is_symlink():
+        real = os.path.realpath(folder)
+        if any(Path(place).is_relative_to(real) for place in above):
+            raise DataError(f"{folder} is a link to {real}, a folder that holds it: remove the link")
+    else:
+        above = above[1:]
     try:
-        return ImageTree(classes, make_dataset(root, labels, is_valid_file=is_valid), transform)
-    except FileNotFoundError as error:
-        raise DataError(f"{tree} has a class folder without images: {one_line(error)}") from None
+        entries = [entry for entry in os.scandir(folder) if is_data(entry.name)]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({one_line(error)}): check the folder") from None
+    files = []
+    for entry in entries:
+        if _is_folder(entry):
+            yield from _folders(Path(entry.path), real, *above)
+        else:
+            files.append(entry.name)
+    yield str(folder), files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 def check_same_classes(train: list[str], val: list[str], place: Path) -> None:
@@ -155,7 +195,12 @@ def check_same_classes(train: list[str], val: list[str], place: Path) -> None:
         place: location of the files, for the error message.
     """
     if unmatched := sorted(set(train) ^ set(val)):
-        named = ", ".join(unmatched[:3]) + (", ..." if len(unmatched) > 3 else "")
         raise DataError(
-            f"{place}: train and val differ in {len(unmatched)} classes ({named}): both need the same folders"
+            f"{place}: train and val differ in {len(unmatched)} classes ({_some(unmatched)}): "
+            "both need the same folders"
         )
+
+
+def _some(names: list[str]) -> str:
+    """At most three of the names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

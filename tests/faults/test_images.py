@@ -280,6 +280,77 @@ def test_a_tree_is_listed_as_torchvision_lists_it(tmp_path: Path) -> None:
     assert (tree.classes, tree.samples) == (reference.classes, reference.samples)
 
 
+def listed(tree: Path) -> list[tuple[str, int]]:
+    """The images of a tree, relative to it, and their labels."""
+    return [(str(Path(path).relative_to(tree)), label) for path, label in open_tree(tree).samples]
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "named"),
+    [
+        ("train/n02/loop", "..", "train/n02/loop"),
+        ("train/n02/loop", ".", "train/n02/loop"),
+        ("train/n02/a/b/loop", "../..", "train/n02/a/b/loop"),
+        ("train/n02/loop", "/", "train/n02/loop"),
+        ("train/loop", "..", "train/loop"),
+        ("train/loop", ".", "train/loop"),
+        ("train/n02/out", "../../other", "train/n02/out/back"),
+    ],
+)
+def test_a_loop_of_links_is_named(link: str, to: str, named: str, tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "train" / "n02")
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to(to)
+    target = os.path.realpath(tmp_path / named)
+    with pytest.raises(DataError) as caught:
+        open_tree(tmp_path / "train")
+    line = f"{tmp_path / named} is a link to {target}, a folder that holds it: remove the link"
+    assert str(caught.value) == line
+    (tmp_path / link).unlink()  # the cure
+    assert [label for _, label in listed(tmp_path / "train")] == [0, 0, 1, 1, 2, 2]
+
+
+def test_links_to_other_folders_and_files_are_followed(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    write_tree(tmp_path)
+    write_tree(tmp_path, {"other": ["n04", "n05"]})
+    train = tmp_path / "train"
+    (train / "n04").symlink_to("../other/n04")  # a class
+    (train / "n01" / "more").symlink_to(tmp_path / "other" / "n05")  # below a class
+    (train / "n02" / "same").symlink_to("../n01/more")  # a folder that another class has
+    (train / "n03" / "file.png").symlink_to("0.png")
+    (train / "n03" / "self").symlink_to("self")
+    (train / "self").symlink_to("self")
+    (tmp_path / "link").symlink_to("train")
+    two = ["0.png", "1.png"]
+    expected = [(f"n01/{name}", 0) for name in two] + [(f"n01/more/{name}", 0) for name in two]
+    expected += [(f"n02/{name}", 1) for name in two] + [(f"n02/same/{name}", 1) for name in two]
+    expected += [(f"n03/{name}", 2) for name in (*two, "file.png")] + [(f"n04/{name}", 3) for name in two]
+    assert listed(train) == listed(tmp_path / "link") == expected
+    (train / "self").unlink()  # torchvision does not list a tree with it
+    assert open_tree(train).samples == ImageFolder(str(train)).samples
+
+
+def test_a_folder_of_images_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path)
+    real, denied = os.scandir, tmp_path / "train" / "n02"
+
+    def scandir(path: Path) -> object:
+        if Path(path) == denied:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError) as caught:
+        open_tree(tmp_path / "train")
+    assert str(caught.value) == f"{denied} cannot be read (Permission denied): check the folder"
+
+
 DISAGREE: dict[str, dict[str, list[str]]] = {
     "val lacks the first class": {"train": ["n01", "n02", "n03"], "val": ["n02", "n03"]},
     "val lacks the last class": {"train": ["n01", "n02", "n03"], "val": ["n01", "n02"]},

@@ -259,7 +259,7 @@ def write_tree(root: Path, change: str) -> None:
     [
         ("no train", ["/train", "data.root", "+demo=digits"]),
         ("no val", ["/val", "data.root", "+demo=digits"]),
-        ("an empty class", ["/train", "without images", "classes b."]),
+        ("an empty class", ["/train has class folders without images (b): add images"]),
         ("an additional class", ["/train", "4 class folders", "expected 3", "data.num_classes=4"]),
         ("other classes in val", ["train and val differ in 2 classes (a, z)"]),
     ],
