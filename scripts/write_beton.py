@@ -18,7 +18,7 @@ from pathlib import Path
 from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.beton_encoder import WorkerKilledError
-from ham.data.beton_writer import Format, write_split
+from ham.data.beton_writer import Format, check_targets, write_split
 from ham.files import one_line
 
 
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         image_format = Format(args.max_resolution, args.jpeg_share, args.quality)
+        check_targets(args.to, list(map(image_format.file_name, args.splits)), args.overwrite)
         for split in args.splits:
             print(
                 write_split(

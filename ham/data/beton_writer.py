@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ham.files import lock_file
+from ham.files import lock_file, open_binary
 
 from .base import DataError
 from .beton import Beton, class_digest, import_ffcv, label_field
@@ -104,6 +105,26 @@ def write_split(
     return f"{path}: {contents}, {path.stat().st_size / 1e9:.2f} GB"
 
 
+def check_targets(to: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Check that these files can be written to a folder, unless they exist and are kept.
+
+    Raises:
+        DataError: a folder, a pipe or a device has the name of a file.
+        OSError: the folder cannot be written to.
+    """
+    for path in (to / name for name in names):
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise DataError(f"{path} is {what}: move it away, or write to another folder")
+    if overwrite or not all((to / name).exists() for name in names):
+        place = next(folder for folder in (to, *to.absolute().parents) if os.path.lexists(folder))
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            error.filename = str(to)
+            raise
+
+
 def _expect_imagenet(source: Source, split: str) -> None:
     actual, expected = (len(source), len(source.classes)), (COUNTS[split], 1000)
     if actual != expected:
@@ -134,7 +155,7 @@ def write(path: Path, source: Source, image_format: Format, workers: int) -> Non
         try:
             fields = image_format.fields(source.classes)
             encode_all(partial, source, fields, image_format.max_resolution, min(workers, len(source)))
-            with open(partial, "rb") as file:
+            with open_binary(partial) as file:
                 os.fsync(file.fileno())
             check(partial, source, image_format)
             os.replace(partial, path)

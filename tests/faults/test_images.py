@@ -11,13 +11,14 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ham.data import DataError, ImageNetFolder, images
+from ham.data import DataError, ImageNetFolder, beton_writer, images
 from ham.data.imagenet_source import Source, open_source
 from ham.data.images import check_same_classes, class_folders, decode_rgb, open_tree
 from ham.run import loop
@@ -349,6 +350,52 @@ def test_a_folder_of_images_that_cannot_be_read_is_named(
     with pytest.raises(DataError) as caught:
         open_tree(tmp_path / "train")
     assert str(caught.value) == f"{denied} cannot be read (Permission denied): check the folder"
+
+
+TARGET = "val_500_0.50_90.beton"
+TARGETS: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "a folder": (Path.mkdir, 2, f"TO/{TARGET} is a folder: move it away, or write to another folder"),
+    "a pipe": (os.mkfifo, 2, f"TO/{TARGET} is not a regular file: move it away, or write to another folder"),
+    "a device": (
+        lambda path: path.symlink_to("/dev/full"),
+        2,
+        f"TO/{TARGET} is not a regular file: move it away, or write to another folder",
+    ),
+    "a folder that is read only": (lambda path: None, 1, "cannot write TO: Read-only file system"),
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]], ids=str)
+@pytest.mark.parametrize("case", TARGETS)
+def test_a_target_that_cannot_be_written_is_named_before_the_work(
+    case: str,
+    options: list[str],
+    tmp_path: Path,
+    write_beton: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put, status, line = TARGETS[case]
+    to = tmp_path / "to"
+    to.mkdir()
+    put(to / TARGET)
+
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    if status == 1:
+        monkeypatch.setattr(beton_writer.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(write_beton, "write_split", pytest.fail)
+    assert write_beton.main(["--from", str(tmp_path), "--to", str(to), *options]) == status
+    assert capsys.readouterr().err == f"write_beton.py: {line.replace('TO', str(to))}\n"
+
+
+def test_files_that_are_kept_need_no_folder_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beton_writer.tempfile, "TemporaryFile", pytest.fail)
+    (tmp_path / TARGET).touch()
+    beton_writer.check_targets(tmp_path, [TARGET], overwrite=False)
 
 
 DISAGREE: dict[str, dict[str, list[str]]] = {
