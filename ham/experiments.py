@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import ROOT
+from .files import ROOT, read_text
 
 CONFIGS = ROOT / "configs"
 SEEDS = range(2**32)
@@ -26,5 +26,5 @@ def experiments() -> dict[str, str]:
 
 def _cell(path: Path) -> str:
     """The value of the line `cell: "..."`: parsing all of each file would take a second."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, encoding="utf-8-sig").splitlines()
     return next((yaml.safe_load(line)["cell"] or "" for line in lines if line.startswith("cell:")), "")

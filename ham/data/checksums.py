@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ham.files import atomic_write_text, open_binary, read_bytes, read_text
+
 SUMS = "SHA256SUMS"
 
 
@@ -20,7 +22,7 @@ def sha256(content: bytes) -> str:
 
 def file_sha256(path: Path) -> str:
     """The digest of a file of any size. Raises OSError where it cannot be read."""
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -50,8 +52,8 @@ def _add(hashed: Any, content: Any) -> None:
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the digests of these files of `folder`; `sha256sum -c SHA256SUMS` there verifies them."""
-    lines = [f"{sha256((folder / name).read_bytes())}  {name}\n" for name in names]
-    (folder / SUMS).write_text("".join(lines))
+    lines = [f"{sha256(read_bytes(folder / name))}  {name}\n" for name in names]
+    atomic_write_text(folder / SUMS, "".join(lines))
 
 
 def read_sums(folder: Path) -> dict[str, str] | None:
@@ -63,7 +65,7 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     if not (folder / SUMS).is_file():
         return None
     try:
-        text = (folder / SUMS).read_text(errors="replace")
+        text = read_text(folder / SUMS, encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{folder / SUMS} cannot be read ({error.strerror})") from None
     lines = [line.split() for line in text.splitlines()]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ham.files import open_text
+
 from .base import DataError
 from .progress import progress
 
@@ -28,12 +30,14 @@ def import_rdkit() -> Any:
 def read_smiles(path: Path) -> tuple[list[str], np.ndarray]:
     """SMILES and float32 labels [molecules, 1] of a CSV file with the columns smiles and HIV_active.
 
+    A byte order mark at its start is skipped.
+
     Raises:
         ValueError: a column is missing, or a row is incomplete or has a label other than 0 and 1.
         OSError: the file cannot be read.
     """
     smiles, labels = [], []
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_text(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         if not {SMILES_COLUMN, LABEL_COLUMN} <= set(rows.fieldnames or ()):
             raise ValueError(f"its first line does not name the columns {SMILES_COLUMN} and {LABEL_COLUMN}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import os
@@ -23,11 +24,15 @@ pytest.importorskip("torch_geometric", reason="needs pip install -e '.[gnn]'")
 
 from commands import script
 
-from ham.data import DataError, Graph, graph_download, graphs
+from ham import experiments
+from ham.data import DataError, Graph, commonsense_files, graph_download, graphs, molecules
+from ham.data.checksums import read_sums
+from ham.data.commonsense_files import Record
 from ham.data.damaged import DamagedError
 from ham.data.graph_facts import SETS, SHA256, sources
 from ham.data.graph_files import fixed_split, read
 from ham.data.graphs import Split
+from ham.data.ogbg.files import _table
 from ham.data.pickles import load_pickle, plain
 
 REAL = Path(os.environ.get("HAM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "graphs"
@@ -388,3 +393,23 @@ def test_memory_that_a_file_asks_for_is_one_line(tmp_path: Path, monkeypatch: py
         archive.writestr("more.npy", header.getvalue())
     with pytest.raises(DataError, match=r"chameleon/raw cannot be read \(.+\): free memory"):
         load("chameleon", tmp_path)
+
+
+RECORD = {"instruction": "a", "input": "", "output": "b", "answer": "c"}
+TEXTS: dict[str, tuple[str, Callable[[Path], Any], Any]] = {  # content of a file, its reader, what is read
+    "SMILES": ("smiles,HIV_active\r\nCC,1\r\n", lambda path: molecules.read_smiles(path)[0], ["CC"]),
+    "SHA256SUMS": (f"{'0' * 64}  a\n", lambda path: read_sums(path.parent), {"a": "0" * 64}),
+    "questions": (json.dumps([RECORD]), commonsense_files.read_records, [Record(**RECORD)]),
+    "an experiment": ('cell: "Table 4"\n', experiments._cell, "Table 4"),
+    "a table of OGB": ("1,2\n", lambda path: _table(path).tolist(), [[1, 2]]),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["no mark", "a mark"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_byte_order_mark_is_skipped(kind: str, mark: str, tmp_path: Path) -> None:
+    text, read, expected = TEXTS[kind]
+    path = tmp_path / "SHA256SUMS"
+    content = (mark + text).encode()
+    path.write_bytes(gzip.compress(content) if kind == "a table of OGB" else content)
+    assert read(path) == expected

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ham.data import checksums
 from ham.data.checksums import SUMS, digest, file_sha256, read_sums, sha256, write_sums
 
 DIGEST = hashlib.sha256(b"content").hexdigest()
@@ -45,7 +46,7 @@ def test_sums_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / SUMS).write_text("")
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(checksums, "read_text", refuse)
     with pytest.raises(ValueError, match=r"SHA256SUMS cannot be read \(Permission denied\)$"):
         read_sums(tmp_path)
 
