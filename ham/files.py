@@ -71,10 +71,12 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path
 
 @contextmanager
 def name_file(path: Path) -> Iterator[None]:
-    """Add the path to an OSError of the block that names no file, as those of write and fsync."""
+    """Add the path to an OSError of the block that names no file, as those of write, or two, as of rename."""
     try:
         yield
     except OSError as error:
+        if error.filename2 is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
         error.filename = error.filename or str(path)
         raise
 

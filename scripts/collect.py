@@ -18,7 +18,7 @@ from pathlib import Path
 from ham.command_line import Parser, run_script
 from ham.files import ROOT, short_path
 from ham.report.collect import CollectResult, UsageError, collect
-from ham.report.odd_files import check_results, check_target, printable
+from ham.report.odd_files import check_results, check_target, explain, printable
 from ham.report.records import DEMOS, RESULTS
 from ham.report.spec import PlanError
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             check_results(args.results, is_read=False)
         result = collect(args.sources or [ROOT / "runs"], args.demo, args.results)
     except (UsageError, PlanError, OSError) as error:
-        print(printable(f"collect.py: {error}"), file=sys.stderr)
+        print(f"collect.py: {explain(error)}", file=sys.stderr)
         return 2
     print_result(result, args.demo)
     return 1 if result.left_out or result.damaged else 0

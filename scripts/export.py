@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
-from ham.report.odd_files import check_target
+from ham.report.odd_files import check_target, explain
 from ham.report.spec import PlanError
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"export.py: cannot write: {error}", file=sys.stderr)
+        print(f"export.py: {explain(error)}", file=sys.stderr)
         return 1
     if not (args.run / "summary.json").exists():
         print(f"export.py: {args.run} is not finished: this is its last checkpoint", file=sys.stderr)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ham.command_line import Parser, run_script
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, printable
+from ham.report.odd_files import check_results, check_target, explain, printable
 from ham.report.plan import figure_name
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_all, read_diverged
 from ham.report.spec import PlanError
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         print("figures.py: matplotlib is missing: pip install -e '.[run]'", file=sys.stderr)
         return 2
     except (PlanError, InvalidRecord, OSError) as error:
-        print(f"figures.py: {error}", file=sys.stderr)
+        print(f"figures.py: {explain(error)}", file=sys.stderr)
         return 2
     for problem in dict.fromkeys(problems):
         print(f"figures.py: left out {problem}", file=sys.stderr)

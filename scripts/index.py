@@ -13,7 +13,7 @@ from pathlib import Path
 from ham.command_line import Parser, run_script
 from ham.files import short_path
 from ham.report.index import write_index
-from ham.report.odd_files import check_results, printable
+from ham.report.odd_files import check_results, explain, printable
 from ham.report.records import RESULTS
 from ham.report.spec import PlanError
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         check_results(args.results)
         paths, problems = write_index(args.results)
     except (PlanError, OSError) as error:
-        print(f"index.py: {error}", file=sys.stderr)
+        print(f"index.py: {explain(error)}", file=sys.stderr)
         return 2
     for path in paths:
         print(f"wrote {printable(short_path(path))}")

@@ -9,6 +9,7 @@ alone. Needs no torch. Exit status: 0 done, 1 a grid was left out, 2 wrong use o
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ham.command_line import Parser, run_script
 from ham.files import atomic_write_text
 from ham.report.grid import FOLDER, read_all, record_all
 from ham.report.grid_page import PAGE, page
-from ham.report.odd_files import check_folder, check_target, printable
+from ham.report.odd_files import check_file_target, check_folder, check_target, explain, printable
 from ham.report.spec import PlanError
 
 
@@ -31,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.runs:
             check_folder("--runs", args.runs)
-        check_target("--to", args.to.parent)
+        check_file_target("--to", args.to)
+        if args.runs:
+            check_target("--records", args.records)
+        elif os.path.lexists(args.records):
+            check_folder("--records", args.records)
         problems = record_all(args.runs, args.records) if args.runs else []
         grids, invalid = read_all(args.records)
         problems += invalid
@@ -46,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         args.to.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(args.to, page(grids))
     except (PlanError, OSError) as error:
-        print(f"node_grid.py: {error}", file=sys.stderr)
+        print(f"node_grid.py: {explain(error)}", file=sys.stderr)
         return 2
     print(printable(args.to))
     return 1 if problems else 0

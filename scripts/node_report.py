@@ -17,7 +17,7 @@ from ham.files import RESULTS, atomic_write_text
 from ham.report.grid import FOLDER, read_all
 from ham.report.node_report import PAGE, page
 from ham.report.node_rows import build_report
-from ham.report.odd_files import check_folder, check_target, printable
+from ham.report.odd_files import check_file_target, check_folder, explain, printable
 from ham.report.spec import PlanError
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.runs:
             check_folder("--runs", args.runs)
-        check_target("--to", target.parent)
+        check_file_target("--to", target)
         report = build_report(args.runs)
         grids, invalid = read_all(FOLDER)
         problems = [*report.problems, *invalid]
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         source = "run directories" if args.runs else "the committed records"
         atomic_write_text(target, page(report, grids, source))
     except (PlanError, OSError) as error:
-        print(f"node_report.py: {error}", file=sys.stderr)
+        print(f"node_report.py: {explain(error)}", file=sys.stderr)
         return 2
     print(printable(target))
     return 1 if problems else 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.prepare import RECIPES, prepare
-from ham.report.odd_files import check_target
+from ham.report.odd_files import check_target, explain
 from ham.report.spec import PlanError
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         check_target("--to", args.to)
         print(prepare(RECIPES[args.name], args.source, args.to))
     except (DataError, PlanError, OSError) as error:
-        print(f"prepare_data.py: {error}", file=sys.stderr)
+        print(f"prepare_data.py: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prepare_data.py: interrupted; nothing is changed", file=sys.stderr)

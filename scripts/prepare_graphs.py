@@ -24,7 +24,7 @@ from ham.data.damaged import DamagedError
 from ham.data.graph_files import SETS, fixed_split, read
 from ham.data.ogbg import download as ogbg_download
 from ham.data.ogbg import sets as ogbg_sets
-from ham.report.odd_files import check_target
+from ham.report.odd_files import check_target, explain
 from ham.report.spec import PlanError
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             print(prepare(name, root, args.walk_steps))
         except (DataError, OSError) as error:
-            print(f"prepare_graphs.py: {error}", file=sys.stderr)
+            print(f"prepare_graphs.py: {explain(error)}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
             print("prepare_graphs.py: interrupted; the same command resumes", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ham.command_line import Parser, run_script
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, printable
+from ham.report.odd_files import check_results, check_target, explain, printable
 from ham.report.records import RESULTS, InvalidRecord
 from ham.report.spec import PlanError
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"report.py: {PACKAGES[error.name]} is missing: pip install -e '.[site]'", file=sys.stderr)
         return 2
     except (PlanError, InvalidRecord, OSError) as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"report.py: {explain(error)}", file=sys.stderr)
         return 2
     print(f"wrote {len(paths)} pages: open {printable(short_path(target / 'index.html'))}")
     for problem in problems:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ham.command_line import Parser, run_script
 from ham.files import atomic_write_text, short_path
-from ham.report.odd_files import check_results, check_target, printable
+from ham.report.odd_files import check_results, check_target, explain, printable
 from ham.report.records import RESULTS, InvalidRecord, read_all, read_diverged
 from ham.report.spec import PlanError
 from ham.report.study import studies, study
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         check_target("--to", args.to or args.results)
         paths, problems = render(args.study, args.results, args.to or args.results)
     except (PlanError, InvalidRecord, OSError) as error:
-        print(f"study.py: {error}", file=sys.stderr)
+        print(f"study.py: {explain(error)}", file=sys.stderr)
         return 2
     for path in paths:
         print(f"wrote {printable(short_path(path))}")

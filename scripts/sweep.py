@@ -13,8 +13,9 @@ Runs whose masks others take are added and come first. A run that several tables
 command again launches what is neither done nor active: failed and stopped runs resume from their
 checkpoints. Sweeps on one folder of runs, also from several machines, share the work.
 
-Exit status: 0 fine; 1 a run failed (--local, --status); 2 wrong use, no SLURM, or a run that cannot start,
-such as one whose data are missing; 85 stopped by a signal or --seconds, unfinished runs remain; 130 Ctrl-C.
+Exit status: 0 fine; 1 a run failed (--local, --status), or a file of a run cannot be read (--status); 2 wrong
+use, no SLURM, or a run that cannot start, such as one whose data are missing; 85 stopped by a signal or
+--seconds, unfinished runs remain; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.command_line import Parser, run_script
+from ham.report.odd_files import explain
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
 from ham.sweep.commands import RUNS, Options, run_command
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_command(*parse(sys.argv[1:] if argv is None else argv), write_page)
     except (PlanError, SweepError, OSError) as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
+        print(f"sweep.py: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sweep.py: stopped; start the same command again to resume", file=sys.stderr)

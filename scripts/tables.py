@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ham.command_line import Parser, run_script
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, printable
+from ham.report.odd_files import check_results, check_target, explain, printable
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_diverged
 from ham.report.spec import PlanError
 from ham.report.table_files import FORMATS, full_names, read_records, render_table, write_table
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.table:
                 print(f"\n{table.text['md']}")
     except (PlanError, InvalidRecord, OSError) as error:
-        print(f"tables.py: {error}", file=sys.stderr)
+        print(f"tables.py: {explain(error)}", file=sys.stderr)
         return 2
     for problem in dict.fromkeys(problems):
         print(f"tables.py: left out {problem}", file=sys.stderr)

@@ -21,7 +21,7 @@ import numpy as np
 from ham import theory
 from ham.command_line import Parser, run_script
 from ham.files import RESULTS, atomic_write_text
-from ham.report.odd_files import check_target
+from ham.report.odd_files import check_file_target, explain
 from ham.report.plan import PlanError, figure_name
 from ham.run.provenance import provenance
 from ham.theory import neuron
@@ -154,19 +154,25 @@ def main(argv: list[str] | None = None) -> int:
         print(f"theory_runs.py: unknown theory figure {unknown[0]!r}: choose one of {known}", file=sys.stderr)
         return 2
     try:
-        check_target("--to", args.to)
-    except PlanError as error:
-        print(f"theory_runs.py: {error}", file=sys.stderr)
+        for name in names:
+            check_file_target("--to", args.to / f"{name}.json")
+        run(names, args.to)
+    except (PlanError, OSError) as error:
+        print(f"theory_runs.py: {explain(error)}", file=sys.stderr)
         return 2
-    args.to.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+def run(names: list[str], folder: Path) -> None:
+    """Simulate and write the data of these figures. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         start = time.perf_counter()
         data = RUNS[name]()
         seconds = round(time.perf_counter() - start, 2)
         record = {"figure": name, **_plain(data), "seconds": seconds, "provenance": _provenance()}
-        atomic_write_text(args.to / f"{name}.json", json.dumps(record) + "\n")
+        atomic_write_text(folder / f"{name}.json", json.dumps(record) + "\n")
         print(f"{name}: {seconds} s")
-    return 0
 
 
 def _provenance() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -36,6 +37,25 @@ def printable(text: object) -> str:
     plain = str(text)
     shown = plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
+_CURES = {
+    errno.EINVAL: "move it away",  # not a regular file
+    errno.EISDIR: "move it away",
+    errno.EEXIST: "move the file away that has the name of a folder",
+    errno.ENOTDIR: "move the file away that has the name of a folder",
+    errno.EACCES: "change its permissions",
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+}
+
+
+def explain(error: Exception) -> str:
+    """The message of an error that ends a command, in one printable line; of a file's, with the cure."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return printable(error)
+    cure = _CURES.get(error.errno or 0, "check its path and its disk")
+    return printable(f"{error.filename} cannot be read or written ({one_line(error)}): {cure}")
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
@@ -149,6 +169,16 @@ def check_target(option: str, folder: Path) -> None:
         what = "it cannot be written: give another folder"
     if what:
         raise PlanError(f"{option} {printable(folder)} cannot be written: {printable(existing)}: {what}")
+
+
+def check_file_target(option: str, file: Path) -> None:
+    """Raise PlanError, with the cure, unless a file can be written under the name that an option gives."""
+    if not file.exists() or file.is_file():
+        return check_target(option, file.parent)
+    what = "a folder" if file.is_dir() else "not a regular file"
+    raise PlanError(
+        f"{option} {printable(file)} cannot be written: it is {what}: move it away or give another name"
+    )
 
 
 def _obstacle(folder: Path) -> str:

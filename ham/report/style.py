@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+
+from ham.files import atomic_write
 
 from .methods import METHODS
 
@@ -103,6 +106,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         "png": {"Software": None},
     }
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in metadata]
-    for path, fields in zip(paths, metadata.values(), strict=True):
-        figure.savefig(path, metadata=fields)
+    for path, (ending, fields) in zip(paths, metadata.items(), strict=True):
+        content = BytesIO()
+        figure.savefig(content, format=ending, metadata=fields)
+        atomic_write(path, lambda file, content=content: file.write(content.getbuffer()))
     return paths
