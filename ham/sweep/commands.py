@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ham.files import ROOT, one_line
+from ham.report.odd_files import check_file_target
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
@@ -95,6 +96,8 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
     chosen = selection.runs(sweeps)
     runs = _distinct(chosen)
     resources()  # report an error in that file before anything starts
+    if options.archive is not None:
+        check_file_target("--pack", options.archive)
     if options.mode == "submit":
         return _submit(selection, sweeps, options)
     try:
@@ -103,6 +106,8 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
         sweeps.queue_error = str(error)
         if options.mode != "local":
             print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
+    for line in sweeps.damaged:
+        print(f"sweep.py: {line}", file=sys.stderr)
     if options.mode == "local":
         return _local_stages(selection, sweeps, options)
     if options.runs != RUNS and not options.runs.exists():
@@ -110,12 +115,16 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
     states = sweeps.survey(runs)
     if options.html is not None and write_page is not None:
         write_page(options.html, sweeps, chosen, states)
-    return (_status if options.mode == "status" else _dry_run)(chosen, states, options)
+    if options.mode == "dry-run":
+        return _dry_run(chosen, states, options)
+    return max(_status(chosen, states, options), int(bool(sweeps.damaged)))
 
 
 def _submit(selection: Selection, sweeps: Sweeps, options: Options) -> int:
     with sweep_lock(sweeps):
         read_queue(sweeps)
+        if sweeps.damaged:
+            raise SweepError(f"{sweeps.damaged[0]}; what it has submitted is unknown")
         states = sweeps.survey(_distinct(selection.runs(sweeps)))
         warn(states)
         todo = open_runs(states)
@@ -182,7 +191,7 @@ def _status(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus], 
     print_overview(chosen, states)
     if not options.brief:
         print_missing(states)
-    return int(any(state.kind is Status.FAILED for state in states.values()))
+    return int(any(state.kind is Status.FAILED or state.is_damaged for state in states.values()))
 
 
 def _dry_run(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus], options: Options) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from ham.files import ROOT
+from ham.files import ROOT, one_line, open_text
 from ham.report.spec import RunSpec
 
 from .manifests import STOPPED_LINE, last_log_line
@@ -168,8 +168,11 @@ class LocalSweep:
 
     def _train(self, run: RunSpec, worker: Worker) -> Outcome:
         log = self._sweeps.local_log(run)
-        log.touch()
-        start = log.stat().st_size
+        try:
+            with open_text(log, "a") as file:
+                start = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            return Outcome(Ending.FAILED, 2, f"{log} cannot be written ({one_line(error)}): move it away")
         with self._lock:
             if self._stop_status:
                 return Outcome(Ending.STOPPED)
@@ -185,7 +188,7 @@ class LocalSweep:
             return Outcome(Ending.DONE)
         killed = self._stop_status and status < 0  # its last checkpoint remains: no failure
         if status == EXIT_SAVED or killed:
-            with log.open("a") as file:
+            with open_text(log, "a") as file:
                 file.write(f"\n{STOPPED_LINE}\n")
             return Outcome(Ending.STOPPED, status)
         other = self._outcome_elsewhere(run)  # did another process start it first?

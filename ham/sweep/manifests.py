@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ham.command_line import unusable
-from ham.files import atomic_write
+from ham.files import atomic_write, one_line, open_binary, read_bytes
 from ham.report.spec import RunSpec
 
 _BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")
@@ -26,6 +26,9 @@ class RunsFolder:
     Args:
         runs: the folder; need not exist.
 
+    Attributes:
+        damaged: one line for each manifest that cannot be read or was changed, once `manifests` was called.
+
     Raises:
         SweepError: its name cannot stand in a manifest, or it is not a folder.
     """
@@ -38,6 +41,7 @@ class RunsFolder:
         if not existing.is_dir():
             raise SweepError(f"{existing} is not a folder: choose other --runs")
         self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"
+        self.damaged: list[str] = []
 
     def argv(self, run: RunSpec) -> list[str]:
         """The run as arguments of train.py."""
@@ -58,20 +62,28 @@ class RunsFolder:
     def write(self, runs: list[RunSpec]) -> Path:
         """Write an immutable manifest of these runs, named by the hash of its content."""
         content = os.fsencode("".join(f"{self.line(run)}\n" for run in runs))
-        path = self.folder / f"manifest-{sha256(content).hexdigest()[:12]}.txt"
+        path = self.folder / f"manifest-{_digest(content)}.txt"
         self.logs.mkdir(parents=True, exist_ok=True)  # SLURM creates log files, but no folders
         if not path.exists():
             atomic_write(path, lambda file: file.write(content))
             path.chmod(0o444)
-        elif path.read_bytes() != content:
+        elif read_bytes(path) != content:
             raise SweepError(f"{path} was changed after it was written: delete it and submit again")
         return path
 
     def manifests(self) -> dict[str, list[str]]:
-        """Hash of every manifest -> its lines."""
-        paths = sorted(self.folder.glob("manifest-*.txt"))
-        texts = {manifest_hash(path): os.fsdecode(path.read_bytes()) for path in paths}
-        return {name: text.removesuffix("\n").split("\n") for name, text in texts.items()}
+        """Hash of every manifest that can be read -> its lines."""
+        known, self.damaged = {}, []
+        for path in sorted(self.folder.glob("manifest-*.txt")):
+            try:
+                content = read_bytes(path)
+            except OSError as error:
+                self.damaged.append(f"{path} cannot be read ({one_line(error)}): fix that or move it away")
+                continue
+            if manifest_hash(path) != _digest(content):
+                self.damaged.append(f"{path} was changed after it was written: move it away")
+            known[manifest_hash(path)] = os.fsdecode(content).removesuffix("\n").split("\n")
+        return known
 
     @cached_property
     def launched(self) -> dict[str, list[Path]]:
@@ -81,6 +93,11 @@ class RunsFolder:
             for task, line in enumerate(lines, start=1):
                 known.setdefault(line, []).append(self.log(name, task))
         return known
+
+
+def _digest(content: bytes) -> str:
+    """The hash in the name of a manifest with this content."""
+    return sha256(content).hexdigest()[:12]
 
 
 def _interpreted(runs: str) -> str:
@@ -119,6 +136,6 @@ def last_log_lines(log: Path, count: int, start: int = 0) -> list[str]:
 
 def log_end(log: Path, start: int = 0) -> str:
     """The last 64 KiB of a log; bytes before `start` are ignored."""
-    with log.open("rb") as file:
+    with open_binary(log) as file:
         file.seek(max(start, log.stat().st_size - 2**16))
         return file.read().decode(errors="replace")

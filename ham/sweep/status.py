@@ -9,14 +9,15 @@ would lack it otherwise.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ham.files import is_locked, read_json
+from ham.files import is_locked, one_line, open_binary, read_bytes, read_json
 from ham.report.records import (
     DEMOS,
     RESULTS,
@@ -32,6 +33,8 @@ from ham.report.records import (
 from ham.report.spec import PlanError, RunSpec, with_sources
 
 from .manifests import STOPPED_LINE, RunsFolder, last_log_line
+
+_FILES = ("summary.json", "diverged.json", "provenance.json", "metrics.jsonl", "train.log")  # read here
 
 
 class Status(StrEnum):
@@ -54,11 +57,13 @@ class RunStatus:
         kind: the status.
         note: reason why it failed, waits or is stale.
         job: SLURM's <array>_<task> if it is running or queued there.
+        is_damaged: True if a file of the run cannot be read; the note names it.
     """
 
     kind: Status
     note: str = ""
     job: str = ""
+    is_damaged: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -99,7 +104,19 @@ class Sweeps(RunsFolder):
         Args:
             run: the run.
             masks: another run needs its masks.pt, which committed records do not hold.
+
+        A run with a file that cannot be read is stale, unless it is active.
         """
+        try:
+            _check_files(run.folder(self.runs))
+            return self._state(run, masks)
+        except OSError as error:
+            path = error.filename or run.folder(self.runs)
+            problem = f"{path} cannot be read ({one_line(error)}): fix that or move it away"
+        other = RunStatus(Status.RUNNING if self.is_locked(run) else Status.STALE)
+        return replace(self.active.get(self.line(run), other), note=problem, is_damaged=True)
+
+    def _state(self, run: RunSpec, masks: bool) -> RunStatus:
         folder, expected = run.folder(self.runs), run.info.config_hash
         summary = read_json(folder / "summary.json")
         started = summary or ((folder / "last.pt").exists() and read_json(folder / "provenance.json"))
@@ -159,7 +176,7 @@ class Sweeps(RunsFolder):
     def epochs_done(self, run: RunSpec) -> int:
         """Epochs that its directory has metrics of; a language model's have several lines each."""
         try:
-            content = (run.folder(self.runs) / "metrics.jsonl").read_bytes()
+            content = read_bytes(run.folder(self.runs) / "metrics.jsonl")
         except OSError:
             return 0
         return len(set(re.findall(rb'^\{"epoch": (\d+)', content, re.MULTILINE)))
@@ -206,6 +223,18 @@ class Sweeps(RunsFolder):
             if waits and not (run.folder(self.runs) / "last.pt").exists():  # a checkpoint holds the masks
                 needed.add(run.depends_on)
         return dict(reversed(states.items()))
+
+
+def _check_files(folder: Path) -> None:
+    """Raise OSError if a file of a run directory cannot be read, or is not a regular file."""
+    try:
+        there = set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in _FILES:
+        if name in there:
+            with suppress(FileNotFoundError):
+                open_binary(folder / name).close()
 
 
 def open_runs(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
