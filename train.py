@@ -29,18 +29,6 @@ exit status: 0 done, 1 failed or diverged, 2 wrong configuration or missing data
              85 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, 130 interrupted by Ctrl-C,
              141 the program that reads the output has ended (| head)
 """
-HYDRA_FLAGS = (
-    "-m",
-    "--multirun",
-    "-c",
-    "--cfg",
-    "-i",
-    "--info",
-    "-p",
-    "--package",
-    "--resolve",
-    "--hydra-help",
-)
 
 
 def main(argv: list[str]) -> int:
@@ -48,16 +36,15 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(USAGE, end="")
         return 0
-    if argv == ["--list"]:
+    if "--list" in argv:
+        if len(argv) > 1:
+            return _fail("--list takes no other argument: omit the rest", 2)
         from ham.experiments import experiments
 
         for name, cell in experiments().items():
             print(f"{name:<34}{cell}")
         return 0
-    flags = [text.partition("=")[0] for text in argv if text.startswith("-")]
-    if unknown := [flag for flag in flags if flag not in HYDRA_FLAGS]:
-        return _fail(f"unknown flag {unknown[0]}; see python train.py --help", 2)
-    if flags:
+    if any(text.startswith("-") for text in argv):
         return _hydra(argv)
     return run_command(argv)
 
@@ -114,31 +101,22 @@ def _run(overrides: list[str]) -> None:
 
 def _hydra(argv: list[str]) -> int:
     """Hydra's own flags: multirun, --cfg, --info. Each job runs like a single run."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
+    from ham.run.config import ConfigError, parse_flags, run_hydra
 
-    from ham.run.config import CONFIGS, ConfigError, check_jobs, demo_last, literal_path, register
-
-    register()
     statuses = []
 
-    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-    def job(_: object) -> None:
-        statuses.append(run_command(list(HydraConfig.get().overrides.task)))
+    def job(overrides: list[str]) -> None:
+        statuses.append(run_command(overrides))
         if statuses[-1] in (85, 130):
             raise SystemExit(statuses[-1])
 
-    argv = [text if "," in text or "(" in text else literal_path(text) for text in demo_last(argv)]
-    runs_jobs = {text for text in argv if text.startswith("-")} <= {"-m", "--multirun"}
-    if runs_jobs:
-        try:
-            check_jobs([text for text in argv if not text.startswith("-")])
-        except ConfigError as error:
-            return _fail(error, 2)
-    sys.argv[1:] = sorted(argv, key=lambda text: text not in ("-m", "--multirun"))  # Hydra expects them first
-    job()
-    if not statuses and runs_jobs:
-        return _fail("-m selects no run: a glob matches nothing; see python train.py --list", 2)
+    try:
+        flags = parse_flags(argv)
+        run_hydra(flags, job)
+    except ConfigError as error:
+        return _fail(error, 2)
+    if flags.multirun and not statuses:
+        return _fail("-m selects no run; see python train.py --list", 2)
     return max(statuses, default=0)
 
 

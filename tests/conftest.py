@@ -95,7 +95,7 @@ def compose_once() -> Iterator[None]:
         if rest not in kept:
             kept[rest] = original(list(rest))
         node = copy.deepcopy(kept[rest])
-        for override in compose._parse(folders):
+        for override in compose.parse(folders):
             node.runs_dir = override.value()
         return node
 

@@ -2,10 +2,10 @@
 
 from ham.experiments import CONFIGS, choices_of, experiments
 
-from .compose import demo_changes, demo_last, literal_path, load, register
+from .compose import demo_changes, demo_last, literal_path, load
 from .config_hash import config_hash, flatten, from_yaml, to_plain, to_yaml
 from .errors import ConfigError
-from .multirun import check_jobs
+from .hydra_flags import parse_flags, run_hydra
 from .paths import base_of, demo_file, demos
 from .registry import SCHEMAS
 from .schema import Config
@@ -16,7 +16,6 @@ __all__ = [
     "Config",
     "ConfigError",
     "base_of",
-    "check_jobs",
     "choices_of",
     "config_hash",
     "demo_changes",
@@ -28,7 +27,8 @@ __all__ = [
     "from_yaml",
     "literal_path",
     "load",
-    "register",
+    "parse_flags",
+    "run_hydra",
     "to_plain",
     "to_yaml",
 ]

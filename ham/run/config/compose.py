@@ -27,6 +27,7 @@ from .registry import SCHEMAS
 from .schema import Config
 
 _SELECTORS = ("exp", "demo", "seed")
+"""Keys that choose the run; its other values are overrides of the experiment."""
 _PATHS = (
     *("runs_dir", "data.root", "data.train", "data.val"),
     *("model.checkpoint", "model.gguf", "sparsifier.source"),
@@ -42,7 +43,7 @@ def load(overrides: Sequence[str]) -> Config:
         ConfigError: the command line is wrong; one line that names the cure.
     """
     overrides = demo_last(map(literal_path, overrides))
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     _check_choices(parsed)
     try:
         return _typed(_compose(overrides), parsed)
@@ -103,13 +104,13 @@ def _compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         node = compose("train", _with_demo_file(overrides))
-    _scale(node, _parse(overrides))
+    _scale(node, parse(overrides))
     return node
 
 
 def _with_demo_file(overrides: list[str]) -> list[str]:
     """Some kinds of data have a file of their own for a demo."""
-    chosen = {o.key_or_group: o.value() for o in _parse(overrides)}
+    chosen = {o.key_or_group: o.value() for o in parse(overrides)}
     if "demo" not in chosen or "exp" not in chosen:
         return overrides
     file = demo_file(chosen["demo"], chosen["exp"])
@@ -136,7 +137,8 @@ def _demo_values(section: str, node: DictConfig) -> dict[str, Any]:
     return by_scale.get(node.demo_values, {})
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """The parsed overrides. Raises ConfigError on one that is wrong or names several runs."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -148,6 +150,10 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise ConfigError(
                 f"{text!r} is not an override: write key=value, or see python train.py --help"
             ) from None
+        if not override.key_or_group:
+            raise ConfigError(f"{text!r} has no key: write key=value")
+        if override.package is not None:
+            raise ConfigError(f"{text!r} has a package: write it without @{override.package}")
         if override.is_sweep_override():
             raise ConfigError(f"{text!r} names several runs: start them with python train.py -m")
         parsed.append(override)
@@ -155,9 +161,10 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _check_choices(parsed: list[Override]) -> None:
-    """Reject unknown experiments and group choices, with the nearest names."""
+    """Reject unknown experiments and group choices, with the nearest names, and choices given twice."""
     if not any(o.key_or_group in ("exp", "model") for o in parsed):
         raise ConfigError("name an experiment, such as +exp=acdc_ham_s90; python train.py --list shows all")
+    chosen: dict[str, Override] = {}
     for override in parsed:
         group = override.key_or_group
         if override.is_delete():
@@ -167,6 +174,12 @@ def _check_choices(parsed: list[Override]) -> None:
         if override.is_add() and group not in ("exp", "demo"):
             raise ConfigError(f"+{group} has no effect: write {group}={override.value()}, without a plus")
         choices = demos() if group == "demo" else choices_of(group) if "." not in group else []
+        if choices and override.value() in ("", None):
+            examples = f"choose one of {', '.join(choices[:3])}, ..."
+            cure = "python train.py --list shows all" if group == "exp" else examples
+            raise ConfigError(f"{override.input_line} names nothing: {cure}")
+        if choices or group in _SELECTORS:
+            _check_given_once(chosen.setdefault(group, override), override)
         if choices and override.value() not in choices:
             nearest = difflib.get_close_matches(str(override.value()), choices, n=3, cutoff=0.0)
             kind = "experiment" if group == "exp" else group
@@ -175,13 +188,24 @@ def _check_choices(parsed: list[Override]) -> None:
             raise ConfigError(f"write +{group}={override.value()}, with a plus")
 
 
+def _check_given_once(first: Override, override: Override) -> None:
+    """Reject a second choice of the same run or group, of which Hydra would take one or none."""
+    if override is first:
+        return
+    one, other = first.input_line, override.input_line
+    if one == other:
+        raise ConfigError(f"{one} is given twice: give it once")
+    both = f"{first.get_key_element()}={first.value()},{override.value()}"
+    raise ConfigError(f"{one} and {other}: give one of them, or start both with python train.py -m {both}")
+
+
 def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
     """Reject `+demo` for an experiment whose task cannot be scaled down to it."""
     if not (demo := _value(parsed, "demo")):
         return
     plain = [text for text in overrides if not _is_demo(text)]
     try:
-        task = task_of(_typed(_compose(plain), _parse(plain)).data)
+        task = task_of(_typed(_compose(plain), parse(plain)).data)
     except (HydraException, OmegaConfBaseException, ValueError):
         return  # wrong without the demo too
     if demo not in task.demos:
@@ -190,6 +214,11 @@ def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
         raise ConfigError(
             f"+demo={demo} does not scale down {task.name}, which this experiment learns: {cure}omit it"
         )
+
+
+def is_hydra_key(key: str) -> bool:
+    """Return True for a key of Hydra's own configuration, which no run reads."""
+    return key.startswith(("hydra.", "hydra/"))
 
 
 def _is_demo(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,7 +21,11 @@ def explain(error: BaseException, parsed: list[Override]) -> str:
     """The innermost cause on one line, with the key it is about and the cure."""
     while error.__cause__ is not None and not isinstance(error, OmegaConfBaseException):
         error = error.__cause__  # OmegaConf's own error names the key; under a tracer it has a cause too
-    lines = str(error).strip().splitlines()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        nearest = difflib.get_close_matches(name, error.options or [], n=3, cutoff=0.0)
+        return f"unknown {group or 'configuration'} {name!r}; nearest: {', '.join(nearest)}"
+    lines = str(error).strip().splitlines() or [""]
     if "raised while composing config" in lines[0]:
         return _unknown_key(next(x.split()[-1] for x in lines if x.strip().startswith("full_key")), parsed)
     message = one_line(error).rstrip(".")
@@ -41,6 +46,8 @@ def explain(error: BaseException, parsed: list[Override]) -> str:
 
 def _unknown_key(key: str, parsed: list[Override]) -> str:
     group = key.partition(".")[0]
+    if group == "hydra":
+        return f"unknown key {key}: python train.py +exp=NAME --cfg hydra shows Hydra's own keys"
     chosen = {o.key_or_group: o.value() for o in parsed}
     if group in SCHEMAS and group in chosen and key not in chosen:
         return (

@@ -20,12 +20,12 @@ DEMO, DEIT = [LEAF, *SMALL], ["+exp=deit_ham", *SMALL]
 # command line, words of the one line on stderr
 WRONG = [
     (["+exp=acdc_ham"], ["unknown experiment 'acdc_ham'", "acdc_ham_s90"]),
-    (["+exp="], ["unknown experiment"]),
+    (["+exp="], ["+exp= names nothing", "--list"]),
     (["exp=acdc_ham_s90"], ["+exp=acdc_ham_s90", "plus"]),
     ([], ["+exp="]),
     (["+demo=digits"], ["+exp="]),
     ([LEAF, "+demo=mnist"], ["unknown demo 'mnist'", "digits"]),
-    ([LEAF, "+exp=dense"], ["exp"]),
+    ([LEAF, "+exp=dense"], [LEAF, "+exp=dense", "-m +exp=acdc_ham_s90,dense"]),
     ([*DEMO, "banana"], ["banana", "key=value"]),
     ([*DEMO, "lrr=1"], ["unknown key lrr", "optimizer.lr"]),
     ([*DEMO, "alpha=banana"], ["unknown key alpha", "ham.alpha"]),
