@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ _FILES = (*_FIRST, "metrics.jsonl", "train.log", "config.yaml", "provenance.json
 _DAMAGED = tuple(Path(name).with_suffix(".damaged").name for name in (LAST, PREVIOUS))
 FILES = (*_FILES, *_DAMAGED, *(f".{name}.tmp" for name in _FILES))
 """The files that runs write, without the lock."""
+_OTHERS = tuple(
+    name for name in FILES if name not in (LAST, PREVIOUS, *_DAMAGED)
+)  # `checkpoint.load` reads these
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
 
@@ -69,7 +72,8 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise CheckpointError(f"a file in {folder} cannot be written: {one_line(error)}") from error
+        text = f"a safetensors file in {folder} cannot be read or written: {one_line(error)}"
+        raise CheckpointError(f"{text}; fix that and start the same command again to resume") from error
     except ConnectionError:  # of another process, not of a file
         raise
     except OSError as error:
@@ -88,7 +92,7 @@ class RunDirectory:
         folder: created if it does not exist, and locked for this process.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: it cannot be written, or a folder has the name of a file.
         RunLockedError: another process holds its lock.
     """
 
@@ -97,6 +101,7 @@ class RunDirectory:
         with self._starting():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                self._check_no_folders(_OTHERS)
                 self._lock = lock_file(folder / "lock")
             except BlockingIOError as error:
                 raise RunLockedError(
@@ -114,6 +119,12 @@ class RunDirectory:
                 f"cannot write runs to {self.folder}: {one_line(error)}{where}; choose another runs_dir"
             ) from error
 
+    def _check_no_folders(self, names: Iterable[str]) -> None:
+        """Raise ConfigError if a folder has the name of a file of the run."""
+        for name in names:
+            if (path := self.folder / name).is_dir() and not path.is_symlink():
+                raise ConfigError(f"{path} is a folder, but must be a file of the run: move it away")
+
     def unlock(self) -> None:
         """Release the lock."""
         self._lock.close()
@@ -127,9 +138,7 @@ class RunDirectory:
             ConfigError: a file cannot be deleted, or a folder has its name.
         """
         with self._starting():
-            for name in FILES:
-                if (path := self.folder / name).is_dir() and not path.is_symlink():
-                    raise ConfigError(f"{path} is a folder, but must be a file of the run: move it away")
+            self._check_no_folders(FILES)
             for name in _FIRST:
                 (self.folder / name).unlink(missing_ok=True)
             sync_folder(self.folder)

@@ -19,11 +19,12 @@ from typing import Any
 
 from ham.files import atomic_write_json, open_binary, read_text, sync_folder
 
-from .checkpoint import CheckpointError
+from .checkpoint import SAVED, CheckpointError
 
 FOLDER = "checkpoints"
 MARK = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_CURE = "restore what is damaged or missing, or start again with resume=false"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def mark(path: Path, state: dict[str, Any]) -> None:
 
 def rotate(folder: Path) -> None:
     """Delete the checkpoints that are neither one of the newest two nor the best one of these."""
-    newest = _marked(folder, verify=False)[-2:]
+    newest = _complete(folder, verify=False)[0][-2:]
     kept = {checkpoint.path.name for checkpoint in newest} | {checkpoint.best for checkpoint in newest}
     _delete_others(folder, kept)
 
@@ -75,17 +76,21 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         warn: function called with a line about each damaged checkpoint.
 
     Raises:
-        CheckpointError: all are damaged, or the best one, which the end of the training loads.
+        CheckpointError: all are damaged or have lost their marks, or the best one is damaged or missing,
+            which is loaded at the end.
     """
+    good, faults = _complete(folder)
     marked = [path for path in _folders(folder) if os.path.lexists(path / MARK)]
-    good = _marked(folder)
-    names = {checkpoint.path.name for checkpoint in good}
+    if not good and (marked or os.path.lexists(folder.parent / SAVED)) and faults:
+        reasons = "; ".join(faults[path] for path in marked or faults)
+        raise CheckpointError(f"no checkpoint in {folder} is complete ({reasons}): {_CURE}")
     for path in marked:
-        if path.name not in names:
-            warn(f"checkpoint {path} is damaged (truncated or altered); trying the one before it")
-    if (marked and not good) or (good and good[-1].best and good[-1].best not in names):
-        which = "the best checkpoint" if good else "every checkpoint"
-        raise CheckpointError(f"{which} in {folder} is damaged: start again with resume=false")
+        if path in faults:
+            warn(f"{faults[path]}; trying the checkpoint before {path.name}")
+    names = {checkpoint.path.name for checkpoint in good}
+    if good and good[-1].best and good[-1].best not in names:
+        best = folder / good[-1].best
+        raise CheckpointError(f"the best checkpoint: {faults.get(best, f'{best} is missing')}: {_CURE}")
     _delete_others(folder, names)
     return good[-1] if good else None
 
@@ -107,25 +112,38 @@ def _step(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def _marked(folder: Path, *, verify: bool = True) -> list[Checkpoint]:
-    """The complete checkpoints by step; with `verify` those whose files are undamaged."""
-    found = (_read(path, verify) for path in _folders(folder))
-    return [checkpoint for checkpoint in found if checkpoint is not None]
+def _complete(folder: Path, *, verify: bool = True) -> tuple[list[Checkpoint], dict[Path, str]]:
+    """The complete checkpoints by step, with `verify` the undamaged ones; and the faults of all others."""
+    good, faults = [], {}
+    for path in _folders(folder):
+        try:
+            good.append(_read(path, verify))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    return good, faults
 
 
-def _read(path: Path, verify: bool) -> Checkpoint | None:
-    """The checkpoint; None if it is incomplete or damaged. Raises OSError if a disk fails."""
+def _read(path: Path, verify: bool) -> Checkpoint:
+    """The checkpoint. Raises CheckpointError, which names the file, and OSError if a disk fails."""
+    file = path / MARK
     try:
-        mark = json.loads(read_text(path / MARK))
+        mark = json.loads(read_text(file))
         state, digests = mark["state"], mark["sha256"]
-        is_undamaged = "best_step" in state and (
-            not verify or all(_digest(path / name) == digest for name, digest in digests.items())
-        )
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+        is_damaged = "best_step" not in state
+        if verify and not is_damaged:
+            for name, digest in digests.items():
+                file = path / name
+                if is_damaged := _digest(file) != digest:
+                    break
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{file} is missing") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{file} is not a file") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-    return Checkpoint(path, _step(path), state) if is_undamaged else None
+        is_damaged = True
+    if is_damaged:
+        raise CheckpointError(f"{file} is damaged (truncated or altered)")
+    return Checkpoint(path, _step(path), state)
 
 
 def _digest(path: Path, *, flush: bool = False) -> str:

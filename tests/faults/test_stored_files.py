@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from faults.runs import TINY, assert_one_line, copier, write_checkpoint
 
+from ham.files import atomic_write_text
 from ham.run import checkpoint, trainer_checkpoints
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError, from_yaml
-from ham.run.directory import RunDirectory, read_summary
+from ham.run.directory import RunDirectory, explain_os_errors, read_summary
 from ham.run.export import export
 from ham.run.load import load_run
 from pruning.export import load_masks
@@ -66,6 +67,24 @@ def test_a_damaged_provenance_is_one_line(content: bytes, tmp_path: Path) -> Non
     directory.unlock()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "masks.pt", "metrics.jsonl", ".saved", ".config.yaml.tmp"])
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError) as caught:
+        RunDirectory(tmp_path)
+    expected = f"{tmp_path / name} is a folder, but must be a file of the run: move it away"
+    assert str(caught.value) == expected
+    (tmp_path / name).rename(tmp_path / "away")  # the cure
+    RunDirectory(tmp_path).unlock()
+
+
+def test_an_error_of_an_atomic_write_names_the_file_and_not_its_temporary_one(tmp_path: Path) -> None:
+    (tmp_path / "masks.pt").mkdir()
+    with pytest.raises(CheckpointError) as caught, explain_os_errors(tmp_path):
+        atomic_write_text(tmp_path / "masks.pt", "text")
+    assert_one_line(caught.value, f"{tmp_path}/masks.pt cannot be read or written: Is a directory")
+
+
 CONFIGS = {name: content for name, content in DAMAGED.items() if name not in ("10 MB", "nested")}
 CONFIGS |= {
     "nested": b"[" * 5000,
@@ -83,7 +102,7 @@ def test_a_damaged_configuration_is_one_line(content: bytes, tmp_path: Path) -> 
         assert_one_line(caught.value, "config.yaml is damaged or does not fit this version: ", "restore it")
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "config.yaml").mkdir()
-    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read: .*; move it away and restore it"):
         from_yaml(tmp_path / "config.yaml")
 
 
@@ -105,7 +124,7 @@ def test_a_damaged_mark_of_a_checkpoint_is_no_mark(content: bytes, tmp_path: Pat
     (tmp_path / "checkpoint-2" / "complete.json").write_bytes(content)
     lines: list[str] = []
     assert trainer_checkpoints.latest(tmp_path, lines.append).step == 1
-    assert len(lines) == 1 and "checkpoint-2 is damaged" in lines[0]
+    assert len(lines) == 1 and f"{tmp_path}/checkpoint-2/complete.json is damaged" in lines[0]
     (tmp_path / "checkpoint-1" / "complete.json").write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
         trainer_checkpoints.latest(tmp_path, lines.append)

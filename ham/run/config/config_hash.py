@@ -106,6 +106,8 @@ def from_yaml(path: Path) -> Config:
         is_damaged = getattr(error, "errno", None) is None
         problem = "is damaged or does not fit this version" if is_damaged else "cannot be read"
         cure = "restore it, or train the run again with resume=false"
+        if isinstance(error, IsADirectoryError):
+            cure = f"move it away and {cure}"
         raise ConfigError(f"{path} {problem}: {one_line(error)}; {cure}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,34 +76,78 @@ def test_incomplete_ones_are_deleted_and_other_names_stay(tmp_path: Path) -> Non
     assert names(tmp_path) == {"checkpoint-5", "checkpoint-x", "checkpoint-7b", "notes"}
 
 
-@pytest.mark.parametrize("damage", ["altered", "missing", "mark", "state"])
-def test_a_damaged_one_is_named_and_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+DAMAGED = "is damaged (truncated or altered)"
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("altered", f"weights {DAMAGED}"),
+        ("missing", "weights is missing"),
+        ("a folder", "weights is not a file"),
+        ("mark", f"complete.json {DAMAGED}"),
+        ("state", f"complete.json {DAMAGED}"),
+    ],
+)
+def test_a_damaged_one_is_named_and_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, fault: str
+) -> None:
     write(tmp_path, 5)
     path = write(tmp_path, 6)
     if damage == "altered":
         (path / "weights").write_text("7")
     elif damage == "missing":
         (path / "weights").unlink()
+    elif damage == "a folder":
+        (path / "weights").unlink()
+        (path / "weights").mkdir()
     elif damage == "mark":
         (path / MARK).write_text("{")
     else:
         (path / MARK).write_text('{"state": {}, "sha256": {}}')
     lines: list[str] = []
     assert latest(tmp_path, lines.append).step == 5
-    assert lines == [f"checkpoint {path} is damaged (truncated or altered); trying the one before it"]
+    assert lines == [f"{path}/{fault}; trying the checkpoint before checkpoint-6"]
     assert names(tmp_path) == {"checkpoint-5"}
+
+
+CURE = "restore what is damaged or missing, or start again with resume=false"
 
 
 def test_without_a_good_one_or_the_best_one_nothing_is_resumed(tmp_path: Path) -> None:
     write(tmp_path, 5, 5)
     write(tmp_path, 6, 5)
-    (tmp_path / "checkpoint-5" / "weights").write_text("damaged")
-    for which in ("the best checkpoint", "every checkpoint"):
+    files = [tmp_path / name / "weights" for name in ("checkpoint-5", "checkpoint-6")]
+    lines = (
+        f"the best checkpoint: {files[0]} {DAMAGED}: {CURE}",
+        f"no checkpoint in {tmp_path} is complete ({files[0]} {DAMAGED}; {files[1]} {DAMAGED}): {CURE}",
+    )
+    for file, line in zip(files, lines, strict=True):
+        file.write_text("damaged")
         with pytest.raises(CheckpointError) as caught:
             latest(tmp_path, lambda line: None)
-        assert str(caught.value) == f"{which} in {tmp_path} is damaged: start again with resume=false"
+        assert str(caught.value) == line
         assert names(tmp_path) == {"checkpoint-5", "checkpoint-6"}
-        (tmp_path / "checkpoint-6" / "weights").write_text("damaged")
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    write(tmp_path, 7, 5)
+    with pytest.raises(CheckpointError) as caught:
+        latest(tmp_path, lambda line: None)
+    assert str(caught.value) == f"the best checkpoint: {tmp_path}/checkpoint-5 is missing: {CURE}"
+
+
+def test_a_lost_mark_is_named_and_nothing_is_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    paths = [write(folder, 5), write(folder, 6)]
+    (tmp_path / ".saved").touch()
+    for path in paths:
+        (path / MARK).unlink()
+    reasons = "; ".join(f"{path / MARK} is missing" for path in paths)
+    with pytest.raises(CheckpointError) as caught:
+        latest(folder, silent)
+    assert str(caught.value) == f"no checkpoint in {folder} is complete ({reasons}): {CURE}"
+    assert names(folder) == {"checkpoint-5", "checkpoint-6"}
+    (tmp_path / ".saved").unlink()  # killed while it wrote its first ones
+    assert latest(folder, silent) is None and not names(folder)
 
 
 def test_the_newest_two_and_their_best_ones_stay(tmp_path: Path) -> None:
