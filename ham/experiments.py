@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,6 +23,19 @@ def choices_of(group: str) -> list[str]:
 def experiments() -> dict[str, str]:
     """Name -> cell of the paper, for every experiment in configs/exp."""
     return {name: _cell(CONFIGS / "exp" / f"{name}.yaml") for name in choices_of("exp")}
+
+
+def is_origin(origin: Any, *, exp: str, seed: int, config_hash: str) -> bool:
+    """Return True if masks come from the run with this experiment, seed and configuration hash.
+
+    Args:
+        origin: `origin` of a masks.pt, or `masks_from` of a summary; anything else is not.
+        exp: name of the experiment.
+        seed: seed of the run.
+        config_hash: hash of its configuration, scale included.
+    """
+    identity = {"exp": exp, "seed": seed, "config_hash": config_hash}
+    return isinstance(origin, dict) and all(origin.get(key) == value for key, value in identity.items())
 
 
 def _cell(path: Path) -> str:

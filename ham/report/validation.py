@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from ham.experiments import is_origin
+
 from . import plan, schema
 from .odd_files import InvalidRecord, parse_json
 from .scales import SCALES
@@ -209,8 +211,7 @@ def _check_configuration(summary: dict[str, Any], run: RunSpec) -> None:
 
 
 def _is_from(source: RunSpec, origin: Any) -> bool:
-    identity = {"exp": source.exp, "seed": source.seed, "config_hash": source.info.config_hash}
-    return isinstance(origin, dict) and all(origin.get(key) == value for key, value in identity.items())
+    return is_origin(origin, exp=source.exp, seed=source.seed, config_hash=source.info.config_hash)
 
 
 def check_code(provenance: Any) -> None:

@@ -16,13 +16,13 @@ from ham.data import derived_seed
 from ham.optim import HAM, param_groups
 from ham.tasks import Task
 from pruning import MaskFrom, Sparsifier
-from pruning.export import load_masks
 from pruning.stats import SignFlips
 
 from .config import Config, ConfigError
 from .config.optimization import AdamConfig, AdamWConfig, OptimizerConfig, SGDConfig
 from .config.schema import Device
 from .logger import NullLogger, RunLogger
+from .mask_source import load_source_masks
 from .metrics import EpochMetrics
 from .state import Run
 
@@ -41,7 +41,8 @@ def build(
     A `resumed` run gets its state by `load_state_dict`, its masks included.
 
     Raises:
-        ConfigError: a value does not fit the model, such as a pattern that matches nothing.
+        ConfigError: a value does not fit the model, such as a pattern that matches nothing, or the masks of
+            another run are missing or not those of the run that is asked for.
     """
     if cfg.optimizer.label_smoothing > 0 and not task.smooths_labels:
         raise ConfigError(f"optimizer.label_smoothing does not apply to task {task.name}: omit it")
@@ -61,7 +62,7 @@ def build(
 
     try:
         if isinstance(sparsifier, MaskFrom) and not resumed:  # only rank 0 has to see the file
-            sparsifier.loaded = distributed.from_rank_zero(lambda: load_masks(sparsifier.source))
+            sparsifier.loaded = distributed.from_rank_zero(lambda: load_source_masks(cfg, sparsifier))
         model, optimizer, ham = distributed.raise_on_all_ranks(parts)
     except ValueError as error:
         raise distributed.shared(ConfigError(str(error))) from error

@@ -13,7 +13,6 @@ from ham.tasks import task_of
 from pruning import Sparsifier
 
 from . import checkpoint
-from .build import resolve_mask_source
 from .config import Config, ConfigError, from_yaml
 
 
@@ -32,7 +31,7 @@ def load_run(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
         raise ConfigError(f"{folder} has no checkpoint yet: let it train for an epoch")
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)
     model = build_model(cfg.model, **sizes, generator=torch.Generator().manual_seed(0))
-    sparsifier = resolve_mask_source(cfg, resumed=True)
+    sparsifier = cfg.sparsifier.resolve(str, resumed=True)  # its masks are in the checkpoint
     sparsifier.attach(
         model,
         total_epochs=cfg.epochs,

@@ -74,7 +74,12 @@ def finish(run: Run) -> dict[str, Any]:
     """Write the masks and the summary, which marks the run as finished; rank 0 calls it."""
     summary = summarize(run)
     if run.sparsifier.masks.active or run.sparsifier.achieved_sparsity() > 0:
-        origin = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}
+        origin = mask_origin(summary)
         atomic_write(run.logger.folder / MASKS, lambda file: save_masks(file, run.sparsifier, origin))
     run.logger.write_summary(summary)
     return summary
+
+
+def mask_origin(summary: dict[str, Any]) -> dict[str, Any]:
+    """What masks.pt states about the run with this summary."""
+    return {key: summary[key] for key in ("exp", "demo", "seed", "config_hash")}

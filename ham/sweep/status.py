@@ -103,7 +103,8 @@ class Sweeps(RunsFolder):
 
         Args:
             run: the run.
-            masks: another run needs its masks.pt, which committed records do not hold.
+            masks: another run needs its masks.pt, or the checkpoint that replaces it, which committed records
+                do not hold.
 
         A run with a file that cannot be read is stale, unless it is active.
         """
@@ -123,7 +124,7 @@ class Sweeps(RunsFolder):
         if started and started.get("config_hash") != expected:
             was, cure = str(started.get("config_hash"))[:8], "move it away to run it again"
             return RunStatus(Status.STALE, f"{folder} has configuration {was}, now {expected[:8]}: {cure}")
-        if summary and masks and not (folder / "masks.pt").exists():
+        if summary and masks and not any((folder / name).exists() for name in ("masks.pt", "last.pt")):
             cure = "delete it to run it again"
             return RunStatus(Status.STALE, f"{folder} has no masks.pt, which others need: {cure}")
         finished = summary is not None and summary.get("status") == "done"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from faults.runs import TINY, assert_one_line, copier, write_checkpoint
 
 from ham.files import atomic_write_text
 from ham.run import checkpoint, trainer_checkpoints
+from ham.run.build import resolve_mask_source
 from ham.run.checkpoint import CheckpointError
-from ham.run.config import ConfigError, from_yaml
+from ham.run.config import Config, ConfigError, config_hash, from_yaml, load
 from ham.run.directory import RunDirectory, explain_os_errors, read_summary
 from ham.run.export import export
 from ham.run.load import load_run
+from ham.run.mask_source import load_source_masks
 from pruning.export import load_masks
 
 DAMAGED = {
@@ -198,6 +202,74 @@ def finished(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     assert train.main([*TINY, f"runs_dir={runs}"]) == 0
 
     return copier(runs)
+
+
+def test_the_checkpoint_of_a_finished_run_replaces_its_masks(finished: Callable, tmp_path: Path) -> None:
+    finished(tmp_path / "runs")
+    (path,) = (tmp_path / "runs").glob("*/seed0/masks.pt")
+    expected = load_masks(path)
+    path.unlink()
+    cfg = with_source(load(["+exp=mask_acdc_s90", "+demo=tiny"]), path.parent)
+    masks, margins, origin = load_source_masks(cfg, cfg.sparsifier)
+    assert masks.keys() == expected[0].keys() and (margins, origin) == expected[1:]
+    assert all(torch.equal(mask, expected[0][name]) for name, mask in masks.items())
+    for name in ("last.pt", "previous.pt"):
+        (path.parent / name).write_bytes(b"")
+    with pytest.raises(ConfigError) as caught:
+        load_source_masks(cfg, cfg.sparsifier)
+    cure = f"delete {path.parent} and train that run again"
+    assert_one_line(caught.value, f"{path} is missing, and its checkpoint does not replace it (no ch", cure)
+
+
+def with_source(cfg: Config, source: Path) -> Config:
+    return replace(cfg, sparsifier=replace(cfg.sparsifier, source=str(source)))
+
+
+ORIGIN = {"exp": "acdc_s90", "demo": "tiny", "seed": 1}
+COMMAND = "python train.py +exp=acdc_s90 +demo=tiny"
+OTHERS = {  # what masks.pt states about its origin -> what the line says
+    "experiment": ({"exp": "rigl_s90"}, "rigl_s90 with seed 1 and configuration {hash}"),
+    "seed": ({"seed": 0}, "acdc_s90 with seed 0 and configuration {hash}"),
+    "configuration": ({"config_hash": "0123456789"}, "acdc_s90 with seed 1 and configuration 01234567"),
+    "unknown": ({"exp": None}, "an unknown run"),
+}
+
+
+@pytest.mark.parametrize(("change", "found"), OTHERS.values(), ids=OTHERS)
+def test_masks_of_another_run_are_one_line(change: dict[str, Any], found: str, tmp_path: Path) -> None:
+    hash_ = config_hash(load(["+exp=acdc_s90", "+demo=tiny"]))
+    cfg = load(["+exp=mask_acdc_s90", "+demo=tiny", "seed=1", f"runs_dir={tmp_path}"])
+    path = tmp_path / "acdc_s90-tiny" / "seed1" / "masks.pt"
+    path.parent.mkdir(parents=True)
+    origin = ORIGIN | {"config_hash": hash_}
+    content = {"masks": {"weight": torch.ones(2) > 0}, "margins": {}}
+    torch.save(content | {"origin": origin}, path)
+    assert load_source_masks(cfg, resolve_mask_source(cfg))[2] == origin
+    torch.save(content | {"origin": origin | change}, path)
+    with pytest.raises(ConfigError) as caught:
+        load_source_masks(cfg, resolve_mask_source(cfg))
+    wanted = f"acdc_s90 with seed 1 and configuration {hash_[:8]}"
+    cure = f"{COMMAND} seed=1 runs_dir={tmp_path} resume=false, or give sparsifier.source=PATH to use any"
+    expected = f"{path} has masks of {found}, not of {wanted}: train that by {cure}"
+    assert str(caught.value) == expected.replace("{hash}", hash_[:8])
+    free = with_source(cfg, path)  # of the user's own choice
+    assert load_source_masks(free, resolve_mask_source(free))[2] == origin | change
+
+
+MISSING = {  # source -> the line
+    "acdc_s90": "RUNS/acdc_s90-tiny/seed0/masks.pt does not exist: finish the run that the masks come from "
+    f"first, by {COMMAND} seed=0 runs_dir=RUNS",
+    "acdc_s9": "sparsifier.source: unknown experiment 'acdc_s9'; nearest: acdc_s95, acdc_s90, acdc_s80; a "
+    "path needs a slash",
+}
+
+
+@pytest.mark.parametrize(("source", "line"), MISSING.items(), ids=MISSING)
+def test_missing_masks_are_one_line(source: str, line: str, tmp_path: Path) -> None:
+    cfg = with_source(load(["+exp=mask_acdc_s90", "+demo=tiny", f"runs_dir={tmp_path}"]), Path(source))
+    with pytest.raises(ConfigError) as caught:
+        load_source_masks(cfg, resolve_mask_source(cfg))
+    assert str(caught.value) == line.replace("RUNS", str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"config_hash": "a"}', b"\xff"], ids=repr)

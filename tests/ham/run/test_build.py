@@ -248,7 +248,7 @@ def test_masks_are_read_at_the_start_alone(monkeypatch: pytest.MonkeyPatch, resu
         asked.append(source)
         raise ValueError("no masks")
 
-    monkeypatch.setattr(module, "load_masks", load_masks)
+    monkeypatch.setattr(module, "load_source_masks", lambda cfg, sparsifier: load_masks(sparsifier.source))
     if resumed:
         built(cfg, task_of_three_steps(cfg), resumed=True)
         assert asked == []

@@ -292,7 +292,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits: Loaders) -> Path:
     for method in ("acdc", "rigl", "str"):
         place = folder / f"{method}_s90-digits" / "seed0"
         place.mkdir(parents=True)
-        save_masks(place / "masks.pt", run.sparsifier)
+        source = composed(f"{method}_s90", "digits")
+        origin = {"exp": source.name, "seed": source.seed, "config_hash": config_hash(source)}
+        save_masks(place / "masks.pt", run.sparsifier, origin)
     return folder
 
 

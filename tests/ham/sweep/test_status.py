@@ -135,6 +135,8 @@ def test_a_stale_run_is_named_with_its_cure_and_holds_its_dependents(
     (folder / "summary.json").write_text(json.dumps(summary(SOURCE)))
     (folder / "masks.pt").unlink()
     assert "has no masks.pt, which others need: delete it" in sweeps.survey([DEPENDENT])[SOURCE].note
+    (folder / "last.pt").touch()  # it has the masks too
+    assert sweeps.survey([DEPENDENT])[SOURCE].kind is Status.DONE
 
 
 def test_a_failed_run_shows_the_last_line_of_its_log(sweeps: Sweeps) -> None:
