@@ -24,6 +24,8 @@ _ARITHMETIC = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")  #
 _TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 _PLAIN = frozenset((Tensor, nn.Parameter))
 _NAMES = ("cc", "gcc", "clang")
+_TIMEOUT = 120  # seconds
+_HANGING: set[str] = set()  # compilers that did not end
 
 
 class CompilerError(ValueError):
@@ -56,7 +58,7 @@ def load(source: Path, dtype: torch.dtype) -> CDLL:
     Each process compiles them, in a quarter of a second: they always suit its processor.
 
     Raises:
-        CompilerError: no C compiler was found, or it fails.
+        CompilerError: no C compiler was found, or it fails. One that does not end is not tried again.
     """
     command = [*_compiler(), *_OPTIONS, *_ARITHMETIC, *(["-DDOUBLE"] if dtype == torch.float64 else [])]
     try:
@@ -87,10 +89,16 @@ def _compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> str:
-    """Run a compiler; returns its error in one line, or ''."""
+    """Run a compiler; returns its error in one line, or ''. Raises CompilerError if it does not end."""
+    hangs = f"the C compiler {command[0]} does not end within {_TIMEOUT} seconds; name another one in CC"
+    if command[0] in _HANGING:
+        raise CompilerError(hangs)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        _HANGING.add(command[0])
+        raise CompilerError(hangs) from None
+    except OSError as error:
         return str(error)
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     first = next((line.strip() for line in lines if "error" in line.lower()), lines[-1].strip())

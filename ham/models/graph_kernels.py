@@ -34,6 +34,11 @@ def for_tensors(*tensors: Tensor) -> GraphKernels | None:
     return _kernels(dtype)
 
 
+def has_c_code(dtype: torch.dtype) -> bool:
+    """Return True if CPU tensors of this dtype can use the C code; it is compiled and tested once."""
+    return _kernels(dtype) is not None
+
+
 @cache
 def _kernels(dtype: torch.dtype) -> GraphKernels | None:
     if not c_code.has_compiler():

@@ -45,6 +45,11 @@ def _triton_is_installed() -> bool:
     return find_spec("triton") is not None
 
 
+def has_c_code(dtype: torch.dtype) -> bool:
+    """Return True if `fused` steps CPU weights of this dtype in C code; it is compiled and tested once."""
+    return _has_c(torch.empty(0, dtype=dtype, device="cpu"))
+
+
 def _has_c(weight: Tensor) -> bool:
     """Return True if the C code works for a CPU weight."""
     if torch.compiler.is_compiling() or not is_plain(weight):

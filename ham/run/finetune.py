@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ham.tasks.commonsense_answers import Score
 from . import ranks, trainer_checkpoints
 from .answering import Answering, accuracies
 from .build import setup_device
+from .c_operations import check_same_operations
 from .checkpoint import CheckpointError, check_not_purged, explain_mismatch
 from .config import Config, ConfigError, to_yaml
 from .logger import NullLogger, RunLogger
@@ -128,6 +130,8 @@ class FineTuning:
         resumed = distributed.from_rank_zero(self._prepare)
         if resumed is not None:
             resumed = self._receive(resumed)
+            check = partial(check_same_operations, self.logger.folder, resumed.state, self.cfg, self.device)
+            distributed.raise_on_all_ranks(check)
             with explain_mismatch(self.logger.folder):
                 torch.set_num_threads(resumed.state["threads"])  # sums round as they did before
             distributed.on_rank_zero(lambda: self.logger.load_state_dict(resumed.state["logger"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pruning import SparsityWarning
 
 from . import calibrate_str, checkpoint, ranks
 from .build import build, run_directory, setup_device
+from .c_operations import check_same_operations
 from .config import Config, ConfigError, config_hash, to_yaml
 from .directory import explain_os_errors, read_summary
 from .logger import NullLogger, RunLogger
@@ -69,6 +71,7 @@ def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, An
         state = ranks.send_state(distributed.on_rank_zero(lambda: _load_checkpoint(logger, config_hash)))
         if state is not None:
             _check_same_data(folder, state, task)
+            distributed.raise_on_all_ranks(partial(check_same_operations, folder, state, cfg, device))
             with checkpoint.explain_mismatch(folder):
                 torch.set_num_threads(state["threads"])  # sums round as they did before
         run = build(cfg, config_hash, task, logger, device, resumed=state is not None)

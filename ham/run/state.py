@@ -16,6 +16,7 @@ from ham.tasks import Task
 from pruning import Sparsifier
 from pruning.stats import SignFlips
 
+from .c_operations import operations_in_c
 from .config import Config
 from .logger import NullLogger, RunLogger
 from .metrics import EpochMetrics
@@ -92,6 +93,7 @@ class Run:
                 "cuda": distributed.all_gather(torch.cuda.get_rng_state()) if cuda else None,
             },
             "threads": torch.get_num_threads(),
+            "c_operations": operations_in_c(self.cfg, self.device),
             "data": self.task.data_digest,
         }
 

@@ -22,6 +22,7 @@ from ham.optim import param_groups
 
 from . import checkpoint, ranks, trainer_checkpoints
 from .build import optimizer_of
+from .c_operations import operations_in_c
 from .config import Config
 from .logger import NullLogger, RunLogger, finite_or_none
 from .loop import DivergedError, Interrupted, Request
@@ -216,7 +217,8 @@ class RunCallback(TrainerCallback):
         self.logger.flush()
         self._check_ranks(model, optimizer, state.global_step)
         distributed.raise_on_all_ranks(lambda: None)  # all ranks have written their files
-        distributed.on_rank_zero(lambda: self._mark(Path(args.output_dir), state))
+        device = next(model.parameters()).device
+        distributed.on_rank_zero(lambda: self._mark(Path(args.output_dir), state, device))
         self.saved_at = time.monotonic()
         if self.is_stopping:
             name = self.received[0] if self.received else "a signal to another rank"
@@ -230,10 +232,11 @@ class RunCallback(TrainerCallback):
             state = {"step": step, "model": weights, "optimizer": optimizer.state_dict()["state"]}
             ranks.check_states(state, f"in step {step}")
 
-    def _mark(self, folder: Path, state: Any) -> None:
+    def _mark(self, folder: Path, state: Any, device: torch.device) -> None:
         content = {
             "config_hash": self.config_hash,
             "threads": torch.get_num_threads(),
+            "c_operations": operations_in_c(self.cfg, device),
             "best_step": state.best_global_step,
             "losses": self.losses,
             "train_loss": self.train_loss,

@@ -54,6 +54,7 @@ class TaskFacts(ABC):
         stores_history: records keep the metrics of every epoch, because figures show them.
         distributed: several processes can train it together.
         demos: names of the scales that `+demo=` can reduce it to.
+        uses_graph_kernels: its networks use `ham.models.graph_kernels` on a CPU.
     """
 
     name: ClassVar[str]
@@ -62,6 +63,7 @@ class TaskFacts(ABC):
     stores_history: ClassVar[bool] = True
     distributed: ClassVar[bool] = True
     demos: ClassVar[frozenset[str]] = frozenset()
+    uses_graph_kernels: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

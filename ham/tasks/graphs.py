@@ -46,6 +46,7 @@ class GraphClassification(BestEpochTask):
     """
 
     name = "graphs"
+    uses_graph_kernels = True
     stores_history = False
     demos = frozenset({"epochs20"})
 

@@ -31,6 +31,7 @@ class NodeClassification(BestEpochTask):
     """
 
     name = "nodes"
+    uses_graph_kernels = True
     stores_history = False
     logs_statistics = False
     distributed = False

@@ -15,6 +15,7 @@ import torch
 from faults.runs import TINY, assert_one_line, copier, write_checkpoint
 
 from ham.files import atomic_write_text
+from ham.optim import implementations
 from ham.run import checkpoint, trainer_checkpoints
 from ham.run.build import resolve_mask_source
 from ham.run.checkpoint import CheckpointError
@@ -202,6 +203,25 @@ def finished(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     assert train.main([*TINY, f"runs_dir={runs}"]) == 0
 
     return copier(runs)
+
+
+@pytest.mark.parametrize("has_same_code", [True, False])
+def test_a_run_resumes_with_the_code_of_its_checkpoint(
+    has_same_code: bool,
+    finished: Callable,
+    command: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    argv = finished(tmp_path / "runs")
+    (path,) = (tmp_path / "runs").glob("*/seed0/summary.json")
+    path.unlink()
+    now = implementations.has_c_code(torch.float32) is has_same_code
+    monkeypatch.setattr(implementations, "has_c_code", lambda dtype: now)
+    outcome = command(*argv)
+    assert outcome.status == (0 if has_same_code else 2), outcome.err
+    lines = [line for line in outcome.complaints if "for HAM's step, and " in line and "resume=false" in line]
+    assert len(lines) == len(outcome.complaints) == (not has_same_code)
 
 
 def test_the_checkpoint_of_a_finished_run_replaces_its_masks(finished: Callable, tmp_path: Path) -> None:

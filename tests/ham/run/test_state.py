@@ -11,6 +11,7 @@ import torch
 from ham import distributed
 from ham.data import derived_seed
 from ham.distributed import World
+from ham.run import state as state_module
 from ham.run.state import Run, _check_optimizer_state
 
 CPU = torch.device("cpu")
@@ -59,11 +60,12 @@ class Part:
 
 
 @pytest.fixture
-def run() -> Run:
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     parts = {name: Part(name) for name in ("scheduler", "sparsifier", "ham", "flips", "metrics", "logger")}
     made = optimizer(momentum=0.9, fused=True)
     network = torch.nn.Linear(2, 2)
     cfg, task = SimpleNamespace(seed=5), SimpleNamespace(data_digest="data's")
+    monkeypatch.setattr(state_module, "operations_in_c", lambda cfg, device: {device.type: True})
     return Run(cfg, "hash", CPU, task, network, network, optimizer=made, **parts, epoch=2, batch=3, step=23)
 
 
@@ -73,7 +75,7 @@ def test_a_run_begins_at_0_and_its_state_has_every_part(run: Run) -> None:
     for name in ("scheduler", "sparsifier", "ham", "flips", "metrics", "logger"):
         assert state[name] == {"of": name}
     assert (state["config_hash"], state["history"], state["threads"]) == ("hash", [], torch.get_num_threads())
-    assert state["data"] == "data's"
+    assert state["data"] == "data's" and state["c_operations"] == {"cpu": True}
     assert state["rng"]["cuda"] is None and torch.equal(state["rng"]["cpu"], torch.get_rng_state()[None])
     assert [*state["model"]] == ["weight", "bias"] and len(state["optimizer"]["state"]) == 2
     run.ham = None

@@ -292,6 +292,7 @@ def test_a_checkpoint_is_marked_with_what_a_resumed_run_needs(
     done: list[Any] = []
     monkeypatch.setattr(trainer_checkpoints, "mark", lambda path, content: done.append((path, content)))
     monkeypatch.setattr(trainer_checkpoints, "rotate", done.append)
+    monkeypatch.setattr(trainer, "operations_in_c", lambda cfg, device: {"HAM's step": True})
     monkeypatch.setattr(checkpoint, "check_owner", lambda folder: done.append(("owner", folder)))
     callback = make(*received)
     callback.saved_at, callback.is_stopping = 0.0, stopping
@@ -305,7 +306,12 @@ def test_a_checkpoint_is_marked_with_what_a_resumed_run_needs(
         callback.on_save(arguments, state(18, best_global_step=12), None, MODEL)
     content = {
         **{"config_hash": "hash", "threads": torch.get_num_threads(), "best_step": 12, "losses": [1.0]},
-        **{"train_loss": 2.0, "valid_loss": 3.0, "logger": {"metrics_bytes": 7}},
+        **{
+            "train_loss": 2.0,
+            "valid_loss": 3.0,
+            "logger": {"metrics_bytes": 7},
+            "c_operations": {"HAM's step": True},
+        },
     }
     folder = tmp_path / "checkpoints"
     assert done == [("owner", tmp_path), (folder / "checkpoint-18", content), folder]
