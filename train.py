@@ -112,6 +112,8 @@ def _hydra(argv: list[str]) -> int:
 
     try:
         flags = parse_flags(argv)
+        if not (flags.multirun or flags.cfg or flags.info or flags.hydra_help):  # only --
+            return run_command(flags.overrides)
         run_hydra(flags, job)
     except ConfigError as error:
         return _fail(error, 2)

@@ -125,7 +125,7 @@ def _complete(folder: Path, *, verify: bool = True) -> tuple[list[Checkpoint], d
 
 def _read(path: Path, verify: bool) -> Checkpoint:
     """The checkpoint. Raises CheckpointError, which names the file, and OSError if a disk fails."""
-    file = path / MARK
+    file, state = path / MARK, {}
     try:
         mark = json.loads(read_text(file))
         state, digests = mark["state"], mark["sha256"]

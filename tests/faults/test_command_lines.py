@@ -67,6 +67,8 @@ LINES = [  # command line, the line on stderr without the program's name
     ([*ONE, "-p", "ham"], "--package changes what --cfg prints: add --cfg job, or omit it"),
     ([*ONE, "--config-name", "nope"], f"unknown flag --config-name{HELP}"),
     ([*ONE, "--config-path=nope"], f"unknown flag --config-path{HELP}"),
+    (["--", "+exp=dens"], "unknown experiment 'dens'; nearest: dense, dense_sam, dense_ham"),
+    ([*ONE, "-1"], "'-1' is not an override: write key=value, or see python train.py --help"),
     (["--list", "all"], "--list takes no other argument: omit the rest"),
 ]
 
@@ -102,6 +104,14 @@ def test_an_error_of_a_job_is_not_taken_for_one_of_hydra(
     monkeypatch.setattr(train, "run_command", fail)
     with pytest.raises(ZeroDivisionError):
         command("-m", *ONE)
+
+
+def test_words_after_two_hyphens_are_one_run(
+    command: Callable, train: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(train, "run_command", lambda overrides: seen.append(overrides) or 7)
+    assert command("--", *ONE).status == 7 and seen == [ONE]
 
 
 FOLDERS = [

@@ -119,7 +119,7 @@ def _words(flags: Namespace) -> tuple[list[str], list[Override]]:
 
 def _explain(error: Exception, overrides: list[Override]) -> str:
     """One line about an error of Hydra; values of Hydra's own keys are the most likely cause."""
-    own = [o.input_line for o in overrides if is_hydra_key(o.key_or_group)]
+    own = [str(o.input_line) for o in overrides if is_hydra_key(o.key_or_group)]
     cure = f"correct or omit {' and '.join(own)}" if own else ""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         message = f"cannot write to {error.filename}: {error.strerror}"

@@ -59,9 +59,9 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     parsed = parse_sweeps(overrides)
     if any(override.get_key_element() == "hydra/sweeper" for override in parsed):  # has syntax of its own
         return []
-    choices = []
+    choices: list[list[str]] = []
     for override in parsed:
-        key, text = override.get_key_element(), override.input_line
+        key, text = override.get_key_element(), str(override.input_line)
         if not override.is_sweep_override():
             choices += [] if is_hydra_key(key) else [[text]]
         elif override.is_discrete_sweep():
