@@ -42,9 +42,9 @@ def load_source_masks(cfg: Config, sparsifier: MaskFrom) -> Masks:
     cure = f"delete {path} and train that run again"
     if experiment:
         cure = f"{_command(cfg, experiment)} resume=false"
-    if path.is_dir() and not file.exists() and (summary := read_summary(path)) is not None:
+    if path.is_dir() and not file.is_file() and (summary := read_summary(path)) is not None:
         masks = _from_checkpoint(path, summary, cure)
-    elif experiment and not file.exists():
+    elif experiment and not file.is_file():
         first = f"finish the run that the masks come from first, by {_command(cfg, experiment)}"
         raise ConfigError(f"{file} does not exist: {first}")
     else:

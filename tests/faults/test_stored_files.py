@@ -229,6 +229,7 @@ def test_the_checkpoint_of_a_finished_run_replaces_its_masks(finished: Callable,
     (path,) = (tmp_path / "runs").glob("*/seed0/masks.pt")
     expected = load_masks(path)
     path.unlink()
+    path.mkdir()  # as good as none
     cfg = with_source(load(["+exp=mask_acdc_s90", "+demo=tiny"]), path.parent)
     masks, margins, origin = load_source_masks(cfg, cfg.sparsifier)
     assert masks.keys() == expected[0].keys() and (margins, origin) == expected[1:]

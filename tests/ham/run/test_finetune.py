@@ -469,10 +469,10 @@ def test_damage_is_detected(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-240" / "weights").write_text("weights of step 24")
     lines: list[str] = []
     assert trainer_checkpoints.latest(tmp_path, lines.append).step == 160
-    assert len(lines) == 1 and "checkpoint-240 is damaged" in lines[0]
+    assert len(lines) == 1 and f"{tmp_path}/checkpoint-240/weights is damaged" in lines[0]
     write(tmp_path, 240, 160)
     (tmp_path / "checkpoint-160" / "weights").unlink()
-    with pytest.raises(CheckpointError, match=r"the best checkpoint .* start again with resume=false"):
+    with pytest.raises(CheckpointError, match=r"best checkpoint: .*weights is missing: .* resume=false"):
         trainer_checkpoints.latest(tmp_path, lines.append)
 
 
