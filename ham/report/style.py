@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,5 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     }
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in metadata]
     for path, (ending, fields) in zip(paths, metadata.items(), strict=True):
-        content = BytesIO()
-        figure.savefig(content, format=ending, metadata=fields)
-        atomic_write(path, lambda file, content=content: file.write(content.getbuffer()))
+        atomic_write(path, partial(figure.savefig, format=ending, metadata=fields))
     return paths

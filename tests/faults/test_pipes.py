@@ -68,8 +68,7 @@ def put_socket(path: Path) -> None:
 KINDS: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a link to a pipe": lambda path: (os.mkfifo(f"{path}.pipe"), path.symlink_to(f"{path}.pipe")),
-    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
-    "a link to /dev/full": lambda path: path.symlink_to("/dev/full"),
+    "a link to /dev/null": lambda path: path.symlink_to("/dev/null"),
     "a socket": put_socket,
     "a folder": Path.mkdir,
 }
@@ -331,7 +330,7 @@ ODD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {  # the file,
     "diverged": ("RUN/diverged.json", Path.mkdir, f"cannot be read (Is a directory): {FIX}"),
     "a log": (
         "RUN/train.log",
-        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("/dev/null"),
         f"cannot be read ({IS_PIPE}): {FIX}",
     ),
     "the log of a local run": (
@@ -468,7 +467,7 @@ PATHS: dict[str, str] = {  # a command whose FILE, FOLDER, PIPE and RESULTS exis
     "node_grid --runs FOLDER --records FILE": f"--records FILE {NOT_WRITTEN}",
     "node_grid --to FOLDER": f"--to FOLDER {IS_FOLDER}",
     "node_grid --to PIPE": f"--to PIPE {IS_ODD}",
-    "node_grid --to /dev/full": f"--to /dev/full {IS_ODD}",
+    "node_grid --to DEVICE": f"--to DEVICE {IS_ODD}",
     "node_grid --to FILE/x.md": f"--to FILE {NOT_WRITTEN}",
     "node_report --runs FILE": f"--runs FILE {NOT_READ}",
     "node_report --to FOLDER": f"--to FOLDER {IS_FOLDER}",
@@ -508,6 +507,7 @@ def test_a_file_for_a_folder_and_the_reverse_are_one_line(
     Path("FILE").write_text("x\n")
     Path("USED/tables").touch()
     os.mkfifo("PIPE")
+    Path("DEVICE").symlink_to("/dev/null")  # a link: a command that fails the test replaces no device
     before = sorted(tmp_path.rglob("*"))
     command, *argv = given.split()
     assert run_command_line(script(command).main, argv) == 2
