@@ -39,12 +39,12 @@ class Worker:
     def __init__(self, train: Path, environment: dict[str, str], many: bool) -> None:
         self._many = many
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches only the parent
+        self._process = subprocess.Popen(  # nice would have no effect in a session of its own
             [sys.executable, "-m", "ham.sweep.worker", str(train), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_without_ranks(os.environ) | environment | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,
+            process_group=0,  # Ctrl-C reaches only the parent
         )
 
     def run(self, argv: list[str], log: Path) -> int:

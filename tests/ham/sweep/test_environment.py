@@ -97,6 +97,18 @@ def test_a_worker_inside_of_a_step_trains_alone(
         worker.close()
 
 
+def test_ctrl_c_does_not_reach_a_worker_whose_nice_value_is_that_of_the_sweep(tmp_path: Path) -> None:
+    """Linux compares nice values only within a session, and a terminal signals a process group."""
+    train, log = tmp_path / "train.py", tmp_path / "log"
+    train.write_text("import os\ndef main(argv): print(os.getsid(0), os.getpgid(0) == os.getpid()); return 0")
+    worker = Worker(train, {}, many=False)
+    try:
+        assert worker.run([], log) == 0
+    finally:
+        worker.close()
+    assert log.read_text() == f"{os.getsid(0)} True\n"
+
+
 @pytest.mark.parametrize("warn", [False, True])
 def test_options_of_sbatch_are_named_where_that_is_asked(
     warn: bool, capsys: pytest.CaptureFixture[str]
