@@ -29,7 +29,7 @@ def is_origin(origin: Any, *, exp: str, seed: int, config_hash: str) -> bool:
     """Return True if masks come from the run with this experiment, seed and configuration hash.
 
     Args:
-        origin: `origin` of a masks.pt, or `masks_from` of a summary; anything else is not.
+        origin: `origin` of a masks.pt, or `masks_from` of a summary; any other value gives False.
         exp: name of the experiment.
         seed: seed of the run.
         config_hash: hash of its configuration, scale included.

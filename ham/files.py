@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .locks import is_locked, lock_file
-from .regular_files import open_binary, open_text, read_bytes, read_text
+from .regular_files import NotRegularError, open_binary, open_text, read_bytes, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository."""
@@ -22,6 +22,7 @@ RESULTS = ROOT / "results"
 __all__ = [  # with names of locks.py and regular_files.py
     "RESULTS",
     "ROOT",
+    "NotRegularError",
     "atomic_write",
     "atomic_write_json",
     "atomic_write_text",

@@ -13,7 +13,12 @@ from typing import BinaryIO, Literal, TextIO, overload
 
 StrPath = str | os.PathLike[str]
 
-_NOT_REGULAR = "not a regular file"
+
+class NotRegularError(OSError):
+    """The path is a pipe, a socket or a device."""
+
+    def __init__(self, path: StrPath) -> None:
+        super().__init__(errno.EINVAL, "not a regular file", os.fspath(path))
 
 
 def open_descriptor(path: StrPath, flags: int = os.O_RDONLY) -> int:
@@ -21,21 +26,28 @@ def open_descriptor(path: StrPath, flags: int = os.O_RDONLY) -> int:
 
     Raises:
         IsADirectoryError: it is a folder.
-        OSError: it is a pipe, a socket or a device, or cannot be opened.
+        NotRegularError: it is a pipe, a socket or a device.
+        OSError: it cannot be opened.
     """
+    flags |= os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except BlockingIOError:  # a file server must first get it back from another of its clients
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise NotRegularError(path) from None
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, or a pipe without a reader
-            raise OSError(errno.EINVAL, _NOT_REGULAR, os.fspath(path)) from None
+            raise NotRegularError(path) from None
         raise
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
+        os.set_blocking(descriptor, True)
         return descriptor
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    raise OSError(errno.EINVAL, _NOT_REGULAR, os.fspath(path))
+    raise NotRegularError(path)
 
 
 @overload

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ham.files import one_line, open_binary
+from ham.files import NotRegularError, one_line, open_binary
 
 from .base import DataError
 
@@ -57,6 +57,8 @@ class Beton:
             self._sample_index = _sample_index(images, reader.alloc_table, len(self._data))
             self.labels = torch.from_numpy(labels.astype(np.int64))
             self.classes = _stored_digest(reader.field_descriptors[reader.field_names.index("label")])
+        except (IsADirectoryError, NotRegularError):
+            raise DataError(f"{path} is not a regular file: move it away") from None
         except (AssertionError, LookupError, ValueError, TypeError, OSError, MemoryError) as error:
             raise DataError(
                 f"{path} is not a complete FFCV file of images and labels ({one_line(error)}): "

@@ -5,6 +5,7 @@ Alpha channels are dropped and EXIF orientations ignored, as in torchvision's Im
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import warnings
@@ -182,8 +183,10 @@ def _folders(folder: Path, *above: str) -> Iterator[tuple[str, list[str]]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # such as a link to itself
-        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise DataError(f"{entry.path} cannot be read ({one_line(error)}): check the link") from None
 
 
 def check_same_classes(train: list[str], val: list[str], place: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ham.files import one_line, open_binary
+from ham.files import NotRegularError, one_line, open_binary
 
 from .scales import FOLDERS
 from .spec import PlanError
@@ -40,7 +40,6 @@ def printable(text: object) -> str:
 
 
 _CURES = {
-    errno.EINVAL: "move it away",  # not a regular file
     errno.EISDIR: "move it away",
     errno.EEXIST: "move the file away that has the name of a folder",
     errno.ENOTDIR: "move the file away that has the name of a folder",
@@ -55,6 +54,8 @@ def explain(error: Exception) -> str:
     if not isinstance(error, OSError) or error.filename is None:
         return printable(error)
     cure = _CURES.get(error.errno or 0, "check its path and its disk")
+    if isinstance(error, NotRegularError):
+        cure = "move it away"
     return printable(f"{error.filename} cannot be read or written ({one_line(error)}): {cure}")
 
 

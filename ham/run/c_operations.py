@@ -52,7 +52,7 @@ def check_same_operations(folder: Path, state: dict[str, Any], cfg: Config, devi
 def _explain(folder: Path, name: str, is_in_c: bool) -> str:
     codes, cure = ["C code", "torch's operations"], "install the C compiler again, or name it in CC"
     if is_in_c:
-        codes, cure = codes[::-1], "hide the C compiler by CC=false"
+        codes, cure = codes[::-1], "set CC=false to use torch's operations"
     return (
         f"the checkpoint in {folder} was saved with {codes[0]} for {name}, and {codes[1]} here would change "
         f"the results: {cure}, or start again with resume=false"

@@ -90,6 +90,24 @@ def check_not_purged(folder: Path) -> None:
     )
 
 
+def load_last(folder: Path) -> dict[str, Any]:
+    """The state in last.pt, on the CPU; the checkpoint before it is not tried.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of another version.
+    """
+    path = folder / LAST
+    try:
+        state = _read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+    if state.pop("format", 1) != FORMAT:
+        raise CheckpointError(f"{path} is of another version")
+    return state
+
+
 def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest undamaged checkpoint, on the CPU; None if none was written yet.
 

@@ -33,9 +33,7 @@ _FILES = (*_FIRST, "metrics.jsonl", "train.log", "config.yaml", "provenance.json
 _DAMAGED = tuple(Path(name).with_suffix(".damaged").name for name in (LAST, PREVIOUS))
 FILES = (*_FILES, *_DAMAGED, *(f".{name}.tmp" for name in _FILES))
 """The files that runs write, without the lock."""
-_OTHERS = tuple(
-    name for name in FILES if name not in (LAST, PREVIOUS, *_DAMAGED)
-)  # `checkpoint.load` reads these
+_NOT_CHECKPOINTS = tuple(name for name in FILES if name not in (LAST, PREVIOUS, *_DAMAGED))
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
 
@@ -101,7 +99,7 @@ class RunDirectory:
         with self._starting():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._check_no_folders(_OTHERS)
+                self._check_no_folders(_NOT_CHECKPOINTS)  # `checkpoint.load` names those
                 self._lock = lock_file(folder / "lock")
             except BlockingIOError as error:
                 raise RunLockedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +17,12 @@ from . import checkpoint
 from .config import Config, ConfigError, from_yaml
 
 
-def load_run(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
+def load_run(folder: Path, state: dict[str, Any] | None = None) -> tuple[Config, nn.Module, Sparsifier]:
     """Config, model and sparsifier of the run in `folder`, from its last undamaged checkpoint, on the CPU.
+
+    Args:
+        folder: the run directory.
+        state: state of a checkpoint, read before.
 
     Raises:
         ConfigError: the folder has no run, or no checkpoint.
@@ -26,7 +31,7 @@ def load_run(folder: Path) -> tuple[Config, nn.Module, Sparsifier]:
     cfg = from_yaml(folder / "config.yaml")
     if not cfg.data.image_size:
         raise ConfigError(f"{folder} is a run on {task_of(cfg.data).name}: only image runs can be loaded")
-    state = checkpoint.load(folder, warn=print)
+    state = state or checkpoint.load(folder, warn=print)
     if state is None:
         raise ConfigError(f"{folder} has no checkpoint yet: let it train for an epoch")
     sizes = dict(num_classes=cfg.data.num_classes, image_size=cfg.data.image_size)

@@ -13,6 +13,7 @@ from ham.files import one_line
 from pruning import MaskFrom
 from pruning.export import MASKS, load_masks
 
+from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config, ConfigError, config_hash, load
 from .directory import read_summary
@@ -26,45 +27,52 @@ Masks = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]
 def load_source_masks(cfg: Config, sparsifier: MaskFrom) -> Masks:
     """The masks for a run; those of a named experiment must be of its run with the same scale and seed.
 
-    A finished run that has lost its masks.pt has them in its last checkpoint.
+    Where a finished run has lost its masks.pt, or it is damaged, its last checkpoint is used instead.
 
     Args:
         cfg: configuration of the run that takes the masks.
         sparsifier: its sparsifier, whose source is a path.
 
     Raises:
-        ConfigError: they are of another run, or neither masks.pt nor a checkpoint can be read.
+        ConfigError: they are of another run, or neither masks.pt nor the last checkpoint can be read.
         ValueError: the file is missing or damaged.
     """
     path, experiment = Path(sparsifier.source), cfg.sparsifier.depends_on
     file = path / MASKS if path.is_dir() or experiment else path
-    wanted = _config_hash(cfg, experiment) if experiment else ""
+    summary = read_summary(path) if path.is_dir() else None
+    source = _load_source(cfg, experiment) if experiment else None
     cure = f"delete {path} and train that run again"
-    if experiment:
-        cure = f"{_command(cfg, experiment)} resume=false"
-    if path.is_dir() and not file.is_file() and (summary := read_summary(path)) is not None:
-        masks = _from_checkpoint(path, summary, cure)
-    elif experiment and not file.is_file():
-        first = f"finish the run that the masks come from first, by {_command(cfg, experiment)}"
-        raise ConfigError(f"{file} does not exist: {first}")
-    else:
+    if source is not None:
+        command = _command(cfg, source)
+        cure = f"train it again by {command} resume=false"
+        if summary is None and not file.is_file():
+            first = f"finish the run that the masks come from first, by {command}"
+            raise ConfigError(f"{file} does not exist: {first}")
+    try:
         masks = load_masks(path)
-    if experiment and not is_origin(masks[2], exp=experiment, seed=cfg.seed, config_hash=wanted):
-        raise ConfigError(
-            f"{file} has masks of {_describe(masks[2])}, not of {experiment} with seed {cfg.seed} and "
-            f"configuration {wanted[:8]}: train that by {cure}, or give sparsifier.source=PATH to use any"
-        )
+    except ValueError:
+        if summary is None:
+            raise
+        masks = _from_checkpoint(path, summary, cure)
+    if source is not None:
+        expected = config_hash(source)
+        if not is_origin(masks[2], exp=experiment, seed=cfg.seed, config_hash=expected):
+            raise ConfigError(
+                f"{file} has masks of {_describe(masks[2])}, not of {experiment} with seed {cfg.seed} and "
+                f"configuration {expected[:8]}: {cure}, or give sparsifier.source=PATH to use any"
+            )
     return masks
 
 
 def _from_checkpoint(folder: Path, summary: dict[str, Any], cure: str) -> Masks:
     """The masks in the last checkpoint of a finished run."""
     try:
-        sparsifier = load_run(folder)[2]
+        sparsifier = load_run(folder, checkpoint.load_last(folder))[2]
     except (ConfigError, CheckpointError) as error:
         reason = one_line(error).partition(": ")[0]
         raise ConfigError(
-            f"{folder / MASKS} is missing, and its checkpoint does not replace it ({reason}): {cure}"
+            f"{folder / MASKS} is missing or damaged, and the last checkpoint cannot replace it ({reason}): "
+            f"{cure}"
         ) from error
     masks, margins = (
         {name: tensor.detach() for name, tensor in tensors.items()}
@@ -73,23 +81,25 @@ def _from_checkpoint(folder: Path, summary: dict[str, Any], cure: str) -> Masks:
     return masks, margins, mask_origin(summary)
 
 
-def _config_hash(cfg: Config, experiment: str) -> str:
-    """The configuration hash of the run whose masks are needed."""
+def _load_source(cfg: Config, experiment: str) -> Config:
+    """The run whose masks are needed: an experiment with the scale and the seed of `cfg`."""
+    demo = [f"+demo={cfg.demo}"] if cfg.demo else []
     try:
-        return config_hash(load(_words(cfg, experiment)))
+        return load([f"+exp={experiment}", *demo, f"seed={cfg.seed}"])
     except ConfigError as error:
         raise ConfigError(f"sparsifier.source: {error}; a path needs a slash") from error
 
 
-def _words(cfg: Config, experiment: str) -> list[str]:
-    """The run of an experiment with the scale and the seed of `cfg`, as overrides."""
-    return [f"+exp={experiment}", *([f"+demo={cfg.demo}"] if cfg.demo else []), f"seed={cfg.seed}"]
-
-
-def _command(cfg: Config, experiment: str) -> str:
-    """The command line that trains the run whose masks are needed."""
-    own = [f"runs_dir={cfg.runs_dir}"] if cfg.runs_dir != Config.runs_dir else []
-    return f"python train.py {shlex.join([*_words(cfg, experiment), *own])}"
+def _command(cfg: Config, source: Config) -> str:
+    """The command line that trains the run whose masks are needed, with the paths of `cfg`."""
+    overrides = [f"+exp={source.name}", *([f"+demo={cfg.demo}"] if cfg.demo else []), f"seed={cfg.seed}"]
+    if cfg.runs_dir != source.runs_dir:
+        overrides.append(f"runs_dir={cfg.runs_dir}")
+    for name in ("root", "train", "val"):
+        own, default = getattr(cfg.data, name, None), getattr(source.data, name, None)
+        if own != default:
+            overrides.append(f"data.{name}={own}")
+    return f"python train.py {shlex.join(overrides)}"
 
 
 def _describe(origin: dict[str, Any]) -> str:

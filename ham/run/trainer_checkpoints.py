@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ham.files import atomic_write_json, open_binary, read_text, sync_folder
+from ham.files import NotRegularError, atomic_write_json, open_binary, read_text, sync_folder
 
 from .checkpoint import SAVED, CheckpointError
 
@@ -137,8 +137,8 @@ def _read(path: Path, verify: bool) -> Checkpoint:
                     break
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{file} is missing") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{file} is not a file") from None
+    except (IsADirectoryError, NotRegularError):
+        raise CheckpointError(f"{file} is not a regular file") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         is_damaged = True
     if is_damaged:

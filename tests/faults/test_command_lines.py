@@ -46,9 +46,12 @@ LINES = [  # command line, the line on stderr without the program's name
     ),
     (
         [*SWEEP, "hydra.sweep.dir=FILE/x"],
-        f"cannot write to FILE/x: Not a directory; {OMIT} hydra.sweep.dir=FILE/x",
+        f"FILE/x cannot be read or written (Not a directory); {OMIT} hydra.sweep.dir=FILE/x",
     ),
-    ([*SWEEP, "runs_dir=FILE"], "cannot write to FILE/.multirun: Not a directory; choose another runs_dir"),
+    (
+        [*SWEEP, "runs_dir=FILE"],
+        "FILE/.multirun cannot be read or written (Not a directory); choose another runs_dir",
+    ),
     (
         [*ONE, "hydra.other=1"],
         "unknown key hydra.other: python train.py +exp=NAME --cfg hydra shows Hydra's own keys",

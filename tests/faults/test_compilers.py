@@ -24,7 +24,7 @@ IN_TORCH = (
 )
 IN_C = (
     "the checkpoint in FOLDER was saved with torch's operations for {}, and C code here would change the "
-    "results: hide the C compiler by CC=false, or start again with resume=false"
+    "results: set CC=false to use torch's operations, or start again with resume=false"
 )
 GRAPH_HAM = "node/chameleon_gcn_ham"
 

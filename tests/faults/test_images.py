@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -440,6 +442,27 @@ def test_a_tree_that_cannot_be_listed_is_one_line(change: str, tmp_path: Path) -
     with pytest.raises(DataError) as caught:
         open_tree(tree)
     assert str(tree) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("place", ["train", "train/n02"])
+def test_a_link_that_cannot_be_followed_is_not_left_out(
+    number: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path)
+    link, scandir = tmp_path / place / "link", os.scandir
+
+    def is_dir() -> bool:
+        raise OSError(number, os.strerror(number), str(link))
+
+    def listed_with_link(folder: Any) -> list[Any]:
+        odd = SimpleNamespace(name="link", path=str(link), is_dir=is_dir)
+        return [*scandir(folder), *([odd] if Path(folder) == link.parent else [])]
+
+    monkeypatch.setattr(os, "scandir", listed_with_link)
+    with pytest.raises(DataError) as caught:
+        open_tree(tmp_path / "train")
+    assert str(caught.value) == f"{link} cannot be read ({os.strerror(number)}): check the link"
 
 
 @pytest.mark.parametrize(

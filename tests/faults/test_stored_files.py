@@ -228,18 +228,39 @@ def test_the_checkpoint_of_a_finished_run_replaces_its_masks(finished: Callable,
     finished(tmp_path / "runs")
     (path,) = (tmp_path / "runs").glob("*/seed0/masks.pt")
     expected = load_masks(path)
-    path.unlink()
-    path.mkdir()  # as good as none
     cfg = with_source(load(["+exp=mask_acdc_s90", "+demo=tiny"]), path.parent)
-    masks, margins, origin = load_source_masks(cfg, cfg.sparsifier)
-    assert masks.keys() == expected[0].keys() and (margins, origin) == expected[1:]
-    assert all(torch.equal(mask, expected[0][name]) for name, mask in masks.items())
-    for name in ("last.pt", "previous.pt"):
-        (path.parent / name).write_bytes(b"")
+    for damage in (lambda: path.write_bytes(b"x"), path.unlink, path.mkdir):
+        damage()
+        masks, margins, origin = load_source_masks(cfg, cfg.sparsifier)
+        assert masks.keys() == expected[0].keys() and (margins, origin) == expected[1:]
+        assert all(torch.equal(mask, expected[0][name]) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda last: last.write_bytes(b""), "is damaged (truncated or altered)"),
+        (Path.unlink, "is not a file"),
+        (lambda last: (last.unlink(), last.mkdir()), "is not a file"),
+        (lambda last: (last.unlink(), os.mkfifo(last)), "is not a file"),
+        (lambda last: (last.unlink(), last.symlink_to(last)), "is not a file"),
+    ],
+)
+def test_masks_are_not_taken_from_the_checkpoint_of_an_earlier_epoch(
+    damage: Callable[[Path], Any], reason: str, finished: Callable, tmp_path: Path
+) -> None:
+    finished(tmp_path / "runs")
+    (path,) = (tmp_path / "runs").glob("*/seed0/masks.pt")
+    path.unlink()
+    damage(path.with_name("last.pt"))
+    before = sorted(path.parent.iterdir())
+    cfg = with_source(load(["+exp=mask_acdc_s90", "+demo=tiny"]), path.parent)
     with pytest.raises(ConfigError) as caught:
         load_source_masks(cfg, cfg.sparsifier)
-    cure = f"delete {path.parent} and train that run again"
-    assert_one_line(caught.value, f"{path} is missing, and its checkpoint does not replace it (no ch", cure)
+    start = f"{path} is missing or damaged, and the last checkpoint cannot replace it"
+    reason = f" ({path.with_name('last.pt')} {reason}): "
+    assert_one_line(caught.value, f"{start}{reason}", f"delete {path.parent} and train that run again")
+    assert sorted(path.parent.iterdir()) == before
 
 
 def with_source(cfg: Config, source: Path) -> Config:
@@ -271,7 +292,7 @@ def test_masks_of_another_run_are_one_line(change: dict[str, Any], found: str, t
         load_source_masks(cfg, resolve_mask_source(cfg))
     wanted = f"acdc_s90 with seed 1 and configuration {hash_[:8]}"
     cure = f"{COMMAND} seed=1 runs_dir={tmp_path} resume=false, or give sparsifier.source=PATH to use any"
-    expected = f"{path} has masks of {found}, not of {wanted}: train that by {cure}"
+    expected = f"{path} has masks of {found}, not of {wanted}: train it again by {cure}"
     assert str(caught.value) == expected.replace("{hash}", hash_[:8])
     free = with_source(cfg, path)  # of the user's own choice
     assert load_source_masks(free, resolve_mask_source(free))[2] == origin | change
@@ -291,6 +312,14 @@ def test_missing_masks_are_one_line(source: str, line: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         load_source_masks(cfg, resolve_mask_source(cfg))
     assert str(caught.value) == line.replace("RUNS", str(tmp_path))
+
+
+def test_the_command_for_missing_masks_has_the_paths_of_the_data() -> None:
+    cfg = load(["+exp=mask_acdc_s90", "data.root=/my data", "data.val=/val.beton"])
+    with pytest.raises(ConfigError) as caught:
+        load_source_masks(cfg, resolve_mask_source(cfg))
+    command = "python train.py +exp=acdc_s90 seed=0 'data.root=/my data' data.val=/val.beton"
+    assert_one_line(caught.value, "finish the run that the masks come from first, by", command)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"config_hash": "a"}', b"\xff"], ids=repr)

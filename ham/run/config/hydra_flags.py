@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 
 from ham.command_line import Parser
 from ham.experiments import CONFIGS
+from ham.files import one_line
 
 from .compose import demo_last, is_hydra_key, literal_path, parse, register
 from .errors import ConfigError
@@ -122,6 +123,6 @@ def _explain(error: Exception, overrides: list[Override]) -> str:
     own = [str(o.input_line) for o in overrides if is_hydra_key(o.key_or_group)]
     cure = f"correct or omit {' and '.join(own)}" if own else ""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        message = f"cannot write to {error.filename}: {error.strerror}"
+        message = f"{error.filename or 'a folder of Hydra'} cannot be read or written ({one_line(error)})"
         return f"{message}; {cure or 'choose another runs_dir'}"
     return "; ".join(filter(None, [explain(error, overrides), cure]))

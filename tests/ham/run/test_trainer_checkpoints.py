@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -84,7 +85,9 @@ DAMAGED = "is damaged (truncated or altered)"
     [
         ("altered", f"weights {DAMAGED}"),
         ("missing", "weights is missing"),
-        ("a folder", "weights is not a file"),
+        ("a folder", "weights is not a regular file"),
+        ("a pipe", "weights is not a regular file"),
+        ("a pipe as mark", "complete.json is not a regular file"),
         ("mark", f"complete.json {DAMAGED}"),
         ("state", f"complete.json {DAMAGED}"),
     ],
@@ -101,6 +104,10 @@ def test_a_damaged_one_is_named_and_gives_way_to_the_one_before(
     elif damage == "a folder":
         (path / "weights").unlink()
         (path / "weights").mkdir()
+    elif damage.startswith("a pipe"):
+        name = MARK if damage.endswith("mark") else "weights"
+        (path / name).unlink()
+        os.mkfifo(path / name)
     elif damage == "mark":
         (path / MARK).write_text("{")
     else:
