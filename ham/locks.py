@@ -161,7 +161,24 @@ def lock_file(path: Path) -> Lock:
 
 
 def is_locked(path: Path) -> bool:
-    """Return True if a process holds the lock `path`, on this machine or on another."""
+    """Return True if a process holds the lock `path`, on this machine or on another.
+
+    flock is asked only where the owner's file names no living process: while one asks, nobody gets it.
+    """
+    return _has_living_owner(path) or _is_flock_held(path)
+
+
+def _has_living_owner(path: Path) -> bool:
+    try:
+        owner = _read_owner(_owner_file(path))
+    except OSError:
+        return False
+    if owner is None or (alive := owner.is_alive()) is None:
+        return owner is not None and time.time() - owner.renewed < STALE_SECONDS
+    return alive
+
+
+def _is_flock_held(path: Path) -> bool:
     try:
         descriptor = _open(path, os.O_RDONLY)
         try:
@@ -172,13 +189,24 @@ def is_locked(path: Path) -> bool:
         return True
     except OSError:  # the file is missing, or this file system has no flock
         pass
+    return False
+
+
+def hold_flock(descriptor: int, *, shared: bool = False) -> bool:
+    """Hold flock until the file is closed; return False if the file system lacks it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
     try:
-        owner = _read_owner(_owner_file(path))
-    except OSError:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
         return False
-    if owner is None or (alive := owner.is_alive()) is None:
-        return owner is not None and time.time() - owner.renewed < STALE_SECONDS
-    return alive
+    return True
 
 
 def taken_by(path: Path) -> str:
@@ -188,20 +216,27 @@ def taken_by(path: Path) -> str:
 
 
 def _flock(descriptor: int, path: Path) -> None:
-    """Hold flock, where the file system has it. Raises BlockingIOError."""
+    """Hold flock, where the file system has it; shared with processes that only ask and do not end.
+
+    Such a process may be suspended. A shared flock still keeps out everyone who wants it alone, and of two
+    processes that share it, only one can create the owner's file.
+
+    Raises:
+        BlockingIOError: another process holds it alone.
+    """
     deadline = time.monotonic() + _ASK_SECONDS
     while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                owner = _read_owner(_owner_file(path))
-                raise BlockingIOError(error.errno, owner.name if owner else "its name is unknown") from None
-            time.sleep(0.02)
-        except OSError as error:
-            if error.errno not in _NO_FLOCK:
-                raise
+        with suppress(BlockingIOError):
+            hold_flock(descriptor)
             return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    try:
+        hold_flock(descriptor, shared=True)
+    except BlockingIOError as error:
+        owner = _read_owner(_owner_file(path))
+        raise BlockingIOError(error.errno, owner.name if owner else "its name is unknown") from None
 
 
 def _wait_for_owner(path: Path) -> None:

@@ -187,6 +187,33 @@ def test_a_deleted_lock_lets_no_second_process_in(tmp_path: Path) -> None:
     directory.unlock()
 
 
+def test_a_process_that_asks_and_does_not_end_keeps_nobody_out(tmp_path: Path) -> None:
+    """As a suspended one, which holds a shared flock."""
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path) as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert not is_locked(path)
+        with lock_file(path):
+            with pytest.raises(BlockingIOError, match=f"process {os.getpid()} on"):
+                lock_file(path)
+            assert is_locked(path)
+        lock_file(path).close()
+    with lock_file(path), open(path) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_one_that_asks_about_a_living_owner_takes_no_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    with lock_file(tmp_path / "lock"), monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda descriptor, flags: asked.append(flags))
+        assert is_locked(tmp_path / "lock") and asked == []
+        (tmp_path / "lock.owner").unlink()
+        assert not is_locked(tmp_path / "lock") and asked == [fcntl.LOCK_SH | fcntl.LOCK_NB]
+
+
 WRITES: dict[str, Callable[[RunDirectory], object]] = {
     "checkpoint": lambda directory: checkpoint.save(directory.folder, {"number": 2}),
     "metrics": lambda directory: directory.append_metrics([{"epoch": 1}]),

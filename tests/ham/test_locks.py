@@ -86,21 +86,22 @@ def test_an_owner_that_gives_a_sign_meanwhile_is_alive(tmp_path: Path, clock: Cl
 
 
 def test_who_only_asks_is_waited_for(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [BlockingIOError(errno.EAGAIN, "busy")] * 10
+    answers, asked = [BlockingIOError(errno.EAGAIN, "busy")] * 10, list[int]()
 
     def flock(descriptor: int, flags: int) -> None:
-        assert flags == fcntl.LOCK_EX | fcntl.LOCK_NB
+        asked.append(flags)
         if answers:
             raise answers.pop()
 
     monkeypatch.setattr(fcntl, "flock", flock)
     lock_file(tmp_path / "lock").close()
-    assert len(clock.sleeps) == 10
+    assert len(clock.sleeps) == 10 and asked == [fcntl.LOCK_EX | fcntl.LOCK_NB] * 11
     answers += [BlockingIOError(errno.EAGAIN, "busy")] * 1000
     with pytest.raises(BlockingIOError) as caught:
         lock_file(tmp_path / "lock")
     assert (caught.value.errno, caught.value.strerror) == (errno.EAGAIN, "its name is unknown")
     assert 0.25 < sum(clock.sleeps[10:]) < 0.35
+    assert {*asked[:-1]} == {asked[0]} and asked[-1] == fcntl.LOCK_SH | fcntl.LOCK_NB
     (tmp_path / "lock.owner").write_text(json.dumps(THEIRS))
     with pytest.raises(BlockingIOError, match="process 4242 on node7"):
         lock_file(tmp_path / "lock")
