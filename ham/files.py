@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .locks import is_locked, lock_file
+from .locks import hold_flock, is_locked, lock_file
 from .regular_files import NotRegularError, open_binary, open_text, read_bytes, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +28,7 @@ __all__ = [  # with names of locks.py and regular_files.py
     "atomic_write",
     "atomic_write_json",
     "atomic_write_text",
+    "delete_abandoned",
     "is_locked",
     "lock_file",
     "name_file",
@@ -37,37 +40,90 @@ __all__ = [  # with names of locks.py and regular_files.py
     "read_text",
     "short_path",
     "sync_folder",
+    "temporary_files",
 ]
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
+def atomic_write(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    previous: Path | None = None,
+    before_rename: Callable[[], object] | None = None,
+) -> None:
     """Replace a file so that a reader, or a crash at any moment, finds the old content or the new.
+
+    Several processes may write the same file: each has a temporary file of its own, and the last one counts.
 
     Args:
         path: the file.
         write: function that writes a temporary file in the same folder, which is then synced and renamed.
         previous: path that keeps the old file; without it the old file is overwritten. A crash between the
             two renames leaves the old content only under this name.
+        before_rename: function called when the temporary file is complete; if it raises, nothing is replaced.
 
     Raises:
         OSError: the file could not be written; the old one is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     with name_file(path):
-        temporary.unlink(missing_ok=True)  # of a killed process, or a link, which must not be followed
+        delete_abandoned(path)
+        temporary, file = _open_temporary(path)
         try:
-            with open(temporary, "xb") as file:
+            with file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if previous is not None and os.path.lexists(path):
-                os.replace(path, previous)
-            os.replace(temporary, path)
+                if before_rename is not None:
+                    before_rename()
+                if previous is not None and os.path.lexists(path):
+                    os.replace(path, previous)
+                os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first error counts
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Create a temporary file for `path`; it holds flock, where there is one, until it is closed."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115  it follows no link, and is closed by the caller
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        try:
+            if not hold_flock(file.fileno()) or os.fstat(file.fileno()).st_nlink:
+                return temporary, file
+        except BlockingIOError:  # another process is about to delete it as abandoned
+            pass
+        except BaseException:
+            file.close()
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        file.close()
+
+
+def temporary_files(path: Path) -> list[Path]:
+    """The temporary files of `atomic_write` of this path that exist, also those of version 0.6."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}\.)?tmp")
+    try:
+        return [path.with_name(name) for name in os.listdir(path.parent) if pattern.fullmatch(name)]
+    except OSError:
+        return []
+
+
+def delete_abandoned(path: Path) -> None:
+    """Delete the temporary files for `path` whose writers were killed: nobody holds flock on them."""
+    for temporary in temporary_files(path):
+        with suppress(OSError):  # a link, of another user, or this file system has no flock
+            descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if hold_flock(descriptor):
+                    temporary.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager

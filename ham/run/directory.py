@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ham.files import (
     open_text,
     read_text,
     sync_folder,
+    temporary_files,
 )
 
 from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner
@@ -32,7 +33,7 @@ _FIRST = ("summary.json", PREVIOUS, LAST, SAVED)  # deleted first, so that no re
 _FILES = (*_FIRST, "metrics.jsonl", "train.log", "config.yaml", "provenance.json", "masks.pt", DIVERGED)
 _DAMAGED = tuple(Path(name).with_suffix(".damaged").name for name in (LAST, PREVIOUS))
 FILES = (*_FILES, *_DAMAGED, *(f".{name}.tmp" for name in _FILES))
-"""The files that runs write, without the lock."""
+"""The files that runs write, without the lock; of temporary files those of version 0.6."""
 _NOT_CHECKPOINTS = tuple(name for name in FILES if name not in (LAST, PREVIOUS, *_DAMAGED))
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
@@ -106,6 +107,14 @@ class RunDirectory:
                     f"another process is running in {folder} ({one_line(error)}): wait for it or choose "
                     "another seed"
                 ) from None
+        self._delete_temporary()
+
+    def _delete_temporary(self) -> None:
+        """Delete what killed processes have left. Nobody else may write while this process holds the lock."""
+        for name in _FILES:
+            for path in temporary_files(self.folder / name):
+                with suppress(OSError):
+                    path.unlink()
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -140,6 +149,7 @@ class RunDirectory:
             for name in _FIRST:
                 (self.folder / name).unlink(missing_ok=True)
             sync_folder(self.folder)
+            self._delete_temporary()
             kept = []
             for path in sorted(self.folder.iterdir()):
                 if path.name in FOLDERS and path.is_dir() and not path.is_symlink():

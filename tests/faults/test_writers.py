@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from faults.injector import each_fault, each_kill
 
+from ham import files
 from ham.data import beton_writer
-from ham.files import RESULTS
+from ham.files import RESULTS, atomic_write, atomic_write_text
 from ham.report import records
 from ham.report.spec import RunSpec
 from ham.run import checkpoint, trainer_checkpoints
@@ -220,3 +224,92 @@ def test_lines_of_metrics_are_appended_and_never_change_what_was_there(tmp_path:
         assert isinstance(error, OSError) and str(path) in str(error)
         assert path.read_bytes().startswith(before)
         path.write_bytes(before)
+
+
+def _write_whole(path: Path, content: bytes, during: Callable[[], object] = lambda: None) -> None:
+    """An atomic write in two halves; `during` is called between them and before the rename."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content[:1000])
+        file.flush()
+        during()
+        file.write(content[1000:])
+
+    atomic_write(path, write, before_rename=during)
+
+
+def test_of_two_writers_of_a_file_each_read_is_one_whole_content(tmp_path: Path) -> None:
+    path, contents, reads = tmp_path / "seed0.json", [b"1" * 2000, b"2" * 2000], []
+
+    def write_and_read() -> None:
+        _write_whole(path, contents[1], lambda: reads.append(path.read_bytes()))
+        reads.append(path.read_bytes())
+
+    _write_whole(path, contents[0])
+    _write_whole(path, contents[0], write_and_read)
+    assert reads == [contents[0]] * 2 + [contents[1]] * 4
+    assert path.read_bytes() == contents[0], "the last one counts"
+    assert [found.name for found in tmp_path.iterdir()] == ["seed0.json"]
+
+
+def test_writers_in_any_order_never_take_the_file_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    path, contents = tmp_path / "seed0.json", [b"%d" % number * 2000 for number in range(2)]
+    _write_whole(path, contents[0])
+    with ThreadPoolExecutor(2) as pool:
+        writes = [pool.submit(_write_whole, path, contents[number % 2]) for number in range(200)]
+        while not all(write.done() for write in writes):
+            assert path.read_bytes() in contents
+        assert [write.exception() for write in writes] == [None] * 200
+    assert [found.name for found in tmp_path.iterdir()] == ["seed0.json"]
+
+
+def test_a_temporary_file_that_is_deleted_before_it_is_locked_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a process that looks for abandoned ones at that moment; it may also still hold the lock."""
+    real, calls = files.hold_flock, []
+
+    def late(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            files.delete_abandoned(tmp_path / "file")  # the second call
+        if len(calls) == 3:
+            raise BlockingIOError
+        return real(descriptor)
+
+    monkeypatch.setattr(files, "hold_flock", late)
+    atomic_write_text(tmp_path / "file", "new")
+    assert len(calls) == 4 and (tmp_path / "file").read_text() == "new"
+
+
+def test_without_flock_no_temporary_file_is_taken_for_abandoned_but_by_the_owner_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left = tmp_path / ".summary.json.0123abcd.tmp"
+    left.touch()
+    atomic_write_text(tmp_path / "summary.json", "{}")
+    assert left.exists()
+    RunDirectory(tmp_path).unlock()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("clears", [False, True])
+def test_the_owner_of_a_run_deletes_what_killed_processes_have_left(clears: bool, tmp_path: Path) -> None:
+    names = [".last.pt.0123abcd.tmp", ".last.pt.tmp", ".metrics.jsonl.89abcdef.tmp", ".masks.pt.00000000.tmp"]
+    directory = RunDirectory(tmp_path)
+    for name in names:
+        (tmp_path / name).write_bytes(b"half a checkpoint")
+    (tmp_path / ".notes.0123abcd.tmp").touch()
+    if clears:
+        assert directory.clear() == [".notes.0123abcd.tmp"]
+    directory.unlock()
+    if not clears:
+        RunDirectory(tmp_path).unlock()
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", ".notes.0123abcd.tmp"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,13 +37,39 @@ def test_the_file_before_is_kept_where_that_is_asked(tmp_path: Path) -> None:
     assert (path.read_bytes(), before.read_bytes()) == (b"3", b"1")
 
 
-def test_a_remainder_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".file.tmp").write_text("half of it, and longer than the new one")
+@pytest.mark.parametrize("name", [".file.tmp", ".file.0123abcd.tmp"])
+def test_a_remainder_of_a_killed_process_is_deleted(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("half of it, and longer than the new one")
     atomic_write_json(tmp_path / "file", {"a": [1]})
     assert (tmp_path / "file").read_text() == '{\n  "a": [\n    1\n  ]\n}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
     atomic_write_json(tmp_path / "file", {"a": 1}, indent=1)
     assert (tmp_path / "file").read_text() == '{\n "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".file.tmp.", ".file.0123abc.tmp", ".file.0123abcg.tmp", ".other.0123abcd.tmp", "file.tmp", ".file"],
+)
+def test_files_of_similar_names_are_kept(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    atomic_write_json(tmp_path / "file", {})
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_nothing_is_replaced_if_the_last_check_fails(tmp_path: Path) -> None:
+    path, before = tmp_path / "file", tmp_path / "before"
+    for number in (b"1", b"2"):
+        atomic_write(path, lambda file, number=number: file.write(number), previous=before)
+
+    def refuse() -> None:
+        (complete,) = tmp_path.glob(".file.*.tmp")
+        assert complete.read_bytes() == b"3"
+        raise ValueError("taken over")
+
+    with pytest.raises(ValueError, match="taken over"):
+        atomic_write(path, lambda file: file.write(b"3"), previous=before, before_rename=refuse)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"file": b"2", "before": b"1"}
 
 
 def test_content_is_on_the_disk_before_the_name_and_the_name_after(
@@ -57,7 +84,8 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_after(
 
     monkeypatch.setattr(os, "fsync", fsync)
     atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
-    assert synced == [(".file.tmp", b"new", False), (tmp_path.name, None, True)]
+    assert re.fullmatch(r"\.file\.[0-9a-f]{8}\.tmp", synced[0][0])
+    assert synced[0][1:] == (b"new", False) and synced[1:] == [(tmp_path.name, None, True)]
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EIO, True)])
