@@ -50,11 +50,13 @@ class Lock:
         self._owner, self._token = _owner_file(path), secrets.token_hex(8)
         self._closed = threading.Event()
         _wait_for_owner(self._owner)
+        self._folder = os.open(path.parent, os.O_RDONLY)
         _held[os.path.abspath(path)] = self
         try:
             self._write_owner()
         except OSError as error:
             del _held[os.path.abspath(path)]
+            os.close(self._folder)
             if isinstance(error, FileExistsError):
                 raise BlockingIOError(errno.EWOULDBLOCK, "it started at the same moment") from None
             raise
@@ -75,6 +77,7 @@ class Lock:
         if not self.taken_by():
             with suppress(OSError):
                 self._owner.unlink()
+        os.close(self._folder)
         os.close(self._descriptor)
 
     def has_token(self, token: object) -> bool:
@@ -84,13 +87,13 @@ class Lock:
     def taken_by(self) -> str:
         """The process that has taken the lock over; "" while this one holds it.
 
-        A deleted owner's file is written again.
+        A deleted owner's file is written again, but not in another folder.
         """
         owner = None
         for _ in range(2):  # the second time where another process wrote it meanwhile
             try:
                 owner = _read_owner(self._owner)
-                if owner is None:
+                if owner is None and not self.is_folder_replaced():
                     self._write_owner()
                 break
             except FileExistsError:
@@ -98,6 +101,17 @@ class Lock:
             except OSError:  # the folder is missing or cannot be read: no other writer is known
                 return ""
         return "" if owner is None or owner.content.get("token") == self._token else owner.name
+
+    def is_folder_replaced(self) -> bool:
+        """Return True if another folder now has the name of the one in which the lock was created."""
+        try:
+            now = self._owner.parent.stat()
+        except OSError:  # it is missing or cannot be read: the next write fails
+            return False
+        try:
+            return not os.path.samestat(now, os.fstat(self._folder))
+        except OSError:  # what NFS answers about a deleted one
+            return True
 
     def _write_owner(self) -> None:
         """Create the owner's file. Raises FileExistsError if there is one."""
@@ -190,6 +204,12 @@ def _is_flock_held(path: Path) -> bool:
     except OSError:  # the file is missing, or this file system has no flock
         pass
     return False
+
+
+def is_folder_replaced(path: Path) -> bool:
+    """Return True if the folder of a lock that this process holds was replaced by another one."""
+    lock = _held.get(os.path.abspath(path))
+    return lock is not None and lock.is_folder_replaced()
 
 
 def hold_flock(descriptor: int, *, shared: bool = False) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ham.files import atomic_write, one_line, open_binary, read_bytes
-from ham.locks import taken_by
+from ham.locks import is_folder_replaced, taken_by
 
 from .config import ConfigError
 
@@ -34,12 +34,33 @@ class CheckpointError(Exception):
 
 
 def check_owner(folder: Path) -> None:
-    """Raise CheckpointError if another process has taken over the directory that this one has locked."""
+    """Raise CheckpointError if this process has lost the directory that it has locked.
+
+    Another process has taken it over, or it was moved or deleted and another folder has its name.
+    """
+    if is_folder_replaced(folder / "lock"):
+        raise CheckpointError(
+            f"{folder} was replaced by another folder: this process ends and writes nothing more; put the "
+            "old one back and start the same command again to resume, or start again with resume=false"
+        )
     if other := taken_by(folder / "lock"):
         raise CheckpointError(
             f"{folder} was taken over by another process ({other}): this process ends and writes nothing "
             "more; if the other process is not yours, choose another runs_dir"
         )
+
+
+def write_owned(
+    folder: Path, path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None
+) -> None:
+    """`atomic_write` of a file of the run in `folder`.
+
+    Raises:
+        OSError: it could not be written.
+        CheckpointError: this process has lost the directory, perhaps while it wrote; nothing is replaced.
+    """
+    check_owner(folder)
+    atomic_write(path, write, previous, before_rename=lambda: check_owner(folder))
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -50,7 +71,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
     Raises:
         CheckpointError: it could not be written (for example, a full disk); the last good one is kept. Or
-            another process has taken over the directory.
+            this process has lost the directory.
     """
 
     def write(file: BinaryIO) -> None:
@@ -59,9 +80,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, hashing)
         file.write(hashing.digest())
 
-    check_owner(folder)
     try:
-        atomic_write(folder / LAST, write, previous=folder / PREVIOUS)
+        write_owned(folder, folder / LAST, write, previous=folder / PREVIOUS)
         mark_saved(folder)
     except (OSError, RuntimeError) as error:
         kept = any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))

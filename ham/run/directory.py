@@ -13,8 +13,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ham.files import (
-    atomic_write_json,
-    atomic_write_text,
     lock_file,
     name_file,
     one_line,
@@ -25,7 +23,7 @@ from ham.files import (
     temporary_files,
 )
 
-from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner
+from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner, write_owned
 from .config import ConfigError
 
 DIVERGED = "diverged.json"
@@ -38,6 +36,7 @@ _NOT_CHECKPOINTS = tuple(name for name in FILES if name not in (LAST, PREVIOUS, 
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
 
+_LOST_METRICS = "restore it, or start again with resume=false"
 _EARLIER = ("commit", "dirty", "hardware", "ranks")
 
 
@@ -95,6 +94,9 @@ class RunDirectory:
         RunLockedError: another process holds its lock.
     """
 
+    _metrics_bytes: int | None = None
+    """Size of metrics.jsonl after the last change by this process."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with self._starting():
@@ -150,6 +152,7 @@ class RunDirectory:
                 (self.folder / name).unlink(missing_ok=True)
             sync_folder(self.folder)
             self._delete_temporary()
+            self._metrics_bytes = None
             kept = []
             for path in sorted(self.folder.iterdir()):
                 if path.name in FOLDERS and path.is_dir() and not path.is_symlink():
@@ -166,10 +169,9 @@ class RunDirectory:
         if os.path.lexists(self.folder / "provenance.json"):
             before = self.provenance()
             earlier = [*before["resumed_from"], {key: before.get(key) for key in _EARLIER}]
-        check_owner(self.folder)
         with self._starting():
-            atomic_write_text(self.folder / "config.yaml", config_yaml)
-            atomic_write_json(self.folder / "provenance.json", provenance | {"resumed_from": earlier})
+            self._write("config.yaml", config_yaml)
+            self._write_json("provenance.json", provenance | {"resumed_from": earlier})
 
     def provenance(self) -> dict[str, Any]:
         """Content of provenance.json. Raises CheckpointError if it is damaged."""
@@ -191,36 +193,74 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
         check_owner(self.folder)
+        self.metrics_size()  # checks that they are there
         (self.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier attempt
-        atomic_write_json(self.folder / "summary.json", summary)
+        self._write_json("summary.json", summary)
 
     def write_divergence(self, content: dict[str, Any]) -> None:
         """Write diverged.json, which says why and where the run ended without a result."""
-        check_owner(self.folder)
-        atomic_write_json(self.folder / DIVERGED, content)
+        self._write_json(DIVERGED, content)
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Append lines to metrics.jsonl."""
+        """Append lines to metrics.jsonl. Raises CheckpointError as `metrics_size` does."""
         check_owner(self.folder)
+        self.metrics_size()
         path = self.folder / "metrics.jsonl"
         with name_file(path), open_text(path, "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+            self._metrics_bytes = os.fstat(file.fileno()).st_size
 
     def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl; 0 if it is missing."""
-        try:
-            with open_binary(self.folder / "metrics.jsonl") as file:
-                return os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            return 0
+        """Bytes of metrics.jsonl; 0 if it is missing.
 
-    def truncate_metrics(self, size: int) -> None:
-        """Remove lines written after a checkpoint. Raises CheckpointError if lines of it are missing."""
+        Raises:
+            CheckpointError: it is not what this process has written.
+        """
         path = self.folder / "metrics.jsonl"
-        if (found := self.metrics_size()) < size:
+        try:
+            with open_binary(path) as file:
+                found = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            if not self.folder.is_dir():
+                raise
+            found = 0
+        if self._metrics_bytes not in (None, found):
+            what = f"{path} was deleted or changed during the run ({found} bytes, not {self._metrics_bytes})"
+            raise CheckpointError(f"{what}: {_LOST_METRICS}")
+        return found
+
+    def truncate_metrics(self, size: int, epochs: int = 0) -> None:
+        """Remove lines written after a checkpoint.
+
+        Args:
+            size: bytes of the file at the checkpoint.
+            epochs: number of lines that it must have then.
+
+        Raises:
+            CheckpointError: lines are missing.
+        """
+        path = self.folder / "metrics.jsonl"
+        found = self.metrics_size()
+        if found < size or (epochs and _count_lines(path, size) < epochs):
             state = "shorter than its checkpoint expects" if found else "empty or missing (purged?)"
-            raise CheckpointError(f"{path} is {state}: restore it, or start again with resume=false")
+            raise CheckpointError(f"{path} is {state}: {_LOST_METRICS}")
         if path.exists():
             os.truncate(path, size)
+        self._metrics_bytes = size
+
+    def _write(self, name: str, text: str) -> None:
+        write_owned(self.folder, self.folder / name, lambda file: file.write(text.encode()))
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+
+def _count_lines(path: Path, size: int) -> int:
+    """The number of complete lines in the first `size` bytes of a file; 0 if it is missing."""
+    try:
+        with open_binary(path) as file:
+            return file.read(size).count(b"\n")
+    except FileNotFoundError:
+        return 0

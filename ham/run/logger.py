@@ -148,13 +148,21 @@ class RunLogger:
         return self.elapsed + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, Any]:
-        """Size of metrics.jsonl, and the time spent. Call `flush` before."""
+        """Size of metrics.jsonl, and the time spent. Call `flush` before.
+
+        Raises CheckpointError if the file was lost.
+        """
         return {"metrics_bytes": self.directory.metrics_size(), "elapsed": self.seconds()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a checkpoint: lines of metrics.jsonl written after it are cut off."""
+    def load_state_dict(self, state: dict[str, Any], epochs: int = 0) -> None:
+        """Restore a checkpoint: lines of metrics.jsonl written after it are cut off.
+
+        Args:
+            state: what `state_dict` has returned.
+            epochs: number of epochs of which there is a line.
+        """
         self.elapsed = state["elapsed"]
-        self.directory.truncate_metrics(state["metrics_bytes"])
+        self.directory.truncate_metrics(state["metrics_bytes"], epochs)
 
 
 class NullLogger:

@@ -145,7 +145,10 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     if state is not None:
         with checkpoint.explain_mismatch(logger.folder):  # before anything in the directory changes
             run.load_state_dict(state)
-        distributed.on_rank_zero(lambda: logger.load_state_dict(state["logger"]))  # it cuts metrics.jsonl
+        epochs = len(run.history)
+        distributed.on_rank_zero(
+            lambda: logger.load_state_dict(state["logger"], epochs)
+        )  # cuts metrics.jsonl
         logger.log(f"resumed at epoch {run.epoch + 1}, step {run.step}")
     distributed.on_rank_zero(
         lambda: logger.directory.write_metadata(provenance(run.config_hash), to_yaml(run.cfg))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ham import distributed
-from ham.files import atomic_write
 from ham.tasks import task_of
 from pruning.export import MASKS, save_masks
 
+from .checkpoint import write_owned
 from .config import Config
 from .state import Run
 
@@ -75,7 +75,8 @@ def finish(run: Run) -> dict[str, Any]:
     summary = summarize(run)
     if run.sparsifier.masks.active or run.sparsifier.achieved_sparsity() > 0:
         origin = mask_origin(summary)
-        atomic_write(run.logger.folder / MASKS, lambda file: save_masks(file, run.sparsifier, origin))
+        folder = run.logger.folder
+        write_owned(folder, folder / MASKS, lambda file: save_masks(file, run.sparsifier, origin))
     run.logger.write_summary(summary)
     return summary
 

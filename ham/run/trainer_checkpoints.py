@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ham.files import NotRegularError, atomic_write_json, open_binary, read_text, sync_folder
+from ham.files import NotRegularError, open_binary, read_text, sync_folder
 
-from .checkpoint import SAVED, CheckpointError
+from .checkpoint import SAVED, CheckpointError, write_owned
 
 FOLDER = "checkpoints"
 MARK = "complete.json"
@@ -57,7 +57,8 @@ def mark(path: Path, state: dict[str, Any]) -> None:
     """
     digests = {file.name: _digest(file, flush=True) for file in sorted(path.iterdir()) if file.name != MARK}
     sync_folder(path)
-    atomic_write_json(path / MARK, {"state": state, "sha256": digests})
+    content = json.dumps({"state": state, "sha256": digests}, indent=2) + "\n"
+    write_owned(path.parent.parent, path / MARK, lambda file: file.write(content.encode()))
     sync_folder(path.parent)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,60 @@ def test_a_run_that_another_process_took_over_ends_in_one_line(
     assert {name: after[name] for name in ("last.pt", "previous.pt", "metrics.jsonl")} == {
         name: before[name] for name in ("last.pt", "previous.pt", "metrics.jsonl")
     }
+
+
+def _lose_metrics(folder: Path) -> None:
+    (folder / "metrics.jsonl").unlink()
+
+
+def _replace(folder: Path) -> None:
+    folder.rename(folder.with_name("old"))
+    folder.mkdir()
+
+
+LOSSES = {  # -> what the line says, what the run's folder has at the end
+    "metrics": (
+        _lose_metrics,
+        "FOLDER/metrics.jsonl was deleted or changed during the run (0 bytes, not SIZE): restore it, or "
+        "start again with resume=false",
+    ),
+    "directory": (
+        _replace,
+        "FOLDER was replaced by another folder: this process ends and writes nothing more; put the old one "
+        "back and start the same command again to resume, or start again with resume=false",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lose", "expected"), LOSSES.values(), ids=LOSSES)
+def test_a_run_that_loses_its_files_ends_at_its_next_write(
+    lose: Callable[[Path], None],
+    expected: str,
+    stopped: Callable,
+    command: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    argv = stopped(tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("*/seed0")
+    size = (folder / "metrics.jsonl").stat().st_size
+    before = {name: (folder / name).read_bytes() for name in ("last.pt", "previous.pt")}
+    update_loss, steps = EpochMetrics.update_loss, []
+
+    def once(metrics: EpochMetrics, number: int, loss: torch.Tensor) -> None:
+        update_loss(metrics, number, loss)
+        if not steps:
+            lose(folder)
+        steps.append(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochMetrics, "update_loss", once)
+        outcome = command(*argv)
+    line = expected.replace("FOLDER", str(folder)).replace("SIZE", str(size))
+    assert (outcome.status, outcome.complaints) == (1, [f"{Path(sys.argv[0]).name}: {line}"])
+    kept = folder if lose is _lose_metrics else folder.with_name("old")
+    assert {name: (kept / name).read_bytes() for name in before} == before
+    assert not list((tmp_path / "runs").glob("*/*/summary.json"))
+    assert lose is _lose_metrics or {path.name for path in folder.iterdir()} <= {"train.log"}
+    outcome = command(*argv, "resume=false")  # the cure
+    assert outcome.status == 0 and len((folder / "metrics.jsonl").read_text().splitlines()) == 2

@@ -20,7 +20,7 @@ import pytest
 
 from ham import locks
 from ham.files import atomic_write_text, is_locked, lock_file
-from ham.run import checkpoint
+from ham.run import checkpoint, trainer_checkpoints
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError
 from ham.run.directory import RunDirectory, RunLockedError
@@ -214,12 +214,26 @@ def test_one_that_asks_about_a_living_owner_takes_no_flock(
         assert not is_locked(tmp_path / "lock") and asked == [fcntl.LOCK_SH | fcntl.LOCK_NB]
 
 
+def _mark(path: Path) -> None:
+    """The mark of a checkpoint that the Trainer has written."""
+    path.mkdir(parents=True)
+    try:
+        trainer_checkpoints.mark(path, {"best_step": None})
+    finally:
+        path.rmdir()
+        path.parent.rmdir()
+
+
 WRITES: dict[str, Callable[[RunDirectory], object]] = {
     "checkpoint": lambda directory: checkpoint.save(directory.folder, {"number": 2}),
     "metrics": lambda directory: directory.append_metrics([{"epoch": 1}]),
     "summary": lambda directory: directory.write_summary({}),
     "divergence": lambda directory: directory.write_divergence({}),
     "metadata": lambda directory: directory.write_metadata({"config_hash": "a"}, ""),
+    "masks": lambda directory: checkpoint.write_owned(
+        directory.folder, directory.folder / "masks.pt", lambda file: file.write(b"masks")
+    ),
+    "mark of a checkpoint": lambda directory: _mark(directory.folder / "checkpoints" / "checkpoint-1"),
 }
 
 
@@ -234,6 +248,44 @@ def test_a_process_that_lost_its_directory_writes_nothing_more(name: str, tmp_pa
         WRITES[name](directory)
     directory.unlock()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [name for name in WRITES if name != "metrics"])
+def test_a_process_that_loses_its_directory_while_it_writes_replaces_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is suspended until another process has taken over, and then goes on."""
+    directory, theirs = RunDirectory(tmp_path), json.dumps(owner()).encode()
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    (tmp_path / "masks.pt").write_bytes(b"of the other process")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()} | {"lock.owner": theirs}
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (tmp_path / "lock.owner").write_bytes(theirs))
+    with pytest.raises(CheckpointError) as caught:
+        WRITES[name](directory)
+    taken = f"{tmp_path} was taken over by another process (process 4242 on node7): this process ends"
+    cure = "if the other process is not yours, choose another runs_dir"
+    assert str(caught.value) == f"{taken} and writes nothing more; {cure}"
+    directory.unlock()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_process_whose_directory_was_replaced_writes_nothing_more(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    directory = RunDirectory(folder)
+    folder.rename(tmp_path / "old")
+    folder.mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        WRITES[name](directory)
+    cure = "put the old one back and start the same command again to resume, or start again with resume=false"
+    replaced = "was replaced by another folder: this process ends and writes nothing more"
+    assert str(caught.value) == f"{folder} {replaced}; {cure}"
+    assert list(folder.iterdir()) == []
+    successor = RunDirectory(folder)
+    directory.unlock()
+    assert is_locked(folder / "lock"), "the lock of the new folder is not that of the old one"
+    successor.unlock()
 
 
 def test_a_deleted_owners_file_is_written_again(tmp_path: Path) -> None:

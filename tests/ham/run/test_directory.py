@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,74 @@ def test_metrics_are_appended_line_by_line_and_cut_to_a_size(directory: RunDirec
     assert path.read_text() == "".join(lines[:2])
     with pytest.raises(CheckpointError, match="is shorter than its checkpoint expects: restore it, or"):
         directory.truncate_metrics(27)
+
+
+LOSSES = {  # what another program does to metrics.jsonl -> the bytes it then has
+    "deleted": (lambda path: path.unlink(), 0),
+    "empty": (lambda path: path.write_text(""), 0),
+    "shorter": (lambda path: path.write_text('{"epoch": 0}'), 12),
+    "longer": (lambda path: path.write_text('{"epoch": 0}\n{"epoch": 1}\n'), 26),
+}
+NEXT = {
+    "metrics": lambda directory: directory.append_metrics([{"epoch": 1}]),
+    "checkpoint": lambda directory: directory.metrics_size(),
+    "summary": lambda directory: directory.write_summary({}),
+}
+
+
+@pytest.mark.parametrize("act", NEXT.values(), ids=NEXT)
+@pytest.mark.parametrize(("lose", "size"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_metrics_that_are_lost_end_the_run_at_its_next_write(
+    resumed: bool, lose: Callable, size: int, act: Callable, directory: RunDirectory
+) -> None:
+    path = directory.folder / "metrics.jsonl"
+    if resumed:
+        path.write_text('{"epoch": 0}\n{"epoch":')
+        directory.truncate_metrics(13, 1)
+    else:
+        directory.append_metrics([{"epoch": 0}])
+    directory.metrics_size()
+    lose(path)
+    before = {found: found.read_bytes() for found in directory.folder.iterdir()}
+    with pytest.raises(CheckpointError) as caught:
+        act(directory)
+    cure = "restore it, or start again with resume=false"
+    assert str(caught.value) == f"{path} was deleted or changed during the run ({size} bytes, not 13): {cure}"
+    assert {found: found.read_bytes() for found in directory.folder.iterdir()} == before
+    path.write_text('{"epoch": 0}\n')  # the cure
+    NEXT["metrics"](directory)
+    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+    directory.clear()
+    directory.append_metrics([{"epoch": 0}])
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "epochs", "state"),
+    [
+        ('{"epoch": 0}\n', 13, 1, ""),
+        ('{"epoch": 0}\n{"epoch": 1}\n', 13, 1, ""),
+        ('{"epoch": 0}\n', 13, 2, "shorter than its checkpoint expects"),
+        ('{"epoch": 0}\n{"epoch": 1}\n', 13, 2, "shorter than its checkpoint expects"),
+        (None, 0, 1, "empty or missing (purged?)"),
+        ("", 0, 1, "empty or missing (purged?)"),
+        (None, 0, 0, ""),
+    ],
+)
+def test_a_checkpoint_resumes_only_with_a_line_for_each_of_its_epochs(
+    text: str | None, size: int, epochs: int, state: str, directory: RunDirectory
+) -> None:
+    path = directory.folder / "metrics.jsonl"
+    if text is not None:
+        path.write_text(text)
+    if not state:
+        directory.truncate_metrics(size, epochs)
+        assert directory.metrics_size() == size
+        return
+    with pytest.raises(CheckpointError) as caught:
+        directory.truncate_metrics(size, epochs)
+    assert str(caught.value) == f"{path} is {state}: restore it, or start again with resume=false"
+    assert text is None or path.read_text() == text
 
 
 def test_files_that_mark_a_run_are_deleted_first(

@@ -160,6 +160,7 @@ def starting(cfg: Config, logger: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     return SimpleNamespace(
         **{"cfg": cfg, "logger": logger, "task": task, "epoch": 2, "step": 23, "config_hash": "h"},
+        history=[{"epoch": 0}, {"epoch": 1}],
         load_state_dict=note("state"),
         sparsifier=SimpleNamespace(initialize=note("initialize")),
         flips=SimpleNamespace(begin=note("flips")),
@@ -186,7 +187,7 @@ def test_a_new_run_is_pruned_at_initialization(starting: Any) -> None:
 def test_a_resumed_run_says_where_it_goes_on(starting: Any) -> None:
     state = {"logger": {"metrics_bytes": 7}}
     main._start_or_restore(starting, state)
-    events = [("state", state), ("log", {"metrics_bytes": 7}), METADATA, "compared", ("progress", 400, 23)]
+    events = [("state", state), ("log", {"metrics_bytes": 7}, 2), METADATA, "compared", ("progress", 400, 23)]
     assert starting.logger.events == events
     assert starting.logger.lines == ["resumed at epoch 3, step 23"]
 

@@ -51,7 +51,7 @@ def test_files_are_on_the_disk_before_the_mark(tmp_path: Path, monkeypatch: pyte
     fsync = lambda descriptor: events.append("file") or original(descriptor)  # noqa: E731
     monkeypatch.setattr(trainer_checkpoints.os, "fsync", fsync)
     monkeypatch.setattr(trainer_checkpoints, "sync_folder", lambda folder: events.append(folder.name))
-    monkeypatch.setattr(trainer_checkpoints, "atomic_write_json", lambda path, _: events.append(path.name))
+    monkeypatch.setattr(trainer_checkpoints, "write_owned", lambda _, path, __: events.append(path.name))
     mark(path, {"best_step": None})
     assert events == ["file", "checkpoint-1", MARK, tmp_path.name]
     assert trainer_checkpoints._digest(path / "weights") == hashlib.sha256(b"x").hexdigest()
