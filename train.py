@@ -69,15 +69,17 @@ def run_command(overrides: list[str]) -> int:
         return _fail(error, 1, always=not getattr(error, "shared", True))
     except BrokenPipeError:
         ended = "the program that reads its output has ended"
-        return _fail(f"{ended}; start the same command again to resume", 128 + SIGPIPE)
+        return _fail(f"{ended}; start the same command again to resume", 128 + SIGPIPE, always=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
-        return _fail(f"{error}; fix that and start the same command again to resume", 1)
+        always = not getattr(error, "shared", False)
+        return _fail(f"{error}; fix that and start the same command again to resume", 1, always=always)
     except Interrupted as stop:
         return _fail(f"{stop}; start the same command again to resume", 85)
     except KeyboardInterrupt:
-        return _fail("interrupted; start the same command again to resume from the last checkpoint", 130)
+        cure = "start the same command again to resume from the last checkpoint"
+        return _fail(f"interrupted; {cure}", 130, always=True)  # perhaps only this rank
     return 0
 
 

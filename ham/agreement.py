@@ -16,9 +16,12 @@ class PeerLostError(Exception):
 
 
 class StartError(Exception):
-    """The ranks of a run were started differently; the message names both values and the cure."""
+    """The ranks of a run were started differently; the message names both values and the cure.
 
-    shared = True  # every rank raises it: only rank 0 prints it
+    `shared` is True if rank 0 raises it too and prints it. Otherwise the rank that raises it does.
+    """
+
+    shared = False
 
 
 class RanksDisagreeError(Exception):

@@ -53,11 +53,7 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
             texts = [environment.get(name, "0") for name in names]
             if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
                 values = " ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-                error = StartError(
-                    f"{values} are not a valid rank: unset them, or start with torchrun or srun"
-                )
-                error.shared = False
-                raise error
+                raise StartError(f"{values} are not a valid rank: unset them, or start with torchrun or srun")
             return World(*map(int, texts))
     return World()
 

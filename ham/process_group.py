@@ -20,7 +20,7 @@ from torch import distributed, nn
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from ham.agreement import SAME_START, Identity, PeerLostError, StartError
-from ham.distributed import World, difference_over_ranks, reason, translate_collective_errors, world
+from ham.distributed import World, difference_over_ranks, reason, shared, translate_collective_errors, world
 from ham.endpoint import Endpoint, endpoint_of
 from ham.rendezvous import Listener, connect
 
@@ -48,7 +48,7 @@ def init_distributed(identity: Identity, timeout: float) -> None:
         with translate_collective_errors(lambda: "before the next run"):
             error = difference_over_ranks(identity, SAME_START)
         if error:
-            raise StartError(error)
+            raise shared(StartError(error))
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:

@@ -236,11 +236,11 @@ def connect(
 
 def _store_port(answer: dict[str, Any]) -> int:
     if "error" in answer:
-        raise StartError(answer["error"])
-    if "refused" in answer:  # only this rank
-        error = StartError(answer["refused"])
-        error.shared = False
+        error = StartError(answer["error"])
+        error.shared = True
         raise error
+    if "refused" in answer:  # only this rank
+        raise StartError(answer["refused"])
     if "lost" in answer:
         raise PeerLostError(answer["lost"])
     if "store" not in answer:

@@ -12,14 +12,18 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from ham import repository
+from ham.agreement import StartError
+from ham.distributed import shared
 from ham.files import ROOT
 from ham.repository import commit, has_changes, unknown_commit
 from ham.run.config import ConfigError, demo_changes, load
+from ham.run.loop import Interrupted
 from ham.run.provenance import is_requeued
 
 SWEEP, TRAIN = str(ROOT / "scripts" / "sweep.py"), str(ROOT / "train.py")
@@ -313,3 +317,49 @@ def test_a_requeued_job_knows_its_own_run(
     (tmp_path / part).mkdir(exist_ok=True)
     (tmp_path / part / "provenance.json").write_text(json.dumps({"slurm_job": started_by}))
     assert is_requeued(tmp_path) is requeued
+
+
+# ranks other than 0
+
+PORT = "start all ranks with torchrun or srun"
+RESUME = "start the same command again to resume"
+ALONE = [  # variables, or the error of this rank; its line and its exit status
+    ({}, f"MASTER_PORT is missing: {PORT}", 2),
+    ({"MASTER_PORT": "99999"}, f"MASTER_PORT=99999 is not a port: {PORT}", 2),
+    ({"MASTER_PORT": "no", "SLURM_STEP_ID": "1"}, f"MASTER_PORT=no is not a port: {PORT}", 2),
+    (KeyboardInterrupt(), f"interrupted; {RESUME} from the last checkpoint", 130),
+    (BrokenPipeError(), f"the program that reads its output has ended; {RESUME}", 141),
+    (OSError(28, "No space", "/a"), f"[Errno 28] No space: '/a'; fix that and {RESUME}", 1),
+    (StartError("refused"), "refused", 2),
+    (ConfigError("no GPU"), "no GPU", 2),
+    (shared(StartError("differs")), "", 2),
+    (shared(ConfigError("no file")), "", 2),
+    (shared(OSError(28, "No space", "/a")), "", 1),
+    (Interrupted("stopped by SIGTERM"), "", 85),
+]
+
+
+@pytest.mark.parametrize(("fault", "line", "status"), ALONE, ids=lambda value: repr(value)[:40])
+def test_a_fault_that_one_rank_sees_is_printed_by_it(
+    fault: dict[str, str] | BaseException,
+    line: str,
+    status: int,
+    train: Any,
+    command: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MASTER_PORT", "MASTER_ADDR", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    variables = fault if isinstance(fault, dict) else {}
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+
+    def fail(overrides: list[str]) -> None:
+        raise fault
+
+    if not isinstance(fault, dict):
+        monkeypatch.setattr(train, "_run", fail)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    outcome = command("+exp=dense", "+demo=tiny")
+    expected = f"train.py: {line}\n" if line else ""
+    assert (outcome.status, outcome.out, outcome.err) == (status, "", expected)

@@ -33,5 +33,5 @@ def test_an_error_is_stated_plainly_only_if_all_ranks_have_it() -> None:
     assert compare([{}, second, second]) == "rank 1 of 3: no key"
 
 
-def test_rank_0_alone_prints_an_error_of_the_start() -> None:
-    assert StartError.shared is True and not hasattr(RanksDisagreeError, "shared")
+def test_every_rank_prints_an_error_of_the_start_that_is_not_marked_as_shared() -> None:
+    assert StartError.shared is False and not hasattr(RanksDisagreeError, "shared")
