@@ -22,6 +22,8 @@ from ham.files import one_line
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
+_LONGEST = 160  # characters of another program's error
+
 
 @dataclass(frozen=True)
 class World:
@@ -190,5 +192,11 @@ def translate_collective_errors(where: Callable[[], str]) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first words of an error of torch's collectives."""
-    return re.sub(r"^\[[^\]]*\] *", "", one_line(error))[:160].rstrip(". ")
+    """The first sentence of an error of torch's collectives, without paths of its source files."""
+    text = re.sub(r"^.*Got the following error when running the callback: (\w+: )?", "", one_line(error))
+    text = re.sub(r"^\[[^\]]*\] *", "", text)
+    text = re.sub(r"( in: *)?\[?/[^\s\]]+\.(cc|cpp|cu|h|hpp):\d+\]?", "", text)
+    text = re.split(r"\. (?=[A-Z])", text)[0]
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST + 1].rpartition(" ")[0] or text[:_LONGEST]
+    return text.rstrip(".,: ")

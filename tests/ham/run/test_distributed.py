@@ -191,9 +191,28 @@ def test_another_error_is_not_taken_for_a_lost_rank() -> None:
         raise RuntimeError("shapes do not match")
 
 
-def test_the_reason_of_a_collectives_error_is_at_most_160_characters() -> None:
-    assert distributed.reason(RuntimeError("[a.cc:1]  lost. . \nmore")) == "lost"
-    assert distributed.reason(RuntimeError("x" * 200)) == "x" * 160
+PAIR = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545]"
+CALLBACK = "Got the following error when running the callback: "
+REASONS = [
+    ("[a.cc:1]  lost. . \nmore", "lost"),
+    ("x" * 200, "x" * 160),
+    ("x" * 80 + " " + "y" * 79, "x" * 80 + " " + "y" * 79),
+    ("x" * 80 + " " + "y" * 80, "x" * 80),
+    (f"{PAIR} Read error [127.0.0.1]:50123: reset by peer", "Read error [127.0.0.1]:50123: reset by peer"),
+    (f"{CALLBACK}RuntimeError: {PAIR} Read error [127.0.0.1]:5: reset", "Read error [127.0.0.1]:5: reset"),
+    (f"{CALLBACK}{CALLBACK}RuntimeError: {PAIR} Timed out.\nException raised", "Timed out"),
+    (f"{CALLBACK}ValueError: shapes differ", "shapes differ"),
+    (f"{PAIR} Closed by peer [127.0.0.1]:5. Check the logs of", "Closed by peer [127.0.0.1]:5"),
+    ("NCCL error in: /pytorch/torch/x.cpp:3690, remote process exited", "NCCL error, remote process exited"),
+    ("no space left in /data/a: 3", "no space left in /data/a: 3"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), REASONS)
+def test_the_reason_of_a_collectives_error_is_short_and_has_no_path_of_torchs_sources(
+    text: str, expected: str
+) -> None:
+    assert distributed.reason(RuntimeError(text)) == expected
 
 
 def test_a_wrong_rank_is_printed_by_every_rank() -> None:
