@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 
 from ham import distributed
-from ham.files import atomic_write_json
 from pruning.str import Calibrate, stable_decay
 
+from .checkpoint import check_owner
 from .config import Config, ConfigError
 from .config.optimization import SGDConfig
 from .directory import FILES, RunDirectory, read_summary
 from .load import load_run
+from .logger import NullLogger, RunLogger
 
 TOLERANCE = 0.004  # of the sparsity
 TRIALS = 6
@@ -27,7 +29,7 @@ _BELOW = 0.95  # of the stability bound
 
 def calibrate_str(
     cfg: Config,
-    folder: Path,
+    logger: RunLogger | NullLogger,
     config_hash: str,
     train_or_resume: Callable[[Config, Path, str], dict[str, Any]],
 ) -> dict[str, Any]:
@@ -35,19 +37,18 @@ def calibrate_str(
 
     Each trial is a run of its own that can be stopped and resumed; finished trials are not repeated.
 
+    Args:
+        cfg: the configuration, see `check_optimizer`.
+        logger: logger of the run, which holds the lock of `folder`.
+        config_hash: hash of the configuration.
+        train_or_resume: function that trains, or resumes, the run in a directory.
+
     Returns:
         The chosen run's summary, with a list "search" of every trial's threshold decay and sparsity.
-
-    Raises:
-        ConfigError: the optimizer is not SGD; the effect of the decay can be predicted only for SGD.
     """
-    if not isinstance(cfg.optimizer, SGDConfig):
-        raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
-    finished = distributed.from_rank_zero(lambda: read_summary(folder) if cfg.resume else None)
-    if finished is not None:
-        return finished
+    folder = logger.folder
     if not cfg.resume:
-        distributed.on_rank_zero(lambda: _clear(folder))
+        distributed.on_rank_zero(lambda: _clear(logger.directory))
     momentum = cfg.optimizer.momentum
     lr_sum = _lr_sum(cfg)
     low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
@@ -69,22 +70,31 @@ def calibrate_str(
         if not low < decay < high:
             decay = (low + high) / 2
     best = min(range(len(trials)), key=lambda k: abs(trials[k]["miss"]))
-    return distributed.from_rank_zero(lambda: _promote_trial(folder, best, trials))
+    return distributed.from_rank_zero(lambda: _promote_trial(logger.directory, best, trials))
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Raise ConfigError unless the optimizer is SGD, for which the effect of the decay can be predicted."""
+    if not isinstance(cfg.optimizer, SGDConfig):
+        raise ConfigError("sparsifier.calibrate=search needs SGD: use calibrate=ramp with other optimizers")
 
 
 def _next_decay(trial: Path, lr_sum: float, momentum: float) -> float:
     return load_run(trial)[2].next_decay(lr_sum, momentum)
 
 
-def _clear(folder: Path) -> None:
-    """Delete an earlier calibration. Raises ConfigError if another process works on it."""
-    trials = [path for path in folder.glob("trial[0-9]") if path.is_dir() and not path.is_symlink()]
-    for path in (folder, *trials):
-        directory = RunDirectory(path)
-        try:
-            directory.clear()
-        finally:
-            directory.unlock()
+def _clear(directory: RunDirectory) -> None:
+    """Delete an earlier calibration. Raises ConfigError, before that, if another process works on a trial."""
+    folders = [
+        path for path in directory.folder.glob("trial[0-9]") if path.is_dir() and not path.is_symlink()
+    ]
+    with ExitStack() as locks:
+        trials = []
+        for path in folders:
+            trials.append(RunDirectory(path))
+            locks.callback(trials[-1].unlock)
+        for part in (directory, *trials):
+            part.clear()
 
 
 def _lr_sum(cfg: Config) -> float:
@@ -94,12 +104,13 @@ def _lr_sum(cfg: Config) -> float:
     return cfg.optimizer.lr * sum(factor(step) for step in range(steps))
 
 
-def _promote_trial(folder: Path, best: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _promote_trial(directory: RunDirectory, best: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Copy the best trial's files to the run, the summary last, since it marks the end; returns it."""
-    chosen = folder / f"trial{best}"
+    chosen = directory.folder / f"trial{best}"
+    check_owner(directory.folder)
     for path in chosen.iterdir():
         if path.is_file() and path.name in FILES and path.name != "summary.json":
-            shutil.copy2(path, folder / path.name)
+            shutil.copy2(path, directory.folder / path.name)
     summary = read_summary(chosen) | {"search": trials}
-    atomic_write_json(folder / "summary.json", summary)
+    directory.write_summary(summary)
     return summary

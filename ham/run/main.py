@@ -53,8 +53,21 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
         if not cfg.resume:
             cfg = replace(cfg, resume=distributed.from_rank_zero(lambda: is_requeued(folder)))
         if cfg.sparsifier.needs_calibration_runs:
-            return calibrate_str.calibrate_str(cfg, folder, hash_, train_or_resume)
+            return _calibrate(cfg, folder, hash_)
         return import_module(f"ham.run.{task.trained_by}").train_or_resume(cfg, folder, hash_)
+
+
+def _calibrate(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:
+    """Run, or resume, STR's calibration in this directory, which is locked meanwhile; return its summary."""
+    calibrate_str.check_optimizer(cfg)
+    logger = distributed.on_rank_zero(lambda: RunLogger(folder, cfg)) or NullLogger(folder, cfg)
+    try:
+        if is_finished(cfg, folder):
+            return report_finished(cfg, logger, config_hash)
+        summary = calibrate_str.calibrate_str(cfg, logger, config_hash, train_or_resume)
+        return print_summary(logger, task_of(cfg.data), summary)
+    finally:
+        logger.close()
 
 
 def train_or_resume(cfg: Config, folder: Path, config_hash: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,12 @@ from faults.injector import error, inject
 from faults.runs import TINY, copier
 from safetensors import SafetensorError
 
+from ham import locks
+from ham.files import RESULTS
 from ham.run import calibrate_str, checkpoint
+from ham.run.build import run_directory
 from ham.run.checkpoint import CheckpointError
-from ham.run.config import ConfigError
+from ham.run.config import ConfigError, config_hash, load
 from ham.run.directory import RunDirectory, RunLockedError, explain_os_errors
 from ham.run.metrics import EpochMetrics
 
@@ -66,12 +70,14 @@ def test_a_calibration_that_starts_again_deletes_its_trials_alone(tmp_path: Path
         (folder / name).write_text("")
     (outside / "last.pt").write_text("precious")
     (folder / "trial2").symlink_to(outside)
-    held = RunDirectory(folder / "trial1")
-    with pytest.raises(RunLockedError):
-        calibrate_str._clear(folder)
-    assert (folder / "trial1" / "last.pt").exists()
+    directory, held = RunDirectory(folder), RunDirectory(folder / "trial1")
+    before = {path for path in folder.rglob("*") if path.name != "lock"}
+    with pytest.raises(RunLockedError, match=f"another process is running in {folder}/trial1 "):
+        calibrate_str._clear(directory)
+    assert {path for path in folder.rglob("*") if path.name != "lock"} == before
     held.unlock()
-    calibrate_str._clear(folder)
+    calibrate_str._clear(directory)
+    directory.unlock()
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == {"lock", "trial0/lock", "trial1/lock", "trial1/notes", "trial.txt"}
     assert (outside / "last.pt").read_text() == "precious"
@@ -302,3 +308,72 @@ def test_a_run_that_loses_its_files_ends_at_its_next_write(
     assert lose is _lose_metrics or {path.name for path in folder.iterdir()} <= {"train.log"}
     outcome = command(*argv, "resume=false")  # the cure
     assert outcome.status == 0 and len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+SEARCH = ["+exp=str_s90", "+demo=tiny", "sparsifier.calibrate=search"]
+HELD = "another process is running in FOLDER (process PID on HOST): wait for it or choose another seed"
+REFUSALS = {  # of a search, by what its directory holds -> the line
+    "another configuration": "FOLDER holds a run of another configuration (0123abcd, now HASH): choose "
+    "another runs_dir, or start again with resume=false",
+    "running": HELD,
+    "running trial": HELD.replace("FOLDER", "FOLDER/trial1"),
+}
+
+
+def all_files(folder: Path) -> dict[Path, bytes]:
+    """Also those of trials; without the empty locks and train.log."""
+    names = ("train.log", "lock")
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in names
+    }
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> tuple[list[str], Path, str]:
+    """Arguments, folder and hash of a finished search."""
+    argv = [*SEARCH, f"runs_dir={tmp_path}"]
+    cfg = load(argv)
+    hash_ = config_hash(cfg)
+    folder = run_directory(cfg, hash_)
+    (folder / "trial0").mkdir(parents=True)
+    (folder / "trial1").mkdir()
+    summary = json.loads((RESULTS / "demo" / "str_s90" / "seed0.json").read_text()) | {"config_hash": hash_}
+    summary["sparsity"]["layers"] = {}
+    for path in (folder, folder / "trial0"):
+        (path / "summary.json").write_text(json.dumps(summary))
+        (path / "last.pt").write_bytes(b"weights")
+    return argv, folder, hash_
+
+
+def test_a_finished_search_is_reported(searched: tuple, command: Callable) -> None:
+    argv, folder, _ = searched
+    before = all_files(folder)
+    outcome = command(*argv)
+    lines = outcome.out.splitlines()
+    assert outcome.status == 0 and "already finished; start again with resume=false" in lines
+    assert lines[-1] == f"run          {folder}" and any(line.startswith("sparsity  ") for line in lines)
+    assert all_files(folder) == before
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_search_that_is_refused_deletes_nothing(
+    kind: str, searched: tuple, command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv, folder, hash_ = searched
+    monkeypatch.setattr(locks, "_ASK_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    held = None
+    if kind == "another configuration":
+        other = json.loads((folder / "summary.json").read_text()) | {"config_hash": "0123abcdef"}
+        (folder / "summary.json").write_text(json.dumps(other))
+    else:
+        held = RunDirectory(folder / "trial1" if kind == "running trial" else folder)
+        argv = [*argv, "resume=false"]
+    before = all_files(folder)
+    outcome = command(*argv)
+    expected = REFUSALS[kind].replace("FOLDER", str(folder)).replace("HASH", hash_[:8])
+    expected = expected.replace("PID", str(os.getpid())).replace("HOST", socket.gethostname())
+    assert (outcome.status, outcome.complaints) == (2, [f"train.py: {expected}"])
+    assert all_files(folder) == before
+    if held is not None:
+        held.unlock()

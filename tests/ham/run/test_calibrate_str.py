@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ham.run import calibrate_str as module
-from ham.run.calibrate_str import TOLERANCE, TRIALS, calibrate_str
+from ham.run.calibrate_str import TOLERANCE, TRIALS, calibrate_str, check_optimizer
 from ham.run.config import Config, ConfigError, load
 from ham.run.config.optimization import AdamWConfig
+from ham.run.logger import RunLogger
 from pruning.str import Calibrate, stable_decay
 
 LR_SUM = 8.0
@@ -42,7 +43,7 @@ def search(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             tried.append(trial.sparsifier.threshold_decay)
             folder.mkdir(parents=True)
             (folder / "last.pt").write_text(f"weights {number}")
-            (folder / "lock").touch()
+            (folder / "lock").write_text("of the trial")
             content = {"config_hash": "hash", "metrics": {}, "sparsity": {"overall": sparsities[number]}}
             (folder / "summary.json").write_text(json.dumps(content))
             return content
@@ -50,7 +51,11 @@ def search(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         monkeypatch.setattr(module, "_lr_sum", lambda cfg: LR_SUM)
         monkeypatch.setattr(type(cfg.sparsifier), "first_decay", lambda self, lr_sum, momentum: first)
         monkeypatch.setattr(module, "_next_decay", lambda folder, lr_sum, momentum: next(proposals, 0.0))
-        summary = calibrate_str(replace(cfg, **changes), tmp_path / "run", "hash", train)
+        logger = RunLogger(tmp_path / "run", cfg)
+        try:
+            summary = calibrate_str(replace(cfg, **changes), logger, "hash", train)
+        finally:
+            logger.close()
         return tried, summary
 
     return run
@@ -63,7 +68,7 @@ def test_a_trial_within_the_tolerance_ends_the_search(search: Callable[..., Any]
     assert first == {"threshold_decay": 0.25, "sparsity": 0.8, "miss": pytest.approx(-0.1)}
     assert second["miss"] == pytest.approx(0.0035)
     folder = tmp_path / "run"
-    assert (folder / "last.pt").read_text() == "weights 1" and not (folder / "lock").exists()
+    assert (folder / "last.pt").read_text() == "weights 1" and (folder / "lock").read_text() == ""
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["sparsity"] == {"overall": 0.9035}
 
@@ -95,20 +100,24 @@ def test_a_bracket_of_a_thousandth_is_narrow(search: Callable[..., Any]) -> None
     assert len(tried) == 3
 
 
-def test_a_finished_search_is_not_repeated(search: Callable[..., Any], cfg: Config, tmp_path: Path) -> None:
-    done = {"config_hash": "hash", "metrics": {}, "search": []}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "summary.json").write_text(json.dumps(done))
-    assert search([], []) == ([], done)
+def test_a_search_that_starts_again_deletes_the_earlier_one(
+    search: Callable[..., Any], cfg: Config, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    (folder / "previous.pt").write_text("of the earlier one")
     tried, summary = search([0.9], [], resume=False)
     assert tried == [0.25] and len(summary["search"]) == 1
+    assert {path.name for path in folder.iterdir()} == {"lock", "trial0", "last.pt", "summary.json"}
 
 
-def test_other_optimizers_are_refused(cfg: Config, tmp_path: Path) -> None:
+def test_other_optimizers_are_refused(cfg: Config) -> None:
     other = replace(cfg, optimizer=AdamWConfig(lr=0.1))
     message = r"^sparsifier\.calibrate=search needs SGD: use calibrate=ramp with other optimizers$"
     with pytest.raises(ConfigError, match=message):
-        calibrate_str(other, tmp_path, "hash", lambda *_: {})
+        check_optimizer(other)
+    check_optimizer(cfg)
 
 
 def test_the_rates_of_all_steps_are_added(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,11 +42,17 @@ def test_a_run_is_carried_out_in_its_directory_by_what_trains_its_task(cfg: Conf
     assert calls == [(cfg, folder, config_hash(cfg))]
 
 
-def test_a_search_has_runs_of_its_own(calls: list[Any]) -> None:
-    cfg = load(["+exp=str_s90", "+demo=digits", "sparsifier.calibrate=search", "runs_dir=/runs"])
-    assert main.run_experiment(cfg) == {"searched": True}
+def test_a_search_has_runs_of_its_own(
+    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load(["+exp=str_s90", "+demo=digits", "sparsifier.calibrate=search", f"runs_dir={tmp_path}"])
+    monkeypatch.setattr(main, "print_summary", lambda logger, task, summary: summary | {"in": logger.folder})
+    folder = tmp_path / "str_s90-digits-abc" / "seed0"
+    monkeypatch.setattr(main, "run_directory", lambda cfg, hash_: folder)
+    assert main.run_experiment(cfg) == {"searched": True, "in": folder}
     ((name, *arguments),) = calls
     assert name == "search" and arguments[0] == cfg and arguments[3] is main.train_or_resume
+    assert not (folder / "lock.owner").exists()
 
 
 @pytest.mark.parametrize("requeued", [True, False])
