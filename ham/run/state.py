@@ -85,7 +85,7 @@ class Run:
         return {
             **self.shared_state(),
             "config_hash": self.config_hash,
-            "logger": self.logger.state_dict(),
+            "logger": distributed.on_rank_zero(self.logger.state_dict) or {},
             "metrics": self.metrics.state_dict(),
             "history": self.history,
             "rng": {

@@ -12,6 +12,7 @@ from ham import distributed
 from ham.data import derived_seed
 from ham.distributed import World
 from ham.run import state as state_module
+from ham.run.checkpoint import CheckpointError
 from ham.run.state import Run, _check_optimizer_state
 
 CPU = torch.device("cpu")
@@ -83,6 +84,19 @@ def test_a_run_begins_at_0_and_its_state_has_every_part(run: Run) -> None:
     parts = (run.cfg, "hash", CPU, None, run.model, run.model, None, None, None, None, None, None, None)
     new = Run(*parts)
     assert (new.epoch, new.batch, new.step, new.saved_at, new.history) == (0, 0, 0, 0.0, [])
+
+
+def test_a_loss_of_the_metrics_that_rank_0_sees_is_raised_on_all_ranks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_gather_object(failures: list[object], own: object) -> None:
+        failures[:] = [CheckpointError("metrics.jsonl was deleted"), own]
+
+    monkeypatch.setattr(distributed.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(distributed, "world", lambda: World(1, 2))
+    with pytest.raises(CheckpointError, match=r"^metrics\.jsonl was deleted$") as caught:
+        run.state_dict()
+    assert caught.value.shared is True
 
 
 def test_a_restored_run_has_the_state_of_the_other(run: Run) -> None:
