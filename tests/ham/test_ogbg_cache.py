@@ -164,7 +164,7 @@ def test_the_key_of_a_cache_is_a_digest_of_format_name_versions_and_files(
     with pytest.raises(DataError) as caught:
         ogbg_cache.cache_key(tmp_path, ["b"], [], HIV)
     assert str(caught.value) == (
-        f"{tmp_path / 'b'} cannot be read (No such file or directory): change its permissions"
+        f"{tmp_path / 'b'} cannot be read (No such file or directory): check the file"
     )
 
 
