@@ -22,6 +22,7 @@ from .listing import counted, print_estimate, print_line, print_missing, print_o
 from .local import LocalSweep
 from .manifests import SweepError
 from .resources import resources
+from .sbatch_options import check_options
 from .selection import Selection
 from .slurm import read_queue, submit, sweep_lock
 from .status import RunStatus, Status, Sweeps, open_runs
@@ -69,6 +70,7 @@ class Options:
             raise SweepError(f"--seconds must be finite and above 0, got {self.seconds:g}")
         if self.extra and self.mode != "submit":
             raise SweepError("arguments after -- are for sbatch: give them with --submit")
+        check_options(self.extra)
         if self.mode != "local" and (self.archive or self.seconds):
             raise SweepError("--pack and --seconds are for runs on this machine: give --local")
         if self.mode != "local" and self.jobs > 1:

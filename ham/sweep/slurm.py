@@ -17,6 +17,7 @@ from .environment import job_environment, site_environment
 from .listing import pluralize
 from .manifests import SweepError, manifest_hash
 from .resources import SLURM, resource_class, resources
+from .sbatch_options import check_options, join_dependencies
 from .status import RunStatus, Status, Sweeps, dependency_levels
 
 JOB = "ham-"  # a job's name is this and the hash of its manifest
@@ -41,8 +42,8 @@ def submit(
     Raises:
         SweepError: a setting is wrong, or sbatch rejected an array; earlier arrays stay submitted.
     """
-    for run in todo:
-        resource_class(run)
+    for name in dict.fromkeys(map(resource_class, todo)):
+        check_options([*_requested(name), *extra])
     site = job_environment()
     limit = largest_array(site)
     jobs = {run: state.job for run, state in states.items() if state.job}
@@ -67,9 +68,8 @@ def _submit_array(
         f"--job-name={JOB}{manifest_hash(manifest)}",
         f"--output={_pattern(sweeps.logs)}/{sweeps.log(manifest_hash(manifest), '%a').name}",
         f"--array=1-{len(runs)}%{site.get('HAM_ARRAY_THROTTLE', '16')}",
-        *(f"--{key}={value}" for key, value in resources()[name].sbatch.items()),
-        *([f"--dependency=afterany:{':'.join(sources)}"] if sources else []),
-        *extra,
+        *_requested(name),
+        *join_dependencies(extra, sources),
         str(SLURM / "array.sbatch"),
         str(manifest),
     ]
@@ -80,6 +80,11 @@ def _submit_array(
             manifest.unlink()
         raise
     return _job_id(output)
+
+
+def _requested(name: str) -> list[str]:
+    """A resource class as options of sbatch."""
+    return [f"--{key}={value}" for key, value in resources()[name].sbatch.items()]
 
 
 def _job_id(output: str) -> str:

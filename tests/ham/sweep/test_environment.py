@@ -56,7 +56,8 @@ def test_variables_that_change_slurm_do_not_reach_it(
     status, out, err = sweep(*ONE_RUN)
     assert status == 0 and "submitted array 101" in out
     assert not {*DISPLAYS, *ENCLOSING, *OPTIONS} & {*seen(stand_ins, name)}
-    assert err == f"sweep.py: {', '.join(sorted(OPTIONS))} not used: give options of sbatch after --\n"
+    cure = "unset them, or give options of sbatch after --"
+    assert err == f"sweep.py: {', '.join(sorted(OPTIONS))} not used: {cure}\n"
 
 
 def test_the_settings_of_the_user_reach_slurm(
@@ -122,7 +123,7 @@ def test_options_of_sbatch_are_named_where_that_is_asked(
     }
     kept = {"SBATCH_ACCOUNT": "me", "SBATCH_CLUSTERS": "one", "SLURM_CLUSTERS": "one", "A": ""}
     assert environment.without_slurm_variables(given, warn) == kept
-    text = "sweep.py: SBATCH_WAIT not used: give options of sbatch after --\n"
+    text = "sweep.py: SBATCH_WAIT not used: unset them, or give options of sbatch after --\n"
     assert capsys.readouterr() == ("", text if warn else "")
     assert environment.without_slurm_variables(given) == kept and not capsys.readouterr().err
 

@@ -1,0 +1,140 @@
+"""sweep.py: options of sbatch, results that collect.py refuses, failing disks, lost folders, silent SLURM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import script
+from sweep_files import stand_in
+
+from ham.command_line import run_command_line
+from ham.report.spec import RunSpec
+from ham.sweep import commands, sbatch_options, status
+from ham.sweep.manifests import SweepError
+from ham.sweep.resources import resources
+from ham.sweep.status import Sweeps
+
+Sweep = Callable[..., tuple[int, str, str]]
+TINY = RunSpec("dense", 0, demo="tiny")
+CHOICE = ("--exp=dense", "--seeds=0")
+
+
+@pytest.fixture
+def binaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH without SLURM and git, for stand-ins; no committed records."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("bash", "env"):
+        (folder / name).symlink_to(f"/usr/bin/{name}")
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("HAM_COMMIT", "c0ffee0")
+    monkeypatch.setattr(status, "RESULTS", tmp_path / "results")
+    return folder
+
+
+@pytest.fixture
+def sweeps(tmp_path: Path, binaries: Path) -> Sweeps:
+    return Sweeps(tmp_path / "runs")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, binaries: Path, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """`sweep("--table=4")`: status, stdout and stderr of sweep.py with the runs in tmp_path/runs."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        ended = run_command_line(script("sweep").main, [f"--runs={tmp_path / 'runs'}", *argv])
+        return ended, *capsys.readouterr()
+
+    return run
+
+
+# options of sbatch
+
+CANNOT = "cannot be given to sbatch"
+NAME = "the sweep finds its jobs by their names: give --comment"
+LOG = "the logs of a sweep are in .sweeps/logs of --runs: omit it"
+RESTART = "HAM_MAX_RESTARTS limits how often a job restarts, 0 for never: set that"
+SHORT = (
+    "leaves no time to train, since a run saves and restarts 300 s before the end: "
+    "give more, or a later warning such as --signal=B:USR1@60"
+)
+REFUSED = {  # arguments after --: the line
+    "--job-name=X": f"--job-name {CANNOT}: {NAME}",
+    "--job-name X": f"--job-name {CANNOT}: {NAME}",
+    "--j=X": f"--j (--job-name) {CANNOT}: {NAME}",
+    "-J X": f"-J (--job-name) {CANNOT}: {NAME}",
+    "-JX": f"-J (--job-name) {CANNOT}: {NAME}",
+    "-HJX": f"-J (--job-name) {CANNOT}: {NAME}",
+    "--qos long -J X": f"-J (--job-name) {CANNOT}: {NAME}",
+    "--array=1-3": f"--array {CANNOT}: its tasks are the runs, and HAM_ARRAY_THROTTLE limits how many run at "
+    "a time: set that",
+    "--out=x": f"--out (--output) {CANNOT}: {LOG}",
+    "-e x": f"-e (--error) {CANNOT}: {LOG}",
+    "--open-mode=truncate": f"--open-mode {CANNOT}: {LOG}",
+    "--no-requeue": f"--no-requeue {CANNOT}: {RESTART}",
+    "--requeue": f"--requeue {CANNOT}: {RESTART}",
+    "--wrap=true": f"--wrap {CANNOT}: jobs run slurm/array.sbatch: omit it",
+    "--parsable": f"--parsable {CANNOT}: the sweep gives it: omit it",
+    "-W": f"-W (--wait) {CANNOT}: a sweep does not wait for its jobs, --status shows them: omit it",
+    "--test": f"--test (--test-only) {CANNOT}: it submits nothing: give --dry-run instead of --submit",
+    "-M far": f"-M (--clusters) {CANNOT}: squeue has to ask the same cluster: set SBATCH_CLUSTERS",
+    "--uid=me": f"--uid {CANNOT}: the sweep finds jobs of its own user only: call it as that user",
+    "--help": f"--help {CANNOT}: it submits nothing: call sbatch itself",
+    "job.sh": "job.sh is not an option of sbatch: omit it, or write --option=VALUE",
+    "--hold job.sh": "job.sh is not an option of sbatch: omit it, or write --option=VALUE",
+    "-- --qos=x": "-- is not an option of sbatch: omit it, or write --option=VALUE",
+    "--time=5": f"--time 5 {SHORT}",
+    "-t 0:06:00": f"-t (--time) 0:06:00 {SHORT}",
+    "--time-min=0-00:01": f"--time-min 0-00:01 {SHORT}",
+    "--signal=B:USR1@3600 --time=60": f"--time 60 {SHORT.replace('300', '3600')}",
+    "--signal=USR1@60": "--signal must be B:USR1@SECONDS, on which runs save, got 'USR1@60'",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_an_option_that_a_sweep_sets_is_refused_before_anything_is_submitted(
+    given: str, sweep: Sweep
+) -> None:
+    assert sweep(*CHOICE, "--submit", "--", *given.split()) == (2, "", f"sweep.py: {REFUSED[given]}\n")
+
+
+PASSED = {  # arguments after --: those that sbatch gets, of an array that waits for task 14_1
+    "": "--dependency=afterany:14_1",
+    "--qos long --exclusive": "--dependency=afterany:14_1 --qos long --exclusive",
+    "--time=7 -N2 --time-min=0": "--dependency=afterany:14_1 --time=7 -N2 --time-min=0",
+    "--signal=B:USR1@60 -t 3": "--dependency=afterany:14_1 --signal=B:USR1@60 -t 3",
+    "--part x --wait-all-nodes=1": "--dependency=afterany:14_1 --part x --wait-all-nodes=1",
+    "--dependency=afterok:7": "--dependency=afterok:7,afterany:14_1",
+    "--depend afterok:7 --hold": "--dependency=afterok:7,afterany:14_1 --hold",
+    "-Hd7 -dsingleton": "--dependency=singleton,afterany:14_1 -H",
+}
+
+
+@pytest.mark.parametrize("given", PASSED)
+def test_other_options_are_passed_on_and_a_dependency_is_joined(given: str) -> None:
+    words = given.split()
+    sbatch_options.check_options(words)
+    assert sbatch_options.join_dependencies(words, ["14_1"]) == PASSED[given].split()
+
+
+def test_a_dependency_is_alone_where_no_masks_are_awaited() -> None:
+    words = ["-d", "afterok:7?afterok:8", "--hold"]
+    assert sbatch_options.join_dependencies(words, []) == ["--dependency=afterok:7?afterok:8", "--hold"]
+    line = (
+        r"^--dependency=afterok:7\?afterok:8 cannot be joined with the wait for masks: separate jobs by ','$"
+    )
+    with pytest.raises(SweepError, match=line):
+        sbatch_options.join_dependencies(words, ["14_1"])
+
+
+def test_the_resources_of_a_class_are_checked_too(
+    sweep: Sweep, binaries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"squeue": "", "scontrol": "", "sbatch": "exit 1"}.items():
+        stand_in(binaries, name, text)
+    monkeypatch.setitem(resources()["imagenet_rn50"].sbatch, "time", 5)
+    monkeypatch.setattr(commands, "has_changes", lambda: False)
+    assert sweep(*CHOICE, "--submit") == (2, "", f"sweep.py: --time 5 {SHORT}\n")
