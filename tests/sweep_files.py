@@ -37,18 +37,19 @@ def summary(run: RunSpec, dirty: bool | None = False, **altered: Any) -> dict[st
     return made | altered
 
 
-def metrics(run: RunSpec) -> str:
+def metrics(run: RunSpec, value: float = 50.0) -> str:
     """The content of its metrics.jsonl."""
     metric = run.info.reported[0].removesuffix("_last")
-    return "".join(f"{json.dumps({'epoch': epoch, metric: 50.0})}\n" for epoch in range(run.info.epochs))
+    return "".join(f"{json.dumps({'epoch': epoch, metric: value})}\n" for epoch in range(run.info.epochs))
 
 
 def finish(run: RunSpec, sweeps: Sweeps, masks: bool = True, **altered: Any) -> Path:
     """Write what a finished run leaves; returns its directory."""
     folder = run.folder(sweeps.runs)
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps(summary(run, **altered)))
-    (folder / "metrics.jsonl").write_text(metrics(run))
+    content = summary(run, **altered)
+    (folder / "summary.json").write_text(json.dumps(content))
+    (folder / "metrics.jsonl").write_text(metrics(run, content["metrics"][run.info.reported[0]]))
     if masks:
         (folder / "masks.pt").touch()
     return folder
@@ -58,9 +59,10 @@ def commit(run: RunSpec, **altered: Any) -> Path:
     """Write the record of a run, with the epochs that it stores; returns the record's path."""
     record = path_of(run, status.RESULTS)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(summary(run, **altered)))
+    content = summary(run, **altered)
+    record.write_text(json.dumps(content))
     if run.info.stores_history:
-        metrics_path(record).write_text(metrics(run))
+        metrics_path(record).write_text(metrics(run, content["metrics"][run.info.reported[0]]))
     return record
 
 

@@ -16,7 +16,16 @@ from typing import Any
 from ham.files import one_line, open_binary
 
 from . import search_grid
-from .odd_files import LARGEST, LARGEST_METRICS, InvalidRecord, find_files, parse_json, printable, read_bytes
+from .odd_files import (
+    AGAIN,
+    LARGEST,
+    LARGEST_METRICS,
+    InvalidRecord,
+    find_files,
+    parse_json,
+    printable,
+    read_bytes,
+)
 from .records import (
     RESULTS,
     diverged_path,
@@ -127,13 +136,13 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
     """
     if source.is_dir():
         if any((source / name).exists() for name in _RESULTS):
-            return iter([_read_directory(source)])
+            return iter([read_directory(source)])
         files, unread = find_files(source, lambda path: path.name in _RESULTS)
         folders = dict.fromkeys(path.parent for path in files)
         problems += unread
         cure = "it is not in a run directory <exp>/seed<k>: move it there"
         problems += [printable(f"{place}: {cure}") for place in folders if not place.name.startswith("seed")]
-        return (_read_directory(place) for place in folders if place.name.startswith("seed"))
+        return (read_directory(place) for place in folders if place.name.startswith("seed"))
     if not source.exists():
         raise UsageError(
             f"{source} does not exist: give a folder of runs, or cells.tar.gz of benchmarks/gpu.sh"
@@ -141,7 +150,7 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
     return iter(_read_archive(source))
 
 
-def _read_directory(folder: Path) -> FinishedRun:
+def read_directory(folder: Path) -> FinishedRun:
     """A run directory, by its own name or, where that is not seed<k>, by that of what a link leads to."""
     place = folder.absolute() if _SEED.fullmatch(folder.name) else folder.resolve()
     seed = _SEED.fullmatch(place.name)
@@ -200,18 +209,36 @@ def _collect_run(finished: FinishedRun, demo: str, results: Path, result: Collec
         else:
             result.written.append(write_divergence(run, summary, results))
         return
-    if diverged_path(path).exists():
-        raise InvalidRecord(f"it diverged before, and the first outcome counts: {diverged_path(path)}")
+    check_first_outcome(path)
     if path.exists() and not _lacks_epochs(path, run, result):
         result.existing += 1
         return
-    lines = None
-    if stores_history(run):
-        metrics = finished.content("metrics.jsonl")
-        if metrics is None:
-            raise InvalidRecord("it has no metrics.jsonl: run it again")
-        lines = epochs(metrics, summary, run)
-    result.written.append(write(run, summary, lines, results))
+    result.written.append(write(run, summary, history(finished, summary, run), results))
+
+
+def history(finished: FinishedRun, summary: dict[str, Any], run: RunSpec) -> list[dict[str, Any]] | None:
+    """The epochs that the record of a run keeps, None if it keeps none.
+
+    Args:
+        finished: files of the run.
+        summary: its summary, which `check` has accepted.
+        run: the run.
+
+    Raises:
+        InvalidRecord: they are missing, or not those of the summary.
+    """
+    if not stores_history(run):
+        return None
+    metrics = finished.content("metrics.jsonl")
+    if metrics is None:
+        raise InvalidRecord(f"it has no metrics.jsonl: {AGAIN}")
+    return epochs(metrics, summary, run)
+
+
+def check_first_outcome(path: Path) -> None:
+    """Raise InvalidRecord if the run of this record has a record of its divergence."""
+    if diverged_path(path).exists():
+        raise InvalidRecord(f"it diverged before, and the first outcome counts: {diverged_path(path)}")
 
 
 def _is_grid_point(summary: Any) -> bool:

@@ -22,6 +22,9 @@ LARGEST = 2**22
 LARGEST_METRICS = 2**26
 """Bytes of a metrics.jsonl."""
 
+AGAIN = "move it away and run it again"
+"""The cure for a finished run: neither train.py nor sweep.py trains a run whose directory has a summary."""
+
 _LONGEST = 1000  # characters of a message
 
 
@@ -66,7 +69,7 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
             raise InvalidRecord(f"{path.name} is not a regular file: remove it")
         if found.st_size > largest:
-            raise InvalidRecord(f"{path.name} has {found.st_size} bytes, more than {largest}: run it again")
+            raise InvalidRecord(f"{path.name} has {found.st_size} bytes, more than {largest}: {AGAIN}")
         with open_binary(path) as file:
             return file.read()
     except OSError as error:

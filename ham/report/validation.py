@@ -14,7 +14,7 @@ from typing import Any
 from ham.experiments import is_origin
 
 from . import plan, schema
-from .odd_files import InvalidRecord, parse_json
+from .odd_files import AGAIN, InvalidRecord, parse_json
 from .scales import SCALES
 from .spec import RunSpec, lock
 
@@ -86,7 +86,7 @@ def check_result(summary: Any) -> RunSpec:
         raise InvalidRecord(f"its status is {summary['status']!r}, not 'done': start it again to resume")
     run = _identify(summary)
     if problem := _result_error(summary, run):
-        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+        raise InvalidRecord(f"it is incomplete: {problem}; {AGAIN}")
     _check_configuration(summary, run)
     return run
 
@@ -99,14 +99,14 @@ def check_divergence(content: Any) -> RunSpec:
     """
     _check_identity(content)
     if problem := schema.label(content.get("reason"), "reason"):
-        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+        raise InvalidRecord(f"it is incomplete: {problem}; {AGAIN}")
     if content["status"] != "diverged":
-        raise InvalidRecord(f"its status is {content['status']!r}, not 'diverged': run it again")
+        raise InvalidRecord(f"its status is {content['status']!r}, not 'diverged': {AGAIN}")
     run = _identify(content)
     if content["config_hash"] != run.info.config_hash:
-        raise InvalidRecord("its configuration hash differs from configs/lock.json: rerun it")
+        raise InvalidRecord(f"its configuration hash differs from configs/lock.json: {AGAIN}")
     if content["epochs"] > run.info.epochs:
-        raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: run it again")
+        raise InvalidRecord(f"it ended after {content['epochs']} of {run.info.epochs} epochs: {AGAIN}")
     _check_provenance(content, divergence_record(content))
     return run
 
@@ -114,14 +114,14 @@ def check_divergence(content: Any) -> RunSpec:
 def _check_identity(summary: Any) -> None:
     """Raise InvalidRecord unless what a finished and a diverged run share is complete."""
     if problem := schema.IDENTITY(summary, ""):
-        raise InvalidRecord(f"it is incomplete: {problem}; run it again")
+        raise InvalidRecord(f"it is incomplete: {problem}; {AGAIN}")
     count = summary["provenance"].get("ranks", 1)
     agreed = summary.get("ranks", {"world_size": 1, "agreed": True})  # older summaries of one rank have none
     is_counted = agreed == {"world_size": count, "agreed": True} and not isinstance(
         agreed["world_size"], bool
     )
     if not is_counted or agreed["agreed"] is not True:
-        raise InvalidRecord("its ranks did not agree at the end: their weights differ, run it again")
+        raise InvalidRecord(f"its ranks did not agree at the end, their weights differ: {AGAIN}")
 
 
 def _check_provenance(content: dict[str, Any], kept: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def _check_provenance(content: dict[str, Any], kept: dict[str, Any]) -> None:
     for part in (content["provenance"], *content["provenance"].get("resumed_from", [])):
         check_code(part)
     if problem := schema.odd_value(kept):
-        raise InvalidRecord(f"{problem}: run it again")
+        raise InvalidRecord(f"{problem}: {AGAIN}")
     if path := next(filter(_PATH.search, _texts(kept)), None):
         raise InvalidRecord(f"it names a path of a machine ({path!r}): remove that")
 
@@ -194,20 +194,20 @@ def _check_configuration(summary: dict[str, Any], run: RunSpec) -> None:
     if config_hash != info.config_hash:
         raise InvalidRecord(
             f"its configuration hash differs from configs/lock.json ({config_hash[:8]}, now "
-            f"{info.config_hash[:8]}): rerun it"
+            f"{info.config_hash[:8]}): {AGAIN}"
         )
     if (
         summary["provenance"].get("config_hash", config_hash) != config_hash
         or summary["epochs"] != info.epochs
     ):
-        raise InvalidRecord("its hash, provenance and epochs contradict each other: run it again")
+        raise InvalidRecord(f"its hash, provenance and epochs contradict each other: {AGAIN}")
     if summary.get("task", info.task) != info.task:  # older records have none
-        raise InvalidRecord(f"its task is {summary['task']!r}, not {info.task!r}: run it again")
+        raise InvalidRecord(f"its task is {summary['task']!r}, not {info.task!r}: {AGAIN}")
     if abs(summary["sparsity"]["target"] - info.sparsity) > 1e-9:
-        raise InvalidRecord(f"its target sparsity is not the experiment's {info.sparsity:g}: run it again")
+        raise InvalidRecord(f"its target sparsity is not the experiment's {info.sparsity:g}: {AGAIN}")
     source = run.depends_on
     if source is not None and not _is_from(source, summary["sparsity"].get("masks_from")):
-        raise InvalidRecord(f"its masks are not those of today's {source}: run that again, then this")
+        raise InvalidRecord(f"its masks are not those of today's {source}: {AGAIN}")
 
 
 def _is_from(source: RunSpec, origin: Any) -> bool:
@@ -219,10 +219,10 @@ def check_code(provenance: Any) -> None:
     commit = provenance.get("commit") if isinstance(provenance, dict) else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise InvalidRecord(
-            "the commit of its code is unknown: set HAM_COMMIT where git is missing and run it again"
+            f"the commit of its code is unknown: set HAM_COMMIT where git is missing, {AGAIN}"
         )
     if provenance.get("dirty") not in (False, None):  # None: no git, the commit is from $HAM_COMMIT
-        raise InvalidRecord("its code had uncommitted changes: commit and run it again")
+        raise InvalidRecord(f"its code had uncommitted changes: commit, {AGAIN}")
 
 
 def epochs(content: bytes, summary: dict[str, Any], run: RunSpec) -> list[dict[str, Any]]:
@@ -239,14 +239,14 @@ def epochs(content: bytes, summary: dict[str, Any], run: RunSpec) -> list[dict[s
     last, _ = run.info.reported
     try:
         lines = list(map(parse_json, content.splitlines()))
-    except InvalidRecord as error:
-        raise InvalidRecord(f"a line of its metrics is invalid: {error}") from None
+    except InvalidRecord:
+        raise InvalidRecord(f"a line of its metrics is not JSON: {AGAIN}") from None
     if problem := next(filter(None, map(schema.epoch_error, lines)), ""):
-        raise InvalidRecord(f"its metrics are invalid ({problem}): run it again")
+        raise InvalidRecord(f"its metrics are invalid ({problem}): {AGAIN}")
     if [line["epoch"] for line in lines] != list(range(summary["epochs"])):
-        raise InvalidRecord(f"its metrics are not those of {summary['epochs']} epochs: run it again")
+        raise InvalidRecord(f"its metrics are not those of {summary['epochs']} epochs: {AGAIN}")
     if lines and lines[-1].get(last.removesuffix("_last")) != summary["metrics"][last]:
-        raise InvalidRecord("the last epoch of its metrics contradicts its summary: run it again")
+        raise InvalidRecord(f"the last epoch of its metrics contradicts its summary: {AGAIN}")
     return [{key: value for key, value in line.items() if key != "layers"} for line in lines]
 
 

@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from ham.files import is_locked, one_line, open_binary, read_bytes, read_json
+from ham.report.collect import check_first_outcome, history, read_directory
+from ham.report.odd_files import AGAIN, parse_json
 from ham.report.records import (
     DEMOS,
     RESULTS,
@@ -128,7 +129,7 @@ class Sweeps(RunsFolder):
             cure = "delete it to run it again"
             return RunStatus(Status.STALE, f"{folder} has no masks.pt, which others need: {cure}")
         finished = summary is not None and summary.get("status") == "done"
-        refusal = self._refusal(run, folder, summary) if finished else ""
+        refusal = self._refusal(run, folder) if finished else ""
         if finished and not refusal:
             return RunStatus(Status.DONE)
         if active := self.active.get(self.line(run)):
@@ -139,7 +140,7 @@ class Sweeps(RunsFolder):
             return RunStatus(Status.DIVERGED, note)
         recorded = None if masks or self._again else _recorded(run)
         if refusal and (recorded is None or recorded.kind is not Status.DONE):
-            return RunStatus(Status.STALE, f"{folder}: {refusal} (move it away first)")
+            return RunStatus(Status.STALE, _with_cure(f"{folder}: {refusal}", "move it away first"))
         return recorded or self._unfinished(run)
 
     def _divergence(self, run: RunSpec) -> str:
@@ -165,7 +166,7 @@ class Sweeps(RunsFolder):
         """
         folder = run.folder(self.runs)
         summary = read_json(folder / "summary.json")
-        if not summary or self._refusal(run, folder, summary):
+        if not summary or self._refusal(run, folder):
             summary = read_json(path_of(run, RESULTS))
         return summary["metrics"][run.info.reported[0]]
 
@@ -188,18 +189,21 @@ class Sweeps(RunsFolder):
         logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
         return sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
 
-    def _refusal(self, run: RunSpec, folder: Path, summary: dict[str, Any]) -> str:
-        """Why a finished run cannot become a record; "" if it can, or if its scale has no records."""
+    def _refusal(self, run: RunSpec, folder: Path) -> str:
+        """Why collect.py refuses a finished run; "" if it does not, or if its scale has no records."""
         if self._lenient or run.demo not in ("", *DEMOS):
             return ""
         try:
+            finished = read_directory(folder)
+            summary = parse_json(finished.content("summary.json") or b"")
             named = check(summary)
+            if (named.name, named.seed) != (run.name, run.seed):
+                return f"its summary is of {named}, which belongs in {named.name}/seed{named.seed}"
+            if not self._again:
+                check_first_outcome(path_of(run, RESULTS))
+            history(finished, summary, run)
         except (InvalidRecord, PlanError) as error:
             return str(error)
-        if (named.name, named.seed) != (run.name, run.seed):
-            return f"its summary is of {named}, which belongs in {named.name}/seed{named.seed}"
-        if stores_history(run) and not (folder / "metrics.jsonl").exists():
-            return "it has no metrics.jsonl: run it again"
         return ""
 
     def _unfinished(self, run: RunSpec) -> RunStatus:
@@ -238,6 +242,11 @@ def _check_files(folder: Path) -> None:
                 open_binary(folder / name).close()
 
 
+def _with_cure(problem: str, cure: str) -> str:
+    """What is wrong with a finished run or a record, and what has to be done before it runs again."""
+    return problem if AGAIN in problem else f"{problem} ({cure})"
+
+
 def open_runs(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """The runs to launch: neither done, active nor stale, and their masks exist or will."""
     held = set(blocked(states))
@@ -271,6 +280,6 @@ def _recorded(run: RunSpec) -> RunStatus | None:
     try:
         read(path)
     except InvalidRecord as error:
-        return RunStatus(Status.STALE, f"{error} (delete it first)")
+        return RunStatus(Status.STALE, _with_cure(str(error), "delete it first"))
     is_complete = metrics_path(path).exists() or not stores_history(run)
     return RunStatus(Status.DONE) if is_complete else None

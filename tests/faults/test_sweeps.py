@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from commands import script
-from sweep_files import stand_in
+from sweep_files import finish, metrics, stand_in
 
 from ham.command_line import run_command_line
+from ham.report.records import diverged_path, path_of
 from ham.report.spec import RunSpec
 from ham.sweep import commands, sbatch_options, status
 from ham.sweep.manifests import SweepError
 from ham.sweep.resources import resources
-from ham.sweep.status import Sweeps
+from ham.sweep.status import Status, Sweeps
 
 Sweep = Callable[..., tuple[int, str, str]]
 TINY = RunSpec("dense", 0, demo="tiny")
@@ -138,3 +139,53 @@ def test_the_resources_of_a_class_are_checked_too(
     monkeypatch.setitem(resources()["imagenet_rn50"].sbatch, "time", 5)
     monkeypatch.setattr(commands, "has_changes", lambda: False)
     assert sweep(*CHOICE, "--submit") == (2, "", f"sweep.py: --time 5 {SHORT}\n")
+
+
+# results that collect.py refuses
+
+AGAIN = "move it away and run it again"
+UNFIT: dict[str, tuple[Callable[[str], str], str]] = {
+    "no epochs": (lambda text: "", f"it has no metrics.jsonl: {AGAIN}"),
+    "an epoch fewer": (
+        lambda text: text.partition("\n")[2],
+        f"its metrics are not those of 100 epochs: {AGAIN}",
+    ),
+    "another result": (
+        lambda text: text.replace("50.0", "51.0"),
+        f"the last epoch of its metrics contradicts its summary: {AGAIN}",
+    ),
+    "half a line": (
+        lambda text: text[:-5],
+        f"a line of its metrics is not JSON: {AGAIN}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_collect_refuses_is_not_done(
+    case: str, sweep: Sweep, sweeps: Sweeps, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alter, reason = UNFIT[case]
+    run = RunSpec("dense", 0)
+    folder = finish(run, sweeps)
+    (folder / "metrics.jsonl").write_text(alter(metrics(run)))
+    state = sweeps.state(run)
+    assert (
+        state.kind is Status.STALE
+        and state.note.removesuffix(" (move it away first)") == f"{folder}: {reason}"
+    )
+    assert sweep(*CHOICE, "--status")[0] == 0
+    argv = [str(sweeps.runs), f"--results={tmp_path / 'new'}"]
+    assert run_command_line(script("collect").main, argv) == 1
+    assert capsys.readouterr().err == f"collect.py: left out {folder}: {reason}\n"
+    folder.rename(tmp_path / "away")
+    assert sweeps.state(run).kind is Status.NOT_LAUNCHED, "the cure works"
+
+
+def test_a_run_that_diverged_before_is_not_done(sweeps: Sweeps) -> None:
+    run = RunSpec("dense", 0)
+    finish(run, sweeps)
+    path = diverged_path(path_of(run, status.RESULTS))
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert f"it diverged before, and the first outcome counts: {path}" in sweeps.state(run).note

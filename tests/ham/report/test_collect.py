@@ -277,7 +277,9 @@ def test_members_of_an_archive_are_read_up_to_the_largest_size_and_only_with_a_r
     assert size > len(mine["summary.json"])
     monkeypatch.setattr(collect, "LARGEST_METRICS", size - 1)
     status, _, (line,) = run(path)
-    assert status == 1 and line.endswith(f"{path}:rigl_s90/seed1: it has no metrics.jsonl: run it again")
+    assert status == 1 and line.endswith(
+        f"{path}:rigl_s90/seed1: it has no metrics.jsonl: move it away and run it again"
+    )
     monkeypatch.setattr(collect, "LARGEST_METRICS", size)
     assert run(path)[::2] == (0, [])
 

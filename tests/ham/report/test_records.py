@@ -429,17 +429,25 @@ def test_the_sparsity_is_that_of_the_counts(
     if is_valid:
         assert validation.check(summary) == RUN
     else:
-        with pytest.raises(InvalidRecord, match=r"sparsity\.overall is not 1 - kept / total; run it again$"):
+        with pytest.raises(
+            InvalidRecord, match=r"sparsity\.overall is not 1 - kept / total; move it away and run it again$"
+        ):
             validation.check(summary)
 
 
 @pytest.mark.parametrize(
     ("altered", "reason"),
     [
-        ({"metrics": {"top1_last": 70.1, "top1_best": 70.0}}, "top1_last is above top1_best; run it again"),
+        (
+            {"metrics": {"top1_last": 70.1, "top1_best": 70.0}},
+            "top1_last is above top1_best; move it away and run it again",
+        ),
         ({"sparsity": {"target": 0.8, "overall": 0.8}}, "its target sparsity is not the experiment's 0.9"),
         ({"sparsity": {"target": 0.9 + 1e-8, "overall": 0.9}}, "its target sparsity is not the experiment's"),
-        ({"epochs": 99}, "its hash, provenance and epochs contradict each other: run it again"),
+        (
+            {"epochs": 99},
+            "its hash, provenance and epochs contradict each other: move it away and run it again",
+        ),
         ({"overridden": True, "config_hash": "1" * 64}, "no figure, search or study has them: see train.py"),
         ({"cell": "at /data/x"}, "it names a path of a machine ('at /data/x'): remove that"),
         ({"ham": {"~/x": 1.0}}, "it names a path of a machine ('~/x'): remove that"),
@@ -468,17 +476,23 @@ def test_a_summary_may_end_at_its_best_and_within_rounding_of_its_target(
 @pytest.mark.parametrize(
     ("altered", "reason"),
     [
-        ({"epochs": 101}, "it ended after 101 of 100 epochs: run it again"),
-        ({"status": "done"}, "its status is 'done', not 'diverged': run it again"),
-        ({"config_hash": "0" * 64}, "its configuration hash differs from configs/lock.json: rerun it"),
-        ({"reason": None}, "it is incomplete: no reason; run it again"),
-        ({"seed": None}, "it is incomplete: no seed; run it again"),
+        ({"epochs": 101}, "it ended after 101 of 100 epochs: move it away and run it again"),
+        ({"status": "done"}, "its status is 'done', not 'diverged': move it away and run it again"),
+        (
+            {"config_hash": "0" * 64},
+            "its configuration hash differs from configs/lock.json: move it away and run it again",
+        ),
+        ({"reason": None}, "it is incomplete: no reason; move it away and run it again"),
+        ({"seed": None}, "it is incomplete: no seed; move it away and run it again"),
         (
             {"exp": "nonsense"},
             "configs/lock.json has no experiment 'nonsense': run python scripts/lock.py if",
         ),
         ({"reason": "in /home/x"}, "it names a path of a machine ('in /home/x')"),
-        ({"sparsity": [float("nan")]}, "it holds nan, inf or a number beyond 1e100: run it again"),
+        (
+            {"sparsity": [float("nan")]},
+            "it holds nan, inf or a number beyond 1e100: move it away and run it again",
+        ),
     ],
 )
 def test_an_odd_divergence_is_refused(
@@ -523,7 +537,9 @@ def test_a_run_that_says_nothing_of_its_ranks_had_one(make_summary: Callable[...
 def test_masks_are_from_a_source_that_is_named(make_summary: Callable[..., dict[str, Any]]) -> None:
     summary = make_summary(RunSpec("mask_str_s90", 2))
     summary["sparsity"]["masks_from"] = None
-    with pytest.raises(InvalidRecord, match="not those of today's str_s90 seed 2: run that again, then this"):
+    with pytest.raises(
+        InvalidRecord, match="not those of today's str_s90 seed 2: move it away and run it again"
+    ):
         validation.check(summary)
 
 
@@ -537,12 +553,16 @@ def test_the_last_epoch_is_that_of_the_summary(
         return records.epochs(text.encode(), make_summary(RUN, **altered), RUN)
 
     assert len(read(lines)) == 100 and read([], epochs=0) == []
-    with pytest.raises(InvalidRecord, match=r"^its metrics are not those of 100 epochs: run it again$"):
+    with pytest.raises(
+        InvalidRecord, match=r"^its metrics are not those of 100 epochs: move it away and run it again$"
+    ):
         read([*lines, lines[-1] | {"epoch": 100}])
     with pytest.raises(InvalidRecord, match=r"^the last epoch of its metrics contradicts its summary"):
         read([*lines[:-1], lines[-1] | {"top1": 74.9}])
     read([*lines[:-2], lines[-2] | {"top1": 0.0}, lines[-1]])
-    with pytest.raises(InvalidRecord, match=r"^its metrics are invalid \(no epoch\): run it again$"):
+    with pytest.raises(
+        InvalidRecord, match=r"^its metrics are invalid \(no epoch\): move it away and run it again$"
+    ):
         read([{}, *lines[1:]])
 
 

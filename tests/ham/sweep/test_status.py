@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import ANY
 
-from sweep_files import DEPENDENT, SOURCE, commit, finish, stand_in, summary
+from sweep_files import DEPENDENT, SOURCE, commit, finish, metrics, stand_in, summary
 from tracing import is_traced
 
 from ham.report import plan
@@ -39,7 +39,7 @@ def test_what_the_rules_of_records_refuse_is_not_done(sweeps: Sweeps, tmp_path: 
         state = sweeps.state(run)
         assert state.kind is Status.STALE and "\n" not in state.note
         assert state.note.startswith(f"{record}: its code had uncommitted changes")
-        assert "delete it first" in state.note
+        assert state.note.endswith(": commit, move it away and run it again")
         record.unlink()
         folder = finish(run, sweeps, dirty=True)
         state = sweeps.state(run)
@@ -179,7 +179,7 @@ def test_a_diverged_run_names_its_file_and_is_checked_as_records_are(sweeps: Swe
     assert Sweeps(sweeps.runs, lenient=True).state(run) == RunStatus(Status.DIVERGED, note)
     finish(RunSpec("dense", 4), sweeps)
     (folder / "summary.json").write_text(json.dumps(summary(run)))
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text(metrics(run))
     assert sweeps.state(run).kind is Status.DONE, "a later attempt ended well"
 
 
@@ -231,7 +231,7 @@ def test_a_summary_of_another_run_names_where_it_belongs(sweeps: Sweeps) -> None
     assert sweeps.state(RunSpec("dense", 2)).note == f"{folder}: {place} (move it away first)"
     folder = finish(RunSpec("dense", 4), sweeps)
     (folder / "metrics.jsonl").unlink()
-    reason = f"{folder}: it has no metrics.jsonl: run it again (move it away first)"
+    reason = f"{folder}: it has no metrics.jsonl: move it away and run it again"
     assert sweeps.state(RunSpec("dense", 4)).note == reason
 
 
