@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from ham.files import ROOT, one_line, open_text
+from ham.report.odd_files import explain
 from ham.report.spec import RunSpec
 
 from .manifests import STOPPED_LINE, last_log_line
 from .progress import LocalReport
 from .resources import is_short
-from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule
+from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule, is_of_environment
 from .status import Status, Sweeps
 from .worker import Worker
 
@@ -76,8 +77,7 @@ class LocalSweep:
         """Run them; returns the exit status: 0, 1, 2, 85 or 130."""
         self._sweeps.logs.mkdir(parents=True, exist_ok=True)
         for run in self._exhausted:
-            reason = (self._failures.reasons(run) or ["the run whose masks it takes failed"])[-1]
-            self._report.print_failure(run, f"left out: {reason}")
+            self._report.print_failure(run, f"left out: {self._failures.why_exhausted(run)}")
         with self._catch_signals(), ThreadPoolExecutor(self._jobs) as pool:
             threads = [pool.submit(self._worker_loop) for _ in range(self._jobs)]
             try:
@@ -169,10 +169,11 @@ class LocalSweep:
     def _train(self, run: RunSpec, worker: Worker) -> Outcome:
         log = self._sweeps.local_log(run)
         try:
+            self._sweeps.logs.mkdir(parents=True, exist_ok=True)  # someone may have removed it
             with open_text(log, "a") as file:
                 start = os.fstat(file.fileno()).st_size
         except OSError as error:
-            return Outcome(Ending.FAILED, 2, f"{log} cannot be written ({one_line(error)}): move it away")
+            return Outcome(Ending.FAILED, 2, explain(error))
         with self._lock:
             if self._stop_status:
                 return Outcome(Ending.STOPPED)
@@ -188,11 +189,15 @@ class LocalSweep:
             return Outcome(Ending.DONE)
         killed = self._stop_status and status < 0  # its last checkpoint remains: no failure
         if status == EXIT_SAVED or killed:
-            with open_text(log, "a") as file:
+            with contextlib.suppress(OSError), open_text(log, "a") as file:  # it resumes in any case
                 file.write(f"\n{STOPPED_LINE}\n")
             return Outcome(Ending.STOPPED, status)
         other = self._outcome_elsewhere(run)  # did another process start it first?
-        return other or Outcome(Ending.FAILED, status, f"{last_log_line(log, start)} (exit status {status})")
+        try:
+            reason = last_log_line(log, start)
+        except OSError as error:
+            reason = f"{log} was removed ({one_line(error)}): start the same command again"
+        return other or Outcome(Ending.FAILED, status, f"{reason} (exit status {status})")
 
     def _finish(self, run: RunSpec, outcome: Outcome, retry: bool = False) -> None:
         """Note and print how a run ended, and that its dependents cannot start if it failed."""
@@ -212,9 +217,13 @@ class LocalSweep:
             return False
         if self._sweeps.state(run).kind is Status.DIVERGED:  # a result
             return False
-        if outcome.status == 2:  # such as missing data: retrying is useless now, and useful once they exist
+        # missing data, a full disk: retrying is useless now, and useful once they are there or it has space
+        if outcome.status == 2 or is_of_environment(outcome.reason):
             return False
-        return self._failures.add(run, outcome.reason) < MAX_FAILURES
+        try:
+            return self._failures.add(run, outcome.reason) < MAX_FAILURES
+        except OSError:  # it is tried in the next slice
+            return False
 
     def _exit_status(self) -> int:
         ends = [end for end in self._schedule.outcomes.values() if end.ending is Ending.FAILED]

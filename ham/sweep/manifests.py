@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from functools import cached_property
@@ -130,8 +131,15 @@ def last_log_lines(log: Path, count: int, start: int = 0) -> list[str]:
     lines = re.split(r"[\r\n]+", log_end(log, start))
     texts = [text for line in lines if (text := _BAR.sub("", line).strip())]
     clear = [line for line in texts if not _NOISE.match(line)]
-    last = clear or texts or [f"{log} is empty" if not start else f"it added nothing to {log}"]
+    last = clear or texts or [_silence(log, start)]
     return [line[:200] for line in last[-count:]]
+
+
+def _silence(log: Path, start: int) -> str:
+    """What is said of a log without lines after `start`: a full disk takes none."""
+    what = f"{log} is empty" if not start else f"it added nothing to {log}"
+    is_full = os.statvfs(log).f_bavail == 0
+    return f"{what} ({os.strerror(errno.ENOSPC)}): free space" if is_full else what
 
 
 def log_end(log: Path, start: int = 0) -> str:

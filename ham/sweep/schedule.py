@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,19 @@ class Outcome:
     ending: Ending
     status: int = 0
     reason: str = ""
+
+
+_OF_ENVIRONMENT = tuple(
+    map(
+        os.strerror,
+        (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE),
+    )
+)
+
+
+def is_of_environment(reason: str) -> bool:
+    """Return True if a run failed by its machine, such as by a full disk: it may succeed later."""
+    return any(text in reason for text in _OF_ENVIRONMENT)
 
 
 class Schedule:
@@ -133,6 +148,14 @@ class Failures:
         """The runs that failed so often that slices leave them out, and the dependents of those."""
         known = {run for run in todo if len(self.reasons(run)) >= MAX_FAILURES}
         return [run for run in todo if run in known or run.depends_on in known]
+
+    def why_exhausted(self, run: RunSpec) -> str:
+        """Why slices leave a run out, and the cure."""
+        reasons = self.reasons(run)
+        if not reasons:
+            return "the run whose masks it takes failed"
+        cure = f"delete {self._path}, or omit --seconds, to try it again"
+        return f"{reasons[-1]}; it failed {len(reasons)} times: {cure}"
 
     def _key(self, run: RunSpec) -> str:
         return f"{run.name}/seed{run.seed} {run.info.config_hash[:8]}"

@@ -473,7 +473,7 @@ def test_a_log_that_cannot_be_written_fails_its_run_alone(tmp_path: Path, sweep_
     log.mkdir(parents=True)
     local = LocalSweep([ODD], sweeps, jobs=1)
     worker = SimpleNamespace(run=pytest.fail, signal=pytest.fail)
-    line = f"{log} cannot be written (Is a directory): move it away"
+    line = f"{log} cannot be read or written (Is a directory): move it away"
     assert local._train(ODD, worker) == Outcome(Ending.FAILED, 2, line)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import script
@@ -12,9 +14,11 @@ from sweep_files import finish, metrics, stand_in
 from ham.command_line import run_command_line
 from ham.report.records import diverged_path, path_of
 from ham.report.spec import RunSpec
-from ham.sweep import commands, sbatch_options, status
+from ham.sweep import commands, manifests, sbatch_options, status
+from ham.sweep.local import LocalSweep
 from ham.sweep.manifests import SweepError
 from ham.sweep.resources import resources
+from ham.sweep.schedule import Ending, Failures, Outcome
 from ham.sweep.status import Status, Sweeps
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -189,3 +193,60 @@ def test_a_run_that_diverged_before_is_not_done(sweeps: Sweeps) -> None:
     path.parent.mkdir(parents=True)
     path.touch()
     assert f"it diverged before, and the first outcome counts: {path}" in sweeps.state(run).note
+
+
+# failures that the machine causes
+
+MACHINE = {
+    "train.py: cannot write last.pt: No space left on device; free space (exit status 1)": True,
+    "OSError: [Errno 30] Read-only file system: 'x' (exit status 1)": True,
+    "train.py: Disk quota exceeded (exit status 1)": True,
+    "train.py: diverged: the loss is not finite at step 3 (exit status 1)": False,
+    "RuntimeError: a defect (exit status 1)": False,
+}
+
+
+@pytest.mark.parametrize("reason", MACHINE)
+def test_a_failure_of_the_machine_is_not_counted(reason: str, sweeps: Sweeps) -> None:
+    slice_ = LocalSweep([TINY], sweeps, jobs=1, seconds=9)
+    assert slice_._may_retry(TINY, Outcome(Ending.FAILED, 1, reason)) is not MACHINE[reason]
+    assert Failures(sweeps).reasons(TINY) == ([] if MACHINE[reason] else [reason])
+
+
+def test_a_failure_that_cannot_be_counted_ends_no_sweep(sweeps: Sweeps) -> None:
+    (sweeps.folder / "failures.json").mkdir(parents=True)
+    slice_ = LocalSweep([TINY], sweeps, jobs=1, seconds=9)
+    assert slice_._may_retry(TINY, Outcome(Ending.FAILED, 1, "a defect")) is False
+
+
+def test_an_empty_log_on_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    assert manifests.last_log_line(log) == f"{log} is empty"
+    monkeypatch.setattr(manifests.os, "statvfs", lambda _: SimpleNamespace(f_bavail=0))
+    assert manifests.last_log_line(log) == f"{log} is empty (No space left on device): free space"
+    assert (
+        manifests.last_log_line(log, 9) == f"it added nothing to {log} (No space left on device): free space"
+    )
+
+
+# folders that are removed meanwhile
+
+
+@pytest.mark.parametrize("removed", ["runs/.sweeps", "runs"])
+@pytest.mark.parametrize(("ended", "ending"), [(1, Ending.FAILED), (85, Ending.STOPPED), (0, Ending.DONE)])
+def test_a_folder_that_is_removed_while_a_run_trains_ends_no_other(
+    removed: str, ended: int, ending: Ending, sweeps: Sweeps, tmp_path: Path
+) -> None:
+    def remove(argv: list[str], log: Path) -> int:
+        shutil.rmtree(tmp_path / removed)
+        return ended
+
+    class Worker:
+        run = staticmethod(remove)
+
+    sweep, log = LocalSweep([TINY], sweeps, jobs=1), sweeps.local_log(TINY)
+    reason = f"{log} was removed (No such file or directory): start the same command again (exit status 1)"
+    expected = Outcome(ending, ended, reason if ending is Ending.FAILED else "")
+    for _ in range(2):  # the next run finds the folder again
+        assert sweep._train(TINY, Worker()) == expected

@@ -314,7 +314,9 @@ def test_the_last_reason_of_a_run_that_is_left_out_is_printed(
     for reason in ("first", "second"):
         Failures(sweeps).add(DENSE, reason)
     assert LocalSweep([DENSE], sweeps, jobs=1, seconds=9).run() == 1
-    assert capsys.readouterr() == ("", f"failed: {DENSE}: left out: second\n")
+    cure = f"delete {sweeps.folder}/failures.json, or omit --seconds, to try it again"
+    line = f"failed: {DENSE}: left out: second; it failed 2 times: {cure}\n"
+    assert capsys.readouterr() == ("", line)
 
 
 class Signalled:
