@@ -15,7 +15,7 @@ checkpoints. Sweeps on one folder of runs, also from several machines, share the
 
 Exit status: 0 fine; 1 a run failed (--local, --status), or a file of a run cannot be read (--status); 2 wrong
 use, no SLURM, or a run that cannot start, such as one whose data are missing; 85 stopped by a signal or
---seconds, unfinished runs remain; 130 Ctrl-C.
+--seconds, or runs of other processes have not ended: unfinished runs remain; 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
 
 from .archive import pack
-from .listing import counted, print_estimate, print_line, print_missing, print_overview, warn
-from .local import LocalSweep
+from .listing import counted, pluralize, print_estimate, print_line, print_missing, print_overview, warn
+from .local import EXIT_INTERRUPTED, EXIT_SAVED, LocalSweep
 from .manifests import SweepError
 from .resources import resources
 from .sbatch_options import check_options
 from .selection import Selection
-from .slurm import read_queue, submit, sweep_lock
+from .slurm import SlurmMissingError, read_queue, submit, sweep_lock
 from .status import RunStatus, Status, Sweeps, open_runs
 
 RUNS = ROOT / "runs"
@@ -105,8 +105,8 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
     try:
         read_queue(sweeps)
     except SweepError as error:
-        sweeps.queue_error = str(error)
-        if options.mode != "local":
+        sweeps.queue_error, sweeps.is_queue_silent = str(error), not isinstance(error, SlurmMissingError)
+        if options.mode != "local" or (sweeps.is_queue_silent and sweeps.launched):
             print(f"sweep.py: queued and running runs are unknown: {error}", file=sys.stderr)
     for line in sweeps.damaged:
         print(f"sweep.py: {line}", file=sys.stderr)
@@ -149,20 +149,24 @@ def _local_stages(selection: Selection, sweeps: Sweeps, options: Options) -> int
     """Run the selection, and then what its results determine: a study chooses its rates by tuning runs."""
     end = time.monotonic() + options.seconds if options.seconds else None
     done: list[RunSpec] = []
-    status = 0
+    status, elsewhere = 0, 0
     while status in (0, 1) and (runs := selection.in_local_order(_distinct(selection.runs(sweeps)))) != done:
         if end is not None:
             options = replace(options, seconds=max(end - time.monotonic(), 0.001))
         done = runs
-        status = max(status, _local(runs, sweeps, options))
-    return status
+        own_status, elsewhere = _local(runs, sweeps, options)
+        status = max(status, own_status)
+    if elsewhere:
+        print_line(f"{pluralize(elsewhere)} left to other processes: start this again to see them done")
+    return status or (EXIT_SAVED if elsewhere else 0)
 
 
-def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
+def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> tuple[int, int]:
+    """Run these; returns the exit status, and how many runs wait for other processes or for SLURM."""
     states = sweeps.survey(runs)
     warn(states)
-    active = {run for run, state in states.items() if state.is_active}
-    todo = [run for run in open_runs(states) if run.depends_on not in active]
+    elsewhere = _left_elsewhere(states)
+    todo = [run for run in open_runs(states) if run not in elsewhere]
     if todo:
         require_commit(todo, options.allow_dirty)
     print_line(counted(states.values()))
@@ -183,10 +187,19 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> int:
     status = local.run()
     pack_finished()
     after = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
-    print_line(counted(after.survey(runs).values()))
-    if status in (85, 130):
+    after.active, after.is_queue_silent = sweeps.active, sweeps.is_queue_silent
+    ended = after.survey(runs)
+    print_line(counted(ended.values()))
+    if status in (EXIT_SAVED, EXIT_INTERRUPTED):
         print("sweep.py: stopped; start the same command again to resume", file=sys.stderr)
-    return status
+    unfinished = {run for run, state in ended.items() if state.is_active or state.is_launchable}
+    return status, len(unfinished.intersection([*elsewhere, *_left_elsewhere(ended)]))
+
+
+def _left_elsewhere(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
+    """The runs of other processes and of SLURM, and those that take their masks."""
+    active = [run for run, state in states.items() if state.is_active]
+    return active + [run for run, state in states.items() if state.is_launchable and run.depends_on in active]
 
 
 def _status(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus], options: Options) -> int:

@@ -63,9 +63,6 @@ class LocalReport:
         for reason, count in self._failures.items():
             if count > 1:
                 print(f"failed: {pluralize(count - 1)} more: {reason}", file=sys.stderr)
-        busy = sum(end.ending is Ending.BUSY for end in schedule.outcomes.values())
-        if busy:
-            print_line(f"{pluralize(busy)} left to other processes: start this again to see them done")
         if left := schedule.remaining():
             print_line(f"{pluralize(len(left))} left to do, {self.eta_line(left)}")
 

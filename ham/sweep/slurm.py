@@ -25,6 +25,10 @@ _SECONDS = 120.0  # for an answer of SLURM
 _SUBMITTED = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;.*)?$")  # the cluster's name may follow
 
 
+class SlurmMissingError(SweepError):
+    """This machine has no SLURM."""
+
+
 class SlurmCommandError(SweepError):
     """A command of SLURM failed and had no effect."""
 
@@ -127,7 +131,8 @@ def run_slurm(*command: str, environment: dict[str, str]) -> str:
     """Run a SLURM command; returns its output. Raises SweepError."""
     name = command[0]
     if shutil.which(name, path=environment.get("PATH")) is None:
-        raise SweepError(f"SLURM is not available ({name} is not on the PATH): use --local, or a login node")
+        problem = f"SLURM is not available ({name} is not on the PATH)"
+        raise SlurmMissingError(f"{problem}: use --local, or a login node")
     try:
         done = run_program(command, _SECONDS, environment)
     except subprocess.TimeoutExpired:

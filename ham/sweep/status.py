@@ -37,6 +37,11 @@ from .manifests import STOPPED_LINE, RunsFolder, last_log_line
 
 _FILES = ("summary.json", "diverged.json", "provenance.json", "metrics.jsonl", "train.log")  # read here
 
+_RESULT_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  )?run {10}\S")
+"""The last line of a run that is done, see `ham.run.main.print_summary`."""
+_REQUEUED = re.compile(r"CANCELLED .*DUE TO (JOB REQUEUE|PREEMPTION)|  slurm: saved; requeueing ")
+"""The last line of a job that starts again, see slurm/job.sh."""
+
 
 class Status(StrEnum):
     """What a run's status can be."""
@@ -88,6 +93,7 @@ class Sweeps(RunsFolder):
     Attributes:
         active: line of a manifest -> status, of what SLURM has; `ham.sweep.slurm.read_queue` fills it.
         queue_error: reason why SLURM's runs are unknown; "" if they are known.
+        is_queue_silent: True if SLURM exists and does not answer: it may have runs that were submitted.
 
     Raises:
         SweepError: the folder's name cannot stand in a manifest, or it is not a folder.
@@ -98,6 +104,7 @@ class Sweeps(RunsFolder):
         self._lenient, self._again = lenient, again
         self.active: dict[str, RunStatus] = {}
         self.queue_error = ""
+        self.is_queue_silent = False
 
     def state(self, run: RunSpec, masks: bool = False) -> RunStatus:
         """A run's status.
@@ -212,8 +219,18 @@ class Sweeps(RunsFolder):
             last = last_log_line(logs[-1])
             if last == STOPPED_LINE:  # by the end of a local sweep or of its time: nothing went wrong
                 return RunStatus(Status.NOT_LAUNCHED, "stopped")
+            if _RESULT_LINE.match(last):
+                return RunStatus(
+                    Status.NOT_LAUNCHED, "it finished, but its summary.json is missing or damaged"
+                )
+            if _REQUEUED.search(last) and self.is_queue_silent:
+                return RunStatus(Status.QUEUED, "it was requeued, and SLURM does not answer")
+            if _REQUEUED.search(last):
+                return RunStatus(Status.NOT_LAUNCHED, "it was requeued, and its job is gone")
             return RunStatus(Status.FAILED, last)
         if self.line(run) in self.launched:
+            if self.is_queue_silent:
+                return RunStatus(Status.QUEUED, "it was submitted, and SLURM does not answer")
             return RunStatus(Status.FAILED, "ended before it started")
         return RunStatus(Status.NOT_LAUNCHED)
 

@@ -19,7 +19,7 @@ from ham.sweep.local import LocalSweep
 from ham.sweep.manifests import SweepError
 from ham.sweep.resources import resources
 from ham.sweep.schedule import Ending, Failures, Outcome
-from ham.sweep.status import Status, Sweeps
+from ham.sweep.status import RunStatus, Status, Sweeps
 
 Sweep = Callable[..., tuple[int, str, str]]
 TINY = RunSpec("dense", 0, demo="tiny")
@@ -250,3 +250,81 @@ def test_a_folder_that_is_removed_while_a_run_trains_ends_no_other(
     expected = Outcome(ending, ended, reason if ending is Ending.FAILED else "")
     for _ in range(2):  # the next run finds the folder again
         assert sweep._train(TINY, Worker()) == expected
+
+
+# a SLURM that does not answer, and logs of jobs
+
+DOWN = "echo 'squeue: error: no controller' >&2; exit 1"
+REQUEUED = "slurmstepd: error: *** JOB 5 ON n0 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+LOGS: dict[str, tuple[str | None, RunStatus, RunStatus]] = {  # its log: the state, and that without an answer
+    "requeued": (
+        REQUEUED,
+        RunStatus(Status.NOT_LAUNCHED, "it was requeued, and its job is gone"),
+        RunStatus(Status.QUEUED, "it was requeued, and SLURM does not answer"),
+    ),
+    "requeueing": (
+        "2026-01-01 00:00:00  slurm: saved; requeueing 5_1",
+        RunStatus(Status.NOT_LAUNCHED, "it was requeued, and its job is gone"),
+        RunStatus(Status.QUEUED, "it was requeued, and SLURM does not answer"),
+    ),
+    "canceled": (
+        REQUEUED.partition(" DUE")[0],
+        *(RunStatus(Status.FAILED, REQUEUED.partition(" DUE")[0]),) * 2,
+    ),
+    "no log": (
+        None,
+        RunStatus(Status.FAILED, "ended before it started"),
+        RunStatus(Status.QUEUED, "it was submitted, and SLURM does not answer"),
+    ),
+    "moved away": (
+        "sparsity     0.0\nrun          /runs/dense-tiny/seed0",
+        *(RunStatus(Status.NOT_LAUNCHED, "it finished, but its summary.json is missing or damaged"),) * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_the_log_of_a_job_is_read_as_what_it_says(case: str, sweeps: Sweeps) -> None:
+    text, known, unknown = LOGS[case]
+    manifest = sweeps.write([TINY])
+    if text is not None:
+        sweeps.log(manifests.manifest_hash(manifest), 1).write_text(f"epoch 1/2\n{text}\n")
+    assert sweeps.state(TINY) == known
+    sweeps.is_queue_silent = True
+    assert sweeps.state(TINY) == unknown
+
+
+def test_a_local_sweep_says_that_slurm_does_not_answer_and_leaves_it_what_it_may_have(
+    sweep: Sweep, sweeps: Sweeps, binaries: Path
+) -> None:
+    choice = (*CHOICE, "--demo=tiny", "--local")
+    sweeps.write([TINY])
+    stand_in(binaries, "squeue", DOWN)
+    left = "1 run left to other processes: start this again to see them done\n"
+    line = "sweep.py: queued and running runs are unknown: squeue failed: error: no controller\n"
+    assert sweep(*choice) == (85, "1 queued\n" * 2 + left, line)
+
+
+def test_a_local_sweep_that_submitted_nothing_says_nothing_of_slurm(
+    sweep: Sweep, binaries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalSweep, "run", lambda self: 0)
+    monkeypatch.setattr(commands, "has_changes", lambda: False)
+    stand_in(binaries, "squeue", DOWN)
+    assert sweep(*CHOICE, "--demo=tiny", "--local") == (0, "1 not launched\n" * 2, "")
+
+
+def test_what_waits_for_a_run_that_another_process_has_finished_meanwhile_is_left(
+    sweep: Sweep, sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RunSpec("acdc_s90", 0, demo="tiny")
+    monkeypatch.setattr(Sweeps, "is_locked", lambda self, run: run == source)
+
+    def end(self: LocalSweep) -> int:
+        finish(source, sweeps)
+        return 0
+
+    monkeypatch.setattr(LocalSweep, "run", end)
+    argv = ("--exp=mask_acdc_s90", "--seeds=0", "--demo=tiny", "--local")
+    left = "1 run left to other processes: start this again to see them done\n"
+    assert sweep(*argv)[:2] == (85, f"1 running, 1 not launched\n1 done, 1 not launched\n{left}")

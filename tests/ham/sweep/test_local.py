@@ -412,16 +412,18 @@ def test_what_follows_a_run_is_called_where_it_ended_well(sweeps: Sweeps) -> Non
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(
-    run: Callable[..., int], sweeps: Sweeps, capsys: pytest.CaptureFixture[str]
+    sweep: Sweep, behave: Callable[..., None], sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commands, "has_changes", lambda: False)
     folder = SOURCE.folder(sweeps.runs)
     folder.mkdir(parents=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run(SOURCE, DEPENDENT, DENSE) == 0
-    out, err = capsys.readouterr()
-    assert [call[0] for call in calls(sweeps)] == ["dense"] and not err
-    assert "2 runs left to other processes: start this again to see them done" in out
+        choice = ("--exp acdc_s90 mask_acdc_s90 dense", "--seeds 0", "--demo tiny", "--local")
+        status, out, _ = sweep(*choice)
+    assert [call[0] for call in calls(sweeps)] == ["dense"] and status == 85
+    assert out.endswith("2 runs left to other processes: start this again to see them done\n")
+    assert sweep(*choice)[0] == 0
 
 
 def test_a_run_that_was_locked_after_it_was_chosen_is_no_failure(
