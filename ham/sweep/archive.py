@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from ham.files import atomic_write, one_line, read_json, read_text
+from ham.files import atomic_write, one_line, open_binary, read_json, read_text
+from ham.report.odd_files import check_file_target, printable
 from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 
+from .manifests import SweepError
+
 _PATH = re.compile(r"^( *)(runs_dir|root):.*(?:\n\1 +.*)*$", re.MULTILINE)
 """Keys with paths; YAML continues long ones on lines with more indentation."""
+
+_MEMBER = re.compile(r"[\w/-]+/seed\d+/(summary\.json|diverged\.json)")
+
+
+def check_archive(file: Path) -> None:
+    """Raise unless `pack` may write this file: it may replace an earlier archive, and no other file.
+
+    Raises:
+        PlanError: the file cannot be written there.
+        SweepError: it exists and is not an archive of `pack`.
+        OSError: it exists and cannot be read.
+    """
+    check_file_target("--pack", file)
+    if not file.exists():
+        return
+    try:
+        with open_binary(file) as packed, tarfile.open(fileobj=packed, mode="r:gz") as content:
+            first = content.next()
+    except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error):
+        is_own = False
+    else:  # members of `pack` have no time
+        is_own = first is None or (first.mtime == 0 and _MEMBER.fullmatch(first.name) is not None)
+    if not is_own:
+        raise SweepError(
+            f"--pack {printable(file)} is not an archive of sweep.py: give another name, or remove it"
+        )
 
 
 def pack(runs: list[RunSpec], folder: Path, archive: Path, warn: Callable[[str], None]) -> None:

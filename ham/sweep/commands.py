@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ham.files import ROOT, one_line
-from ham.report.odd_files import check_file_target
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
 
-from .archive import pack
+from .archive import check_archive, pack
 from .listing import counted, pluralize, print_estimate, print_line, print_missing, print_overview, warn
 from .local import EXIT_INTERRUPTED, EXIT_SAVED, LocalSweep
 from .manifests import SweepError
@@ -99,7 +98,7 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
     runs = _distinct(chosen)
     resources()  # report an error in that file before anything starts
     if options.archive is not None:
-        check_file_target("--pack", options.archive)
+        check_archive(options.archive)
     if options.mode == "submit":
         return _submit(selection, sweeps, options)
     try:

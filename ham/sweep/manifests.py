@@ -35,10 +35,10 @@ class RunsFolder:
     """
 
     def __init__(self, runs: Path) -> None:
-        self.runs = runs.resolve()
+        self.runs = Path(os.path.realpath(runs))  # a loop of links stays as it is
         if problem := unusable(str(self.runs)) or _interpreted(str(self.runs)):
             raise SweepError(f"{str(self.runs)!a} has {problem}: choose other --runs")
-        existing = next(path for path in (self.runs, *self.runs.parents) if path.exists())
+        existing = next(path for path in (self.runs, *self.runs.parents) if os.path.lexists(path))
         if not existing.is_dir():
             raise SweepError(f"{existing} is not a folder: choose other --runs")
         self.folder, self.logs = self.runs / ".sweeps", self.runs / ".sweeps" / "logs"

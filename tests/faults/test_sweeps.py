@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,11 @@ from commands import script
 from sweep_files import finish, metrics, stand_in
 
 from ham.command_line import run_command_line
+from ham.files import ROOT
 from ham.report.records import diverged_path, path_of
 from ham.report.spec import RunSpec
 from ham.sweep import commands, manifests, sbatch_options, status
+from ham.sweep.archive import check_archive, pack
 from ham.sweep.local import LocalSweep
 from ham.sweep.manifests import SweepError
 from ham.sweep.resources import resources
@@ -133,6 +137,11 @@ def test_a_dependency_is_alone_where_no_masks_are_awaited() -> None:
     )
     with pytest.raises(SweepError, match=line):
         sbatch_options.join_dependencies(words, ["14_1"])
+
+
+def test_the_warning_is_that_of_the_batch_script() -> None:
+    batch_script = (ROOT / "slurm" / "array.sbatch").read_text()
+    assert f"#SBATCH --signal=B:USR1@{sbatch_options._WARNING}\n" in batch_script
 
 
 def test_the_resources_of_a_class_are_checked_too(
@@ -328,3 +337,55 @@ def test_what_waits_for_a_run_that_another_process_has_finished_meanwhile_is_lef
     argv = ("--exp=mask_acdc_s90", "--seeds=0", "--demo=tiny", "--local")
     left = "1 run left to other processes: start this again to see them done\n"
     assert sweep(*argv)[:2] == (85, f"1 running, 1 not launched\n1 done, 1 not launched\n{left}")
+
+
+# --pack and --runs
+
+
+def archive(*members: tuple[str, int]) -> bytes:
+    """A .tar.gz of empty files with these names and times."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as file:
+        for name, when in members:
+            member = tarfile.TarInfo(name)
+            member.mtime = when
+            file.addfile(member)
+    return content.getvalue()
+
+
+FOREIGN = {
+    "text": b"a thesis\n",
+    "empty": b"",
+    "another archive": archive(("notes.txt", 0)),
+    "one of tar": archive(("dense/seed0/summary.json", 1700000000)),
+    "half": archive(("dense/seed0/summary.json", 0))[:20],
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_pack_replaces_no_file_of_others(content: bytes, sweep: Sweep, tmp_path: Path) -> None:
+    file = tmp_path / "out.tar.gz"
+    file.write_bytes(content)
+    line = f"sweep.py: --pack {file} is not an archive of sweep.py: give another name, or remove it\n"
+    assert sweep(*CHOICE, "--demo=tiny", "--local", f"--pack={file}") == (2, "", line)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_pack_replaces_its_own_archive(finished: bool, sweeps: Sweeps, tmp_path: Path) -> None:
+    file = tmp_path / "out.tar.gz"
+    if finished:
+        folder = finish(TINY, sweeps)
+        (folder / "provenance.json").write_text('{"argv": []}')
+        (folder / "config.yaml").touch()
+    pack([TINY], sweeps.runs, file, pytest.fail)
+    with tarfile.open(file) as content:
+        assert len(content.getnames()) == (4 if finished else 0)
+    check_archive(file)
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--local", "--status", "--submit"])
+def test_a_loop_of_links_is_no_folder_of_runs(mode: str, sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("runs")
+    line = f"sweep.py: {tmp_path}/runs is not a folder: choose other --runs\n"
+    assert sweep(*CHOICE, mode) == (2, "", line)
