@@ -43,7 +43,8 @@ def test_versions_are_those_of_installed_packages() -> None:
 def test_the_processor_is_named_by_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
-    monkeypatch.setattr(module, "Path", lambda path: tmp_path / "cpuinfo")
+    read = module.read_text
+    monkeypatch.setattr(module, "read_text", lambda path, **options: read(tmp_path / "cpuinfo", **options))
     monkeypatch.setattr(platform, "processor", lambda: "by platform")
     monkeypatch.setattr(platform, "machine", lambda: "x86")
     texts = (None, "processor: 0\nmodel name\t:  Fast: 3 GHz \nmodel name: other\n", "processor: 0\n")

@@ -89,4 +89,4 @@ def test_a_file_that_is_missing_unreadable_or_damaged_is_told_apart(
     path.mkdir()
     with pytest.raises(ConfigError) as caught:
         from_yaml(path)
-    assert str(caught.value) == f"{path} cannot be read: Is a directory{cure}"
+    assert str(caught.value) == f"{path} cannot be read: Is a directory; move it away and {cure[2:]}"
