@@ -248,13 +248,16 @@ class Sweeps(RunsFolder):
 
 
 def _check_files(folder: Path) -> None:
-    """Raise OSError if a file of a run directory cannot be read, or is not a regular file."""
+    """Raise OSError if a file of a run directory cannot be read, or is not a regular file.
+
+    The log matters only where it gives the reason of a failure: not beside a summary.
+    """
     try:
         there = set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in _FILES:
-        if name in there:
+        if name in there and not (name == "train.log" and "summary.json" in there):
             with suppress(FileNotFoundError):
                 open_binary(folder / name).close()
 

@@ -438,6 +438,12 @@ def test_an_active_run_with_an_odd_file_is_running(tmp_path: Path, sweep_status:
     assert ended == 1 and "1 done, 1 running" in out and out.rstrip().endswith(FIX)
 
 
+def test_a_run_is_done_whatever_its_log_is(tmp_path: Path, sweep_status: Callable) -> None:
+    os.mkfifo(DONE.folder(tmp_path / "runs") / "train.log")
+    _, out, errors = sweep_status("--status")
+    assert errors == [] and "1 done, 1 not launched" in out
+
+
 MANIFESTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, f"cannot be read ({IS_PIPE}): {FIX}"),
     "a folder": (Path.mkdir, f"cannot be read (Is a directory): {FIX}"),
