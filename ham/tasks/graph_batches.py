@@ -54,30 +54,25 @@ class BlockMatrix:
     Args:
         lengths: int64 [rows of the set], number of entries of each row.
         columns: int64 [entries], counted within the graph.
-        entry_starts: int64 [graphs + 1], first entry of each graph.
     """
 
     lengths: Tensor
     columns: Tensor
-    entry_starts: Tensor
 
     @classmethod
-    def from_entries(cls, rows: Tensor, columns: Tensor, graph_rows: Tensor) -> BlockMatrix:
+    def from_entries(cls, rows: Tensor, columns: Tensor, count: int) -> BlockMatrix:
         """Build from the entries' rows, counted in the set and in rising order, and columns.
 
         Args:
             rows: int64 [entries].
             columns: int64 [entries].
-            graph_rows: int64 [graphs + 1], first row of each graph.
+            count: number of rows of the set.
         """
-        row_starts = starts(rows, int(graph_rows[-1]))
-        return cls(row_starts.diff(), columns, row_starts[graph_rows])
+        return cls(starts(rows, count).diff(), columns)
 
-    def select(self, graphs: Tensor, rows: Spans, columns: Spans) -> Csr:
-        """The block-diagonal matrix of some graphs, whose rows and columns are given."""
-        lengths = self.lengths.index_select(0, rows.elements)
-        ends = lengths.cumsum(0)
-        entries = Spans.select(self.entry_starts, graphs)
+    def select(self, rows: Spans, columns: Spans, entries: Spans) -> Csr:
+        """The block-diagonal matrix of some graphs, whose rows, columns and entries are given."""
+        ends = self.lengths.index_select(0, rows.elements).cumsum(0)
         shifted = self.columns.index_select(0, entries.elements) + entries.repeat(columns.first)
         row_starts = torch.cat([ends.new_zeros(1), ends])
         return Csr(row_starts, shifted, torch.ones(len(shifted)), len(columns))
@@ -106,7 +101,8 @@ class GraphTensors:
         targets: Tensor,
         edges: Tensor,
     ) -> None:
-        self.node_starts, self.nodes, self.walks = node_starts, nodes, walks
+        self.node_starts, self.edge_starts = node_starts, edge_starts
+        self.nodes, self.walks = nodes, walks
         first_node = node_starts[:-1].repeat_interleave(edge_starts.diff())
         self.kinds, kinds = distinct_rows(edges)
         keys, message = torch.unique((sources + first_node) * len(self.kinds) + kinds, return_inverse=True)
@@ -119,25 +115,24 @@ class GraphTensors:
         receivers = targets + first_node
         by_target = (receivers * len(keys) + message).argsort()
         local = (message - first_message)[by_target]
-        self.incoming = BlockMatrix.from_entries(receivers[by_target], local, node_starts)
+        self.incoming = BlockMatrix.from_entries(receivers[by_target], local, len(nodes))
         by_message = (message * len(nodes) + receivers).argsort()
-        self.outgoing = BlockMatrix.from_entries(
-            message[by_message], targets[by_message], self.message_starts
-        )
+        self.outgoing = BlockMatrix.from_entries(message[by_message], targets[by_message], len(keys))
         own = torch.arange(len(keys)) - self.message_starts[:-1].repeat_interleave(counts)
-        self.by_sender = BlockMatrix.from_entries(senders, own, node_starts)
+        self.by_sender = BlockMatrix.from_entries(senders, own, len(nodes))
 
     def batch(self, indices: Sequence[int]) -> GraphBatch:
         """The graphs with these indices, in this order, on the CPU."""
         graphs = torch.as_tensor(indices)
         nodes, sent = Spans.select(self.node_starts, graphs), Spans.select(self.message_starts, graphs)
+        edges = Spans.select(self.edge_starts, graphs)
         present, kinds = torch.unique(self.message_kinds.index_select(0, sent.elements), return_inverse=True)
         messages = Messages(
             senders=self.senders.index_select(0, sent.elements) + sent.repeat(nodes.first),
             kinds=kinds,
-            incoming=self.incoming.select(graphs, nodes, sent),
-            outgoing=self.outgoing.select(graphs, sent, nodes),
-            by_sender=self.by_sender.select(graphs, nodes, sent),
+            incoming=self.incoming.select(nodes, sent, edges),
+            outgoing=self.outgoing.select(sent, nodes, edges),
+            by_sender=self.by_sender.select(nodes, sent, sent),
             by_kind=Csr(
                 starts(kinds, len(present)), kinds.argsort(stable=True), torch.ones(len(sent)), len(sent)
             ),
