@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ham.files import one_line, open_binary
+from ham.files import NotRegularError, one_line, open_binary
 
 from . import search_grid
 from .odd_files import (
@@ -177,6 +177,8 @@ def _read_archive(archive: Path) -> list[FinishedRun]:
                 name = _MEMBER.fullmatch(member.name)
                 if name and member.isreg() and not member.issparse() and member.size <= LARGEST_METRICS:
                     files.setdefault(name.group(1, 2), {})[name[3]] = members.extractfile(member).read()
+    except NotRegularError:
+        raise UsageError(f"{archive} is not a regular file: save the archive to a file first") from None
     except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
         raise UsageError(
             f"{archive} is not a complete archive of runs ({one_line(error)}): download it again"

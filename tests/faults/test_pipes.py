@@ -266,7 +266,7 @@ COMMANDS: dict[str, tuple[str, str, int, str]] = {  # the pipe, the command, its
         "runs.tar.gz",
         "collect runs.tar.gz --results new",
         2,
-        f"runs.tar.gz is not a complete archive of runs ({IS_PIPE}): download it again",
+        f"runs.tar.gz is {IS_PIPE}: save the archive to a file first",
     ),
     "a summary, to collect": (
         "runs/cifar100/seed0/summary.json",
@@ -492,7 +492,7 @@ NOT_WRITTEN = "cannot be written: FILE: it is a file: give a folder"
 PATHS: dict[str, str] = {  # a command whose FILE, FOLDER, PIPE and RESULTS exist: its line
     "collect FILE --results new": "FILE is not a complete archive of runs (Not a gzipped file (b'x\\n')): "
     "download it again",
-    "collect PIPE --results new": f"PIPE is not a complete archive of runs ({IS_PIPE}): download it again",
+    "collect PIPE --results new": f"PIPE is {IS_PIPE}: save the archive to a file first",
     "collect FOLDER --results FILE": f"--results FILE {NOT_WRITTEN}",
     "export FILE": "FILE is not a run directory: config.yaml is missing",
     "export PIPE": "PIPE is not a run directory: config.yaml is missing",
