@@ -13,11 +13,12 @@ from markupsafe import Markup
 from ham.files import atomic_write_text, one_line, read_text
 from ham.report.odd_files import check_target, printable
 from ham.report.spec import PlanError, RunSpec
+from ham.sweep.launchable import open_runs
 from ham.sweep.listing import MASKS, counted, mask_sources, pluralize
 from ham.sweep.manifests import last_log_lines
 from ham.sweep.pace import duration, measured_pace, seconds_left
 from ham.sweep.resources import resource_class, resources
-from ham.sweep.status import RunStatus, Status, Sweeps, open_runs
+from ham.sweep.status import RunStatus, Status, Sweeps
 
 from . import pages
 

@@ -17,6 +17,7 @@ from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
 
 from .archive import check_archive, pack
+from .launchable import open_runs
 from .listing import counted, pluralize, print_estimate, print_line, print_missing, print_overview, warn
 from .local import EXIT_INTERRUPTED, EXIT_SAVED, LocalSweep
 from .manifests import SweepError
@@ -24,7 +25,7 @@ from .resources import resources
 from .sbatch_options import check_options
 from .selection import Selection
 from .slurm import SlurmMissingError, read_queue, submit, sweep_lock
-from .status import RunStatus, Status, Sweeps, open_runs
+from .status import RunStatus, Status, Sweeps
 
 RUNS = ROOT / "runs"
 """Where run directories go; it exists once a run was launched."""

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from ham.command_line import OutputError, ignore_broken_pipe
 from ham.report.spec import RunSpec
 
+from .launchable import blocked, open_runs
 from .resources import resource_class, resources
-from .status import RunStatus, Status, blocked, open_runs
+from .status import RunStatus, Status
 
 SHOWN = (Status.FAILED, Status.DIVERGED, Status.STALE, Status.RUNNING, Status.QUEUED, Status.NOT_LAUNCHED)
 

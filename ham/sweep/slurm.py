@@ -14,11 +14,12 @@ from ham.programs import run_program
 from ham.report.spec import RunSpec
 
 from .environment import job_environment, site_environment
+from .launchable import dependency_levels
 from .listing import pluralize
 from .manifests import SweepError, manifest_hash
 from .resources import SLURM, resource_class, resources
 from .sbatch_options import check_options, join_dependencies
-from .status import RunStatus, Status, Sweeps, dependency_levels
+from .status import RunStatus, Status, Sweeps
 
 JOB = "ham-"  # a job's name is this and the hash of its manifest
 _SECONDS = 120.0  # for an answer of SLURM

@@ -17,6 +17,7 @@ from ham.report import plan
 from ham.report.records import diverged_path, metrics_path, path_of
 from ham.report.spec import RunSpec
 from ham.sweep import status as states
+from ham.sweep.launchable import blocked, dependency_levels, open_runs
 from ham.sweep.manifests import STOPPED_LINE
 from ham.sweep.status import RunStatus, Status, Sweeps
 
@@ -83,7 +84,7 @@ def test_runs_that_train_on_this_machine_are_not_started_again(sweeps: Sweeps, s
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         states_now = sweeps.survey([DEPENDENT])
         assert states_now[SOURCE] == RunStatus(Status.RUNNING, "by another process")
-        assert states.open_runs(states_now) == []  # SLURM cannot wait for it
+        assert open_runs(states_now) == []  # SLURM cannot wait for it
         choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
         left = "2 runs left to other processes: start this again to see them done\n"
         assert sweep(*choice, "--local") == (85, "1 running, 1 not launched\n" * 2 + left, ANY)
@@ -244,15 +245,15 @@ def test_a_run_is_blocked_by_a_source_that_is_lost_or_runs_elsewhere_than_in_slu
         *((RunStatus(kind), False) for kind in (Status.DONE, Status.FAILED, Status.NOT_LAUNCHED)),
     ):
         known = {SOURCE: state, DEPENDENT: open_}
-        assert states.blocked(known) == ([DEPENDENT] if held else []), state
-        assert (DEPENDENT in states.open_runs(known)) is not held
-        assert states.blocked({SOURCE: state, DEPENDENT: RunStatus(Status.DONE)}) == []
+        assert blocked(known) == ([DEPENDENT] if held else []), state
+        assert (DEPENDENT in open_runs(known)) is not held
+        assert blocked({SOURCE: state, DEPENDENT: RunStatus(Status.DONE)}) == []
 
 
 def test_levels_follow_the_sources_among_the_runs() -> None:
     dense = RunSpec("dense", 0, demo="tiny")
-    assert states.dependency_levels([dense, SOURCE, DEPENDENT]) == [[dense, SOURCE], [DEPENDENT]]
-    assert states.dependency_levels([DEPENDENT]) == [[DEPENDENT]] and states.dependency_levels([]) == []
+    assert dependency_levels([dense, SOURCE, DEPENDENT]) == [[dense, SOURCE], [DEPENDENT]]
+    assert dependency_levels([DEPENDENT]) == [[DEPENDENT]] and dependency_levels([]) == []
 
 
 def test_a_dependent_with_a_checkpoint_needs_no_masks(sweeps: Sweeps) -> None:
