@@ -17,11 +17,11 @@ import stat
 import threading
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .regular_files import open_descriptor, read_text
+from .processes import machine, started
+from .regular_files import open_descriptor
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -116,7 +116,7 @@ class Lock:
     def _write_owner(self) -> None:
         """Create the owner's file. Raises FileExistsError if there is one."""
         pid = os.getpid()
-        content = {"pid": pid, "started": _started(pid), "host": socket.gethostname(), "machine": _machine()}
+        content = {"pid": pid, "started": started(pid), "host": socket.gethostname(), "machine": machine()}
         content["token"] = self._token
         descriptor = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         try:
@@ -146,12 +146,12 @@ class _Owner(NamedTuple):
 
     def is_alive(self) -> bool | None:
         """None if only the renewal time is known: the process is on another machine."""
-        started = self.content.get("started")
-        if started is None or self.content.get("machine") != _machine():
+        start = self.content.get("started")
+        if start is None or self.content.get("machine") != machine():
             return None
         if self.content.get("pid") == os.getpid():  # a file that `close` could not delete is nobody's
             return any(lock.has_token(self.content.get("token")) for lock in _held.values())
-        return _started(self.content.get("pid")) == started
+        return started(self.content.get("pid")) == start
 
 
 def lock_file(path: Path) -> Lock:
@@ -304,32 +304,3 @@ def _open(path: Path, flags: int) -> int:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OSError(errno.EINVAL, f"{path.name} is not a plain file, move it away", str(path))
     return open_descriptor(path, flags | os.O_NOFOLLOW)
-
-
-@cache
-def _machine() -> str | None:
-    """Processes with the same value see each other's numbers; None where that is unknown."""
-    try:
-        boot = read_text("/proc/sys/kernel/random/boot_id").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def _started(pid: Any) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None if it is dead."""
-    try:
-        status = read_text(f"/proc/{pid}/stat", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if not status or status[0] in "ZX" else status[19]
-
-
-def age_of_process(pid: int) -> float | None:
-    """Seconds since a process of this machine started; None if it is dead or the time is unknown."""
-    ticks = _started(pid)
-    try:
-        uptime = float(read_text("/proc/uptime").split()[0])
-        return None if ticks is None else uptime - int(ticks) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return None

@@ -14,7 +14,7 @@ import torch
 
 from ham.distributed import world
 from ham.files import read_json, read_text
-from ham.locks import age_of_process
+from ham.processes import age_of_process
 from ham.repository import commit, has_changes
 
 _PACKAGES = (

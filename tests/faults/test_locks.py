@@ -20,6 +20,7 @@ import pytest
 
 from ham import locks
 from ham.files import atomic_write_text, is_locked, lock_file
+from ham.processes import machine
 from ham.run import checkpoint, trainer_checkpoints
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError
@@ -100,7 +101,7 @@ def test_a_disk_too_full_for_the_owners_file_is_one_line_and_leaves_none(size: i
 
 
 def test_a_reused_number_of_a_dead_process_does_not_keep_the_lock(tmp_path: Path) -> None:
-    mine = owner(pid=os.getpid(), started="1", machine=locks._machine())
+    mine = owner(pid=os.getpid(), started="1", machine=machine())
     (tmp_path / "lock.owner").write_text(json.dumps(mine))
     assert not is_locked(tmp_path / "lock")
     lock_file(tmp_path / "lock").close()

@@ -120,6 +120,7 @@ BELOW = ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning
 ABOVE = {  # package or module -> packages that it must not import
     "ham/regular_files.py": ("ham", "torch"),
     "ham/locks.py": (*EXPERIMENTS, "torch"),
+    "ham/processes.py": (*EXPERIMENTS, "torch"),
     "ham/c_code.py": ("ham",),
     "ham/files.py": (*EXPERIMENTS, "torch"),
     "ham/agreement.py": ("ham", "torch"),

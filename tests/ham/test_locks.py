@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from ham import locks
-from ham.locks import age_of_process, is_locked, lock_file, taken_by
+from ham.locks import is_locked, lock_file, taken_by
+from ham.processes import age_of_process, machine, started
 
 THEIRS = {"pid": 4242, "started": "17", "host": "node7", "machine": "another boot", "token": "theirs"}
 
@@ -216,7 +217,7 @@ def test_a_lock_is_free_where_something_else_has_the_name_of_its_owners_file(tmp
 
 
 def test_a_dead_owners_file_may_be_gone_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = locks._Owner({"pid": 1, "started": "never", "machine": locks._machine()}, 0.0)
+    dead = locks._Owner({"pid": 1, "started": "never", "machine": machine()}, 0.0)
     answers = [dead, None]
     with monkeypatch.context() as patch:
         patch.setattr(locks, "_read_owner", lambda path: answers.pop(0))
@@ -262,14 +263,14 @@ def test_a_heartbeat_renews_the_file_while_it_is_ones_own(tmp_path: Path) -> Non
 
 def test_a_reused_number_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
-    mine = {"pid": child.pid, "started": locks._started(child.pid), "machine": locks._machine()}
+    mine = {"pid": child.pid, "started": started(child.pid), "machine": machine()}
     alive = [locks._Owner(mine | changed, 0.0).is_alive() for changed in ({}, {"started": "1"})]
     assert alive == [True, False]
     assert locks._Owner(mine | {"started": None}, 0.0).is_alive() is None
     assert locks._Owner(mine | {"machine": "another"}, 0.0).is_alive() is None
     child.communicate()
     assert locks._Owner(mine, 0.0).is_alive() is False
-    own = {"pid": os.getpid(), "started": locks._started(os.getpid()), "machine": locks._machine()}
+    own = {"pid": os.getpid(), "started": started(os.getpid()), "machine": machine()}
     assert locks._Owner(own | {"token": "of nobody"}, 0.0).is_alive() is False
 
 
@@ -288,4 +289,4 @@ def test_the_age_of_a_process_is_that_of_ps() -> None:
 
 def test_a_machine_is_its_boot_and_its_space_of_process_numbers() -> None:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    assert locks._machine() == f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    assert machine() == f"{boot} {os.readlink('/proc/self/ns/pid')}"
