@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -53,6 +52,7 @@ def run_command(overrides: list[str]) -> int:
     """One run; expected errors become one line and an exit status."""
     from ham.agreement import PeerLostError, RanksDisagreeError, StartError
     from ham.data import DataError
+    from ham.errors import is_of_machine
     from ham.run.checkpoint import CheckpointError
     from ham.run.config import ConfigError
     from ham.run.loop import DivergedError, Interrupted
@@ -71,7 +71,7 @@ def run_command(overrides: list[str]) -> int:
         ended = "the program that reads its output has ended"
         return _fail(f"{ended}; start the same command again to resume", 128 + SIGPIPE, always=True)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if not is_of_machine(error):
             raise
         always = not getattr(error, "shared", False)
         return _fail(f"{error}; fix that and start the same command again to resume", 1, always=always)

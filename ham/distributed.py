@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ham.agreement import Identity, PeerLostError, RanksDisagreeError, StartError, compare
-from ham.files import one_line
+from ham.errors import one_line
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)

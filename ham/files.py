@@ -1,4 +1,4 @@
-"""Reading, atomic writes, locks and one-line errors, shared by runs, reports and sweeps. No torch."""
+"""Reading, atomic writes and locks, shared by runs, reports and sweeps. No torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ __all__ = [  # with names of locks.py and regular_files.py
     "is_locked",
     "lock_file",
     "name_file",
-    "one_line",
     "open_binary",
     "open_text",
     "read_bytes",
@@ -172,9 +171,3 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class name."""
-    text = getattr(error, "strerror", None) or str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -7,7 +7,8 @@ import re
 import shlex
 import subprocess
 
-from .files import ROOT, one_line
+from .errors import one_line
+from .files import ROOT
 from .programs import run_program
 
 CODE = (

@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import ROOT, short_path
 from ham.report.collect import CollectResult, UsageError, collect
-from ham.report.odd_files import check_results, check_target, explain, printable
+from ham.report.odd_files import check_results, check_target
 from ham.report.records import DEMOS, RESULTS
 from ham.report.spec import PlanError
 

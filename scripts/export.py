@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
-from ham.report.odd_files import check_target, explain
+from ham.errors import explain
+from ham.report.odd_files import check_target
 from ham.report.spec import PlanError
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError

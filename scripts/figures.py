@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, explain, printable
+from ham.report.odd_files import check_results, check_target
 from ham.report.plan import figure_name
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_all, read_diverged
 from ham.report.spec import PlanError

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import short_path
 from ham.report.index import write_index
-from ham.report.odd_files import check_results, explain, printable
+from ham.report.odd_files import check_results
 from ham.report.records import RESULTS
 from ham.report.spec import PlanError
 

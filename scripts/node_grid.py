@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import atomic_write_text
 from ham.report.grid import FOLDER, read_all, record_all
 from ham.report.grid_page import PAGE, page
-from ham.report.odd_files import check_file_target, check_folder, check_target, explain, printable
+from ham.report.odd_files import check_file_target, check_folder, check_target
 from ham.report.spec import PlanError
 
 

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import RESULTS, atomic_write_text
 from ham.report.grid import FOLDER, read_all
 from ham.report.node_report import PAGE, page
 from ham.report.node_rows import build_report
-from ham.report.odd_files import check_file_target, check_folder, explain, printable
+from ham.report.odd_files import check_file_target, check_folder
 from ham.report.spec import PlanError
 
 

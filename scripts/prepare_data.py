@@ -20,7 +20,8 @@ from pathlib import Path
 from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.prepare import RECIPES, prepare
-from ham.report.odd_files import check_target, explain
+from ham.errors import explain
+from ham.report.odd_files import check_target
 from ham.report.spec import PlanError
 
 

@@ -24,7 +24,8 @@ from ham.data.damaged import DamagedError
 from ham.data.graph_files import SETS, fixed_split, read
 from ham.data.ogbg import download as ogbg_download
 from ham.data.ogbg import sets as ogbg_sets
-from ham.report.odd_files import check_target, explain
+from ham.errors import explain
+from ham.report.odd_files import check_target
 from ham.report.spec import PlanError
 
 

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, explain, printable
+from ham.report.odd_files import check_results, check_target
 from ham.report.records import RESULTS, InvalidRecord
 from ham.report.spec import PlanError
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.command_line import Parser, run_script
-from ham.report.odd_files import explain
+from ham.errors import explain
 from ham.report.spec import PlanError, lock
 from ham.report.study import studies
 from ham.sweep.commands import RUNS, Options, run_command

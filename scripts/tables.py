@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain, printable
 from ham.files import short_path
-from ham.report.odd_files import check_results, check_target, explain, printable
+from ham.report.odd_files import check_results, check_target
 from ham.report.records import DEMOS, RESULTS, InvalidRecord, read_diverged
 from ham.report.spec import PlanError
 from ham.report.table_files import FORMATS, full_names, read_records, render_table, write_table

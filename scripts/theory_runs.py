@@ -20,8 +20,9 @@ import numpy as np
 
 from ham import theory
 from ham.command_line import Parser, run_script
+from ham.errors import explain
 from ham.files import RESULTS, atomic_write_text
-from ham.report.odd_files import check_file_target, explain
+from ham.report.odd_files import check_file_target
 from ham.report.plan import PlanError, figure_name
 from ham.run.provenance import provenance
 from ham.theory import neuron

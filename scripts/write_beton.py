@@ -19,7 +19,7 @@ from ham.command_line import Parser, run_script
 from ham.data import DataError
 from ham.data.beton_encoder import WorkerKilledError
 from ham.data.beton_writer import Format, check_targets, write_split
-from ham.files import one_line
+from ham.errors import one_line
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ham.files import NotRegularError, one_line, open_binary
+from ham.errors import one_line
+from ham.files import NotRegularError, open_binary
 
 from .base import DataError
 

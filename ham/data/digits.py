@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ham.files import one_line, open_binary
+from ham.errors import one_line
+from ham.files import open_binary
 
 from .base import Batch, DataError, ImageData, Loaders, RankSampler, register
 

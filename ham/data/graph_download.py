@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ham.files import one_line
+from ham.errors import one_line
 
 from .base import DataError
 from .damaged import move_away

@@ -15,7 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ham.files import one_line, open_binary, read_bytes, read_text
+from ham.errors import one_line
+from ham.files import open_binary, read_bytes, read_text
 
 from .base import DataError
 from .checksums import file_sha256

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ham.files import one_line, open_binary
+from ham.errors import one_line
+from ham.files import open_binary
 
 from .base import DataError
 from .images import class_folders, decode_rgb, open_tree

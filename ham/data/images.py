@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ham.files import one_line, read_bytes
+from ham.errors import one_line
+from ham.files import read_bytes
 
 from .base import DataError
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ham.data.base import DataError
-from ham.files import one_line, read_text
+from ham.errors import one_line
+from ham.files import read_text
 
 PACKAGE, BUILTIN = "package:", "builtin:"
 INSTALL = "pip install -e '.[run,llm]'"

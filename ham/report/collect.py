@@ -13,19 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ham.files import NotRegularError, one_line, open_binary
+from ham.errors import one_line, printable
+from ham.files import NotRegularError, open_binary
 
 from . import search_grid
-from .odd_files import (
-    AGAIN,
-    LARGEST,
-    LARGEST_METRICS,
-    InvalidRecord,
-    find_files,
-    parse_json,
-    printable,
-    read_bytes,
-)
+from .odd_files import AGAIN, LARGEST, LARGEST_METRICS, InvalidRecord, find_files, parse_json, read_limited
 from .records import (
     RESULTS,
     diverged_path,
@@ -158,7 +150,7 @@ def read_directory(folder: Path) -> FinishedRun:
     for name in (*_RESULTS, "metrics.jsonl"):
         if os.path.lexists(path := folder / name):
             try:
-                files[name] = read_bytes(path, LARGEST_METRICS if name == "metrics.jsonl" else LARGEST)
+                files[name] = read_limited(path, LARGEST_METRICS if name == "metrics.jsonl" else LARGEST)
             except InvalidRecord as error:
                 files[name] = error
     return FinishedRun(str(folder), place.parent.as_posix(), int(seed[1]) if seed else -1, files)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ham.errors import printable
 from ham.files import atomic_write_text, read_text
 
 from . import captions, coverage, hyperparameters, plan, qualitative
 from .coverage import Coverage
 from .grid import Grid, record_path
 from .grid import read_all as read_grids
-from .odd_files import printable
 from .records import DEMOS, Record, diverged_path, path_of, read_all, read_diverged
 from .render import DIVERGED, PLUS_MINUS
 from .scales import SCALES

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ham.errors import printable
+
 from . import plan
-from .odd_files import InvalidRecord, printable, read_json
+from .odd_files import InvalidRecord, read_json
 from .records import read_diverged, read_runs
 from .render import DIVERGED
 from .spec import RunSpec

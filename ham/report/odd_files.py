@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -11,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ham.files import NotRegularError, one_line, open_binary
+from ham.errors import one_line, printable
+from ham.files import open_binary
 
 from .scales import FOLDERS
 from .spec import PlanError
@@ -25,8 +25,6 @@ LARGEST_METRICS = 2**26
 AGAIN = "move it away and run it again"
 """The cure for a finished run: neither train.py nor sweep.py trains a run whose directory has a summary."""
 
-_LONGEST = 1000  # characters of a message
-
 
 class InvalidRecord(Exception):
     """A summary or file that cannot be a record; the message is one printable line with the cure."""
@@ -35,34 +33,7 @@ class InvalidRecord(Exception):
         super().__init__(printable(message))
 
 
-def printable(text: object) -> str:
-    """Text for a terminal: control characters, line breaks and invalid bytes of a file's name are escaped."""
-    plain = str(text)
-    shown = plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST // 2]} ... {plain[-_LONGEST // 2 :]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
-
-
-_CURES = {
-    errno.EISDIR: "move it away",
-    errno.EEXIST: "move the file away that has the name of a folder",
-    errno.ENOTDIR: "move the file away that has the name of a folder",
-    errno.EACCES: "change its permissions",
-    errno.ENOSPC: "free space",
-    errno.EDQUOT: "free space",
-}
-
-
-def explain(error: Exception) -> str:
-    """The message of an error that ends a command, in one printable line; of a file's, with the cure."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return printable(error)
-    cure = _CURES.get(error.errno or 0, "check its path and its disk")
-    if isinstance(error, NotRegularError):
-        cure = "move it away"
-    return printable(f"{error.filename} cannot be read or written ({one_line(error)}): {cure}")
-
-
-def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+def read_limited(path: Path, largest: int = LARGEST) -> bytes:
     """The content of a file. Raises InvalidRecord unless it is a readable, regular file of this size."""
     try:
         found = path.stat()
@@ -90,7 +61,7 @@ def parse_json(content: bytes) -> Any:
 
 def read_json(path: Path) -> Any:
     """The JSON value of a file. Raises InvalidRecord."""
-    return parse_json(read_bytes(path))
+    return parse_json(read_limited(path))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ham.errors import printable
 from ham.files import RESULTS, atomic_write_json, atomic_write_text
 
-from .odd_files import LARGEST_METRICS, InvalidRecord, find_files, printable, read_bytes, read_json
+from .odd_files import LARGEST_METRICS, InvalidRecord, find_files, read_json, read_limited
 from .plan import figure, figures
 from .scales import SCALES
 from .schema import is_number
@@ -100,7 +101,7 @@ class Record:
     def _epochs(self) -> list[dict[str, Any]]:
         path = metrics_path(self.path)
         try:
-            return epochs(read_bytes(path, LARGEST_METRICS), self.content, self.run)
+            return epochs(read_limited(path, LARGEST_METRICS), self.content, self.run)
         except InvalidRecord as error:
             raise InvalidRecord(f"{path}: {error}") from None
 

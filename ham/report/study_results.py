@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .odd_files import printable
+from ham.errors import printable
+
 from .records import Record, metrics_path
 from .spec import PlanError, RunSpec
 from .statistics import Difference, Sample, detectable_difference, holm, mean_of

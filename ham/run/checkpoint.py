@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ham.files import atomic_write, one_line, open_binary, read_bytes
+from ham.errors import one_line
+from ham.files import atomic_write, open_binary, read_bytes
 from ham.locks import is_folder_replaced, taken_by
 
 from .config import ConfigError

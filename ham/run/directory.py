@@ -12,16 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ham.files import (
-    lock_file,
-    name_file,
-    one_line,
-    open_binary,
-    open_text,
-    read_text,
-    sync_folder,
-    temporary_files,
-)
+from ham.errors import one_line
+from ham.files import lock_file, name_file, open_binary, open_text, read_text, sync_folder, temporary_files
 
 from .checkpoint import LAST, PREVIOUS, SAVED, CheckpointError, check_owner, write_owned
 from .config import ConfigError

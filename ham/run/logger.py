@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ham.files import one_line, open_text
+from ham.errors import one_line
+from ham.files import open_text
 
 from .config import Config, ConfigError
 from .config.schema import WandbMode

@@ -14,7 +14,7 @@ import torch
 from ham import distributed
 from ham.data import derived_seed
 from ham.data.base import explain_killed_workers
-from ham.files import one_line
+from ham.errors import one_line
 from ham.tasks import Task, TaskFacts, task_of
 from pruning import SparsityWarning
 

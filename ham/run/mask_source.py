@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ham.errors import one_line
 from ham.experiments import is_origin
-from ham.files import one_line
 from pruning import MaskFrom
 from pruning.export import MASKS, load_masks
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ham.files import atomic_write_text, one_line, read_text
-from ham.report.odd_files import check_target, printable
+from ham.errors import one_line, printable
+from ham.files import atomic_write_text, read_text
+from ham.report.odd_files import check_target
 from ham.report.spec import PlanError, RunSpec
 from ham.sweep.launchable import open_runs
 from ham.sweep.listing import MASKS, counted, mask_sources, pluralize

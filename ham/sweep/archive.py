@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from ham.files import atomic_write, one_line, open_binary, read_json, read_text
-from ham.report.odd_files import check_file_target, printable
+from ham.errors import one_line, printable
+from ham.files import atomic_write, open_binary, read_json, read_text
+from ham.report.odd_files import check_file_target
 from ham.report.records import divergence_record, record, strip_paths
 from ham.report.spec import RunSpec
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ham.files import ROOT, one_line
+from ham.errors import one_line
+from ham.files import ROOT
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from ham.files import ROOT, one_line, open_text
-from ham.report.odd_files import explain
+from ham.errors import explain, is_of_machine, names_error_of_machine, one_line
+from ham.files import ROOT, open_text
 from ham.report.spec import RunSpec
 
 from .manifests import STOPPED_LINE, last_log_line
 from .progress import LocalReport
 from .resources import is_short
-from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule, is_of_environment
+from .schedule import MAX_FAILURES, Ending, Failures, Outcome, Schedule
 from .status import Status, Sweeps
 from .worker import Worker
 
@@ -173,7 +173,7 @@ class LocalSweep:
             with open_text(log, "a") as file:
                 start = os.fstat(file.fileno()).st_size
         except OSError as error:
-            return Outcome(Ending.FAILED, 2, explain(error))
+            return Outcome(Ending.FAILED, 1 if is_of_machine(error) else 2, explain(error))
         with self._lock:
             if self._stop_status:
                 return Outcome(Ending.STOPPED)
@@ -218,7 +218,7 @@ class LocalSweep:
         if self._sweeps.state(run).kind is Status.DIVERGED:  # a result
             return False
         # missing data, a full disk: retrying is useless now, and useful once they are there or it has space
-        if outcome.status == 2 or is_of_environment(outcome.reason):
+        if outcome.status == 2 or names_error_of_machine(outcome.reason):
             return False
         try:
             return self._failures.add(run, outcome.reason) < MAX_FAILURES

@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from ham.command_line import unusable
-from ham.files import atomic_write, one_line, open_binary, read_bytes
+from ham.errors import one_line
+from ham.files import atomic_write, open_binary, read_bytes
 from ham.report.spec import RunSpec
 
 _BAR = re.compile(r"^.*\d+/\d+ \[[^]]*\]")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ham.report.odd_files import printable
+from ham.errors import printable
 
 from .manifests import SweepError
 

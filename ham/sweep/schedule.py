@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -36,19 +34,6 @@ class Outcome:
     ending: Ending
     status: int = 0
     reason: str = ""
-
-
-_OF_ENVIRONMENT = tuple(
-    map(
-        os.strerror,
-        (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE),
-    )
-)
-
-
-def is_of_environment(reason: str) -> bool:
-    """Return True if a run failed by its machine, such as by a full disk: it may succeed later."""
-    return any(text in reason for text in _OF_ENVIRONMENT)
 
 
 class Schedule:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from ham.files import is_locked, one_line, open_binary, read_bytes, read_json
+from ham.errors import one_line
+from ham.files import is_locked, open_binary, read_bytes, read_json
 from ham.report.collect import check_first_outcome, history, read_directory
 from ham.report.odd_files import AGAIN, parse_json
 from ham.report.records import (

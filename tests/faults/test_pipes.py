@@ -25,10 +25,10 @@ from ham.data.checksums import file_sha256
 from ham.data.imagenet_source import Source
 from ham.data.images import read_rgb
 from ham.data.ogbg import cache
+from ham.errors import explain
 from ham.files import atomic_write_text
 from ham.locks import lock_file
 from ham.models.pretrained import ModelError, locate
-from ham.report.odd_files import explain
 from ham.report.spec import RunSpec
 from ham.run import checkpoint, trainer_checkpoints
 from ham.run.checkpoint import CheckpointError

@@ -17,12 +17,13 @@ from commands import script
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ham.errors import printable
 from ham.files import RESULTS
 from ham.report import grid, plan, records, study, table_files
 from ham.report.grid_page import page as grid_page
 from ham.report.node_report import page as node_page
 from ham.report.node_rows import build_report
-from ham.report.odd_files import InvalidRecord, find_files, printable
+from ham.report.odd_files import InvalidRecord, find_files
 from ham.report.spec import RunSpec
 from ham.report.study_page import comma_separated
 from ham.report.study_page import page as study_page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from ham.command_line import run_command_line
 from ham.files import ROOT
 from ham.report.records import diverged_path, path_of
 from ham.report.spec import RunSpec
-from ham.sweep import commands, manifests, sbatch_options, status
+from ham.sweep import commands, local, manifests, sbatch_options, status
 from ham.sweep.archive import check_archive, pack
 from ham.sweep.local import LocalSweep
 from ham.sweep.manifests import SweepError
@@ -226,6 +228,24 @@ def test_a_failure_that_cannot_be_counted_ends_no_sweep(sweeps: Sweeps) -> None:
     (sweeps.folder / "failures.json").mkdir(parents=True)
     slice_ = LocalSweep([TINY], sweeps, jobs=1, seconds=9)
     assert slice_._may_retry(TINY, Outcome(Ending.FAILED, 1, "a defect")) is False
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ESTALE, 1), (errno.EACCES, 2), (errno.EISDIR, 2)],
+)
+def test_a_log_that_cannot_be_opened_is_a_failure_with_its_status(
+    number: int, status: int, sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = sweeps.local_log(TINY)
+
+    def fail(path: Path, _: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(local, "open_text", fail)
+    outcome = LocalSweep([TINY], sweeps, jobs=1)._train(TINY, None)
+    assert (outcome.ending, outcome.status) == (Ending.FAILED, status)
+    assert outcome.reason.startswith(f"{log} cannot be read or written ({os.strerror(number)}): ")
 
 
 def test_an_empty_log_on_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

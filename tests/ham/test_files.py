@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from ham import files
-from ham.files import ROOT, atomic_write, atomic_write_json, name_file, one_line, read_json, short_path
+from ham.files import ROOT, atomic_write, atomic_write_json, name_file, read_json, short_path
 
 
 def fail(file: BinaryIO) -> None:
@@ -123,9 +123,3 @@ def test_what_is_no_json_object_reads_as_none(tmp_path: Path, content: bytes) ->
 def test_paths_are_printed_relative_to_the_repository() -> None:
     assert short_path(ROOT / "runs" / "a") == Path("runs/a") and short_path(Path("/a")) == Path("/a")
     assert (ROOT / "ham" / "files.py").exists() and files.RESULTS == ROOT / "results"
-
-
-def test_an_error_is_shown_by_its_reason_its_first_line_or_its_class() -> None:
-    assert one_line(OSError(2, "No such file", "a.txt")) == "No such file"
-    assert one_line(ValueError("\n first\nsecond")) == "first"
-    assert one_line(ValueError("  ")) == "ValueError"

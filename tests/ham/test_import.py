@@ -119,6 +119,7 @@ EXPERIMENTS = (
 BELOW = ("ham.run", "ham.tasks", "ham.data", "ham.models", "ham.optim", "pruning", "torch")
 ABOVE = {  # package or module -> packages that it must not import
     "ham/regular_files.py": ("ham", "torch"),
+    "ham/errors.py": (*EXPERIMENTS, "torch"),
     "ham/locks.py": (*EXPERIMENTS, "torch"),
     "ham/processes.py": (*EXPERIMENTS, "torch"),
     "ham/c_code.py": ("ham",),

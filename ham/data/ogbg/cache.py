@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ham.files import atomic_write, atomic_write_text, lock_file, one_line, read_text
+from ham.errors import one_line
+from ham.files import atomic_write, atomic_write_text, lock_file, read_text
 from ham.locks import Lock
 
 from ..base import DataError

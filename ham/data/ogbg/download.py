@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ham.files import atomic_write_text, one_line
+from ham.errors import one_line
+from ham.files import atomic_write_text
 
 from ..base import DataError
 from ..checksums import SUMS

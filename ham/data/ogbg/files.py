@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ham.files import one_line, open_binary
+from ham.errors import one_line
+from ham.files import open_binary
 
 from .. import code2
 from ..base import DataError

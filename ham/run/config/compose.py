@@ -21,7 +21,7 @@ from ham.tasks import task_of
 
 from .config_hash import DEMO_SECTIONS, NOT_HASHED, flatten, is_within
 from .errors import ConfigError
-from .explain import explain
+from .hydra_errors import explain_hydra
 from .paths import demo_file, demos
 from .registry import SCHEMAS
 from .schema import Config
@@ -49,7 +49,7 @@ def load(overrides: Sequence[str]) -> Config:
         return _typed(_compose(overrides), parsed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         _check_demo(overrides, parsed)
-        raise ConfigError(explain(error, parsed)) from error
+        raise ConfigError(explain_hydra(error, parsed)) from error
 
 
 def demo_last(overrides: Iterable[str]) -> list[str]:

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ham.files import one_line, open_text
+from ham.errors import one_line
+from ham.files import open_text
 
 from .errors import ConfigError
 from .registry import SCHEMAS

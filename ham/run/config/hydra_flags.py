@@ -17,12 +17,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ham.command_line import Parser
+from ham.errors import one_line
 from ham.experiments import CONFIGS
-from ham.files import one_line
 
 from .compose import demo_last, is_hydra_key, literal_path, parse, register
 from .errors import ConfigError
-from .explain import explain
+from .hydra_errors import explain_hydra
 from .multirun import check_composes, check_jobs, parse_sweeps
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -125,4 +125,4 @@ def _explain(error: Exception, overrides: list[Override]) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         message = f"{error.filename or 'a folder of Hydra'} cannot be read or written ({one_line(error)})"
         return f"{message}; {cure or 'choose another runs_dir'}"
-    return "; ".join(filter(None, [explain(error, overrides), cure]))
+    return "; ".join(filter(None, [explain_hydra(error, overrides), cure]))

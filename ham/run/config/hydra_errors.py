@@ -9,15 +9,16 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ham.errors import one_line
 from ham.experiments import CONFIGS
-from ham.files import one_line, read_text
+from ham.files import read_text
 
 from .config_hash import flatten
 from .registry import SCHEMAS
 from .schema import Config
 
 
-def explain(error: BaseException, parsed: list[Override]) -> str:
+def explain_hydra(error: BaseException, parsed: list[Override]) -> str:
     """The innermost cause on one line, with the key it is about and the cure."""
     while error.__cause__ is not None and not isinstance(error, OmegaConfBaseException):
         error = error.__cause__  # OmegaConf's own error names the key; under a tracer it has a cause too
