@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ham.files import open_binary
+
 
 def check_graph(features: Tensor, labels: Tensor, edges: Tensor, classes: int) -> None:
     """Raise ValueError for a feature that is not finite, or a label or a node number out of range.
@@ -56,6 +58,6 @@ def check_split(parts: Mapping[str, Tensor], nodes: int, *, is_complete: bool) -
 
 def check_zip(path: Path) -> None:
     """Read a .npz or .zip file to its end. Raises ValueError where a checksum in it is wrong."""
-    with zipfile.ZipFile(path) as archive:
+    with open_binary(path) as file, zipfile.ZipFile(file) as archive:
         if (member := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {member} in {path.name} is wrong")
