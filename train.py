@@ -119,6 +119,8 @@ def _hydra(argv: list[str]) -> int:
         run_hydra(flags, job)
     except ConfigError as error:
         return _fail(error, 2)
+    except SystemExit as stop:  # of `job`, through Hydra
+        return int(stop.code)
     if flags.multirun and not statuses:
         return _fail("-m selects no run; see python train.py --list", 2)
     return max(statuses, default=0)

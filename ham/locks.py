@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .processes import machine, started
+from .processes import is_running, machine, started
 from .regular_files import open_descriptor
 
 BEAT_SECONDS = 5.0
@@ -79,6 +79,11 @@ class Lock:
                 self._owner.unlink()
         os.close(self._folder)
         os.close(self._descriptor)
+
+    def leave_to_parent(self) -> None:
+        """Close the files in a forked child; the lock stays held by its parent."""
+        for descriptor in (self._folder, self._descriptor):
+            os.close(descriptor)
 
     def has_token(self, token: object) -> bool:
         """Return True if this is the random name that the lock has in its owner's file."""
@@ -145,13 +150,23 @@ class _Owner(NamedTuple):
         return f"process {self.content.get('pid', '?')} on {self.content.get('host', 'an unknown host')}"
 
     def is_alive(self) -> bool | None:
-        """None if only the renewal time is known: the process is on another machine."""
+        """None if only the renewal time is known: the process is on another machine, or hidden here."""
         start = self.content.get("started")
-        if start is None or self.content.get("machine") != machine():
+        if start is None or machine() is None or self.content.get("machine") != machine():
             return None
         if self.content.get("pid") == os.getpid():  # a file that `close` could not delete is nobody's
-            return any(lock.has_token(self.content.get("token")) for lock in _held.values())
-        return started(self.content.get("pid")) == start
+            return any(lock.has_token(self.content.get("token")) for lock in list(_held.values()))
+        return is_running(self.content.get("pid"), start)
+
+
+def _leave_to_parent() -> None:
+    """Close the locks' files in a forked child, which would hold flock after the end of the parent."""
+    for lock in _held.values():
+        lock.leave_to_parent()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def lock_file(path: Path) -> Lock:

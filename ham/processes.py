@@ -28,6 +28,21 @@ def started(pid: Any) -> str | None:
     return None if not status or status[0] in "ZX" else status[19]
 
 
+def is_running(pid: Any, start: Any) -> bool | None:
+    """Return True if the process that started then still runs; None if /proc hides those of other users."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    if (found := started(pid)) is not None:
+        return found == start
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return None
+    return False  # a zombie
+
+
 def age_of_process(pid: int) -> float | None:
     """Seconds since a process of this machine started; None if it is dead or the time is unknown."""
     ticks = started(pid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from ham.command_line import Parser, run_script
+from ham.errors import explain
 from ham.files import ROOT, atomic_write_text
 from ham.report.spec import LOCK, PlanError
 from ham.run.config import ConfigError
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         atomic_write_text(LOCK, lock_text())
     except (ConfigError, PlanError, OSError) as error:
-        print(f"lock.py: {error}", file=sys.stderr)
+        print(f"lock.py: {explain(error)}", file=sys.stderr)
         return 2
     print(f"wrote {LOCK.relative_to(ROOT)}")
     return 0

@@ -232,7 +232,9 @@ def history(finished: FinishedRun, summary: dict[str, Any], run: RunSpec) -> lis
 def check_first_outcome(path: Path) -> None:
     """Raise InvalidRecord if the run of this record has a record of its divergence."""
     if diverged_path(path).exists():
-        raise InvalidRecord(f"it diverged before, and the first outcome counts: {diverged_path(path)}")
+        raise InvalidRecord(
+            f"it diverged before, and the first outcome counts: move it away, or delete {diverged_path(path)}"
+        )
 
 
 def _is_grid_point(summary: Any) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ham.errors import one_line, printable
-from ham.files import open_binary
+from ham.files import NotRegularError, open_binary
 
 from .scales import FOLDERS
 from .spec import PlanError
@@ -36,13 +36,13 @@ class InvalidRecord(Exception):
 def read_limited(path: Path, largest: int = LARGEST) -> bytes:
     """The content of a file. Raises InvalidRecord unless it is a readable, regular file of this size."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
-            raise InvalidRecord(f"{path.name} is not a regular file: remove it")
-        if found.st_size > largest:
-            raise InvalidRecord(f"{path.name} has {found.st_size} bytes, more than {largest}: {AGAIN}")
         with open_binary(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest:
+                raise InvalidRecord(f"{path.name} has {size} bytes, more than {largest}: {AGAIN}")
             return file.read()
+    except (IsADirectoryError, NotRegularError):
+        raise InvalidRecord(f"{path.name} is not a regular file: remove it") from None
     except OSError as error:
         raise InvalidRecord(f"{path.name} cannot be read ({one_line(error)}): check the file") from None
 

@@ -13,6 +13,7 @@ from ham.data.commonsense_files import Question
 from ham.models.causal_lm import LanguageModel
 from ham.tasks.commonsense_answers import Score, evaluate, settings_hash
 
+from .checkpoint import check_owner
 from .config import Config
 from .logger import NullLogger, RunLogger
 from .loop import Interrupted
@@ -41,7 +42,6 @@ class Answering:
     def all_tasks(self, when: str) -> dict[str, Score]:
         """Task -> score of the current model; `when` names the folder of the answers. Raises Interrupted."""
         folder = self.logger.folder / ANSWERS / when
-        distributed.on_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
         return {task: self._task(task, folder) for task in self.questions}
 
     def _task(self, task: str, folder: Path) -> Score:
@@ -49,6 +49,7 @@ class Answering:
         share = self.questions[task][me.rank :: me.size]
         part = f".{me.rank}of{me.size}" if me.size > 1 else ""
         language = self.language
+        distributed.on_rank_zero(lambda: self._create(folder))
         score = Score(task, 0, 0, 0)
         with suppress(Interrupted):  # until the others have answered their part of this task
             score = evaluate(
@@ -65,6 +66,10 @@ class Answering:
         score = Score(task, *distributed.all_reduce_sum(counts).tolist())
         self.logger.log(f"{folder.name} training: {task} {100 * score.correct / score.questions:.2f} %")
         return score
+
+    def _create(self, folder: Path) -> None:
+        check_owner(self.logger.folder)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def _stop_if_asked(self) -> None:
         if self.received:

@@ -23,7 +23,7 @@ def on_console(fn: Callable[[], T]) -> T:
     return result
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with escapes for what the console's encoding lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -61,13 +61,12 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except SafetensorError as error:
-        text = f"a safetensors file in {folder} cannot be read or written: {one_line(error)}"
-        raise CheckpointError(f"{text}; fix that and start the same command again to resume") from error
     except ConnectionError:  # of another process, not of a file
         raise
-    except OSError as error:
-        text = f"{error.filename or folder} cannot be read or written: {one_line(error)}"
+    except (OSError, SafetensorError) as error:
+        what = getattr(error, "filename", None) or folder
+        what = f"a safetensors file in {folder}" if isinstance(error, SafetensorError) else what
+        text = f"{what} cannot be read or written: {one_line(error)}"
         explained = CheckpointError(f"{text}; fix that and start the same command again to resume")
         explained.shared = getattr(error, "shared", False)
         raise explained from error

@@ -24,7 +24,7 @@ from . import ranks, trainer_checkpoints
 from .answering import Answering, accuracies
 from .build import setup_device
 from .c_operations import check_same_operations
-from .checkpoint import CheckpointError, check_not_purged, explain_mismatch
+from .checkpoint import CheckpointError, check_not_purged, check_owner, explain_mismatch
 from .config import Config, ConfigError, to_yaml
 from .logger import NullLogger, RunLogger
 from .loop import DivergedError, catch_stop_signals
@@ -243,9 +243,11 @@ def _sparsity(model: torch.nn.Module) -> dict[str, Any]:
 def _save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter as PEFT does, in safetensors; a folder of this name is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
+    check_owner(folder.parent)
     for path in (partial, folder):
         shutil.rmtree(path, ignore_errors=True)
     model.save_pretrained(str(partial), save_embedding_layers=False)
+    check_owner(folder.parent)
     partial.rename(folder)
 
 

@@ -14,7 +14,7 @@ from ham.files import open_text
 
 from .config import Config, ConfigError
 from .config.schema import WandbMode
-from .console import on_console, printable
+from .console import encodable, on_console
 from .directory import RunDirectory
 
 _REFRESH_SECONDS = 5.0
@@ -86,7 +86,7 @@ class RunLogger:
         """
         from tqdm import tqdm
 
-        on_console(lambda: tqdm.write(printable(text)))
+        on_console(lambda: tqdm.write(encodable(text)))
         try:
             with open_text(self.folder / "train.log", "a", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")

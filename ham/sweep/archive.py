@@ -6,7 +6,10 @@ import gzip
 import io
 import json
 import re
+import sys
 import tarfile
+import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,7 @@ from .manifests import SweepError
 _PATH = re.compile(r"^( *)(runs_dir|root):.*(?:\n\1 +.*)*$", re.MULTILINE)
 """Keys with paths; YAML continues long ones on lines with more indentation."""
 
+_PAUSE_SECONDS, _PAUSE_RATIO = 60.0, 10.0  # between two archives: seconds, and times the last one took
 _MEMBER = re.compile(r"[\w/-]+/seed\d+/(summary\.json|diverged\.json)")
 
 
@@ -47,6 +51,50 @@ def check_archive(file: Path) -> None:
         raise SweepError(
             f"--pack {printable(file)} is not an archive of sweep.py: give another name, or remove it"
         )
+
+
+class Packer:
+    """Packs the finished runs of a sweep while it works: seldom enough to take little of its time.
+
+    Threads may call it. A failure to pack ends no run: it is a line on stderr, and the next call packs again.
+
+    Args:
+        runs: the runs.
+        folder: folder of the run directories.
+        archive: the file; None packs nothing.
+    """
+
+    def __init__(self, runs: list[RunSpec], folder: Path, archive: Path | None) -> None:
+        self._runs, self._folder, self._archive = runs, folder, archive
+        self._packing, self._next = threading.Lock(), 0.0
+
+    def pack_sometimes(self) -> None:
+        """Pack, unless another thread does or the last archive was written shortly before."""
+        if self._archive and time.monotonic() >= self._next and self._packing.acquire(blocking=False):
+            try:
+                self._pack()
+            finally:
+                self._packing.release()
+
+    def pack_now(self) -> None:
+        """Pack."""
+        with self._packing:
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._archive is None:
+            return
+        start = time.monotonic()
+        try:
+            pack(self._runs, self._folder, self._archive, _warn)
+        except OSError as error:
+            _warn(f"cannot pack {self._archive}: {one_line(error)}")
+        end = time.monotonic()
+        self._next = end + max(_PAUSE_SECONDS, _PAUSE_RATIO * (end - start))
+
+
+def _warn(line: str) -> None:
+    print(f"sweep.py: {printable(line)}", file=sys.stderr)
 
 
 def pack(runs: list[RunSpec], folder: Path, archive: Path, warn: Callable[[str], None]) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ham.errors import one_line
 from ham.files import ROOT
 from ham.report.records import DEMOS
 from ham.report.spec import RunSpec
 from ham.repository import has_changes, unknown_commit
 
-from .archive import check_archive, pack
+from .archive import Packer, check_archive
 from .launchable import open_runs
 from .listing import counted, pluralize, print_estimate, print_line, print_missing, print_overview, warn
 from .local import EXIT_INTERRUPTED, EXIT_SAVED, LocalSweep
@@ -158,7 +156,8 @@ def _local_stages(selection: Selection, sweeps: Sweeps, options: Options) -> int
         own_status, elsewhere = _local(runs, sweeps, options)
         status = max(status, own_status)
     if elsewhere:
-        print_line(f"{pluralize(elsewhere)} left to other processes: start this again to see them done")
+        left = f"{pluralize(elsewhere)} left to other processes or SLURM"
+        print_line(f"{left}: repeat this command when they have ended")
     return status or (EXIT_SAVED if elsewhere else 0)
 
 
@@ -172,21 +171,12 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> tuple[int, 
         require_commit(todo, options.allow_dirty)
     print_line(counted(states.values()))
 
-    packing = threading.Lock()
-
-    def pack_finished() -> None:
-        """A failure to pack must not end the runs: the next one, or the end of the sweep, packs again."""
-        if options.archive and packing.acquire(blocking=False):
-            try:
-                pack(list(states), sweeps.runs, options.archive, warn)
-            except OSError as error:
-                print(f"sweep.py: cannot pack {options.archive}: {one_line(error)}", file=sys.stderr)
-            finally:
-                packing.release()
-
-    local = LocalSweep(todo, sweeps, jobs=options.jobs, seconds=options.seconds, after_run=pack_finished)
+    packer = Packer(list(states), sweeps.runs, options.archive)
+    local = LocalSweep(
+        todo, sweeps, jobs=options.jobs, seconds=options.seconds, after_run=packer.pack_sometimes
+    )
     status = local.run()
-    pack_finished()
+    packer.pack_now()
     after = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
     after.active, after.is_queue_silent = sweeps.active, sweeps.is_queue_silent
     ended = after.survey(runs)
@@ -194,7 +184,7 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> tuple[int, 
     if status in (EXIT_SAVED, EXIT_INTERRUPTED):
         print("sweep.py: stopped; start the same command again to resume", file=sys.stderr)
     unfinished = {run for run, state in ended.items() if state.is_active or state.is_launchable}
-    return status, len(unfinished.intersection([*elsewhere, *_left_elsewhere(ended)]))
+    return status, len(unfinished.intersection([*elsewhere, *local.busy(), *_left_elsewhere(ended)]))
 
 
 def _left_elsewhere(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:

@@ -96,7 +96,7 @@ def warn(states: dict[RunSpec, RunStatus]) -> None:
     if held := blocked(states):
         print(
             f"sweep.py: {pluralize(len(held))} not launched: the runs whose masks they take are stale, "
-            "diverged or run on this machine",
+            "diverged, run on this machine or may be queued",
             file=sys.stderr,
         )
 

@@ -90,6 +90,10 @@ class LocalSweep:
         self._report.print_end(self._schedule)
         return self._exit_status()
 
+    def busy(self) -> list[RunSpec]:
+        """The runs that another process trained when their turn came, and those that take their masks."""
+        return [run for run, end in self._schedule.outcomes.items() if end.ending is Ending.BUSY]
+
     def _watch(self, threads: list[Future[None]]) -> None:
         """Wait for the threads; react to signals and to the time limit."""
         while True:

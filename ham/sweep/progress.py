@@ -46,6 +46,8 @@ class LocalReport:
             self.print_failure(run, outcome.reason)
         elif outcome.ending is Ending.STOPPED:
             print_line(f"{run}: stopped after {self._sweeps.epochs_done(run)} of {run.info.epochs} epochs")
+        elif outcome.ending is Ending.BUSY:
+            print_line(f"{run}: {outcome.reason or 'another process trains it'}")
         elif outcome.ending is Ending.DONE:
             done = sum(end.ending is Ending.DONE for end in schedule.outcomes.values())
             print_line(

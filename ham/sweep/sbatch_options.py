@@ -29,12 +29,13 @@ _REFUSED = {  # option: reason and cure
     "wait": "a sweep does not wait for its jobs, --status shows them: omit it",
     "test-only": "it submits nothing: give --dry-run instead of --submit",
     "clusters": "squeue has to ask the same cluster: set SBATCH_CLUSTERS",
+    "export-file": "the sweep passes its own variables on: omit it",
     "uid": "the sweep finds jobs of its own user only: call it as that user",
     "help": _HELP,
     "usage": _HELP,
     "version": _HELP,
 }
-_READ = ("dependency", "signal", "time", "time-min")
+_READ = ("dependency", "export", "signal", "time", "time-min")
 _SHORTEST = 3  # letters of an abbreviation that is read: shorter ones are ambiguous to sbatch
 _LETTERS = {
     **{"J": "job-name", "a": "array", "o": "output", "e": "error", "W": "wait", "M": "clusters"},
@@ -71,6 +72,11 @@ def check_options(extra: Iterable[str]) -> None:
     for option in _parse(extra):
         if reason := _REFUSED.get(option.name):
             raise SweepError(f"{option} cannot be given to sbatch: {reason}")
+        if option.name == "export" and option.value.split(",")[0] != "ALL":
+            raise SweepError(
+                f"{option} must be ALL or begin with ALL, so that jobs get the sweep's own variables, "
+                f"got {printable(option.value)!r}"
+            )
         if option.name == "signal":
             sent = _SIGNAL.fullmatch(option.value.upper())
             if sent is None:
@@ -82,9 +88,12 @@ def check_options(extra: Iterable[str]) -> None:
             limits[option.name] = option, _seconds(option.value)
     for option, seconds in limits.values():
         if 0 < seconds <= warning + _RESOLUTION:
+            cure = f"give more than {warning + _RESOLUTION} s"
+            if seconds > _DEFAULT + _RESOLUTION:
+                cure += f", or a later warning such as --signal=B:USR1@{_DEFAULT}"
             raise SweepError(
-                f"{option} {printable(option.value)} leaves no time to train, since a run saves and restarts "
-                f"{warning} s before the end: give more, or a later warning such as --signal=B:USR1@60"
+                f"{option} {printable(option.value)} leaves no time to train, since SLURM warns a run "
+                f"{warning} to {warning + _RESOLUTION} s before the end, and it then saves: {cure}"
             )
 
 
@@ -133,7 +142,8 @@ def _long(word: str) -> tuple[list[_Option], bool]:
     """The option, whose name may be abbreviated, and whether the next word is its value."""
     given, is_assigned, value = word.removeprefix("--").partition("=")
     known = (*_REFUSED, *(_READ if len(given) >= _SHORTEST else ()))
-    name = next((name for name in known if name.startswith(given)), given)
+    longer = next((name for name in known if name.startswith(given)), given)
+    name = given if given in known else longer
     is_flag = any(flag.startswith(given) for flag in _FLAGS)
     return [_Option((word,), name, value)], not (is_assigned or is_flag)
 

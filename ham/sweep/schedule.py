@@ -98,7 +98,9 @@ class Schedule:
 
 
 class Failures:
-    """What each run printed last when it failed, in <runs>/.sweeps/failures.json: it outlives a time slice.
+    """What each run printed last when it failed, in <runs>/.sweeps/failures.json.
+
+    The next time slice reads it: a time slice is one call of sweep.py with --seconds.
 
     Delete the file, or change the run's configuration, to have its runs tried again.
     """
@@ -130,7 +132,7 @@ class Failures:
             yield
 
     def exhausted(self, todo: list[RunSpec]) -> list[RunSpec]:
-        """The runs that failed so often that slices leave them out, and the dependents of those."""
+        """The runs that failed so often that time slices leave them out, and the dependents of those."""
         known = {run for run in todo if len(self.reasons(run)) >= MAX_FAILURES}
         return [run for run in todo if run in known or run.depends_on in known]
 

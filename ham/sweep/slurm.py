@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ham.errors import one_line
 from ham.files import lock_file
 from ham.programs import run_program
 from ham.report.spec import RunSpec
@@ -52,6 +53,8 @@ def submit(
     site = job_environment()
     limit = largest_array(site)
     jobs = {run: state.job for run, state in states.items() if state.job}
+    if any(run.depends_on in jobs or run.depends_on in todo for run in todo):
+        join_dependencies(extra, ["1"])  # raises before anything is submitted
     for waits, name, runs in _arrays(todo, jobs):
         for chunk in (runs[start : start + limit] for start in range(0, len(runs), limit)):
             sources = sorted({jobs[run.depends_on] for run in chunk}) if waits else []
@@ -65,6 +68,7 @@ def _submit_array(
     runs: list[RunSpec], name: str, sources: list[str], sweeps: Sweeps, site: dict[str, str], extra: list[str]
 ) -> str:
     """Submit one array; returns the job's id."""
+    dependencies = join_dependencies(extra, sources)
     before = set(sweeps.folder.glob("manifest-*"))
     manifest = sweeps.write(runs)
     command = [
@@ -74,7 +78,7 @@ def _submit_array(
         f"--output={_pattern(sweeps.logs)}/{sweeps.log(manifest_hash(manifest), '%a').name}",
         f"--array=1-{len(runs)}%{site.get('HAM_ARRAY_THROTTLE', '16')}",
         *_requested(name),
-        *join_dependencies(extra, sources),
+        *dependencies,
         str(SLURM / "array.sbatch"),
         str(manifest),
     ]
@@ -159,7 +163,9 @@ def sweep_lock(sweeps: Sweeps) -> Iterator[None]:
     sweeps.logs.mkdir(parents=True, exist_ok=True)
     try:
         lock = lock_file(sweeps.folder / "lock")
-    except BlockingIOError:
-        raise SweepError(f"another sweep is submitting runs of {sweeps.runs}: wait for it") from None
+    except BlockingIOError as error:
+        raise SweepError(
+            f"another sweep is submitting runs of {sweeps.runs} ({one_line(error)}): wait for it, or end it"
+        ) from None
     with lock:
         yield

@@ -19,7 +19,7 @@ from pathlib import Path
 from ham.errors import one_line
 from ham.files import is_locked, open_binary, read_bytes, read_json
 from ham.report.collect import check_first_outcome, history, read_directory
-from ham.report.odd_files import AGAIN, parse_json
+from ham.report.odd_files import parse_json
 from ham.report.records import (
     DEMOS,
     RESULTS,
@@ -148,7 +148,7 @@ class Sweeps(RunsFolder):
             return RunStatus(Status.DIVERGED, note)
         recorded = None if masks or self._again else _recorded(run)
         if refusal and (recorded is None or recorded.kind is not Status.DONE):
-            return RunStatus(Status.STALE, _with_cure(f"{folder}: {refusal}", "move it away first"))
+            return RunStatus(Status.STALE, f"{folder}: {refusal}")
         return recorded or self._unfinished(run)
 
     def _divergence(self, run: RunSpec) -> str:
@@ -206,7 +206,7 @@ class Sweeps(RunsFolder):
             summary = parse_json(finished.content("summary.json") or b"")
             named = check(summary)
             if (named.name, named.seed) != (run.name, run.seed):
-                return f"its summary is of {named}, which belongs in {named.name}/seed{named.seed}"
+                return f"its summary is of {named}: move it to {named.name}/seed{named.seed}"
             if not self._again:
                 check_first_outcome(path_of(run, RESULTS))
             history(finished, summary, run)
@@ -225,15 +225,18 @@ class Sweeps(RunsFolder):
                     Status.NOT_LAUNCHED, "it finished, but its summary.json is missing or damaged"
                 )
             if _REQUEUED.search(last) and self.is_queue_silent:
-                return RunStatus(Status.QUEUED, "it was requeued, and SLURM does not answer")
+                return RunStatus(Status.QUEUED, f"it was requeued, and {self._silence()}")
             if _REQUEUED.search(last):
                 return RunStatus(Status.NOT_LAUNCHED, "it was requeued, and its job is gone")
             return RunStatus(Status.FAILED, last)
         if self.line(run) in self.launched:
             if self.is_queue_silent:
-                return RunStatus(Status.QUEUED, "it was submitted, and SLURM does not answer")
+                return RunStatus(Status.QUEUED, f"it was submitted, and {self._silence()}")
             return RunStatus(Status.FAILED, "ended before it started")
         return RunStatus(Status.NOT_LAUNCHED)
+
+    def _silence(self) -> str:
+        return f"SLURM does not answer: if no job is left, delete {self.folder}/manifest-*.txt"
 
     def survey(self, chosen: list[RunSpec]) -> dict[RunSpec, RunStatus]:
         """The chosen runs and the sources that they still need, no run before its source."""
@@ -263,11 +266,6 @@ def _check_files(folder: Path) -> None:
                 open_binary(folder / name).close()
 
 
-def _with_cure(problem: str, cure: str) -> str:
-    """What is wrong with a finished run or a record, and what has to be done before it runs again."""
-    return problem if AGAIN in problem else f"{problem} ({cure})"
-
-
 def _recorded(run: RunSpec) -> RunStatus | None:
     """What its committed record says; None if there is none, or its epochs are missing."""
     path = path_of(run, RESULTS)
@@ -276,6 +274,6 @@ def _recorded(run: RunSpec) -> RunStatus | None:
     try:
         read(path)
     except InvalidRecord as error:
-        return RunStatus(Status.STALE, _with_cure(str(error), "delete it first"))
+        return RunStatus(Status.STALE, str(error))
     is_complete = metrics_path(path).exists() or not stores_history(run)
     return RunStatus(Status.DONE) if is_complete else None

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,14 @@ from safetensors import SafetensorError
 
 from ham import locks
 from ham.files import RESULTS
+from ham.locks import Lock, lock_file
 from ham.run import calibrate_str, checkpoint
+from ham.run.answering import Answering
 from ham.run.build import run_directory
 from ham.run.checkpoint import CheckpointError
 from ham.run.config import ConfigError, config_hash, load
 from ham.run.directory import RunDirectory, RunLockedError, explain_os_errors
+from ham.run.finetune import _save_adapter
 from ham.run.metrics import EpochMetrics
 
 
@@ -105,6 +109,46 @@ def test_an_error_that_nothing_else_explains_is_one_line(problem: Exception, tmp
         raise problem
     text = str(caught.value)
     assert len(text.splitlines()) == 1 and (getattr(problem, "filename", None) or str(tmp_path)) in text
+    assert caught.value.shared is False, "printed on the rank that has it"
+
+
+def lost(folder: Path) -> Lock:
+    """This process's lock of a run's directory, which another process has taken over since."""
+    lock = lock_file(folder / "lock")
+    (folder / "lock.owner").write_text(json.dumps({"token": "theirs", "pid": 4242, "host": "node7"}))
+    return lock
+
+
+class Adapted:
+    """In the place of a model with an adapter; the directory is lost at once, or while it is saved."""
+
+    def __init__(self, when: str, folder: Path) -> None:
+        self.lock = lost(folder) if when == "before" else lock_file(folder / "lock")
+
+    def save_pretrained(self, folder: str, **_: Any) -> None:
+        Path(folder).mkdir()
+        self.lock.close()
+        self.lock = lost(Path(folder).parent)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_adapter_is_not_written_into_the_directory_of_another_process(when: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "adapter" / "adapter.safetensors"
+    if when == "before":
+        theirs.parent.mkdir()
+        theirs.touch()
+    model = Adapted(when, tmp_path)
+    with pytest.raises(CheckpointError, match="taken over by another process"):
+        _save_adapter(model, tmp_path / "adapter")
+    assert theirs.exists() is (when == "before") and theirs.parent.exists() is (when == "before")
+    model.lock.close()
+
+
+def test_answers_are_not_written_into_the_directory_of_another_process(tmp_path: Path) -> None:
+    logger = SimpleNamespace(folder=tmp_path)
+    with lost(tmp_path), pytest.raises(CheckpointError, match="taken over by another process"):
+        Answering(None, {}, None, logger, [])._create(tmp_path / "answers" / "after")
+    assert not (tmp_path / "answers").exists()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from ham.command_line import run_command_line
 from ham.files import ROOT
 from ham.report.records import diverged_path, path_of
 from ham.report.spec import RunSpec
+from ham.sweep import archive as archive_module
 from ham.sweep import commands, local, manifests, sbatch_options, status
 from ham.sweep.archive import check_archive, pack
 from ham.sweep.local import LocalSweep
@@ -68,10 +70,17 @@ CANNOT = "cannot be given to sbatch"
 NAME = "the sweep finds its jobs by their names: give --comment"
 LOG = "the logs of a sweep are in .sweeps/logs of --runs: omit it"
 RESTART = "HAM_MAX_RESTARTS limits how often a job restarts, 0 for never: set that"
-SHORT = (
-    "leaves no time to train, since a run saves and restarts 300 s before the end: "
-    "give more, or a later warning such as --signal=B:USR1@60"
-)
+LATER = ", or a later warning such as --signal=B:USR1@60"
+
+
+def short(seconds: int) -> str:
+    """The line about a time limit that this warning leaves nothing of."""
+    when = f"SLURM warns a run {seconds} to {seconds + 60} s before the end, and it then saves"
+    return f"leaves no time to train, since {when}: give more than {seconds + 60} s"
+
+
+SHORT = short(300)
+EXPORT = "must be ALL or begin with ALL, so that jobs get the sweep's own variables, got "
 REFUSED = {  # arguments after --: the line
     "--job-name=X": f"--job-name {CANNOT}: {NAME}",
     "--job-name X": f"--job-name {CANNOT}: {NAME}",
@@ -97,10 +106,15 @@ REFUSED = {  # arguments after --: the line
     "job.sh": "job.sh is not an option of sbatch: omit it, or write --option=VALUE",
     "--hold job.sh": "job.sh is not an option of sbatch: omit it, or write --option=VALUE",
     "-- --qos=x": "-- is not an option of sbatch: omit it, or write --option=VALUE",
-    "--time=5": f"--time 5 {SHORT}",
-    "-t 0:06:00": f"-t (--time) 0:06:00 {SHORT}",
+    "--time=5": f"--time 5 {SHORT}{LATER}",
+    "--time=2": f"--time 2 {SHORT}",
+    "-t 0:06:00": f"-t (--time) 0:06:00 {SHORT}{LATER}",
     "--time-min=0-00:01": f"--time-min 0-00:01 {SHORT}",
-    "--signal=B:USR1@3600 --time=60": f"--time 60 {SHORT.replace('300', '3600')}",
+    "--signal=B:USR1@3600 --time=60": f"--time 60 {short(3600)}{LATER}",
+    "--signal=B:USR1@60 --time=2": f"--time 2 {short(60)}",
+    "--export=NONE": f"--export {EXPORT}'NONE'",
+    "--export HAM_DATA=/x": f"--export {EXPORT}'HAM_DATA=/x'",
+    "--export-file=x": f"--export-file {CANNOT}: the sweep passes its own variables on: omit it",
     "--signal=USR1@60": "--signal must be B:USR1@SECONDS, on which runs save, got 'USR1@60'",
 }
 
@@ -116,6 +130,8 @@ PASSED = {  # arguments after --: those that sbatch gets, of an array that waits
     "": "--dependency=afterany:14_1",
     "--qos long --exclusive": "--dependency=afterany:14_1 --qos long --exclusive",
     "--time=7 -N2 --time-min=0": "--dependency=afterany:14_1 --time=7 -N2 --time-min=0",
+    "--export=ALL": "--dependency=afterany:14_1 --export=ALL",
+    "--export ALL,A=b": "--dependency=afterany:14_1 --export ALL,A=b",
     "--signal=B:USR1@60 -t 3": "--dependency=afterany:14_1 --signal=B:USR1@60 -t 3",
     "--part x --wait-all-nodes=1": "--dependency=afterany:14_1 --part x --wait-all-nodes=1",
     "--dependency=afterok:7": "--dependency=afterok:7,afterany:14_1",
@@ -153,7 +169,20 @@ def test_the_resources_of_a_class_are_checked_too(
         stand_in(binaries, name, text)
     monkeypatch.setitem(resources()["imagenet_rn50"].sbatch, "time", 5)
     monkeypatch.setattr(commands, "has_changes", lambda: False)
-    assert sweep(*CHOICE, "--submit") == (2, "", f"sweep.py: --time 5 {SHORT}\n")
+    assert sweep(*CHOICE, "--submit") == (2, "", f"sweep.py: --time 5 {SHORT}{LATER}\n")
+
+
+def test_a_dependency_that_cannot_be_joined_is_refused_before_anything_is_submitted(
+    sweep: Sweep, sweeps: Sweeps, binaries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"squeue": "", "scontrol": "", "sbatch": "echo 77"}.items():
+        stand_in(binaries, name, text)
+    monkeypatch.setattr(commands, "has_changes", lambda: False)
+    choice = ("--seeds=0", "--submit", "--", "--dependency=a?b")
+    status, out, err = sweep("--exp", "acdc_s90", "mask_acdc_s90", *choice)
+    assert (status, out) == (2, "") and "--dependency=a?b cannot be joined" in err
+    assert not list(sweeps.folder.glob("manifest-*"))
+    assert sweep("--exp=dense", *choice)[0] == 0, "nothing waits for masks there"
 
 
 # results that collect.py refuses
@@ -185,10 +214,7 @@ def test_what_collect_refuses_is_not_done(
     folder = finish(run, sweeps)
     (folder / "metrics.jsonl").write_text(alter(metrics(run)))
     state = sweeps.state(run)
-    assert (
-        state.kind is Status.STALE
-        and state.note.removesuffix(" (move it away first)") == f"{folder}: {reason}"
-    )
+    assert (state.kind, state.note) == (Status.STALE, f"{folder}: {reason}")
     assert sweep(*CHOICE, "--status")[0] == 0
     argv = [str(sweeps.runs), f"--results={tmp_path / 'new'}"]
     assert run_command_line(script("collect").main, argv) == 1
@@ -203,7 +229,10 @@ def test_a_run_that_diverged_before_is_not_done(sweeps: Sweeps) -> None:
     path = diverged_path(path_of(run, status.RESULTS))
     path.parent.mkdir(parents=True)
     path.touch()
-    assert f"it diverged before, and the first outcome counts: {path}" in sweeps.state(run).note
+    line = f"it diverged before, and the first outcome counts: move it away, or delete {path}"
+    assert sweeps.state(run).note == f"{run.folder(sweeps.runs)}: {line}"
+    path.unlink()
+    assert sweeps.state(run).kind is Status.DONE, "the cure works"
 
 
 # failures that the machine causes
@@ -320,7 +349,12 @@ def test_the_log_of_a_job_is_read_as_what_it_says(case: str, sweeps: Sweeps) -> 
         sweeps.log(manifests.manifest_hash(manifest), 1).write_text(f"epoch 1/2\n{text}\n")
     assert sweeps.state(TINY) == known
     sweeps.is_queue_silent = True
-    assert sweeps.state(TINY) == unknown
+    silent = sweeps.state(TINY)
+    cure = f": if no job is left, delete {sweeps.folder}/manifest-*.txt"
+    assert replace(silent, note=silent.note.removesuffix(cure)) == unknown
+    manifest.unlink()
+    del sweeps.launched
+    assert not sweeps.state(TINY).is_active, "the cure works"
 
 
 def test_a_local_sweep_says_that_slurm_does_not_answer_and_leaves_it_what_it_may_have(
@@ -329,7 +363,7 @@ def test_a_local_sweep_says_that_slurm_does_not_answer_and_leaves_it_what_it_may
     choice = (*CHOICE, "--demo=tiny", "--local")
     sweeps.write([TINY])
     stand_in(binaries, "squeue", DOWN)
-    left = "1 run left to other processes: start this again to see them done\n"
+    left = "1 run left to other processes or SLURM: repeat this command when they have ended\n"
     line = "sweep.py: queued and running runs are unknown: squeue failed: error: no controller\n"
     assert sweep(*choice) == (85, "1 queued\n" * 2 + left, line)
 
@@ -355,7 +389,7 @@ def test_what_waits_for_a_run_that_another_process_has_finished_meanwhile_is_lef
 
     monkeypatch.setattr(LocalSweep, "run", end)
     argv = ("--exp=mask_acdc_s90", "--seeds=0", "--demo=tiny", "--local")
-    left = "1 run left to other processes: start this again to see them done\n"
+    left = "1 run left to other processes or SLURM: repeat this command when they have ended\n"
     assert sweep(*argv)[:2] == (85, f"1 running, 1 not launched\n1 done, 1 not launched\n{left}")
 
 
@@ -371,6 +405,36 @@ def archive(*members: tuple[str, int]) -> bytes:
             member.mtime = when
             file.addfile(member)
     return content.getvalue()
+
+
+def test_pack_names_finished_runs_that_lack_a_file(sweep: Sweep, sweeps: Sweeps, tmp_path: Path) -> None:
+    folder = finish(TINY, sweeps)
+    file = tmp_path / "runs.tar.gz"
+    line = f"sweep.py: {folder} is not packed: No such file or directory\n"
+    assert sweep(*CHOICE, "--demo=tiny", "--local", f"--pack={file}") == (0, "1 done\n" * 2, line)
+    with tarfile.open(file) as content:
+        assert content.getnames() == []
+
+
+def test_a_sweep_packs_at_most_every_minute_and_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, packed = [1000.0], list[float]()
+
+    def pack(*_: object) -> None:
+        packed.append(now[0])
+        now[0] += seconds
+
+    monkeypatch.setattr(archive_module, "pack", pack)
+    monkeypatch.setattr(archive_module.time, "monotonic", lambda: now[0])
+    packer, seconds = archive_module.Packer([TINY], tmp_path, tmp_path / "a"), 1.0
+    for now[0] in (1000.0, 1030.0, 1060.9, 1061.0, 1100.0):
+        packer.pack_sometimes()
+    seconds = 9.0  # 10 times as long passes until the next one
+    for now[0] in (1130.0, 1200.0, 1228.9, 1229.0):
+        packer.pack_sometimes()
+    packer.pack_now()
+    assert packed == [1000.0, 1061.0, 1130.0, 1229.0, 1238.0]
 
 
 FOREIGN = {

@@ -7,9 +7,11 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +19,14 @@ from typing import Any
 
 import pytest
 
-from ham import locks
+from ham import locks, processes
+from ham.files import ROOT
 from ham.locks import is_locked, lock_file, taken_by
-from ham.processes import age_of_process, machine, started
+from ham.processes import age_of_process, is_running, machine, started
 
 THEIRS = {"pid": 4242, "started": "17", "host": "node7", "machine": "another boot", "token": "theirs"}
+
+ASK = "import sys, pathlib, ham.locks; print(ham.locks.is_locked(pathlib.Path(sys.argv[1])))"
 
 
 class Clock:
@@ -272,6 +277,62 @@ def test_a_reused_number_is_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> 
     assert locks._Owner(mine, 0.0).is_alive() is False
     own = {"pid": os.getpid(), "started": started(os.getpid()), "machine": machine()}
     assert locks._Owner(own | {"token": "of nobody"}, 0.0).is_alive() is False
+
+
+def test_an_owner_is_not_dead_because_it_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = {"pid": os.getpid(), "started": started(os.getpid()), "machine": machine()}
+    monkeypatch.setattr(locks, "machine", lambda: None)
+    assert locks._Owner(mine | {"machine": None}, 0.0).is_alive() is None, "two machines without a boot id"
+
+
+def test_a_process_that_proc_hides_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(processes, "started", lambda pid: None)
+    monkeypatch.setattr(processes.os, "kill", refuse)
+    assert is_running(4242, "17") is None
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**30, 2**70, "1", None, 1.0])
+def test_what_is_no_number_of_a_process_does_not_run(pid: object) -> None:
+    assert is_running(pid, "17") is False
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(tmp_path: Path) -> None:
+    """Such as a worker that loads data, which notices later."""
+    (ready, is_ready), (ends, end) = os.pipe(), os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        lock = lock_file(tmp_path / "lock")
+        if os.fork() == 0:
+            lock.close()  # does nothing here
+            os.write(is_ready, b"x")
+            os.close(end)
+            os.read(ends, 1)  # until the test has ended
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    try:
+        assert os.read(ready, 1) == b"x"
+        assert not is_locked(tmp_path / "lock")
+        lock_file(tmp_path / "lock").close()
+    finally:
+        for descriptor in (ready, is_ready, ends, end):
+            os.close(descriptor)
+
+
+def test_a_lock_stays_with_a_parent_whose_child_has_ended(tmp_path: Path) -> None:
+    with lock_file(tmp_path / "lock") as lock:
+        child = os.fork()
+        if child == 0:
+            lock.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        found = subprocess.run(
+            [sys.executable, "-c", ASK, str(tmp_path / "lock")], capture_output=True, text=True, cwd=ROOT
+        )
+        assert found.stdout == "True\n", found.stderr
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")

@@ -109,7 +109,9 @@ def test_a_divergence_is_recorded_once_and_not_beside_a_result(
     (folder / "summary.json").write_text(done)
     status, out, (line,) = run(folder)
     assert status == 1 and "new records: 0, already recorded: 0, left out: 1" in out
-    assert line.endswith(f"it diverged before, and the first outcome counts: {path}")
+    assert line.endswith(
+        f": it diverged before, and the first outcome counts: move it away, or delete {path}"
+    )
     path.unlink()
     assert "new records: 1, already recorded: 0," in run(folder)[1]
     (folder / "summary.json").unlink()

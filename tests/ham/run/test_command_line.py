@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +205,22 @@ def test_a_job_of_a_multirun_that_cannot_be_composed_is_one_line_before_any_star
     (complaint,) = outcome.err.splitlines()
     assert complaint.startswith(f"train.py: {line}")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("status", [85, 130])
+def test_a_stopped_job_of_a_multirun_is_its_status_in_main(
+    status: int, train: Any, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ranks, train.py then ends the process group."""
+    jobs: list[list[str]] = []
+
+    def stop(overrides: list[str]) -> int:
+        jobs.append(overrides)
+        return status
+
+    monkeypatch.setattr(train, "run_command", stop)
+    assert command("-m", *DEMO, "seed=0,1").status == status
+    assert len(jobs) == 1
 
 
 def test_a_signal_stops_a_multirun_whole(tmp_path: Path) -> None:

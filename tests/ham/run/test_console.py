@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 
 from ham.run import console
-from ham.run.console import on_console, printable
+from ham.run.console import encodable, on_console
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_only_what_the_encoding_lacks_is_escaped(
     monkeypatch: pytest.MonkeyPatch, encoding: str | None, shown: str
 ) -> None:
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding=encoding))
-    assert printable("Größe →") == shown
+    assert encodable("Größe →") == shown
     monkeypatch.setattr(sys, "stdout", SimpleNamespace())
-    assert printable("ß") == "\\xdf"
+    assert encodable("ß") == "\\xdf"
 
 
 @pytest.fixture

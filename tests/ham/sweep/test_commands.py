@@ -16,7 +16,7 @@ from sweep_files import commit, finish
 from ham.files import ROOT
 from ham.report import plan
 from ham.report.spec import RunSpec
-from ham.sweep import commands
+from ham.sweep import archive, commands
 from ham.sweep import resources as classes
 from ham.sweep.commands import RUNS, Options
 from ham.sweep.manifests import SweepError
@@ -296,7 +296,7 @@ def test_options_of_local_runs_are_refused_elsewhere(tmp_path: Path, option: dic
 @pytest.fixture
 def local_sweep(monkeypatch: pytest.MonkeyPatch) -> dict:
     """No run starts: what LocalSweep is given, and the exit status that it returns."""
-    seen: dict = {"status": 0, "packed": []}
+    seen: dict = {"status": 0}
 
     class Stand:
         def __init__(self, todo: list[RunSpec], sweeps: Sweeps, **options: object) -> None:
@@ -305,6 +305,9 @@ def local_sweep(monkeypatch: pytest.MonkeyPatch) -> dict:
         def run(self) -> int:
             seen["after_run"]()
             return seen["status"]
+
+        def busy(self) -> list[RunSpec]:
+            return seen.get("busy", [])
 
     monkeypatch.setattr(commands, "LocalSweep", Stand)
     monkeypatch.setattr(commands, "has_changes", lambda: False)
@@ -328,11 +331,18 @@ def test_an_archive_that_cannot_be_written_ends_no_run(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands, "pack", fail)
+    monkeypatch.setattr(archive, "pack", fail)
     choice = ("--exp dense", "--seeds 0", "--demo tiny", "--local")
     status, _, err = sweep(*choice, "--pack a.tar.gz")
     assert (status, err) == (0, "sweep.py: cannot pack a.tar.gz: No space left on device\n" * 2)
     assert sweep(*choice)[2] == ""
+
+
+def test_a_run_that_was_busy_and_is_not_done_is_left_to_others(sweep: Sweep, local_sweep: dict) -> None:
+    local_sweep["busy"] = [RunSpec("dense", 0, demo="tiny")]
+    left = "1 run left to other processes or SLURM: repeat this command when they have ended\n"
+    choice = ("--exp dense", "--seeds 0 1", "--demo tiny", "--local")
+    assert sweep(*choice) == (85, "2 not launched\n" * 2 + left, "")
 
 
 def test_the_time_limit_of_local_runs_counts_from_the_start_of_the_command(

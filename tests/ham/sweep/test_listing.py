@@ -75,8 +75,8 @@ def test_stale_runs_and_those_that_they_hold_up_are_named(capsys: pytest.Capture
     warn({SOURCE: RunStatus(Status.STALE, "move it"), DENSE[0]: OPEN, DEPENDENT: OPEN})
     assert capsys.readouterr().err.splitlines() == [
         f"sweep.py: {SOURCE} is stale: move it",
-        "sweep.py: 1 run not launched: the runs whose masks they take are stale, diverged or run on this "
-        "machine",
+        "sweep.py: 1 run not launched: the runs whose masks they take are stale, diverged, run on this "
+        "machine or may be queued",
     ]
     warn({DENSE[0]: OPEN, SOURCE: DONE})
     assert capsys.readouterr() == ("", "")

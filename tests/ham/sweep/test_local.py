@@ -422,7 +422,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(
         choice = ("--exp acdc_s90 mask_acdc_s90 dense", "--seeds 0", "--demo tiny", "--local")
         status, out, _ = sweep(*choice)
     assert [call[0] for call in calls(sweeps)] == ["dense"] and status == 85
-    assert out.endswith("2 runs left to other processes: start this again to see them done\n")
+    assert out.endswith("2 runs left to other processes or SLURM: repeat this command when they have ended\n")
     assert sweep(*choice)[0] == 0
 
 

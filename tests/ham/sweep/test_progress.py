@@ -91,7 +91,7 @@ def test_a_reason_that_runs_share_is_printed_once_with_their_number(
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
-        (Ending.BUSY, []),
+        (Ending.BUSY, [f"{run}: another process trains it" for run in RUNS]),
         (
             Ending.STOPPED,
             [
@@ -102,7 +102,7 @@ def test_a_reason_that_runs_share_is_printed_once_with_their_number(
         (Ending.DONE, [f"{run}: done  [{n}/4, {{}}]" for n, run in enumerate(RUNS, start=1)]),
     ],
 )
-def test_runs_that_another_process_has_are_left_out_and_those_that_stopped_are_counted(
+def test_runs_that_another_process_has_are_named_and_those_that_stopped_are_counted(
     sweeps: Sweeps, capsys: pytest.CaptureFixture[str], ending: Ending, expected: list[Any]
 ) -> None:
     ended(LocalReport(sweeps, 1, 4), ending)

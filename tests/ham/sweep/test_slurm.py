@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -233,11 +235,12 @@ def test_the_last_number_that_sbatch_prints_is_the_job() -> None:
 
 
 def test_a_sweep_that_submits_keeps_others_out(sweeps: Sweeps) -> None:
+    me = f"process {os.getpid()} on {socket.gethostname()}"
     with slurm.sweep_lock(sweeps):
         assert sweeps.logs.is_dir() and (sweeps.folder / "lock").exists()
         with (
             pytest.raises(
-                SweepError, match=f"^another sweep is submitting runs of {sweeps.runs}: wait for it$"
+                SweepError, match=rf"^another sweep is submitting runs of {sweeps.runs} \({me}\): "
             ),
             slurm.sweep_lock(sweeps),
         ):

@@ -86,7 +86,7 @@ def test_runs_that_train_on_this_machine_are_not_started_again(sweeps: Sweeps, s
         assert states_now[SOURCE] == RunStatus(Status.RUNNING, "by another process")
         assert open_runs(states_now) == []  # SLURM cannot wait for it
         choice = ("--table=10", "--seeds=0", "--demo=tiny", "--only=mask_acdc_s90")
-        left = "2 runs left to other processes: start this again to see them done\n"
+        left = "2 runs left to other processes or SLURM: repeat this command when they have ended\n"
         assert sweep(*choice, "--local") == (85, "1 running, 1 not launched\n" * 2 + left, ANY)
         assert (
             "acdc_s90 (tiny)                   seed 0  running  by another process"
@@ -229,8 +229,8 @@ def test_the_log_of_the_latest_attempt_tells_why_a_run_failed(sweeps: Sweeps) ->
 def test_a_summary_of_another_run_names_where_it_belongs(sweeps: Sweeps) -> None:
     folder = finish(RunSpec("dense", 2), sweeps, exp="dense_ham", seed=2)
     (folder / "summary.json").write_text(json.dumps(summary(RunSpec("dense", 3))))
-    place = "its summary is of dense seed 3, which belongs in dense/seed3"
-    assert sweeps.state(RunSpec("dense", 2)).note == f"{folder}: {place} (move it away first)"
+    place = "its summary is of dense seed 3: move it to dense/seed3"
+    assert sweeps.state(RunSpec("dense", 2)).note == f"{folder}: {place}"
     folder = finish(RunSpec("dense", 4), sweeps)
     (folder / "metrics.jsonl").unlink()
     reason = f"{folder}: it has no metrics.jsonl: move it away and run it again"
