@@ -47,14 +47,14 @@ def layers_of(optimizer: Optimizer) -> list[Optimizer]:
         TypeError: `optimizer` is not a torch optimizer.
     """
     layers = [optimizer]
-    while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
+    while (inner := _inner_optimizer(layers[-1])) is not None and not any(inner is layer for layer in layers):
         layers.append(inner)
     if not isinstance(layers[-1], Optimizer):
         raise TypeError(f"HAM attaches to a torch.optim.Optimizer, got {type(layers[-1]).__name__}")
     return layers
 
 
-def _inside(wrapper: Any) -> Optimizer | None:
+def _inner_optimizer(wrapper: Any) -> Optimizer | None:
     """The optimizer that a wrapper holds."""
     for name in ("optimizer", "_base_optimizer"):  # timm's Lookahead has the second
         if isinstance(inner := getattr(wrapper, name, None), Optimizer):
@@ -79,7 +79,7 @@ def _is_one_number(value: Tensor) -> bool:
     return value.numel() == 1 and not value.is_complex()
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     """A value in one line, for an error."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
@@ -105,7 +105,7 @@ def check_hyperparameters(
     numbers = {"alpha": alpha, "beta": beta, "clamp": clamp, "max_weight_norm": max_weight_norm}
     for name, value in numbers.items():
         if not (isinstance(value, Real) or (value is None and name == "max_weight_norm")):
-            raise TypeError(f"{name} must be a number, got {_shown(value)}")
+            raise TypeError(f"{name} must be a number, got {_describe(value)}")
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
     if not (math.isfinite(beta) and beta >= 0):
@@ -124,7 +124,7 @@ def check_flags(**flags: bool) -> None:
     """Raise TypeError on a value that is neither True nor False: text such as "no" would be True."""
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+            raise TypeError(f"{name} must be True or False, got {_describe(value)}")
 
 
 def check_implementation(optimizer: Optimizer, implementation: str | None) -> None:
@@ -192,7 +192,7 @@ def _check_value(key: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, Real):
-        raise ValueError(f"{key} of a group must be a number or a tensor with one, got {_shown(value)}")
+        raise ValueError(f"{key} of a group must be a number or a tensor with one, got {_describe(value)}")
     if not (math.isfinite(value) and (value >= 0 or key == "ham_alpha")):
         positive = "" if key == "ham_alpha" else " and not negative"
         raise ValueError(f"{key} of a group must be finite{positive}, got {value}")

@@ -35,10 +35,10 @@ def step_(
     pointers = [(c_void_p * len(ps))(*(t.data_ptr() for t in tensors)) for tensors in (ps, gs)]
     arrays = (len(ps), *pointers, (c_int64 * len(ps))(*counts))
     bounds = c_code.equal_shares(sum(counts), _SMALLEST_SHARE)
-    rest = (a, b, clamp, int(mask_zero_grad))
+    scalars = (a, b, clamp, int(mask_zero_grad))
 
     def call(_: int, first: int, last: int, tensors: object = (ps, gs)) -> int:  # it keeps the tensors alive
-        return step(*arrays, first, last, *rest)
+        return step(*arrays, first, last, *scalars)
 
     return sum(c_code.in_threads(call, bounds))
 

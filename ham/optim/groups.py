@@ -118,6 +118,7 @@ def param_groups(
     Raises:
         ValueError: a pattern matches no parameter, the model has no trainable parameters, or `weight_decay`
             is negative.
+        TypeError: `model` is not a module, or `select` or `decay` is not a selection.
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}")

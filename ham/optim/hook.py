@@ -139,7 +139,7 @@ class HAM:
         for group in optimizer.param_groups:
             complete(group, {**optimizer.defaults, "ham_explicit": has_own_values(group)})
         optimizer._ham = self  # type: ignore[attr-defined]
-        watch = GradientWatch(optimizer, self._read_gradients_of, self._prepare_groups, self._step)
+        watch = GradientWatch(optimizer, self._watched_parameters, self._prepare_groups, self._step)
         self._handles += [watch, self._loading]
         self._loading.register()
 
@@ -182,7 +182,7 @@ class HAM:
             complete(group, self.optimizer.defaults)
             check_group(group, self.optimizer, self.lr)
 
-    def _read_gradients_of(self) -> list[Tensor]:
+    def _watched_parameters(self) -> list[Tensor]:
         """The parameters whose gradients change what HAM does."""
         return [
             p

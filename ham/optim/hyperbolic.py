@@ -59,8 +59,8 @@ def hyperbolic_step_(
             or "triton" (one launch, CUDA only).
 
     Raises:
-        ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an unknown
-            implementation, no C compiler for "compiled" on a CPU.
+        ValueError: unequal lengths or shapes, an unsupported dtype, sparse gradients, an implementation that
+            is unknown or for other devices, no C compiler for "compiled" on a CPU.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -86,11 +86,11 @@ def hyperbolic_step_(
 
 @torch.no_grad()
 def clip_weight_norm_(params: Sequence[Tensor], max_norm: float, *, found_inf: Tensor | None = None) -> None:
-    """Scale each tensor in place by min(1, max_norm / |theta|), without a host sync.
+    """Scale each tensor in place by min(1, max_norm / |theta|), without a host sync (the authors' wrapper).
 
     Args:
         params: weights of any shapes and devices; changed in place.
-        max_norm: largest 2-norm of a tensor, positive; 1000 in the authors' wrapper.
+        max_norm: largest 2-norm of a tensor, positive; 1000 in that wrapper.
         found_inf: 0-dim tensor; if it is not zero nothing changes (GradScaler's overflow flag).
     """
     params = list(params)

@@ -54,8 +54,8 @@ def _has_c(weight: Tensor) -> bool:
     """Return True if the C code works for a CPU weight."""
     if torch.compiler.is_compiling() or not is_plain(weight):
         return False
-    instead = "torch's operations, which take about twice as long, are"
-    return works("the C code", instead, c_code.has_compiler, weight, _in_c_, _reference_)
+    replacement = "torch's operations, which take about twice as long, are"
+    return works("the C code", replacement, c_code.has_compiler, weight, _in_c_, _reference_)
 
 
 def _reference_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
@@ -171,7 +171,7 @@ def _in_c_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
     ps, gs = _step_unlike_(ps, gs, a, b, clamp, mask_zero_grad, None, clamped)
     if ps:
         at_bound = cpu_step.step_(ps, gs, a, b, clamp, mask_zero_grad)
-        torch.autograd.graph.increment_version(ps)  # code of our own does not
+        torch.autograd.graph.increment_version(ps)  # torch does not see what C code writes
         if clamped is not None:
             clamped.add_(at_bound)
 
@@ -195,21 +195,21 @@ def _triton_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) -> None:
         raise ValueError(
             "implementation='triton' is for CUDA weights: use 'fused', 'compiled', 'foreach' or None"
         )
-    rest = (a, b, clamp, mask_zero_grad, found_inf, clamped)
-    ps, gs = _step_unlike_(ps, gs, *rest)
+    arguments = (a, b, clamp, mask_zero_grad, found_inf, clamped)
+    ps, gs = _step_unlike_(ps, gs, *arguments)
     if ps:
-        step_(ps, gs, *rest)
-        torch.autograd.graph.increment_version(ps)  # a kernel of our own does not
+        step_(ps, gs, *arguments)
+        torch.autograd.graph.increment_version(ps)  # torch does not see what the kernel writes
 
 
-def _step_unlike_(ps, gs, *rest) -> tuple[list[Tensor], list[Tensor]]:
+def _step_unlike_(ps, gs, *arguments) -> tuple[list[Tensor], list[Tensor]]:
     """Apply the formula to weights whose gradients have another memory layout; return the other pairs."""
     alike = [_have_one_layout(p, g) for p, g in zip(ps, gs, strict=True)]
     if all(alike):
         return ps, gs
     for p, g, is_alike in zip(ps, gs, alike, strict=True):
         if not is_alike:
-            _step_(p, g, *rest)
+            _step_(p, g, *arguments)
     return list(itertools.compress(ps, alike)), list(itertools.compress(gs, alike))
 
 

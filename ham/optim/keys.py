@@ -60,11 +60,11 @@ def complete(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     fill_missing(group, [defaults[key] for key in KEYS])
 
 
-def _all_keys_of(place: dict) -> dict:
-    return {key: place[key] for key in (*KEYS, OLD_KEY) if key in place}
+def _all_keys_of(mapping: dict) -> dict:
+    return {key: mapping[key] for key in (*KEYS, OLD_KEY) if key in mapping}
 
 
-def _restore(place: dict, saved: dict) -> None:
+def _restore(mapping: dict, saved: dict) -> None:
     for key in (*KEYS, OLD_KEY):
-        place.pop(key, None)
-    place.update(saved)
+        mapping.pop(key, None)
+    mapping.update(saved)

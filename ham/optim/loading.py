@@ -59,15 +59,15 @@ class StateLoading:
         If the state was saved with a different parameter selection (by `model` instead of by the groups, or
         the other way round), its values belong to other parameters: the group keeps its own.
         """
-        chooses_otherwise = False
+        selection_differs = False
         for group, before in zip(optimizer.param_groups, self._keys_before, strict=True):
             rename_old_key(group)
             if group.get("ham_explicit") not in (None, before["ham_explicit"]):
                 group.update(before)
-                chooses_otherwise = True
+                selection_differs = True
             complete(group, before)
             check_group(group, self._optimizer, self._lr)
-        if chooses_otherwise:
+        if selection_differs:
             warnings.warn(
                 "the loaded state was saved with a different parameter selection (param_groups vs. model=); "
                 "HAM keeps its current selection, alpha and beta. To use the saved ones, create HAM as it "

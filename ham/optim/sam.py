@@ -90,14 +90,17 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     In training BatchNorm normalizes by the batch; its flag `track_running_stats` decides only about updates.
     In other layers, such as InstanceNorm, that flag also decides which statistics normalize: they update
     copies of their statistics, which are dropped afterwards.
+
+    Args:
+        model: a module; all norm layers in it that have running statistics are frozen.
     """
     layers = [m for m in model.modules() if _has_running_statistics(m)]
     batch_norms = [m for m in layers if isinstance(m, _BatchNorm) and m.track_running_stats]
     others = [m for m in layers if not isinstance(m, _BatchNorm)]
-    kept = [(m, dict(m._buffers), m.__dict__.get("momentum")) for m in others]
+    saved = [(m, dict(m._buffers), m.__dict__.get("momentum")) for m in others]
     for norm in batch_norms:
         norm.track_running_stats = False
-    for layer, buffers, _ in kept:
+    for layer, buffers, _ in saved:
         layer._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
         if isinstance(layer, _InstanceNorm):
             layer.momentum = 0.0  # the copies do not change either, for evaluation inside the block
@@ -106,7 +109,7 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in batch_norms:
             norm.track_running_stats = True
-        for layer, buffers, momentum in kept:
+        for layer, buffers, momentum in saved:
             layer._buffers.update(buffers)
             if isinstance(layer, _InstanceNorm):
                 layer.momentum = momentum

@@ -11,6 +11,8 @@ from itertools import pairwise
 def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> Callable[[int], float]:
     """`start` at step 0, 1 at step int(warmup * total_steps), 0 at the end, linear in between (Table 5).
 
+    The defaults are TurboPrune's (utils/schedulers.py), the paper's code base.
+
     Args:
         total_steps: number of optimizer steps.
         warmup: fraction of the steps until the peak, in [0, 1].
@@ -23,12 +25,12 @@ def triangular(total_steps: int, *, warmup: float = 0.2, start: float = 0.2) -> 
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].
     """
     _check(total_steps, warmup=warmup, start=start)
-    top = int(warmup * total_steps)
+    peak = int(warmup * total_steps)
 
     def factor(step: int) -> float:
-        if step < top:
-            return start + (1 - start) * step / top
-        return max(0.0, (total_steps - step) / (total_steps - top)) if total_steps > top else 1.0
+        if step < peak:
+            return start + (1 - start) * step / peak
+        return max(0.0, (total_steps - step) / (total_steps - peak)) if total_steps > peak else 1.0
 
     return factor
 
@@ -48,12 +50,12 @@ def cosine(total_steps: int, *, warmup: float = 0.0, start: float = 0.0) -> Call
         ValueError: total_steps is not positive, or warmup or start lies outside [0, 1].
     """
     _check(total_steps, warmup=warmup, start=start)
-    top = int(warmup * total_steps)
+    peak = int(warmup * total_steps)
 
     def factor(step: int) -> float:
-        if step < top:
-            return start + (1 - start) * step / top
-        progress = min(1.0, (step - top) / (total_steps - top)) if total_steps > top else 0.0
+        if step < peak:
+            return start + (1 - start) * step / peak
+        progress = min(1.0, (step - peak) / (total_steps - peak)) if total_steps > peak else 0.0
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
@@ -117,37 +119,37 @@ def multistep(
     """
     _check(total_steps, warmup=warmup, start=start)
     _check_milestones(milestones, warmup, gamma)
-    top = int(_exact(warmup) * total_steps)
-    drops = [math.ceil(_exact(share) * total_steps) for share in milestones]
+    peak = int(_exact(warmup) * total_steps)
+    drops = [math.ceil(_exact(fraction) * total_steps) for fraction in milestones]
 
     def factor(step: int) -> float:
-        if step < top:
-            return start + (1 - start) * step / top
+        if step < peak:
+            return start + (1 - start) * step / peak
         return gamma ** sum(step >= drop for drop in drops)
 
     return factor
 
 
-def _exact(share: float) -> Fraction:
+def _exact(fraction: float) -> Fraction:
     """The decimal number that the float is written as: 0.7 is 7 / 10."""
-    return Fraction(repr(float(share)))
+    return Fraction(repr(float(fraction)))
 
 
 def _check_milestones(milestones: Sequence[float], warmup: float, gamma: float) -> None:
-    shares = list(milestones)
-    if not all(0 <= share <= 1 for share in shares):
+    fractions = list(milestones)
+    if not all(0 <= fraction <= 1 for fraction in fractions):
         raise ValueError(
-            f"milestones must be fractions of the steps in [0, 1], got {shares}; epoch 30 of 100 is 0.3"
+            f"milestones must be fractions of the steps in [0, 1], got {fractions}; epoch 30 of 100 is 0.3"
         )
-    if any(later <= earlier for earlier, later in pairwise([warmup, *shares])):
-        raise ValueError(f"milestones must rise and begin after warmup={warmup:g}, got {shares}")
+    if any(later <= earlier for earlier, later in pairwise([warmup, *fractions])):
+        raise ValueError(f"milestones must rise and begin after warmup={warmup:g}, got {fractions}")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must be in (0, 1], got {gamma:g}")
 
 
-def _check(total_steps: int, **shares: float) -> None:
+def _check(total_steps: int, **fractions: float) -> None:
     if total_steps < 1:
         raise ValueError(f"total_steps must be positive, got {total_steps}")
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {share}")
+    for name, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {fraction}")

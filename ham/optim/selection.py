@@ -30,7 +30,7 @@ class SelectedParameters:
         self._model = ref(model) if model is not None else None  # it may be deleted before the optimizer
         self._known: dict[int, tuple[ref, bool]] = {}  # id -> the parameter, and True if HAM acts on it
         self._warned = False
-        self._warn_of_groups_that_choose()
+        self._warn_of_explicit_groups()
         params = [p for group in optimizer.param_groups if not has_own_values(group) for p in group["params"]]
         if not params:
             return
@@ -87,7 +87,7 @@ class SelectedParameters:
                 f"{tuple(p.shape)}: pass a module that has all, or set ham_alpha and ham_beta in its group"
             )
 
-    def _warn_of_groups_that_choose(self) -> None:
+    def _warn_of_explicit_groups(self) -> None:
         """Warn if groups with `ham_explicit` include parameters that `model` would exclude."""
         groups = [group for group in self._optimizer.param_groups if is_marked_explicit(group)]
         if self._model is None or not groups:
@@ -95,11 +95,11 @@ class SelectedParameters:
         self._read_model()
         for group in groups:
             acts = not group.get("ham_alpha") == group.get("ham_beta") == 0
-            left_out = [p for p in group["params"] if self._is_known(p) and not self._known[id(p)][1]]
-            if acts and left_out:
+            excluded = [p for p in group["params"] if self._is_known(p) and not self._known[id(p)][1]]
+            if acts and excluded:
                 return _warn(
                     "these parameter groups (ham_explicit=True) override model= and include parameters that "
-                    f"model= would exclude, e.g. shape {tuple(left_out[0].shape)}; omit model=, or set "
+                    f"model= would exclude, e.g. shape {tuple(excluded[0].shape)}; omit model=, or set "
                     "ham_explicit=False"
                 )
 

@@ -19,7 +19,7 @@ _WORKS: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
 def works(
     name: str,
-    instead: str,
+    replacement: str,
     is_available: Callable[[], bool],
     weight: Tensor,
     step_: Step,
@@ -32,7 +32,7 @@ def works(
 
     Args:
         name: name of the code for the warning, as in "the C code".
-        instead: the replacement for the warning, with its verb.
+        replacement: the replacement for the warning, with its verb.
         is_available: function that returns True if the code can be tried.
         weight: weight on whose device and in whose dtype the code is tried.
         step_: the code to try.
@@ -42,20 +42,20 @@ def works(
     if key in _WORKS:
         return _WORKS[key]
     can_try = is_available()
-    reason = _why_it_fails(weight, step_, reference_) if can_try else ""
+    reason = _failure_reason(weight, step_, reference_) if can_try else ""
     _WORKS[key] = can_try and not reason
     if reason:
         from .checks import outer_stacklevel
 
         warnings.warn(
-            f"{name} of HAM's step does not work on {weight.device} ({reason}): {instead} used, with equal "
-            "results up to rounding; implementation='foreach' avoids this warning",
+            f"{name} of HAM's step does not work on {weight.device} ({reason}): {replacement} used, with "
+            "equal results up to rounding; implementation='foreach' avoids this warning",
             stacklevel=outer_stacklevel(),
         )
     return _WORKS[key]
 
 
-def _why_it_fails(weight: Tensor, step_: Step, reference_: Step) -> str:
+def _failure_reason(weight: Tensor, step_: Step, reference_: Step) -> str:
     """The reason in one line, or ''."""
     on_gpu = weight.device.type == "cuda"
     before = torch.cuda.get_sync_debug_mode() if on_gpu else 0

@@ -59,10 +59,10 @@ def _kernel(
     if IS_ALIGNED:
         numel = tl.multiple_of(numel, 16 // (DTYPE.primitive_bitwidth // 8))
     start = (block - tl.load(entry + 3)) * BLOCK
-    place = start + tl.arange(0, BLOCK)
-    inside = place < numel
-    theta = tl.load(weights + place, mask=inside, other=0.0)
-    grad = tl.load(grads + place, mask=inside, other=0.0)
+    offsets = start + tl.arange(0, BLOCK)
+    mask = offsets < numel
+    theta = tl.load(weights + offsets, mask=mask, other=0.0)
+    grad = tl.load(grads + offsets, mask=mask, other=0.0)
     if HAS_RATES:
         a = tl.load(rates).to(DTYPE)
         b = tl.load(rates + 1).to(DTYPE)
@@ -78,7 +78,7 @@ def _kernel(
     if HAS_FOUND_INF:
         x = tl.where(tl.load(found_inf) != 0, 0.0, x)
     if COUNTS:
-        hits = inside & (tl.abs(x) >= bound)
+        hits = mask & (tl.abs(x) >= bound)
         tl.atomic_add(clamped, tl.sum(hits.to(tl.int64), axis=0))
     if DTYPE == tl.float32:  # noqa: SIM300
         # exp(x) = 2^n exp(r) with r = x - n ln 2 in [-0.35, 0.35], and Taylor's polynomial of degree 7
@@ -98,7 +98,7 @@ def _kernel(
         factor = tl.where(small, e * bits.to(tl.float32, bitcast=True), tl.exp(x))
     else:
         factor = tl.exp(x)
-    tl.store(weights + place, theta * factor, mask=inside)
+    tl.store(weights + offsets, theta * factor, mask=mask)
 
 
 def step_(
@@ -175,8 +175,8 @@ def _copy_to(device: torch.device, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
     if torch.cuda.is_current_stream_capturing():
         table = torch.empty(len(values), dtype=torch.int64, device=device)
-        for place, value in enumerate(values):
-            table[place].fill_(value)
+        for i, value in enumerate(values):
+            table[i].fill_(value)
         return table
     table = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=True)
     return table.to(device, non_blocking=True)

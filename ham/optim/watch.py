@@ -74,20 +74,20 @@ class GradientWatch:
         self._record, self._has_gradients = None, False
         self._order_post_hooks()
         if callable(kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._recorded_after(kwargs["closure"])}
+            return args, {**kwargs, "closure": self._wrap_closure(kwargs["closure"])}
         if len(args) > 1 and callable(args[1]):  # args[0] is the optimizer
-            return (args[0], self._recorded_after(args[1]), *args[2:]), kwargs
+            return (args[0], self._wrap_closure(args[1]), *args[2:]), kwargs
         self._take_record()
         return None
 
-    def _recorded_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         @wraps(closure)
-        def recorded() -> Any:
+        def closure_with_record() -> Any:
             loss = closure()
             self._take_record()
             return loss
 
-        return recorded
+        return closure_with_record
 
     @torch.no_grad()
     def _take_record(self) -> None:
