@@ -120,7 +120,16 @@ class ACDC(TargetSparsity):
         self._stale: dict[str, Tensor] = {}
 
     def on_epoch_start(self, epoch: int, optimizer: Optimizer) -> None:
-        """Compress or decompress where the phase changes."""
+        """Compress or decompress where the phase changes.
+
+        Args:
+            epoch: number of the epoch, counted from 0.
+            optimizer: the optimizer used for training, the one with the hook or a wrapper of it.
+
+        Raises:
+            ValueError: the epoch is outside the schedule, or the hook is on another optimizer.
+            RuntimeError: a weight is no longer a parameter of the model.
+        """
         if not 0 <= epoch < len(self._phases):
             raise ValueError(
                 f"epoch {epoch} is outside the schedule: attach with total_epochs={epoch + 1} or more"

@@ -127,7 +127,11 @@ class Sparsifier(Attaching, Inspection, SavedState):
         self.masks.apply_to_gradients_()
 
     def add_decay(self) -> None:
-        """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent."""
+        """Add the gradient of the method's own penalty, after any score is taken and outside SAM's ascent.
+
+        Raises:
+            RuntimeError: the hook on the optimizer makes this call already.
+        """
         self._check_caller()
         self._decay_is_due = False
         if type(self.parameterization) is not Plain:  # plain weights have no penalty and masked gradients

@@ -39,7 +39,7 @@ def losses_in_parts(
         args, kwargs = arguments(part)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             outputs = forward(*args, **kwargs)
-            loss = _checked(loss_fn(outputs, labels)) * (len(labels) / len(targets) if is_split else 1.0)
+            loss = _check_loss(loss_fn(outputs, labels)) * (len(labels) / len(targets) if is_split else 1.0)
         yield loss
         if is_split and number < 2 and isinstance(outputs, Tensor) and len(outputs) == len(labels):
             second, first = first, (outputs.detach(), labels)
@@ -47,7 +47,7 @@ def losses_in_parts(
                 _check_is_mean([second, first], loss_fn, size)
 
 
-def _checked(loss: Any) -> Tensor:
+def _check_loss(loss: Any) -> Tensor:
     """The loss. Raises ValueError where no gradient can be computed from it."""
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
@@ -75,17 +75,16 @@ def _check_is_mean(
     Its derivatives by the outputs are compared: early in a training the losses of all parts are nearly equal.
     """
 
-    def slope(outputs: Tensor, labels: Tensor) -> Tensor:
+    def gradient(outputs: Tensor, labels: Tensor) -> Tensor:
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32), copy=True).requires_grad_()
         with torch.autocast(outputs.device.type, enabled=False):
             return torch.autograd.grad(loss_fn(outputs, labels), outputs)[0]
 
     outputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    whole = slope(outputs, targets)
-    mean = torch.cat([slope(output, labels) * (len(labels) / len(targets)) for output, labels in parts])
-    if float(torch.linalg.vector_norm(whole - mean)) > _LOSS_TOLERANCE * float(
-        torch.linalg.vector_norm(whole)
-    ):
+    joint = gradient(outputs, targets)
+    mean = torch.cat([gradient(output, labels) * (len(labels) / len(targets)) for output, labels in parts])
+    joint_norm = float(torch.linalg.vector_norm(joint))
+    if float(torch.linalg.vector_norm(joint - mean)) > _LOSS_TOLERANCE * joint_norm:
         raise ValueError(
             f"the loss of a batch is not the mean over its parts of {size} samples (for example, because of "
             f"class weights): use batches of at most {size}, or a loss that is the mean over samples"

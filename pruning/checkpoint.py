@@ -38,20 +38,20 @@ def load_distributed(sparsifier: Sparsifier, folder: str | Path, *, key: str = "
     for flat, path in paths.items():
         entry = metadata.state_dict_metadata[flat]
         if isinstance(entry, TensorStorageMetadata):
-            values[flat] = _space(sparsifier, path[-1], entry.size, entry.properties.dtype)
+            values[flat] = _empty_tensor(sparsifier, path[-1], entry.size, entry.properties.dtype)
         else:
             values[flat] = None
     load(values, checkpoint_id=folder)
     state = _without_values(sparsifier.state_dict())
     for flat, (_, *outer, last) in paths.items():
-        place = state
+        nested = state
         for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = values[flat]
+            nested = nested.setdefault(name, {})
+        nested[last] = values[flat]
     sparsifier.load_state_dict(state)
 
 
-def _space(sparsifier: Sparsifier, name: str, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+def _empty_tensor(sparsifier: Sparsifier, name: str, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """An empty tensor to read into: a DTensor if the weight is a DTensor."""
     weight = sparsifier.masks.weights.get(name)
     if weight is not None and weight.shape == size:

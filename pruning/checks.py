@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .shards import is_sharded
 from .weights import ComputedWeight, Weight
 
-_SENSIBLE_COVERAGE = 0.5
+_MIN_COVERAGE = 0.5
 
 Ties: TypeAlias = list[tuple[nn.Module, str, str]]
 """(module, attribute, name of the weight) of parameters that a weight elsewhere shares."""
@@ -116,7 +116,7 @@ def warn_of_low_coverage(model: nn.Module, weights: Mapping[str, Weight]) -> Non
     """Warn where the prunable weights are less than half of the model's parameters."""
     covered = sum(p.numel() for weight in weights.values() for p in weight.parameters)
     total = sum(p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter))
-    if covered < _SENSIBLE_COVERAGE * total:
+    if covered < _MIN_COVERAGE * total:
         warn_at_caller(
             f"the prunable weights are {100 * covered / total:.0f} % of the model's parameters, and the "
             "sparsity counts only these: include others by attach(..., include=[globs]), unless they are "
@@ -204,9 +204,11 @@ def _check_ties(model: nn.Module, weights: Mapping[str, Weight], ties: Ties) -> 
     before = {(id(module), attribute) for module, attribute, _ in ties}
     for module, attribute, name in ties:
         if id(module) in name_of and firsts.get(id(module._parameters.get(attribute))) != name:
-            place = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
-            raise RuntimeError(f"{place} no longer shares the parameter of {name}, and has no mask: {cure}")
+            shared_name = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
+            raise RuntimeError(
+                f"{shared_name} no longer shares the parameter of {name}, and has no mask: {cure}"
+            )
     for module, attribute, name in tied_places(model, weights):
         if (id(module), attribute) not in before:
-            place = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
-            raise RuntimeError(f"{place} shares the parameter of {name} since attach: {cure}")
+            shared_name = f"{name_of[id(module)]}.{attribute}".removeprefix(".")
+            raise RuntimeError(f"{shared_name} shares the parameter of {name} since attach: {cure}")

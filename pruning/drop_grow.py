@@ -33,8 +33,9 @@ def update_mask(
     """The mask of one layer after dropping `count` weights, or units, and growing as many.
 
     The kept weights of smallest |theta| are dropped. Then those of largest |growth| are grown, among all
-    that are off, including the ones just dropped. Ties keep and grow the lower index. A block counts by the
-    sums over its weights; N:M grows in every group as many weights as the group has lost.
+    that are off, including the ones just dropped (google-research/rigl, sparse_optimizers_base.py). Ties keep
+    and grow the lower index. A block counts by the sums over its weights; N:M grows in every group as many
+    weights as the group has lost.
 
     Args:
         theta: weights, any shape.
@@ -45,6 +46,9 @@ def update_mask(
         units: the granularity in which weights are dropped and grown.
         layout: layout of the weight; None: its inputs are dimension 1.
         kept: number of weights that the mask keeps; None: counted, with a host sync.
+
+    Returns:
+        The new mask, bool, of theta's shape.
 
     Raises:
         NotFinite: a weight or a score is nan.

@@ -22,9 +22,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of the model as it was before `attach`, on the CPU.
 
     Weights that are computed (m * w, soft thresholds) appear as what they compute, under their plain names;
-    those with a parametrization of the user's own keep that.
-    Tensors are copied, modules are not: the model does not change. Weights that `fully_shard` splits are
-    gathered, so every rank calls it.
+    those with a parametrization of the user's own keep that. Tensors are copied, modules are not: the model
+    does not change. Weights that `fully_shard` splits are gathered, so every rank calls it.
     """
     state: dict[str, Tensor] = {}
     parametrized: list[str] = []
@@ -145,8 +144,8 @@ def semi_structured_error(weight: Tensor) -> str:
         return f"is {str(weight.dtype).removeprefix('torch.')}: pass dtype=torch.float16 or torch.bfloat16"
     cutlass = forms.SparseSemiStructuredTensor._FORCE_CUTLASS  # torch's switch between its two libraries
     form = forms.SparseSemiStructuredTensorCUTLASS if cutlass else forms.SparseSemiStructuredTensorCUSPARSELT
-    least = form._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
-    rows, columns = least.sparse_min_rows, least.sparse_min_cols
+    minimum = form._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
+    rows, columns = minimum.sparse_min_rows, minimum.sparse_min_cols
     if weight.shape[0] % rows or weight.shape[1] % columns or not weight.numel():
         return f"is {list(weight.shape)}: its sides must be multiples of {rows} and {columns}; leave it dense"
     if int((weight.unflatten(1, (-1, 4)) != 0).sum(dim=-1).max()) > 2:

@@ -104,7 +104,7 @@ class NofM(Granularity):
     def draw(
         self, kept: Mapping[str, int], weights: Mapping[str, Layout], *, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """N random places of every group."""
+        """N random positions in every group."""
         for name, weight in weights.items():
             total = torch.Size(weight.shape).numel()
             if abs(kept[name] - total * self.n // self.m) > 1 + 2e-6 * total:

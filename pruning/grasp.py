@@ -49,7 +49,7 @@ def grasp(
         temperature: divisor of the outputs, of each tensor if there are several; 200 in the paper's code.
 
     Raises:
-        ValueError: the model returns no tensors, or a loss that `losses_in_parts` refuses.
+        ValueError: the model returns no tensors, or `losses_in_parts` rejects the loss.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     leaves = {name: weight.value.clone().requires_grad_() for name, weight in weights.items()}
@@ -75,18 +75,18 @@ def grasp(
             for loss in losses_in_parts(inputs, targets, forward, loss_fn, _MICROBATCH, device):
                 yield loss / len(batches)
 
-    def total(gradients: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    def sum_gradients(gradients: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         sums = [torch.zeros_like(leaf) for leaf in leaves.values()]
         for loss in losses():
-            for one, gradient in zip(sums, gradients(loss), strict=True):
-                one += gradient
-        return [mean_over_ranks(one) for one in sums]
+            for total, gradient in zip(sums, gradients(loss), strict=True):
+                total += gradient
+        return [mean_over_ranks(total) for total in sums]
 
-    targets_of = list(leaves.values())
+    thetas = list(leaves.values())
     # the other kernels of scaled_dot_product_attention have no second derivative
     with evaluation_mode(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        flow = total(lambda loss: torch.autograd.grad(loss, targets_of, materialize_grads=True))
-        product = total(lambda loss: _hessian_product(loss, targets_of, flow))
+        flow = sum_gradients(lambda loss: torch.autograd.grad(loss, thetas, materialize_grads=True))
+        product = sum_gradients(lambda loss: _hessian_product(loss, thetas, flow))
     return {name: leaf.detach() * hg for (name, leaf), hg in zip(leaves.items(), product, strict=True)}
 
 

@@ -80,11 +80,11 @@ class OptimizerHook:
             self._on_gradients()
             return None
         if len(args) > 1:
-            return (optimizer, self._wrapped(closure), *args[2:]), kwargs
-        return args, {**kwargs, "closure": self._wrapped(closure)}
+            return (optimizer, self._wrap_closure(closure), *args[2:]), kwargs
+        return args, {**kwargs, "closure": self._wrap_closure(closure)}
 
-    def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def gradients() -> Any:
+    def _wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def closure_with_masks() -> Any:
             if self._acts:
                 raise RuntimeError(
                     f"{type(self.optimizer).__name__} calls its closure more than once per step: a "
@@ -94,7 +94,7 @@ class OptimizerHook:
             self._on_gradients()
             return loss
 
-        return gradients
+        return closure_with_masks
 
     def _on_gradients(self) -> None:
         if _initializes_state(self.optimizer):
@@ -196,9 +196,9 @@ def _check_other_hooks(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a parameter group; single ones in tensors are copied."""
-    found = {k: v for k, v in group.items() if isinstance(v, int | float)}
+    numbers = {k: v for k, v in group.items() if isinstance(v, int | float)}
     tensors = {k: v.clone() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
-    return {**found, **tensors}
+    return {**numbers, **tensors}
 
 
 @torch.no_grad()
@@ -238,8 +238,8 @@ def _initializes_state(optimizer: Optimizer) -> bool:
     if any(rates):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    some = sum_over_parts([local(gradient).any().long() for gradient in gradients], gradients)
-    return not any(bool(count) for count in some)
+    has_values = sum_over_parts([local(gradient).any().long() for gradient in gradients], gradients)
+    return not any(bool(count) for count in has_values)
 
 
 def _check_weight_decay(sparsifier: Sparsifier, optimizer: Optimizer) -> None:

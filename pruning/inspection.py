@@ -31,7 +31,7 @@ class Inspection:
         return self.masks.kept()
 
     def margins(self) -> dict[str, Tensor]:
-        """Name -> how far each weight is above its threshold; empty for methods without thresholds."""
+        """Name -> how far each entry is above its threshold, of the weight's shape; {} without thresholds."""
         return {}
 
     def counts(self) -> Iterator[tuple[str, int, int]]:

@@ -181,9 +181,9 @@ class LoopChecks(Traits):
             )
 
     def _is_ahead(self, step: int) -> bool:
-        """Were epochs left out to which the step belongs, as far as that is known?
+        """Return True if the announced epoch is later than that of the step, as far as that is known.
 
-        It may be one of a training that was attached to later. Steps that GradScaler skips are not counted.
+        The sparsifier may have been attached in a later epoch. Steps that GradScaler skips are not counted.
         """
         if self.steps_per_epoch is None:
             return step == 0 and (self._epoch_before, self._announced_epoch) == (-1, 1)

@@ -95,11 +95,11 @@ class MaskFrom(TargetSparsity):
 
     def _warn_if_far(self, masks: Mapping[str, Tensor]) -> None:
         """Warn where the sparsity of the masks is more than 0.05 away from the target."""
-        found = _sparsity(masks)
-        if abs(found - self.sparsity) > self.largest_difference:
+        actual = _sparsity(masks)
+        if abs(actual - self.sparsity) > self.largest_difference:
             warn_at_caller(
-                f"the masks in {self.source} have sparsity {found:.4f} and are changed to {self.sparsity:g} "
-                f"by the weights' distance to their threshold: use sparsity={found:.4f} to keep them"
+                f"the masks in {self.source} have sparsity {actual:.4f} and are changed to {self.sparsity:g} "
+                f"by the weights' distance to their threshold: use sparsity={actual:.4f} to keep them"
             )
 
     def stats(self) -> dict[str, Any]:

@@ -87,9 +87,9 @@ class MaskSet:
         """
         weights = self.weights
         if masks.keys() != weights.keys():
-            lacking, unknown = sorted(weights.keys() - masks.keys()), sorted(masks.keys() - weights.keys())
-            what = f"no mask for {lacking[:3]}" if lacking else f"{unknown[:3]} are not prunable weights"
-            raise ValueError(f"masks and weights differ in names: {what}; pass one mask per name in kept()")
+            missing, unknown = sorted(weights.keys() - masks.keys()), sorted(masks.keys() - weights.keys())
+            reason = f"no mask for {missing[:3]}" if missing else f"{unknown[:3]} are not prunable weights"
+            raise ValueError(f"masks and weights differ in names: {reason}; pass one mask per name in kept()")
         for name, mask in masks.items():
             if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -101,7 +101,7 @@ class MaskSet:
                     f"the mask of {name} must have its weight's shape {tuple(weights[name].shape)}, got "
                     f"{tuple(mask.shape)}"
                 )
-        self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
+        self._masks = {name: _copy_like(masks[name], w.parameters[0]) for name, w in weights.items()}
         self._multipliers, self._fills = {}, {}
         self._check_equal(masks)
 
@@ -140,7 +140,7 @@ class MaskSet:
                 f"the mask of {name} was made on the meta device and has no values: attach the "
                 "sparsifier after model.to_empty(device=...)"
             )
-        self._masks[name] = _placed(mask, reference)
+        self._masks[name] = _copy_like(mask, reference)
         self._multipliers.pop(name, None)
 
     def _trained_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -183,7 +183,11 @@ class MaskSet:
 
     @torch.no_grad()
     def apply_to_gradients_(self) -> None:
-        """Set every pruned weight's gradient to +0.0."""
+        """Set every pruned weight's gradient to +0.0.
+
+        Raises:
+            ValueError: a gradient is sparse.
+        """
         gradients = [
             (p.grad, multiplier) for p, multiplier, _ in self._trained_tensors() if p.grad is not None
         ]
@@ -221,8 +225,8 @@ class MaskSet:
             return []
         device = next(iter(masks.values())).device
         kept = sum_over_parts((local(mask).any().long() for mask in masks.values()), masks.values())
-        counts = torch.stack([some.to(device) for some in kept]).tolist()
-        return [name for name, some in zip(masks, counts, strict=True) if not some]
+        counts = torch.stack([count.to(device) for count in kept]).tolist()
+        return [name for name, count in zip(masks, counts, strict=True) if not count]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """{"kept": name -> mask}, without entries while inactive; DTensors where weights are."""
@@ -275,7 +279,7 @@ def zero_pruned_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
                 tensor.masked_fill_(multiplier == 0, 0)
 
 
-def _placed(mask: Tensor, reference: Tensor) -> Tensor:
+def _copy_like(mask: Tensor, reference: Tensor) -> Tensor:
     """A copy of the mask in the layout, on the device and in the memory format of a weight's tensor."""
     part = torch.empty_like(local(reference), dtype=torch.bool)
     part.copy_(local(place_like(mask, reference)))

@@ -134,14 +134,14 @@ def fill_second_moments_(optimizer: Optimizer, masks: MaskSet) -> None:
     device = next(iter(masks.masks.values())).device
     factors = max(len(weight.parameters) for weight in masks.weights.values())
     sums = torch.zeros(2, len(SECOND_MOMENTS), factors, dtype=torch.float64, device=device)
-    for place, _, _, total, active in entries:
-        sums[0][place] += total.to(device)
-        sums[1][place] += active.to(device)
+    for index, _, _, total, active in entries:
+        sums[0][index] += total.to(device)
+        sums[1][index] += active.to(device)
     if group is not None:
         distributed.all_reduce(sums, group=group)
     overall = sums[0] / sums[1].clamp(min=1)
-    for place, state, mask, total, active in entries:
-        mean = torch.where(active > 0, total / active.clamp(min=1), overall[place].to(state.device))
+    for index, state, mask, total, active in entries:
+        mean = torch.where(active > 0, total / active.clamp(min=1), overall[index].to(state.device))
         state.copy_(torch.where(mask, state, mean.to(state.dtype)))
 
 

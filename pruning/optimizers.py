@@ -76,12 +76,12 @@ def unwrapped(optimizer: Any) -> Optimizer:
 def layers_of(optimizer: Any) -> list[Any]:
     """The wrappers around an optimizer from the outside to the inside, then the optimizer itself."""
     layers = [optimizer]
-    while (inner := _inside(layers[-1])) is not None and not any(inner is layer for layer in layers):
+    while (inner := _inner_optimizer(layers[-1])) is not None and not any(inner is layer for layer in layers):
         layers.append(inner)
     return layers
 
 
-def _inside(wrapper: Any) -> Optimizer | None:
+def _inner_optimizer(wrapper: Any) -> Optimizer | None:
     """The optimizer that a wrapper holds and whose hooks take the place of its own."""
     inner = getattr(wrapper, "base_optimizer", None)  # SAM's: its two-step API does not call SAM's own step
     if isinstance(inner, Optimizer) and _share_parameters(wrapper, inner):

@@ -37,14 +37,14 @@ def check_positive_integer(name: str, value: Any, unit: str = "") -> None:
 def check_integer(name: str, value: Any) -> int:
     """The integer, also one of numpy. Raises ValueError with the option's name on anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be an integer, got {_shown(value)}")
+        raise ValueError(f"{name} must be an integer, got {_describe(value)}")
     return int(value)
 
 
 def check_number(name: str, value: Any) -> float:
     """The number, also one of numpy. Raises ValueError unless it is one and finite."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {_shown(value)}")
+        raise ValueError(f"{name} must be a number, got {_describe(value)}")
     if not isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return value if isinstance(value, int) else float(value)
@@ -53,7 +53,7 @@ def check_number(name: str, value: Any) -> float:
 def check_flag(name: str, value: Any) -> bool:
     """The flag. Raises ValueError unless it is True or False: a text such as "no" would be true."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {_shown(value)}")
+        raise ValueError(f"{name} must be True or False, got {_describe(value)}")
     return value
 
 
@@ -61,7 +61,7 @@ def check_globs(name: str, value: Any) -> list[str]:
     """The globs as a list, also of a single one. Raises ValueError on what is not text."""
     globs = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(glob, str) for glob in globs):
-        raise ValueError(f'{name} must be a list of globs such as ["head.*"], got {_shown(value)}')
+        raise ValueError(f'{name} must be a list of globs such as ["head.*"], got {_describe(value)}')
     return globs
 
 
@@ -72,7 +72,7 @@ def check_options(owner: Any) -> None:
     """Check every field of a dataclass by its declared type, and convert numbers of other packages.
 
     Raises:
-        ValueError: a flag is not True or False, or a number is none or not finite; its name is in the error.
+        ValueError: a flag is not True or False, or a number is not a finite number; it names the field.
     """
     for field in fields(owner):
         declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
@@ -81,6 +81,6 @@ def check_options(owner: Any) -> None:
             setattr(owner, field.name, check(field.name, value))
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     """A value in one line, for an error."""
     return " ".join(repr(value).split())

@@ -234,17 +234,17 @@ class Product(Plain):
         pairs = [weight.parameters for weight in self.weights]
         pairs = [(m, w) for m, w in pairs if m.grad is not None and w.grad is not None]
         self.save_gradients(factor for pair in pairs for factor in pair)
-        together = pairs and pairs[0][0].device.type != "cpu"  # few launches; a CPU's cache holds one layer
-        for some in [pairs] if together else ([pair] for pair in pairs):
-            self._add_decay_to(*map(list, zip(*some, strict=True)))
+        in_one_launch = pairs and pairs[0][0].device.type != "cpu"  # a CPU's cache holds one layer
+        for group in [pairs] if in_one_launch else ([pair] for pair in pairs):
+            self._add_decay_to(*map(list, zip(*group, strict=True)))
 
     def _add_decay_to(self, ms: list[Tensor], ws: list[Tensor]) -> None:
         grads_m, grads_w = [m.grad for m in ms], [w.grad for w in ws]
         if self.frobenius > 0:
-            pulls = torch._foreach_mul(ms, ws)
-            torch._foreach_mul_(pulls, self.frobenius)
-            torch._foreach_addcmul_(grads_m, ws, pulls)
-            torch._foreach_addcmul_(grads_w, ms, pulls)
+            penalties = torch._foreach_mul(ms, ws)
+            torch._foreach_mul_(penalties, self.frobenius)
+            torch._foreach_addcmul_(grads_m, ws, penalties)
+            torch._foreach_addcmul_(grads_w, ms, penalties)
         if self.decay > 0:
             torch._foreach_add_(grads_m, ms, alpha=self.decay)
             torch._foreach_add_(grads_w, ws, alpha=self.decay)

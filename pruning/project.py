@@ -82,7 +82,7 @@ def _aliases(sparsifier: Sparsifier) -> Iterator[tuple[str, str]]:
 def _weights_by_name(model: nn.Module, names: set[str]) -> dict[str, Weight]:
     """Name -> weight of every parameter, without the prefix of a wrapper where `names` lack it."""
     locations = weight_locations(model, include=["*"], all_names=True)
-    found = {name: weight_of(module, attribute) for name, module, attribute in locations}
-    while found and not names <= found.keys() and all(name.startswith(_WRAPPER) for name in found):
-        found = {name.removeprefix(_WRAPPER): weight for name, weight in found.items()}
-    return found
+    weights = {name: weight_of(module, attribute) for name, module, attribute in locations}
+    while weights and not names <= weights.keys() and all(name.startswith(_WRAPPER) for name in weights):
+        weights = {name.removeprefix(_WRAPPER): weight for name, weight in weights.items()}
+    return weights

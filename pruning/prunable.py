@@ -40,9 +40,9 @@ def prunable_weights(
 ) -> dict[str, Weight]:
     """Qualified name -> weight of linear, convolution, attention and recurrent layers; no biases, no norms.
 
-    Also those of transformers' `Conv1D` and of its fused experts (three-dimensional parameters). Left out are
-    frozen weights, those without elements, and embeddings with every weight tied to them unless `include`
-    matches.
+    Also those of transformers' `Conv1D` and of its fused experts (three-dimensional parameters). Frozen
+    weights and those without elements are left out; so are embeddings and the weights tied to them, unless
+    `include` matches.
 
     Args:
         model: a module; a weight shared by several layers appears once. Names are those of the plain model:
@@ -77,14 +77,14 @@ def prunable_weights(
         weight.groups = module.groups if isinstance(module, _ConvNd) else 1
         weight.padding_idx = module.padding_idx if isinstance(module, _EMBEDDINGS) else None
         weights[name] = weight
-    for what, patterns, names in (
+    for option, patterns, names in (
         ("include", include, weights.keys() | repeated),
         ("exclude", exclude, weights),
     ):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
-                    f"{what}={pattern!r} matches no prunable weight; names are like "
+                    f"{option}={pattern!r} matches no prunable weight; names are like "
                     f"{next(iter(weights), 'conv1.weight')}"
                 )
     prunable = {name: weight for name, weight in weights.items() if not _matches(name, exclude)}
@@ -174,7 +174,7 @@ def _is_prunable(module: nn.Module, attribute: str) -> bool:
 
 
 def _input_dim(module: nn.Module, ndim: int) -> int | None:
-    """The dimension of a layer's weights that its inputs are summed over; None where the layer does not say.
+    """The dimension of a layer's weights that its inputs are summed over; None if unknown.
 
     Fused experts are [experts, outputs, inputs], or [experts, inputs, outputs] as in GPT-OSS and Llama 4.
     Transformers states in `is_transposed` which of the two it is, except in some layers such as Llama 4's.
@@ -260,8 +260,8 @@ def parametrize_(
             continue
         if prunable[name].parameters[0].is_complex():
             raise ValueError(f"{name} is complex: exclude it, or use a method that sets masks, such as RigL")
-        if len(places := owners[id(getattr(module, attribute))]) > 1:
-            raise ValueError(f"{places[-1]} shares its weight with {places[0]}: untie them first")
+        if len(owner_names := owners[id(getattr(module, attribute))]) > 1:
+            raise ValueError(f"{owner_names[-1]} shares its weight with {owner_names[0]}: untie them first")
         if isinstance(module, nn.RNNBase):
             raise ValueError(
                 f"{name} cannot be parametrized, because its layer keeps a list of its weights: exclude it, "
@@ -282,7 +282,7 @@ def parametrize_(
 
 
 def own_parametrizations(module: nn.Module) -> list[str]:
-    """The attributes of a module that `parametrize_` has parametrized; not those a user has."""
+    """The attributes of a module that `parametrize_` has parametrized, without those that a user has."""
     if not parametrize.is_parametrized(module):
         return []
     parametrizations: Any = module.parametrizations

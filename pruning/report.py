@@ -94,7 +94,7 @@ def report(sparsifier: Sparsifier, input_shape: InputShape | None = None, *, bol
     ]
     last = [*_cells(total, marked=False)]
     last[-1] = f"{sum(layer.bytes for layer in layers):,}" if has_cost else last[-1]
-    lines = _aligned([head, *rows, last])
+    lines = _align([head, *rows, last])
     if bold:
         lines[1:-1] = [
             f"\033[1m{line}\033[0m" if marked else line
@@ -124,8 +124,8 @@ def _layers(sparsifier: Sparsifier, input_shape: InputShape | None) -> list[Laye
     layers = []
     for (name, weight), on, off in zip(weights.items(), kept, zeros, strict=True):
         size, shape = weight.numel(), "x".join(str(length) for length in weight.shape)
-        share = flops[name] * (size - off) / size if flops else None
-        layers.append(Layer(name, shape, size, on, off, share))
+        layer_flops = flops[name] * (size - off) / size if flops else None
+        layers.append(Layer(name, shape, size, on, off, layer_flops))
     return layers
 
 
@@ -148,19 +148,19 @@ def _cells(layer: Layer, marked: bool) -> list[str]:
     return cells if layer.flops is None else [*cells, f"{layer.flops:,.0f}", f"{layer.bytes:,}"]
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
+def _align(table: list[list[str]]) -> list[str]:
     """The rows as lines: names and shapes to the left, numbers to the right, long names shortened."""
     widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
     widths[0] = max(min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)), 9)
     lines = []
     for name, shape, *numbers in table:
-        cells = [f"{_shortened(name, widths[0]):<{widths[0]}}", f"{shape:<{widths[1]}}"]
+        cells = [f"{_shorten(name, widths[0]):<{widths[0]}}", f"{shape:<{widths[1]}}"]
         cells += [f"{number:>{width}}" for number, width in zip(numbers, widths[2:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
-def _shortened(name: str, width: int) -> str:
+def _shorten(name: str, width: int) -> str:
     """The name with its middle replaced by "..." where it is longer than `width`."""
     if len(name) <= width:
         return name
@@ -169,15 +169,15 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _method_lines(sparsifier: Sparsifier) -> list[str]:
-    """The method and its hyperparameters; empty ones are left out. Longer than a line, it is wrapped."""
+    """The method and its hyperparameters without empty ones, in lines of at most 110 columns."""
     parameterization = sparsifier.parameterization
-    text = _described(sparsifier)
+    text = _describe(sparsifier)
     if type(parameterization) is not Plain and not sparsifier.reparametrizes:
-        text += f", parameterization={_described(parameterization)}"
+        text += f", parameterization={_describe(parameterization)}"
     return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
-def _described(method: Sparsifier | Plain) -> str:
+def _describe(method: Sparsifier | Plain) -> str:
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.repr}
     shown = ", ".join(f"{name}={value}" for name, value in values.items() if value not in ([], ""))
     return f"{type(method).__name__}({shown})"

@@ -99,9 +99,9 @@ class SavedState:
                     f"the state was saved by {type(self).__name__} with {name}={given[name]}, but this "
                     f"sparsifier has {name}={value}: create it with the same arguments"
                 )
-        if lacking := [key for key in self._own_state if key not in state]:
+        if missing := [key for key in self._own_state if key not in state]:
             raise ValueError(
-                f"missing key {lacking[0]!r} in the state: it was not saved by {type(self).__name__}; load a "
+                f"missing key {missing[0]!r} in the state: it was not saved by {type(self).__name__}; load a "
                 "state that this method saved"
             )
 

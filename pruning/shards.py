@@ -97,12 +97,12 @@ def place_like(tensor: Any, reference: Any) -> Tensor:
         and tensor.device_mesh == reference.device_mesh
     ):
         return tensor
-    whole, split = full(tensor), split_of(reference)
+    gathered, split = full(tensor), split_of(reference)
     if split is not None:
-        rows = -(-whole.shape[0] // split.size)
-        first = min(split.rank * rows, whole.shape[0])
-        whole = whole.narrow(0, first, min(rows, whole.shape[0] - first))
-    return sharded_like(whole.to(reference.device), reference)
+        rows = -(-gathered.shape[0] // split.size)
+        first = min(split.rank * rows, gathered.shape[0])
+        gathered = gathered.narrow(0, first, min(rows, gathered.shape[0] - first))
+    return sharded_like(gathered.to(reference.device), reference)
 
 
 @torch.no_grad()

@@ -51,13 +51,13 @@ class SNIP(AtInitialization):
             raise ValueError("SNIP needs a loss: initialize(batches, torch.nn.functional.cross_entropy)")
         used = 0
 
-        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        def count_batches() -> Iterator[tuple[Tensor, Tensor]]:
             nonlocal used
             for batch in islice(batches, self.batches):
                 used += 1
                 yield batch
 
-        scores = snip(self.model, self.masks.weights, counted(), loss_fn)
+        scores = snip(self.model, self.masks.weights, count_batches(), loss_fn)
         if used < self.batches:
             raise ValueError(f"SNIP needs {self.batches} batches, got {used}: lower its batches")
         self.set_masks(self.select(scores))

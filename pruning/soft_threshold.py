@@ -71,6 +71,6 @@ class SoftThresholds(Plain):
         exclude: Iterable[str] = (),
     ) -> None:
         """Parametrize the weights. Raises ValueError where some are shared."""
-        left_alone = [*self.exclude, *exclude]
-        parametrizations = parametrize_(model, lambda: SoftThreshold(self.initial), left_alone, include)
+        excluded = [*self.exclude, *exclude]
+        parametrizations = parametrize_(model, lambda: SoftThreshold(self.initial), excluded, include)
         self.logits: list[nn.Parameter] = [p.threshold for p in parametrizations]

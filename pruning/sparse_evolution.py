@@ -24,8 +24,8 @@ class SET(DropAndGrow):
     At an update the fraction `drop_fraction` of each layer's kept weights, those of smallest |theta|, is
     dropped: the smallest positive and the largest negative ones together, as in the SET of google-research/
     rigl. As many are grown at random among those that were off; they start at zero with zero optimizer
-    state. Only where more are dropped than were off do some of the dropped ones stay, unchanged. No
-    optimizer step follows in an iteration with an update.
+    state. If more are dropped than were off, some of the dropped ones stay, unchanged. No optimizer step
+    follows in an iteration with an update.
 
     Args:
         sparsity: fraction of all prunable weights to prune. It fixes epsilon of the paper's density

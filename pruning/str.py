@@ -50,8 +50,9 @@ else:
 def stable_decay(lr: float, momentum: float) -> float:
     """The largest weight decay at which a threshold's logit decreases steadily, (1 - sqrt(momentum))^2 / lr.
 
-    With a larger one and momentum the logit oscillates through zero, which prunes every weight. At a learning
-    rate of 0 every decay is stable: inf.
+    Up to it, SGD's recursion of the logit without a loss, v <- momentum v + decay s, s <- s - lr v, has real
+    roots. With a larger one and momentum the logit oscillates through zero, which prunes every weight. At a
+    learning rate of 0 every decay is stable: inf.
     """
     return (1 - sqrt(momentum)) ** 2 / lr if lr else inf
 

@@ -39,8 +39,8 @@ class SynFlow(AtInitialization):
         """Prune; only the shape of the first input is used.
 
         Raises:
-            ValueError: `batches` is empty, its inputs are integers, a weight is
-                complex, or `fully_shard` has split the weights.
+            ValueError: `batches` is empty, its inputs are integers, a weight is complex, or `fully_shard` has
+                split the weights.
         """
         check_not_sharded_yet(self.masks.weights, "SynFlow")
         check_real(self.masks.weights, "SynFlow")

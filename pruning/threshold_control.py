@@ -37,7 +37,7 @@ def _fraction_of(pairs: Pairs, thresholds: Iterable[Tensor]) -> Tensor:
     return torch.stack([count.to(device) for count in pruned]).sum() / sum(w.numel() for w, _ in pairs)
 
 
-def _stacked(pairs: Pairs) -> Tensor:
+def _stack_logits(pairs: Pairs) -> Tensor:
     """All logits as one vector on the first one's device: few operations serve all layers.
 
     Its sigmoid can differ in the last bit from that of a single logit, which the ramp corrects later.
@@ -85,17 +85,17 @@ class ThresholdControl:
         if self._measured_at is None:
             self._floor.copy_(_floor(pairs))
         self._measured_at = step
-        logits = _stacked(pairs)
+        logits = _stack_logits(pairs)
         measured = _fraction_of(pairs, logits.sigmoid()).clamp(_RESOLUTION, 1 - _RESOLUTION)
         aim = min(max(target, _RESOLUTION), 1 - _RESOLUTION)
         error = log(-log1p(-aim)) - (-(-measured).log1p()).log()
         overshot = (error * self._error < 0) & (error.abs() > self._error.abs() / 2)
         self._gain.mul_(torch.where(overshot, 0.5, 1.25)).clamp_(_MIN_GAIN, 1.0)
         self._error.copy_(error)
-        taken = torch.where(
+        drift_change = torch.where(
             (error.abs() < _SMALL) & ~self._at_a_bound(logits, error), _INTEGRAL * self._gain * error, 0.0
         )
-        self._drift.add_(taken).clamp_(-_MAX_DRIFT, _MAX_DRIFT)
+        self._drift.add_(drift_change).clamp_(-_MAX_DRIFT, _MAX_DRIFT)
         shift = self._gain * error if last else self._gain * error + self._drift
         shift = shift.clamp(-_MAX_SHIFT, _MAX_SHIFT)
         shifted = (logits + shift).clamp_(self._floor).clamp_(max=_CEILING)

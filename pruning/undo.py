@@ -27,7 +27,7 @@ def undone_on_error(owner: object, model: nn.Module) -> Iterator[None]:
             layer.__class__ = kind
             for name in set(vars(kind)) - classes.get(kind, set(vars(kind))):
                 delattr(kind, name)  # a layer that is parametrized has a class of its own
-            for place, kept in ((layer._parameters, parameters), (layer._modules, children)):
-                place.clear()
-                place.update(kept)
+            for current, saved in ((layer._parameters, parameters), (layer._modules, children)):
+                current.clear()
+                current.update(saved)
         raise

@@ -67,7 +67,7 @@ def layouts(weights: Mapping[str, Any]) -> dict[str, Layout]:
     }
 
 
-def _described(weight: Layout) -> str:
+def _describe(weight: Layout) -> str:
     """The shape, and other reasons why a weight does not fit, for errors."""
     if weight.input_dim is None:
         return f"{list(weight.shape)} whose input dimension is unknown (granularity=element needs none)"
@@ -91,7 +91,7 @@ class Granularity(ABC):
         """Raise ValueError where a layer's shape or the sparsity does not fit; all such layers are named."""
         if unfit := [name for name, w in weights.items() if not self.fits(w)]:
             globs = ", ".join(f'"{name}"' for name in unfit)
-            described = ", ".join(f"{name} {_described(weights[name])}" for name in unfit)
+            described = ", ".join(f"{name} {_describe(weights[name])}" for name in unfit)
             raise ValueError(
                 f"granularity {self.text} needs {self.requirement}, unlike {described}: "
                 f"keep them dense by exclude=[{globs}]"

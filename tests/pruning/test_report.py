@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning import ACDC, STR, Dense, PILoT, Product, RandomPruning, RigL, Sparsifier, Spred
 from pruning.checks import NotAttachedError
 from pruning.cost import cost
-from pruning.report import WIDTH, _aligned, _shortened
+from pruning.report import WIDTH, _align, _shorten
 
 
 def small() -> nn.Sequential:
@@ -198,7 +198,7 @@ def test_an_included_embedding_has_no_flops():
     ],
 )
 def test_the_middle_of_a_long_name_is_left_out(width, shown):
-    assert _shortened("abcdefghijklmnopqrstuvwxyz", width) == shown
+    assert _shorten("abcdefghijklmnopqrstuvwxyz", width) == shown
 
 
 def test_large_numbers_have_commas_and_the_total_has_no_share_of_its_own():
@@ -219,5 +219,5 @@ def test_large_numbers_have_commas_and_the_total_has_no_share_of_its_own():
 
 def test_a_long_name_is_shortened_until_its_line_is_full():
     """Two spaces stand between columns."""
-    (line,) = _aligned([["n" * 300, "64x3", "1", "22"]])
+    (line,) = _align([["n" * 300, "64x3", "1", "22"]])
     assert len(line) == WIDTH and line.endswith("n  64x3  1  22")
