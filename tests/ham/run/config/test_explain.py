@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ham.run.config import ConfigError, load
-from ham.run.config.explain import _choices, _known_keys, _unknown_key, explain
+from ham.run.config.hydra_errors import _choices, _known_keys, _unknown_key, explain_hydra
 
 LEAF = "+exp=acdc_s90"
 
@@ -37,7 +37,7 @@ def test_a_wrong_key_or_value_is_told_with_its_cure(given: list[str], message: s
 
 def test_a_key_like_no_other_brings_the_three_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ham.run.config.explain._known_keys", lambda: ["aa.x", "q.w", "aa.y", "aa.x", "aab.v"]
+        "ham.run.config.hydra_errors._known_keys", lambda: ["aa.x", "q.w", "aa.y", "aa.x", "aab.v"]
     )
     assert _unknown_key("aa.k9", []) == "unknown key aa.k9; nearest: aa.y, aa.x"
     assert _unknown_key("aab.k9", []) == "unknown key aab.k9; nearest: aab.v, aa.y, aa.x"
@@ -49,13 +49,13 @@ def test_a_group_without_a_choice_is_named() -> None:
         load(["model=resnet50"])
     assert str(caught.value).endswith("=NAME, or an experiment with +exp=NAME")
     error = Exception("You must specify 'data', e.g, data=<OPTION>\nmore")
-    assert explain(error, []) == "data is not chosen: give data=NAME, or an experiment with +exp=NAME"
+    assert explain_hydra(error, []) == "data is not chosen: give data=NAME, or an experiment with +exp=NAME"
 
 
 def test_the_innermost_cause_counts_without_its_full_stop() -> None:
     inner, outer = ValueError("inner words.\nmore"), RuntimeError("outer")
     outer.__cause__ = inner
-    assert explain(outer, []) == "inner words"
+    assert explain_hydra(outer, []) == "inner words"
 
 
 def test_known_keys_are_leaves_that_a_user_may_set() -> None:
