@@ -1,4 +1,4 @@
-"""The model of a run answers the test questions, which are split over the ranks."""
+"""Answer the test questions by the model of a run; the questions are split over the ranks."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Answering:
 
     def _task(self, task: str, folder: Path) -> Score:
         me, data = distributed.world(), self.cfg.data
-        share = self.questions[task][me.rank :: me.size]
+        own_questions = self.questions[task][me.rank :: me.size]
         part = f".{me.rank}of{me.size}" if me.size > 1 else ""
         language = self.language
         distributed.on_rank_zero(lambda: self._create(folder))
         score = Score(task, 0, 0, 0)
         with suppress(Interrupted):  # until the others have answered their part of this task
             score = evaluate(
-                *(language.model, language.tokenizer, task, share, data.scoring),
+                *(language.model, language.tokenizer, task, own_questions, data.scoring),
                 path=folder / f"{task}{part}.jsonl",
-                settings=settings_hash(self.cfg.model, language.model, task, share, data.scoring),
+                settings=settings_hash(self.cfg.model, language.model, task, own_questions, data.scoring),
                 log=self.logger.log,
                 after_batch=self._stop_if_asked,
             )

@@ -42,7 +42,7 @@ def build(
 
     Raises:
         ConfigError: a value does not fit the model, such as a pattern that matches nothing, or the masks of
-            another run are missing or not those of the run that is asked for.
+            another run are missing or belong to a different run than the configuration names.
     """
     if cfg.optimizer.label_smoothing > 0 and not task.smooths_labels:
         raise ConfigError(f"optimizer.label_smoothing does not apply to task {task.name}: omit it")
@@ -149,7 +149,7 @@ def setup_device(cfg: Config) -> torch.device:
     """The device of this rank; sets threads, precision and cudnn in this one place.
 
     Raises:
-        ConfigError: it is not available, or the batch does not divide over the ranks.
+        ConfigError: the device is not available, or the batch does not divide over the ranks.
     """
     _check_world_size(cfg, distributed.world().size)
     cores = os.cpu_count() or 1

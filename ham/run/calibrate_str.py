@@ -24,7 +24,7 @@ from .logger import NullLogger, RunLogger
 
 TOLERANCE = 0.004  # of the sparsity
 TRIALS = 6
-_BELOW = 0.95  # of the stability bound
+_STABLE_FRACTION = 0.95  # of the stability bound, for the largest decay that is tried
 
 
 def calibrate_str(
@@ -51,7 +51,7 @@ def calibrate_str(
         distributed.on_rank_zero(lambda: _clear(logger.directory))
     momentum = cfg.optimizer.momentum
     lr_sum = _lr_sum(cfg)
-    low, high = 0.0, _BELOW * stable_decay(cfg.optimizer.lr, momentum)
+    low, high = 0.0, _STABLE_FRACTION * stable_decay(cfg.optimizer.lr, momentum)
     decay = min(cfg.sparsifier.first_decay(lr_sum, momentum), high)
     trials: list[dict[str, Any]] = []
     for number in range(TRIALS):

@@ -77,7 +77,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
     def write(file: BinaryIO) -> None:
         with ThreadPoolExecutor(1) as pool:
-            hashing = _Hashing(file, pool)
+            hashing = _HashingFile(file, pool)
             torch.save({"format": FORMAT, **state}, hashing)
         file.write(hashing.digest())
 
@@ -86,8 +86,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         mark_saved(folder)
     except (OSError, RuntimeError) as error:
         kept = any(os.path.lexists(folder / name) for name in (LAST, PREVIOUS))
-        rest = "the last good one is kept" if kept else "none was written before"
-        raise CheckpointError(f"cannot write a checkpoint in {folder}: {_reason(error)}; {rest}") from error
+        remaining = "the last good one is kept" if kept else "none was written before"
+        raise CheckpointError(
+            f"cannot write a checkpoint in {folder}: {_reason(error)}; {remaining}"
+        ) from error
 
 
 def mark_saved(folder: Path) -> None:
@@ -140,9 +142,9 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
         CheckpointError: no checkpoint can be read, or the newest undamaged one is of another version.
         ConfigError: they were deleted.
     """
-    found = [folder / name for name in (LAST, PREVIOUS) if os.path.lexists(folder / name)]
+    paths = [folder / name for name in (LAST, PREVIOUS) if os.path.lexists(folder / name)]
     damaged: dict[Path, str] = {}
-    for path in found:
+    for path in paths:
         try:
             state = _read(path)
         except CheckpointError as error:
@@ -158,8 +160,8 @@ def load(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
             with suppress(OSError):  # in a read-only directory
                 os.replace(bad, bad.with_suffix(".damaged"))
         return state
-    if found:
-        others = [path.name for path in found if not path.is_file()]
+    if paths:
+        others = [path.name for path in paths if not path.is_file()]
         cure = f"move {' and '.join(others)} away" if others else "start again with resume=false"
         reasons = "; ".join(f"{path.name} {reason}" for path, reason in damaged.items())
         raise CheckpointError(f"no checkpoint in {folder} can be read ({reasons}): {cure}")
@@ -218,7 +220,7 @@ def _reason(error: BaseException) -> str:
     return one_line(error)
 
 
-class _Hashing:
+class _HashingFile:
     """A file that hashes what is written to it; large tensors in a thread, while the disk writes them."""
 
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:

@@ -17,9 +17,9 @@ def on_console(fn: Callable[[], T]) -> T:
     try:
         result = fn()
     except OSError:  # a closed pipe or terminal, or a full disk under a log
-        _silence(_gone() or [sys.stdout, sys.stderr])
+        _silence(_closed_streams() or [sys.stdout, sys.stderr])
         result = fn()
-    _silence(_gone())
+    _silence(_closed_streams())
     return result
 
 
@@ -29,21 +29,21 @@ def encodable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _gone() -> list[TextIO]:
-    """The streams that nobody reads any more, or that cannot be flushed."""
-    found = []
+def _closed_streams() -> list[TextIO]:
+    """The streams that no process reads any more, or that cannot be flushed."""
+    closed = []
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
             poll = select.poll()
             poll.register(stream.fileno(), 0)  # errors and hangups only
             if poll.poll(0):
-                found.append(stream)
+                closed.append(stream)
         except io.UnsupportedOperation:  # it has no descriptor
             pass
         except OSError:
-            found.append(stream)
-    return found
+            closed.append(stream)
+    return closed
 
 
 def _silence(streams: list[TextIO]) -> None:

@@ -28,8 +28,8 @@ _NOT_CHECKPOINTS = tuple(name for name in FILES if name not in (LAST, PREVIOUS, 
 FOLDERS = ("checkpoints", "adapter", "adapter.partial", "answers", "wandb")
 """The folders that runs write."""
 
-_LOST_METRICS = "restore it, or start again with resume=false"
-_EARLIER = ("commit", "dirty", "hardware", "ranks")
+_METRICS_CURE = "restore it, or start again with resume=false"
+_PROVENANCE_KEYS = ("commit", "dirty", "hardware", "ranks")
 
 
 class RunLockedError(ConfigError):
@@ -64,9 +64,9 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
     except ConnectionError:  # of another process, not of a file
         raise
     except (OSError, SafetensorError) as error:
-        what = getattr(error, "filename", None) or folder
-        what = f"a safetensors file in {folder}" if isinstance(error, SafetensorError) else what
-        text = f"{what} cannot be read or written: {one_line(error)}"
+        path = getattr(error, "filename", None) or folder
+        path = f"a safetensors file in {folder}" if isinstance(error, SafetensorError) else path
+        text = f"{path} cannot be read or written: {one_line(error)}"
         explained = CheckpointError(f"{text}; fix that and start the same command again to resume")
         explained.shared = getattr(error, "shared", False)
         raise explained from error
@@ -90,7 +90,7 @@ class RunDirectory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with self._starting():
+        with self._explain_start_errors():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._check_no_folders(_NOT_CHECKPOINTS)  # `checkpoint.load` names those
@@ -103,14 +103,14 @@ class RunDirectory:
         self._delete_temporary()
 
     def _delete_temporary(self) -> None:
-        """Delete what killed processes have left. Nobody else may write while this process holds the lock."""
+        """Delete temporary files of killed processes; only the holder of the lock may write."""
         for name in _FILES:
             for path in temporary_files(self.folder / name):
                 with suppress(OSError):
                     path.unlink()
 
     @contextmanager
-    def _starting(self) -> Iterator[None]:
+    def _explain_start_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -137,7 +137,7 @@ class RunDirectory:
         Raises:
             ConfigError: a file cannot be deleted, or a folder has its name.
         """
-        with self._starting():
+        with self._explain_start_errors():
             self._check_no_folders(FILES)
             for name in _FIRST:
                 (self.folder / name).unlink(missing_ok=True)
@@ -159,8 +159,8 @@ class RunDirectory:
         earlier = []
         if os.path.lexists(self.folder / "provenance.json"):
             before = self.provenance()
-            earlier = [*before["resumed_from"], {key: before.get(key) for key in _EARLIER}]
-        with self._starting():
+            earlier = [*before["resumed_from"], {key: before.get(key) for key in _PROVENANCE_KEYS}]
+        with self._explain_start_errors():
             self._write("config.yaml", config_yaml)
             self._write_json("provenance.json", provenance | {"resumed_from": earlier})
 
@@ -189,7 +189,7 @@ class RunDirectory:
         self._write_json("summary.json", summary)
 
     def write_divergence(self, content: dict[str, Any]) -> None:
-        """Write diverged.json, which says why and where the run ended without a result."""
+        """Write diverged.json, which states why and at which step the run ended without a result."""
         self._write_json(DIVERGED, content)
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
@@ -212,15 +212,15 @@ class RunDirectory:
         path = self.folder / "metrics.jsonl"
         try:
             with open_binary(path) as file:
-                found = os.fstat(file.fileno()).st_size
+                size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             if not self.folder.is_dir():
                 raise
-            found = 0
-        if self._metrics_bytes not in (None, found):
-            what = f"{path} was deleted or changed during the run ({found} bytes, not {self._metrics_bytes})"
-            raise CheckpointError(f"{what}: {_LOST_METRICS}")
-        return found
+            size = 0
+        if self._metrics_bytes not in (None, size):
+            change = f"{path} was deleted or changed during the run ({size} bytes, not {self._metrics_bytes})"
+            raise CheckpointError(f"{change}: {_METRICS_CURE}")
+        return size
 
     def truncate_metrics(self, size: int, epochs: int = 0) -> None:
         """Remove lines written after a checkpoint.
@@ -233,10 +233,10 @@ class RunDirectory:
             CheckpointError: lines are missing.
         """
         path = self.folder / "metrics.jsonl"
-        found = self.metrics_size()
-        if found < size or (epochs and _count_lines(path, size) < epochs):
-            state = "shorter than its checkpoint expects" if found else "empty or missing (purged?)"
-            raise CheckpointError(f"{path} is {state}: {_LOST_METRICS}")
+        current_size = self.metrics_size()
+        if current_size < size or (epochs and _count_lines(path, size) < epochs):
+            state = "shorter than its checkpoint expects" if current_size else "empty or missing (purged?)"
+            raise CheckpointError(f"{path} is {state}: {_METRICS_CURE}")
         if path.exists():
             os.truncate(path, size)
         self._metrics_bytes = size

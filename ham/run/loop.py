@@ -207,16 +207,16 @@ def save(run: Run) -> None:
 
 def _check_finite(run: Run) -> None:
     """Raise DivergedError if a loss of this epoch was not finite on any rank."""
-    at = run.metrics.diverged_at()
-    if at >= 0:
-        raise _divergence(run, at, "the loss is not finite")
+    step = run.metrics.diverged_at()
+    if step >= 0:
+        raise _divergence(run, step, "the loss is not finite")
 
 
-def _divergence(run: Run, step: int, what: str) -> DivergedError:
+def _divergence(run: Run, step: int, problem: str) -> DivergedError:
     last = run.logger.folder / checkpoint.LAST
     kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
     cure = "optimizer.lr or ham.alpha" if run.ham else "optimizer.lr"
-    return DivergedError(f"{what} at step {step}", f"{kept}; lower {cure}")
+    return DivergedError(f"{problem} at step {step}", f"{kept}; lower {cure}")
 
 
 @contextmanager

@@ -41,8 +41,8 @@ def run_experiment(cfg: Config) -> dict[str, Any]:
     folder = run_directory(cfg, hash_)
     task = task_of(cfg.data)
     if distributed.world().size > 1 and not task.distributed:
-        what = f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
-        raise distributed.shared(ConfigError(what))
+        message = f"task {task.name} trains in one process: start it without torchrun or srun --ntasks"
+        raise distributed.shared(ConfigError(message))
     warnings.simplefilter("ignore", SparsityWarning)  # the summary states sparsity and empty layers
     with (
         distributed.translate_collective_errors(lambda: "before the first step"),
@@ -176,11 +176,11 @@ def _start_or_restore(run: Run, state: dict[str, Any] | None) -> None:
     logger.start_progress(run.cfg.epochs * run.task.steps_per_epoch, run.step)
 
 
-def check_config_hash(folder: Path, found: str, expected: str) -> None:
+def check_config_hash(folder: Path, saved: str, expected: str) -> None:
     """Raise ConfigError if the directory is of a run of another configuration."""
-    if found != expected:
+    if saved != expected:
         raise ConfigError(
-            f"{folder} holds a run of another configuration ({found[:8]}, now {expected[:8]}): "
+            f"{folder} holds a run of another configuration ({saved[:8]}, now {expected[:8]}): "
             "choose another runs_dir, or start again with resume=false"
         )
 

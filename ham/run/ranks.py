@@ -26,11 +26,11 @@ from .state import Run
 
 _COMPARED = ("resume", "compute.device")  # not part of the hash, and yet the same on all ranks
 _CHUNK = 2**26  # bytes that are sent at once: each part has the timeout for itself
-_WITHOUT_CONFIG = 60.0  # seconds that a rank without a configuration waits for the others
+_CONFIG_ERROR_TIMEOUT = 60.0  # seconds that a rank without a configuration waits for the others
 
 
 def load_on_all_ranks(overrides: list[str]) -> Config:
-    """The configuration of a command line, after the ranks have connected; all must have been started alike.
+    """The configuration of a command line, after the ranks have connected; all have the same command line.
 
     Raises:
         ConfigError: the command line is wrong.
@@ -43,7 +43,7 @@ def load_on_all_ranks(overrides: list[str]) -> Config:
         cfg = load(overrides)
     except ConfigError as error:
         with suppress(PeerLostError):  # they are not connected
-            process_group.init_distributed({"error": str(error)}, _WITHOUT_CONFIG)
+            process_group.init_distributed({"error": str(error)}, _CONFIG_ERROR_TIMEOUT)
         raise
     process_group.init_distributed(identity(cfg), cfg.compute.timeout)
     return cfg

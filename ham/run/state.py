@@ -68,7 +68,7 @@ class Run:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def shared_state(self) -> dict[str, Any]:
-        """What is the same on all ranks, once they have rank 0's buffers."""
+        """The state that is the same on all ranks, once they have rank 0's buffers."""
         return {
             "progress": {name: getattr(self, name) for name in ("epoch", "batch", "step")},
             "model": self.model.state_dict(),

@@ -175,11 +175,13 @@ class RunCallback(TrainerCallback):
         """Handle the requests of all ranks, a checkpoint or a stop, after the same step."""
         self.logger.update_progress()
         due = time.monotonic() - self.saved_at >= 60 * self.cfg.checkpoint.minutes
-        wanted = distributed.all_reduce_or(int(Request.CHECKPOINT * due | Request.STOP * bool(self.received)))
+        requests = distributed.all_reduce_or(
+            int(Request.CHECKPOINT * due | Request.STOP * bool(self.received))
+        )
         self.epochs = int(state.epoch)
         if state.global_step < state.max_steps:
-            self.is_stopping = bool(wanted & Request.STOP)
-        control.should_save = control.should_save or bool(wanted)
+            self.is_stopping = bool(requests & Request.STOP)
+        control.should_save = control.should_save or bool(requests)
         if control.should_save:
             self._check_finite(model, state.global_step)
 
@@ -260,7 +262,7 @@ class RunCallback(TrainerCallback):
         if not bool(finite.all()):
             self._diverge(f"{list(trained)[int(finite.logical_not().nonzero()[0])]} is not finite", step)
 
-    def _diverge(self, what: str, step: int) -> NoReturn:
+    def _diverge(self, problem: str, step: int) -> NoReturn:
         cure = "optimizer.lr or ham.alpha" if self.cfg.ham.active else "optimizer.lr"
         folder = self.logger.folder / trainer_checkpoints.FOLDER
-        raise DivergedError(f"{what} at step {step}", f"good checkpoints are in {folder}; lower {cure}")
+        raise DivergedError(f"{problem} at step {step}", f"good checkpoints are in {folder}; lower {cure}")

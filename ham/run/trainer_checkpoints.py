@@ -105,8 +105,8 @@ def _delete_others(folder: Path, kept: set[str]) -> None:
 
 def _folders(folder: Path) -> list[Path]:
     """Folders of the checkpoints, sorted by step."""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_step)
+    paths = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=_step)
 
 
 def _step(path: Path) -> int:

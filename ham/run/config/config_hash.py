@@ -73,7 +73,7 @@ def to_plain(cfg: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True, resolve=True)
 
 
-_MISFITS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_CONTENT_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def to_yaml(cfg: Config) -> str:
@@ -103,7 +103,7 @@ def from_yaml(path: Path) -> Config:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), content, sections))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{path.parent} is not a run directory: {path.name} is missing") from error
-    except (*_MISFITS, OmegaConfBaseException, YAMLError, OSError) as error:
+    except (*_CONTENT_ERRORS, OmegaConfBaseException, YAMLError, OSError) as error:
         is_damaged = getattr(error, "errno", None) is None
         problem = "is damaged or does not fit this version" if is_damaged else "cannot be read"
         cure = "restore it, or train the run again with resume=false"

@@ -63,7 +63,7 @@ def run_hydra(flags: Namespace, job: Callable[[list[str]], object]) -> None:
 
     Args:
         flags: what `parse_flags` returned.
-        job: function that carries out the command line of one run; called in the current folder, whatever
+        job: function that executes the command line of one run; called in the current folder, whatever
             hydra.job.chdir is.
 
     Raises:

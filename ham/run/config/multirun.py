@@ -30,7 +30,7 @@ def check_jobs(overrides: Sequence[str]) -> None:
 def check_composes(overrides: Sequence[str]) -> None:
     """Raise ConfigError on an unknown key, an unknown choice or a value of another type.
 
-    Values out of range are no error here: with -m they fail only their job.
+    Values out of range are not an error here: with -m they fail only their job.
     """
     try:
         load(overrides)

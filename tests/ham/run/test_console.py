@@ -96,4 +96,4 @@ def test_a_stream_that_cannot_be_flushed_is_gone_and_one_without_a_descriptor_is
     streams("stderr", False)
     for stream, found in ((io.StringIO(), []), (Full(), ["it"])):
         monkeypatch.setattr(sys, "stdout", stream)
-        assert ["it" for gone in console._gone() if gone is stream] == found
+        assert ["it" for gone in console._closed_streams() if gone is stream] == found

@@ -188,10 +188,13 @@ def test_a_directory_that_is_locked_or_cannot_be_made_is_told_apart(directory: R
     assert str(caught.value) == f"cannot write runs to {below}: Not a directory; choose another runs_dir"
     with (
         pytest.raises(ConfigError, match=r"Is a directory \(/other\); choose another runs_dir$"),
-        directory._starting(),
+        directory._explain_start_errors(),
     ):
         raise IsADirectoryError(errno.EISDIR, "Is a directory", "/other")
-    with pytest.raises(ConfigError, match=r"full; choose another runs_dir$"), directory._starting():
+    with (
+        pytest.raises(ConfigError, match=r"full; choose another runs_dir$"),
+        directory._explain_start_errors(),
+    ):
         raise OSError(errno.ENOSPC, "full")
 
 
