@@ -91,7 +91,7 @@ def run_command(selection: Selection, options: Options, write_page: PageWriter |
             their states.
 
     Raises:
-        PlanError, SweepError: it cannot; one line with the cure.
+        PlanError, SweepError: the command cannot be executed; one line with the cure.
     """
     sweeps = Sweeps(options.runs, lenient=options.allow_dirty, again=options.again)
     chosen = selection.runs(sweeps)
@@ -165,7 +165,7 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> tuple[int, 
     """Run these; returns the exit status, and how many runs wait for other processes or for SLURM."""
     states = sweeps.survey(runs)
     warn(states)
-    elsewhere = _left_elsewhere(states)
+    elsewhere = _runs_elsewhere(states)
     todo = [run for run in open_runs(states) if run not in elsewhere]
     if todo:
         require_commit(todo, options.allow_dirty)
@@ -184,10 +184,10 @@ def _local(runs: list[RunSpec], sweeps: Sweeps, options: Options) -> tuple[int, 
     if status in (EXIT_SAVED, EXIT_INTERRUPTED):
         print("sweep.py: stopped; start the same command again to resume", file=sys.stderr)
     unfinished = {run for run, state in ended.items() if state.is_active or state.is_launchable}
-    return status, len(unfinished.intersection([*elsewhere, *local.busy(), *_left_elsewhere(ended)]))
+    return status, len(unfinished.intersection([*elsewhere, *local.busy(), *_runs_elsewhere(ended)]))
 
 
-def _left_elsewhere(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
+def _runs_elsewhere(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """The runs of other processes and of SLURM, and those that take their masks."""
     active = [run for run, state in states.items() if state.is_active]
     return active + [run for run, state in states.items() if state.is_launchable and run.depends_on in active]

@@ -57,12 +57,12 @@ def site_environment(warn: bool = False) -> dict[str, str]:
     script = '. "$1" >&2 && printf "\\0\\0" && command env -0'  # a startup file of bash may print too
     command = ["bash", "-c", script, "bash", str(SLURM / "site.sh")]
     try:
-        done = run_program(command, _SECONDS, os.environ | {"HAM_ROOT": str(ROOT)})
+        result = run_program(command, _SECONDS, os.environ | {"HAM_ROOT": str(ROOT)})
     except subprocess.TimeoutExpired:
         raise SweepError(f"slurm/site.sh does not end within {_SECONDS:g} s: correct it") from None
-    _, found, content = done.stdout.partition("\0\0")
-    if done.returncode or not found:
-        reason = (done.stderr.strip().splitlines() or [f"it exits with {done.returncode}"])[-1]
+    _, separator, content = result.stdout.partition("\0\0")
+    if result.returncode or not separator:
+        reason = (result.stderr.strip().splitlines() or [f"it exits with {result.returncode}"])[-1]
         raise SweepError(f"slurm/site.sh fails: {reason}: correct it")
     entries = (entry.partition("=") for entry in content.split("\0") if entry)
     return without_slurm_variables({name: value for name, _, value in entries}, warn)

@@ -15,11 +15,13 @@ def open_runs(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
 
 def blocked(states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """Runs that cannot be launched: their source is stale or diverged, or SLURM cannot wait for it."""
-    lost = (Status.STALE, Status.DIVERGED)
-    unsure = {
-        run for run, state in states.items() if state.kind in lost or (state.is_active and not state.job)
+    without_masks = (Status.STALE, Status.DIVERGED)
+    unavailable = {
+        run
+        for run, state in states.items()
+        if state.kind in without_masks or (state.is_active and not state.job)
     }
-    return [run for run, state in states.items() if state.is_launchable and run.depends_on in unsure]
+    return [run for run, state in states.items() if state.is_launchable and run.depends_on in unavailable]
 
 
 def dependency_levels(todo: list[RunSpec]) -> list[list[RunSpec]]:

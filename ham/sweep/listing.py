@@ -44,8 +44,8 @@ def print_overview(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunSt
 
 def mask_sources(chosen: dict[str, list[RunSpec]], states: dict[RunSpec, RunStatus]) -> list[RunSpec]:
     """The runs that nobody selected, whose masks selected ones still need."""
-    asked = {run for runs in chosen.values() for run in runs}
-    return [run for run in states if run not in asked]
+    selected = {run for runs in chosen.values() for run in runs}
+    return [run for run in states if run not in selected]
 
 
 def print_missing(states: dict[RunSpec, RunStatus], kinds: Sequence[Status] = SHOWN) -> None:
@@ -54,13 +54,13 @@ def print_missing(states: dict[RunSpec, RunStatus], kinds: Sequence[Status] = SH
         groups: dict[tuple[str, str, str], list[int]] = {}
         for run, state in states.items():
             if state.kind is kind:
-                about = "  ".join(text for text in (state.job, state.note) if text)
-                groups.setdefault((run.spec, run.demo, about), []).append(run.seed)
-        for (spec, demo, about), seeds in groups.items():
+                details = "  ".join(text for text in (state.job, state.note) if text)
+                groups.setdefault((run.spec, run.demo, details), []).append(run.seed)
+        for (spec, demo, details), seeds in groups.items():
             name = spec + (f" ({demo})" if demo else "")
             plural = "s" if len(seeds) > 1 else ""
             line = f"{name:<32}  seed{plural} {' '.join(map(str, sorted(seeds)))}  {kind}"
-            print(f"{line}  {about}" if about else line)
+            print(f"{line}  {details}" if details else line)
 
 
 def print_estimate(states: dict[RunSpec, RunStatus]) -> None:

@@ -24,7 +24,7 @@ from .worker import Worker
 TRAIN = ROOT / "train.py"
 EXIT_SAVED, EXIT_INTERRUPTED = 85, 130  # exit statuses after SIGTERM and the like, and after Ctrl-C
 _STOP_TIMEOUT = 60.0  # seconds for runs to save and end
-_WHY_BLOCKED = {
+_BLOCKING_REASONS = {
     Ending.FAILED: "failed",
     Ending.BUSY: "runs in another process",
     Ending.STOPPED: "was stopped",
@@ -59,7 +59,7 @@ class LocalSweep:
         self._jobs = max(1, min(jobs, len(todo)))
         self._failures = Failures(sweeps) if seconds else None
         self._exhausted = self._failures.exhausted(todo) if self._failures else []
-        self._schedule = Schedule(self._ordered([run for run in todo if run not in self._exhausted]))
+        self._schedule = Schedule(self._sort_by_failures([run for run in todo if run not in self._exhausted]))
         self._sources = {run.depends_on for run in todo}
         self._report, self._lock = LocalReport(sweeps, self._jobs, len(todo)), threading.Lock()
         self._active: set[Worker] = set()
@@ -69,7 +69,7 @@ class LocalSweep:
         self._stop_at = start + seconds - grace if seconds else float("inf")
         self._kill_at = start + seconds - grace / 4 if seconds else float("inf")
 
-    def _ordered(self, todo: list[RunSpec]) -> list[RunSpec]:
+    def _sort_by_failures(self, todo: list[RunSpec]) -> list[RunSpec]:
         """Order the runs that failed in an earlier slice last."""
         return sorted(todo, key=lambda run: len(self._failures.reasons(run)) if self._failures else 0)
 
@@ -143,7 +143,7 @@ class LocalSweep:
         worker = None
         try:
             while (run := self._schedule.take()) is not None:
-                outcome = self._outcome_elsewhere(run)
+                outcome = self._outcome_by_other_process(run)
                 if outcome is None:
                     if worker is not None and not (is_short(run) and worker.is_reusable):
                         worker.close()
@@ -157,15 +157,15 @@ class LocalSweep:
 
     def _new_worker(self, run: RunSpec) -> Worker:
         """A process whose runs share the cores of this one with those of the other threads."""
-        share = max(1, len(os.sched_getaffinity(0)) // self._jobs)
+        cores_per_run = max(1, len(os.sched_getaffinity(0)) // self._jobs)
         threads = {}
         if is_short(run):
             threads = {"OMP_NUM_THREADS": "1"}
         elif self._jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-            threads = {"OMP_NUM_THREADS": str(share)}
+            threads = {"OMP_NUM_THREADS": str(cores_per_run)}
         return Worker(TRAIN, threads, is_short(run))
 
-    def _outcome_elsewhere(self, run: RunSpec) -> Outcome | None:
+    def _outcome_by_other_process(self, run: RunSpec) -> Outcome | None:
         """The outcome of a run that another process finished or trains; None if there is none."""
         kind = self._sweeps.state(run, masks=run in self._sources).kind
         return {Status.DONE: Outcome(Ending.DONE), Status.RUNNING: Outcome(Ending.BUSY)}.get(kind)
@@ -196,7 +196,7 @@ class LocalSweep:
             with contextlib.suppress(OSError), open_text(log, "a") as file:  # it resumes in any case
                 file.write(f"\n{STOPPED_LINE}\n")
             return Outcome(Ending.STOPPED, status)
-        other = self._outcome_elsewhere(run)  # did another process start it first?
+        other = self._outcome_by_other_process(run)  # another process may have started it first
         try:
             reason = last_log_line(log, start)
         except OSError as error:
@@ -210,7 +210,7 @@ class LocalSweep:
             self._report.print_outcome(run, outcome, self._schedule)
         if outcome.ending is Ending.DONE:
             self._after_run()
-        why = _WHY_BLOCKED[outcome.ending] if blocked else ""
+        why = _BLOCKING_REASONS[outcome.ending] if blocked else ""
         for other in blocked:
             reason = f"not started, since {run} {why}, whose masks it takes"
             self._finish(other, Outcome(outcome.ending, outcome.status, reason))
@@ -221,7 +221,7 @@ class LocalSweep:
             return False
         if self._sweeps.state(run).kind is Status.DIVERGED:  # a result
             return False
-        # missing data, a full disk: retrying is useless now, and useful once they are there or it has space
+        # missing data, a full disk: a retry helps only once the data are there or the disk has space
         if outcome.status == 2 or names_error_of_machine(outcome.reason):
             return False
         try:

@@ -32,12 +32,12 @@ class RunsFolder:
         damaged: one line for each manifest that cannot be read or was changed, once `manifests` was called.
 
     Raises:
-        SweepError: its name cannot stand in a manifest, or it is not a folder.
+        SweepError: its name cannot be part of a manifest, or it is not a folder.
     """
 
     def __init__(self, runs: Path) -> None:
         self.runs = Path(os.path.realpath(runs))  # a loop of links stays as it is
-        if problem := unusable(str(self.runs)) or _interpreted(str(self.runs)):
+        if problem := unusable(str(self.runs)) or _interpreted_characters(str(self.runs)):
             raise SweepError(f"{str(self.runs)!a} has {problem}: choose other --runs")
         existing = next(path for path in (self.runs, *self.runs.parents) if os.path.lexists(path))
         if not existing.is_dir():
@@ -58,7 +58,7 @@ class RunsFolder:
         return self.logs / f"{manifest}-{task}.log"
 
     def local_log(self, run: RunSpec) -> Path:
-        """Log of a run that is carried out on this machine."""
+        """Log of a run on this machine."""
         return self.logs / f"local-{run.name.replace('/', '-')}-seed{run.seed}.log"
 
     def write(self, runs: list[RunSpec]) -> Path:
@@ -102,8 +102,8 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()[:12]
 
 
-def _interpreted(runs: str) -> str:
-    """What of a folder's name SLURM's file names or OmegaConf interpret, although it is quoted."""
+def _interpreted_characters(runs: str) -> str:
+    """The characters of a folder's name that SLURM or OmegaConf interprets even in quotes; "" if none."""
     return next((f"the characters {text}" for text in ("\\", "${") if text in runs), "")
 
 
@@ -113,7 +113,7 @@ def manifest_hash(manifest: Path) -> str:
 
 
 STOPPED_LINE = "stopped by its sweep: the same command resumes it"
-"""The end of the log of a run that was stopped here although nothing is wrong with it."""
+"""The last line of the log of a run that the sweep stopped, without a fault of the run."""
 
 
 def last_log_line(log: Path, start: int = 0) -> str:
@@ -126,21 +126,21 @@ def last_log_lines(log: Path, count: int, start: int = 0) -> list[str]:
 
     Args:
         log: the file.
-        count: largest number of runs.
+        count: largest number of lines.
         start: bytes before this position are ignored.
     """
     lines = re.split(r"[\r\n]+", log_end(log, start))
     texts = [text for line in lines if (text := _BAR.sub("", line).strip())]
     clear = [line for line in texts if not _NOISE.match(line)]
-    last = clear or texts or [_silence(log, start)]
+    last = clear or texts or [_describe_empty_log(log, start)]
     return [line[:200] for line in last[-count:]]
 
 
-def _silence(log: Path, start: int) -> str:
-    """What is said of a log without lines after `start`: a full disk takes none."""
-    what = f"{log} is empty" if not start else f"it added nothing to {log}"
+def _describe_empty_log(log: Path, start: int) -> str:
+    """The reason for a log without lines after `start`, such as a full disk."""
+    problem = f"{log} is empty" if not start else f"it added nothing to {log}"
     is_full = os.statvfs(log).f_bavail == 0
-    return f"{what} ({os.strerror(errno.ENOSPC)}): free space" if is_full else what
+    return f"{problem} ({os.strerror(errno.ENOSPC)}): free space" if is_full else problem
 
 
 def log_end(log: Path, start: int = 0) -> str:

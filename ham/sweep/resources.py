@@ -52,20 +52,20 @@ def resources() -> dict[str, Resources]:
 
 
 def _entry(name: str, entry: Any) -> Resources:
-    place = f"slurm/resources.yaml: {name}"
+    prefix = f"slurm/resources.yaml: {name}"
     if not isinstance(entry, dict):
-        raise SweepError(f"{place} must be a mapping")
+        raise SweepError(f"{prefix} must be a mapping")
     known = {field.name: field.default is MISSING for field in fields(Resources)}
     if unknown := [key for key in entry if key not in known]:
-        raise SweepError(f"{place} has an unknown key {unknown[0]!r}: choose from {', '.join(known)}")
+        raise SweepError(f"{prefix} has an unknown key {unknown[0]!r}: choose from {', '.join(known)}")
     if missing := [key for key, required in known.items() if required and key not in entry]:
-        raise SweepError(f"{place} has no {missing[0]}")
+        raise SweepError(f"{prefix} has no {missing[0]}")
     for key, value in entry.items():
         kind, name = {"sbatch": (dict, "a mapping"), "short": (bool, "true or false")}.get(
             key, (int | float, "a number")
         )
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise SweepError(f"{place}: {key} must be {name}")
+            raise SweepError(f"{prefix}: {key} must be {name}")
     return Resources(**entry)
 
 

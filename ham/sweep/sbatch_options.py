@@ -1,4 +1,4 @@
-"""Options of sbatch that follow --: those that a sweep sets itself are refused with the cure."""
+"""Options of sbatch that follow --: those that a sweep sets itself are rejected with the cure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESOLUTION = 60  # SLURM may send a signal that much earlier
 _LOG = "the logs of a sweep are in .sweeps/logs of --runs: omit it"
 _RESTART = "HAM_MAX_RESTARTS limits how often a job restarts, 0 for never: set that"
 _HELP = "it submits nothing: call sbatch itself"
-_REFUSED = {  # option: reason and cure
+_REJECTED = {  # option: reason and cure
     "job-name": "the sweep finds its jobs by their names: give --comment",
     "array": "its tasks are the runs, and HAM_ARRAY_THROTTLE limits how many run at a time: set that",
     "output": _LOG,
@@ -70,7 +70,7 @@ def check_options(extra: Iterable[str]) -> None:
     """Raise SweepError if one of these arguments for sbatch conflicts with what a sweep sets."""
     warning, limits = _WARNING, dict[str, tuple[_Option, int]]()
     for option in _parse(extra):
-        if reason := _REFUSED.get(option.name):
+        if reason := _REJECTED.get(option.name):
             raise SweepError(f"{option} cannot be given to sbatch: {reason}")
         if option.name == "export" and option.value.split(",")[0] != "ALL":
             raise SweepError(
@@ -122,7 +122,7 @@ def _parse(extra: Iterable[str]) -> Iterator[_Option]:
     """The options among the arguments.
 
     Raises:
-        SweepError: an argument is none, so that sbatch would take it for the batch script.
+        SweepError: an argument is not an option, so that sbatch would take it for the batch script.
     """
     words = list(extra)
     while words:
@@ -141,7 +141,7 @@ def _parse(extra: Iterable[str]) -> Iterator[_Option]:
 def _long(word: str) -> tuple[list[_Option], bool]:
     """The option, whose name may be abbreviated, and whether the next word is its value."""
     given, is_assigned, value = word.removeprefix("--").partition("=")
-    known = (*_REFUSED, *(_READ if len(given) >= _SHORTEST else ()))
+    known = (*_REJECTED, *(_READ if len(given) >= _SHORTEST else ()))
     longer = next((name for name in known if name.startswith(given)), given)
     name = given if given in known else longer
     is_flag = any(flag.startswith(given) for flag in _FLAGS)
@@ -151,8 +151,8 @@ def _long(word: str) -> tuple[list[_Option], bool]:
 def _short(word: str) -> tuple[list[_Option], bool]:
     """The options of a word such as -Hd7, and whether the next word is the value of the last."""
     options: list[_Option] = []
-    for place, letter in enumerate(word[1:], start=1):
-        name, value = _LETTERS.get(letter, letter), word[place + 1 :]
+    for i, letter in enumerate(word[1:], start=1):
+        name, value = _LETTERS.get(letter, letter), word[i + 1 :]
         if letter not in _SHORT_FLAGS:
             return [*options, _Option((f"-{letter}{value}",), name, value)], not value
         options.append(_Option((f"-{letter}",), name))

@@ -115,13 +115,13 @@ class Failures:
     def add(self, run: RunSpec, reason: str) -> int:
         """Record a failure; returns how many there were of this run."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():  # against other threads and other sweeps of this folder
+        with self._hold_lock():  # against other threads and other sweeps of this folder
             reasons = [*self.reasons(run), reason]
             atomic_write_json(self._path, (read_json(self._path) or {}) | {self._key(run): reasons})
         return len(reasons)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _hold_lock(self) -> Iterator[None]:
         while True:
             try:
                 lock = lock_file(self._path.with_suffix(".lock"))

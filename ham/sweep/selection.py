@@ -69,10 +69,10 @@ class Selection:
             sweeps: finished runs, on which the later runs of a study depend.
 
         Raises:
-            PlanError: there is no such table, figure or experiment.
+            PlanError: a table, figure or experiment is unknown.
             SweepError: no run remains.
         """
-        parts = self._shown() | self._searches() | self._experiments() | self._study(sweeps)
+        parts = self._tables_and_figures() | self._searches() | self._experiments() | self._study(sweeps)
         only = self.only or [""]
         selected = {
             name: [run for run in runs if name == _TUNING or any(text in run.spec for text in only)]
@@ -83,7 +83,7 @@ class Selection:
             raise SweepError(f"no selected experiment contains {names}: see python train.py --list")
         return selected
 
-    def _shown(self) -> dict[str, list[RunSpec]]:
+    def _tables_and_figures(self) -> dict[str, list[RunSpec]]:
         shown = [table(name) for name in (tables() if self.everything else self.tables)]
         shown = [item for item in shown if not self.everything or item.has_scale(self.demo)]
         drawn = [figure(name) for name in (figures() if self.everything else self.figures)]

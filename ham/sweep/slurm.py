@@ -139,16 +139,16 @@ def run_slurm(*command: str, environment: dict[str, str]) -> str:
         problem = f"SLURM is not available ({name} is not on the PATH)"
         raise SlurmMissingError(f"{problem}: use --local, or a login node")
     try:
-        done = run_program(command, _SECONDS, environment)
+        result = run_program(command, _SECONDS, environment)
     except subprocess.TimeoutExpired:
         raise SweepError(f"{name} does not answer within {_SECONDS:g} s: try again later") from None
-    if done.returncode:
-        output = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
+    if result.returncode:
+        output = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
         clear = [line for line in output if "error" in line]
         clear = clear or [line for line in output if "--help" not in line]
         message = f"{name} failed: {(clear or output)[0].removeprefix(f'{name}: ')}"
         raise (SweepError if "timed out" in message.lower() else SlurmCommandError)(message)
-    return done.stdout
+    return result.stdout
 
 
 def largest_array(site: dict[str, str]) -> int:

@@ -3,8 +3,8 @@
 This is the one definition of done.
 
 It follows from run directories, committed records, the manifests and logs in <runs>/.sweeps, and squeue.
-A run is done if it has the configuration hash of today and the rules of records accept it: tables and figures
-would lack it otherwise.
+A run is done if it has the current configuration hash and the rules of records accept it: otherwise it would
+be missing in tables and figures.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Sweeps(RunsFolder):
         is_queue_silent: True if SLURM exists and does not answer: it may have runs that were submitted.
 
     Raises:
-        SweepError: the folder's name cannot stand in a manifest, or it is not a folder.
+        SweepError: the folder's name cannot be part of a manifest, or it is not a folder.
     """
 
     def __init__(self, runs: Path, *, lenient: bool = False, again: bool = False) -> None:
@@ -131,14 +131,14 @@ class Sweeps(RunsFolder):
         summary = read_json(folder / "summary.json")
         started = summary or ((folder / "last.pt").exists() and read_json(folder / "provenance.json"))
         if started and started.get("config_hash") != expected:
-            was, cure = str(started.get("config_hash"))[:8], "move it away to run it again"
-            return RunStatus(Status.STALE, f"{folder} has configuration {was}, now {expected[:8]}: {cure}")
+            saved, cure = str(started.get("config_hash"))[:8], "move it away to run it again"
+            return RunStatus(Status.STALE, f"{folder} has configuration {saved}, now {expected[:8]}: {cure}")
         if summary and masks and not any((folder / name).exists() for name in ("masks.pt", "last.pt")):
             cure = "delete it to run it again"
             return RunStatus(Status.STALE, f"{folder} has no masks.pt, which others need: {cure}")
         finished = summary is not None and summary.get("status") == "done"
-        refusal = self._refusal(run, folder) if finished else ""
-        if finished and not refusal:
+        rejection = self._rejection(run, folder) if finished else ""
+        if finished and not rejection:
             return RunStatus(Status.DONE)
         if active := self.active.get(self.line(run)):
             return active
@@ -147,8 +147,8 @@ class Sweeps(RunsFolder):
         if not summary and (note := self._divergence(run)):
             return RunStatus(Status.DIVERGED, note)
         recorded = None if masks or self._again else _recorded(run)
-        if refusal and (recorded is None or recorded.kind is not Status.DONE):
-            return RunStatus(Status.STALE, f"{folder}: {refusal}")
+        if rejection and (recorded is None or recorded.kind is not Status.DONE):
+            return RunStatus(Status.STALE, f"{folder}: {rejection}")
         return recorded or self._unfinished(run)
 
     def _divergence(self, run: RunSpec) -> str:
@@ -162,8 +162,8 @@ class Sweeps(RunsFolder):
                 with suppress(InvalidRecord):
                     if not self._lenient:
                         check_divergence(content)
-                    what = path.parent if path == files[0] else path
-                    return f"{content.get('reason')}: delete {what} to run it again"
+                    to_delete = path.parent if path == files[0] else path
+                    return f"{content.get('reason')}: delete {to_delete} to run it again"
         return ""
 
     def outcome(self, run: RunSpec) -> float | None:
@@ -174,7 +174,7 @@ class Sweeps(RunsFolder):
         """
         folder = run.folder(self.runs)
         summary = read_json(folder / "summary.json")
-        if not summary or self._refusal(run, folder):
+        if not summary or self._rejection(run, folder):
             summary = read_json(path_of(run, RESULTS))
         return summary["metrics"][run.info.reported[0]]
 
@@ -197,8 +197,8 @@ class Sweeps(RunsFolder):
         logs = [*self.launched.get(self.line(run), []), self.local_log(run), folder / "train.log"]
         return sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime)
 
-    def _refusal(self, run: RunSpec, folder: Path) -> str:
-        """Why collect.py refuses a finished run; "" if it does not, or if its scale has no records."""
+    def _rejection(self, run: RunSpec, folder: Path) -> str:
+        """Why collect.py rejects a finished run; "" if it does not, or if its scale has no records."""
         if self._lenient or run.demo not in ("", *DEMOS):
             return ""
         try:
@@ -240,9 +240,9 @@ class Sweeps(RunsFolder):
 
     def survey(self, chosen: list[RunSpec]) -> dict[RunSpec, RunStatus]:
         """The chosen runs and the sources that they still need, no run before its source."""
-        states, needed, asked = {}, set(), set(chosen)
+        states, needed, selected = {}, set(), set(chosen)
         for run in reversed(with_sources(chosen)):
-            if run not in asked and run not in needed:
+            if run not in selected and run not in needed:
                 continue
             state = states[run] = self.state(run, masks=run in needed)
             waits = state.is_launchable or state.kind is Status.QUEUED
@@ -257,11 +257,11 @@ def _check_files(folder: Path) -> None:
     The log matters only where it gives the reason of a failure: not beside a summary.
     """
     try:
-        there = set(os.listdir(folder))
+        names = set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in _FILES:
-        if name in there and not (name == "train.log" and "summary.json" in there):
+        if name in names and not (name == "train.log" and "summary.json" in names):
             with suppress(FileNotFoundError):
                 open_binary(folder / name).close()
 

@@ -1,4 +1,4 @@
-"""A process that carries out runs one after the other: importing torch takes longer than some of them.
+"""A process that executes runs one after the other: importing torch takes longer than some of them.
 
     python -m ham.sweep.worker TRAIN_PY PARENT_PID
 
@@ -32,8 +32,8 @@ class Worker:
 
     Args:
         train: the train.py that it loads.
-        environment: added to this process's environment.
-        many: may it take more than one run?
+        environment: variables that are added to this process's environment.
+        many: True if it may take more than one run.
     """
 
     def __init__(self, train: Path, environment: dict[str, str], many: bool) -> None:
@@ -64,11 +64,11 @@ class Worker:
         return self._many and self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send the process a signal."""
         self._process.send_signal(number)
 
     def close(self) -> None:
-        """Wait for its end; it ends once its run has."""
+        """Wait until the process ends, which it does after its run."""
         with contextlib.suppress(BrokenPipeError):  # it was killed before it had read its request
             self._process.stdin.close()
         self._process.wait()
