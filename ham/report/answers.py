@@ -23,13 +23,13 @@ def wilson(correct: int, questions: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson, 1927), as fractions.
 
     Raises:
-        ValueError: there are no questions, or more correct answers than questions.
+        ValueError: the number of questions is 0, or less than that of the correct answers.
     """
     if not 0 <= correct <= questions or not questions:
         raise ValueError(f"{correct} correct answers of {questions} questions")
-    share, z2 = correct / questions, _Z**2
-    center = share + z2 / (2 * questions)
-    half = _Z * math.sqrt(share * (1 - share) / questions + z2 / (4 * questions**2))
+    fraction, z2 = correct / questions, _Z**2
+    center = fraction + z2 / (2 * questions)
+    half = _Z * math.sqrt(fraction * (1 - fraction) / questions + z2 / (4 * questions**2))
     low, high = ((center + sign * half) / (1 + z2 / questions) for sign in (-1, 1))
     return max(low, 0.0), min(high, 1.0)
 
@@ -49,17 +49,17 @@ def answers_note(table: plan.Table, records: Mapping[RunSpec, Record], demo: str
 def _counts(run: RunSpec, record: Mapping[str, Any]) -> str:
     answers, metrics = record["answers"], record["metrics"]
     questions = sum(task["questions"] for task in answers.values())
-    after = _share(sum(task["correct"] for task in answers.values()), questions)
-    shares = {name: metrics.get(f"before_{name}") for name in answers}
+    after = _count_text(sum(task["correct"] for task in answers.values()), questions)
+    accuracies = {name: metrics.get(f"before_{name}") for name in answers}
     earlier = ""
-    if all(is_number(share) and 0 <= share <= 100 for share in shares.values()):
-        before = sum(round(shares[name] * task["questions"] / 100) for name, task in answers.items())
-        earlier = f"{_share(before, questions)}, then "
-    unread = sum(task.get("unanswered", 0) for task in answers.values())
-    unreadable = f" ({unread} have no readable answer, which counts as wrong)" if unread else ""
+    if all(is_number(fraction) and 0 <= fraction <= 100 for fraction in accuracies.values()):
+        before = sum(round(accuracies[name] * task["questions"] / 100) for name, task in answers.items())
+        earlier = f"{_count_text(before, questions)}, then "
+    unanswered = sum(task.get("unanswered", 0) for task in answers.values())
+    unreadable = f" ({unanswered} have no readable answer, which counts as wrong)" if unanswered else ""
     return f"{run.exp}, seed {run.seed}: {earlier}{after} of {questions}{unreadable}"
 
 
-def _share(correct: int, questions: int) -> str:
+def _count_text(correct: int, questions: int) -> str:
     low, high = (100 * end for end in wilson(correct, questions))
     return f"{correct} ({100 * correct / questions:.1f} %, {low:.1f} to {high:.1f})"

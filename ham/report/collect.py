@@ -61,16 +61,16 @@ class FinishedRun:
     files: Mapping[str, bytes | InvalidRecord]
 
     def content(self, *names: str) -> bytes | None:
-        """Of the first of these files that exists and is not empty. Raises InvalidRecord."""
-        found = next((self.files[name] for name in names if self.files.get(name)), None)
-        if isinstance(found, InvalidRecord):
-            raise found
-        return found
+        """Content of the first of these files that exists and is not empty. Raises InvalidRecord."""
+        content = next((self.files[name] for name in names if self.files.get(name)), None)
+        if isinstance(content, InvalidRecord):
+            raise content
+        return content
 
 
 @dataclass
 class CollectResult:
-    """What became of the finished runs.
+    """Result of `collect`: what was recorded, and what was not.
 
     Args:
         written: paths of the new records.
@@ -133,8 +133,12 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
         folders = dict.fromkeys(path.parent for path in files)
         problems += unread
         cure = "it is not in a run directory <exp>/seed<k>: move it there"
-        problems += [printable(f"{place}: {cure}") for place in folders if not place.name.startswith("seed")]
-        return (read_directory(place) for place in folders if place.name.startswith("seed"))
+        problems += [
+            printable(f"{directory}: {cure}")
+            for directory in folders
+            if not directory.name.startswith("seed")
+        ]
+        return (read_directory(directory) for directory in folders if directory.name.startswith("seed"))
     if not source.exists():
         raise UsageError(
             f"{source} does not exist: give a folder of runs, or cells.tar.gz of benchmarks/gpu.sh"
@@ -144,8 +148,8 @@ def find(source: Path, problems: list[str]) -> Iterator[FinishedRun]:
 
 def read_directory(folder: Path) -> FinishedRun:
     """A run directory, by its own name or, where that is not seed<k>, by that of what a link leads to."""
-    place = folder.absolute() if _SEED.fullmatch(folder.name) else folder.resolve()
-    seed = _SEED.fullmatch(place.name)
+    directory = folder.absolute() if _SEED.fullmatch(folder.name) else folder.resolve()
+    seed = _SEED.fullmatch(directory.name)
     files: dict[str, bytes | InvalidRecord] = {}
     for name in (*_RESULTS, "metrics.jsonl"):
         if os.path.lexists(path := folder / name):
@@ -153,7 +157,7 @@ def read_directory(folder: Path) -> FinishedRun:
                 files[name] = read_limited(path, LARGEST_METRICS if name == "metrics.jsonl" else LARGEST)
             except InvalidRecord as error:
                 files[name] = error
-    return FinishedRun(str(folder), place.parent.as_posix(), int(seed[1]) if seed else -1, files)
+    return FinishedRun(str(folder), directory.parent.as_posix(), int(seed[1]) if seed else -1, files)
 
 
 def _read_archive(archive: Path) -> list[FinishedRun]:

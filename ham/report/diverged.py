@@ -21,7 +21,7 @@ def diverged_note(
         recorded: runs with a result; a run that diverged at first and was finished later is one of them.
         demo: the scale.
     """
-    lost = [run for run in table.runs(demo=demo) if run in diverged and run not in recorded]
+    runs = [run for run in table.runs(demo=demo) if run in diverged and run not in recorded]
     return (
-        NOTE.format(runs="; ".join(f"{r.exp}, seed {r.seed} ({diverged[r]})" for r in lost)) if lost else ""
+        NOTE.format(runs="; ".join(f"{r.exp}, seed {r.seed} ({diverged[r]})" for r in runs)) if runs else ""
     )

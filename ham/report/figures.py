@@ -48,7 +48,7 @@ def draw(
 
 
 def _state(runs: Sequence[RunSpec], diverged: Collection[RunSpec]) -> str:
-    """What runs without a record are."""
+    """The state of runs without a record: diverged or not run."""
     return DIVERGED if any(run in diverged for run in runs) else NOT_RUN
 
 
@@ -158,15 +158,15 @@ def _grid(
     return picture
 
 
-def _write(axis: Axes, image: AxesImage, place: tuple[int, int], number: float | None, state: str) -> None:
+def _write(axis: Axes, image: AxesImage, position: tuple[int, int], number: float | None, state: str) -> None:
     """Write a cell's value, white on dark colors, or the state of its runs."""
     if number is None:
-        axis.text(*place, state, ha="center", va="center", **style.NOTE)
+        axis.text(*position, state, ha="center", va="center", **style.NOTE)
         return
     red, green, blue, _ = image.cmap(image.norm(number))
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45  # ITU-R BT.709
     axis.text(
-        *place, f"{number:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+        *position, f"{number:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
     )
 
 

@@ -138,8 +138,8 @@ def _summary(run: RunSpec, runs: Path) -> dict[str, Any] | None:
             summary = read_json(path)
             if isinstance(summary, dict) and summary.get("config_hash") != run.info.config_hash:
                 continue
-            if (found := check(summary)).seed != run.seed:
-                raise InvalidRecord(f"it is the record of {found}: move it to {found.name}/seed{found.seed}")
+            if (other := check(summary)).seed != run.seed:
+                raise InvalidRecord(f"it is the record of {other}: move it to {other.name}/seed{other.seed}")
             return summary
         except InvalidRecord as error:
             raise InvalidRecord(f"{path}: {error}") from None
@@ -158,7 +158,7 @@ def _metrics(summaries: list[dict[str, Any]]) -> Iterator[tuple[float, ...]]:
 
 
 def read(path: Path) -> Grid:
-    """A grid's record. Raises InvalidRecord if it is damaged or of another configuration than today's."""
+    """A grid's record. Raises InvalidRecord if it is damaged or its configuration is not the current one."""
     try:
         content = read_json(path)
         points = tuple(
@@ -204,7 +204,7 @@ def _check(grid: Grid) -> None:
             raise InvalidRecord(f"({point.alpha:g}, {point.beta:g}) does not have one percentage per seed")
         if point.config_hash != hashes[point.alpha, point.beta]:
             raise InvalidRecord(
-                f"({point.alpha:g}, {point.beta:g}) has another configuration today: run the search again"
+                f"({point.alpha:g}, {point.beta:g}) has another configuration now: run the search again"
             )
     for provenance in grid.provenance:
         provenance["hardware"], provenance["versions"]["torch"]  # which the page compares
@@ -231,7 +231,7 @@ def best(gains: list[list[float]], seeds: list[int]) -> int:
 def leave_one_seed_out(gains: list[list[float]]) -> list[float]:
     """Per seed the gain of the point that is the best on the other seeds."""
     seeds = list(range(len(gains[0])))
-    return [gains[best(gains, [s for s in seeds if s != out])][out] for out in seeds]
+    return [gains[best(gains, [s for s in seeds if s != held_out])][held_out] for held_out in seeds]
 
 
 def sign_flip_count(gains: list[list[float]]) -> int:

@@ -103,8 +103,8 @@ def node_classification(number: int, method: str, sign: str) -> Sheet:
     """Table 16 or 19: (alpha, beta) of each data set and architecture."""
     rows = []
     for table in (plan.table("14"), plan.table("15")):
-        for place, dataset in enumerate(table.columns):
-            exps = [row.cells[place].exp for row in table.rows]
+        for column, dataset in enumerate(table.columns):
+            exps = [row.cells[column].exp for row in table.rows]
             bases = [exp for exp in exps if exp in search_grid.bases()]
             values = {
                 base.rpartition("_")[2]: list(map(float, search_grid.published(f"{base}_{method}")))
@@ -113,10 +113,10 @@ def node_classification(number: int, method: str, sign: str) -> Sheet:
             rows.append({"dataset": dataset, **values})
     note = "(alpha, beta) of the experiments node/..., which the paper chose on the validation nodes."
     title = f"Table {number}. HAM's values for node classification, alpha {sign} 0"
-    name, shown = ("HAM", "14, 15, 17 and 18") if method == "ham" else ("nHAM", "17 and 18")
+    name, table_numbers = ("HAM", "14, 15, 17 and 18") if method == "ham" else ("nHAM", "17 and 18")
     caption = (
         f"{name}'s strength alpha and decay beta, as alpha / beta, for each graph (row) and network (column: "
-        f"GCN, GAT, GraphSAGE) of Tables {shown}."
+        f"GCN, GAT, GraphSAGE) of Tables {table_numbers}."
     )
     return Sheet(f"table{number}", title, note, tuple(rows), caption)
 

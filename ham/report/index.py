@@ -88,7 +88,7 @@ def figure_stems(results: Path) -> list[str]:
 def gallery(results: Path) -> str:
     """The page with every figure over its caption."""
     parts = [f"# Figures\n\nWritten by `{COMMAND}`; do not edit. A method has one color in all figures.\n"]
-    for stem in sorted(figure_stems(results), key=_place):
+    for stem in sorted(figure_stems(results), key=_sort_key):
         title, caption = captions.figure_texts(stem)
         parts.append(
             f"## {title}\n\n![{title}]({stem}.png)\n\n{textwrap.fill(caption, 110, break_on_hyphens=False)}\n"
@@ -123,7 +123,7 @@ def _tables(results: Path, counts: Counts) -> list[str]:
         others = [ending for ending in ("csv", "tex") if (results / "tables" / f"{stem}.{ending}").exists()]
         files = ", ".join(f"[{ending}](tables/{stem}.{ending})" for ending in others) or "-"
         rows[stem] = f"| [{label}](tables/{stem}.md) | {title} | {_state(stem, counts)} | {files} |"
-    return [rows[stem] for stem in sorted(rows, key=_place)]
+    return [rows[stem] for stem in sorted(rows, key=_sort_key)]
 
 
 def _figures(results: Path, counts: Counts) -> list[str]:
@@ -137,11 +137,11 @@ def _figures(results: Path, counts: Counts) -> list[str]:
         label = coverage.label_of(stem)
         title, state = heading.removeprefix(f"{label}. "), _state(stem, counts)
         rows[stem] = f"| [{label}](figures/{stem}.png) | {title} | {state} | [pdf](figures/{stem}.pdf) |"
-    return [rows[stem] for stem in sorted(rows, key=_place)]
+    return [rows[stem] for stem in sorted(rows, key=_sort_key)]
 
 
-def _place(stem: str) -> tuple[bool, str]:
-    """Order: what has a number of the paper, then the rest."""
+def _sort_key(stem: str) -> tuple[bool, str]:
+    """Order: tables and figures with a number of the paper, then the others."""
     return (coverage.label_of(stem) == stem, stem)
 
 
@@ -178,7 +178,7 @@ def _subjects(
 
 
 def _subject(content: Mapping[str, Any]) -> str:
-    """What a record is of, as it says itself."""
+    """The subject of a record: its cell, else its experiment."""
     cell = content.get("cell") or ""
     return f"{cell}, with overrides" if content["overridden"] else cell or content["exp"]
 
@@ -193,17 +193,17 @@ def _folders(results: Path, subjects: Mapping[Path, str]) -> list[str]:
                 "ham/report/index.py"
             )
         files = sorted(path for path in subjects if path.is_relative_to(folder))
-        places = {path.parent if path.parent != folder else path: path for path in reversed(files)}
+        locations = {path.parent if path.parent != folder else path: path for path in reversed(files)}
         count = f"{len(files)} record{'s' * (len(files) != 1)}"
         lines += [
             f"### {folder.name}\n",
             f"[{folder.name}]({folder.name}): {FOLDERS[folder.name]}; {count}.\n",
         ]
-        if places:
+        if locations:
             lines += ["| records | of | n |", "|---|---|---|"]
-        for place, first in sorted(places.items()):
-            number = sum(place in (path, path.parent) for path in files)
-            name = place.relative_to(folder).with_suffix("")
-            lines.append(f"| [{name}]({place.relative_to(results)}) | {subjects[first]} | {number} |")
+        for location, first in sorted(locations.items()):
+            number = sum(location in (path, path.parent) for path in files)
+            name = location.relative_to(folder).with_suffix("")
+            lines.append(f"| [{name}]({location.relative_to(results)}) | {subjects[first]} | {number} |")
         lines.append("")
     return lines

@@ -72,7 +72,7 @@ def latex(table: Text) -> str:
     """
     size, columns = _columns(table)
     rows = _row_parts(table, size)
-    parts = [_part(table, place, blocks) for place in columns for blocks in rows]
+    parts = [_part(table, chosen, blocks) for chosen in columns for blocks in rows]
     return _PREAMBLE + "".join(_environment(part, size, k, len(parts)) for k, part in enumerate(parts))
 
 
@@ -83,10 +83,10 @@ def _columns(table: Text) -> tuple[Size, list[range]]:
         if width(table, size) <= WIDTH:
             return size, [range(names, total)]
     for count in range(2, total - names + 1):
-        parts = _balanced(total - names, count)
-        places = [range(names + a, names + b) for a, b in pairwise(parts)]
-        if all(width(_part(table, place, table.blocks), size) <= WIDTH for place in places):
-            return size, places
+        parts = _boundaries(total - names, count)
+        columns = [range(names + a, names + b) for a, b in pairwise(parts)]
+        if all(width(_part(table, chosen, table.blocks), size) <= WIDTH for chosen in columns):
+            return size, columns
     raise PlanError(f"{table.name}: a column is wider than a page: shorten its cells")
 
 
@@ -95,7 +95,7 @@ def _row_parts(table: Text, size: Size) -> list[tuple[tuple[tuple[str, ...], ...
     text = [*table.notes, table.title, table.caption]
     around = RULES + 2 * size.line + 12 * sum(math.ceil(5.1 * len(line) / WIDTH) for line in text)
     for count in range(1, len(table.blocks) + 1):
-        cuts = _balanced(len(table.blocks), count)
+        cuts = _boundaries(len(table.blocks), count)
         parts = [table.blocks[a:b] for a, b in pairwise(cuts)]
         heights = [size.line * sum(map(len, part)) + BLOCK_SPACE * len(part) for part in parts]
         if around + max(heights) <= HEIGHT:
@@ -103,14 +103,14 @@ def _row_parts(table: Text, size: Size) -> list[tuple[tuple[tuple[str, ...], ...
     raise PlanError(f"{table.name}: its notes and its longest block are higher than a page: shorten them")
 
 
-def _balanced(length: int, count: int) -> list[int]:
-    """Where `count` nearly equal parts of `length` things begin, and the end."""
+def _boundaries(length: int, count: int) -> list[int]:
+    """Where `count` nearly equal parts of `length` items begin, and the end."""
     return [round(part * length / count) for part in range(count + 1)]
 
 
-def _part(table: Text, place: range, blocks: tuple[tuple[tuple[str, ...], ...], ...]) -> Text:
+def _part(table: Text, columns: range, blocks: tuple[tuple[tuple[str, ...], ...], ...]) -> Text:
     """The table with these columns of numbers and these blocks."""
-    keep = [*range(table.name_columns), *place]
+    keep = [*range(table.name_columns), *columns]
     chosen = tuple(tuple(tuple(row[k] for k in keep) for row in block) for block in blocks)
     return replace(table, head=tuple(table.head[k] for k in keep), blocks=chosen)
 

@@ -88,8 +88,11 @@ def clear_differences(rows: Sequence[NodeRow]) -> list[str]:
     adjusted = holm([_p(gain) for _, _, gain in tests])
     clear = [(*test, p) for test, p in zip(tests, adjusted, strict=True) if test[2].is_clear]
     count = len(tests)
-    found, tested = ([name for _, name, *_ in own] for own in (clear, tests))
-    parts = [f"{found.count(part)} of {tested.count(part)} in {part}" for part in ("validation", "test")]
+    clear_names, tested_names = ([name for _, name, *_ in own] for own in (clear, tests))
+    parts = [
+        f"{clear_names.count(part)} of {tested_names.count(part)} in {part}"
+        for part in ("validation", "test")
+    ]
     fewest = min(len(row.seeds) for row, _, _ in tests)
     needed = student_quantile(fewest - 1, 1 - _LEVEL / count) / math.sqrt(fewest)
     table = [
@@ -111,7 +114,7 @@ def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
     tests = [(row, row.against_paper) for row in rows if row.against_paper.interval]
     if not tests:
         return ["No row has an interval of its difference to the paper."]
-    adjusted = holm([_p(apart) for _, apart in tests])
+    adjusted = holm([_p(difference) for _, difference in tests])
     outside = [(*test, p) for test, p in zip(tests, adjusted, strict=True) if test[1].is_clear]
     parts = [
         f"{sum(row.method == name for row, *_ in outside)} of {total} {_rows(name)}"
@@ -119,9 +122,9 @@ def outside_paper(rows: Sequence[NodeRow]) -> list[str]:
         if (total := sum(row.method == name for row, _ in tests))
     ]
     table = [
-        f"| {row.graph} | {row.label} | {spread(row.sample)} | {spread(row.paper)} | {apart} | "
-        f"{apart.value / _error(row):+.1f} | {_digits(_p(apart))} | {_digits(p)} |"
-        for row, apart, p in outside
+        f"| {row.graph} | {row.label} | {spread(row.sample)} | {spread(row.paper)} | {difference} | "
+        f"{difference.value / _error(row):+.1f} | {_digits(_p(difference))} | {_digits(p)} |"
+        for row, difference, p in outside
     ]
     return [
         "A row differs from the paper if Welch's 95 % interval of the difference of the two means, as in "

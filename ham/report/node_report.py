@@ -109,5 +109,5 @@ def inverted(row: NodeRow) -> str:
     """Fraction of nHAM's weights whose inverse metric is negative, at the best epoch and at the last."""
     if not all("negative_metric_last" in summary["metrics"] for summary in row.own.values()):
         return ""
-    shares = (mean(row.values(f"negative_metric_{when}")) for when in ("best", "last"))
-    return " / ".join(f"{100 * share:.1f} %" for share in shares)
+    fractions = (mean(row.values(f"negative_metric_{when}")) for when in ("best", "last"))
+    return " / ".join(f"{100 * fraction:.1f} %" for fraction in fractions)

@@ -124,8 +124,8 @@ def report_of(summaries: Mapping[RunSpec, dict[str, Any]], diverged: Collection[
                 if own:
                     report.rows.append(NodeRow(name, row.label, cell, own, base_cell, base))
                 else:
-                    is_lost = any(RunSpec(cell.exp, seed) in diverged for seed in cell.seeds)
-                    label = f"{row.label}: {DIVERGED}" if is_lost else row.label
+                    is_diverged = any(RunSpec(cell.exp, seed) in diverged for seed in cell.seeds)
+                    label = f"{row.label}: {DIVERGED}" if is_diverged else row.label
                     report.missing.setdefault(name, []).append(label)
     return report
 
@@ -139,29 +139,29 @@ def _read_summaries(
         diverged, damaged = read_diverged()
         problems += dict.fromkeys([*invalid, *damaged])
         return {run: record.content for run, record in records.items()}, set(diverged)
-    summaries, lost = {}, set()
+    summaries, diverged_runs = {}, set()
     for run in specs:
         path = run.folder(runs) / "summary.json"
-        with _reported(path, problems):
+        with _report_invalid(path, problems):
             if os.path.lexists(path):
                 summaries[run] = _of_run(run, content := read_json(path), check_result(content))
         path = path.with_name("diverged.json")
-        with _reported(path, problems):
+        with _report_invalid(path, problems):
             if run not in summaries and os.path.lexists(path):
                 _of_run(run, content := read_json(path), check_divergence(content))
-                lost.add(run)
-    return summaries, lost
+                diverged_runs.add(run)
+    return summaries, diverged_runs
 
 
-def _of_run(run: RunSpec, content: dict[str, Any], found: RunSpec) -> dict[str, Any]:
+def _of_run(run: RunSpec, content: dict[str, Any], recorded: RunSpec) -> dict[str, Any]:
     """The content, if it is of this run. Raises InvalidRecord."""
-    if found != run:
-        raise InvalidRecord(f"it is the record of {found}: move it to {found.name}/seed{found.seed}")
+    if recorded != run:
+        raise InvalidRecord(f"it is the record of {recorded}: move it to {recorded.name}/seed{recorded.seed}")
     return content
 
 
 @contextmanager
-def _reported(path: Path, problems: list[str]) -> Iterator[None]:
+def _report_invalid(path: Path, problems: list[str]) -> Iterator[None]:
     """Add a line to the problems where a file is invalid."""
     try:
         yield

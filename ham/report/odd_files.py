@@ -52,10 +52,10 @@ def parse_json(content: bytes) -> Any:
     try:
         return json.loads(content.decode(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
         cure = "remove it, then run or collect it again"
         raise InvalidRecord(
-            f"it cannot be read, its JSON is incomplete or invalid ({what}): {cure}"
+            f"it cannot be read, its JSON is incomplete or invalid ({problem}): {cure}"
         ) from None
 
 
@@ -72,8 +72,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Path], list[str]]:
-    """The wanted files below a folder, sorted, and one line for each folder that cannot be read.
+def find_files(folder: Path, is_match: Callable[[Path], bool]) -> tuple[list[Path], list[str]]:
+    """The files below a folder that `is_match` accepts, sorted, and a line for each unreadable folder.
 
     Links to folders are followed after real folders, and each folder is searched once: a
     link to a folder that was searched adds nothing, and a loop of links ends. A run directory, seed<k>, is
@@ -84,20 +84,20 @@ def find_files(folder: Path, is_wanted: Callable[[Path], bool]) -> tuple[list[Pa
     searched: set[tuple[int, int]] = set()
     real, links = [folder], []
     while real or links:
-        place = real.pop() if real else links.pop(0)
+        current = real.pop() if real else links.pop(0)
         try:
-            found = place.stat()
-            if (found.st_dev, found.st_ino) in searched:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in searched:
                 continue
-            searched.add((found.st_dev, found.st_ino))
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            searched.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         except OSError as error:
-            problems.append(printable(f"{place}: it cannot be read ({one_line(error)}): check the folder"))
+            problems.append(printable(f"{current}: it cannot be read ({one_line(error)}): check the folder"))
             continue
-        for path, entry in ((place / entry.name, entry) for entry in entries):
-            if is_wanted(path):
+        for path, entry in ((current / entry.name, entry) for entry in entries):
+            if is_match(path):
                 files.append(path)
-            elif place.name.startswith("seed"):
+            elif current.name.startswith("seed"):
                 continue
             elif entry.is_dir(follow_symlinks=False):
                 real.append(path)
@@ -127,32 +127,32 @@ def check_results(folder: Path, *, is_read: bool = True) -> None:
 
 def check_folder(option: str, folder: Path) -> None:
     """Raise PlanError, with the cure, unless the folder that an option names can be read."""
-    what = _obstacle(folder)
-    if not what and not os.path.lexists(folder):
-        what = "it does not exist: check its name"
-    if not what and not os.access(folder, os.R_OK | os.X_OK):
-        what = "it cannot be read: change its permissions"
-    if what:
-        raise PlanError(f"{option} {printable(folder)} is not a directory that can be read: {what}")
+    problem = _obstacle(folder)
+    if not problem and not os.path.lexists(folder):
+        problem = "it does not exist: check its name"
+    if not problem and not os.access(folder, os.R_OK | os.X_OK):
+        problem = "it cannot be read: change its permissions"
+    if problem:
+        raise PlanError(f"{option} {printable(folder)} is not a directory that can be read: {problem}")
 
 
 def check_target(option: str, folder: Path) -> None:
     """Raise PlanError, with the cure, unless files can be written to the folder that an option names."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    what = _obstacle(existing)
-    if not what and not os.access(existing, os.W_OK | os.X_OK):
-        what = "it cannot be written: give another folder"
-    if what:
-        raise PlanError(f"{option} {printable(folder)} cannot be written: {printable(existing)}: {what}")
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    problem = _obstacle(existing)
+    if not problem and not os.access(existing, os.W_OK | os.X_OK):
+        problem = "it cannot be written: give another folder"
+    if problem:
+        raise PlanError(f"{option} {printable(folder)} cannot be written: {printable(existing)}: {problem}")
 
 
 def check_file_target(option: str, file: Path) -> None:
     """Raise PlanError, with the cure, unless a file can be written under the name that an option gives."""
     if not file.exists() or file.is_file():
         return check_target(option, file.parent)
-    what = "a folder" if file.is_dir() else "not a regular file"
+    problem = "a folder" if file.is_dir() else "not a regular file"
     raise PlanError(
-        f"{option} {printable(file)} cannot be written: it is {what}: move it away or give another name"
+        f"{option} {printable(file)} cannot be written: it is {problem}: move it away or give another name"
     )
 
 

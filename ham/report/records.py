@@ -141,7 +141,7 @@ def read(path: Path, results: Path | None = None) -> Record:
     try:
         content = read_json(path)
         run = check(content)
-        _check_place(path, path_of(run, Path()), results)
+        _check_location(path, path_of(run, Path()), results)
         if record(content) != content:
             raise InvalidRecord("it holds more than a record may: collect the run again")
     except (InvalidRecord, PlanError) as error:
@@ -152,12 +152,12 @@ def read(path: Path, results: Path | None = None) -> Record:
     return accepted
 
 
-def _check_place(path: Path, expected: Path, results: Path | None) -> None:
+def _check_location(path: Path, expected: Path, results: Path | None) -> None:
     """Raise InvalidRecord unless a record is at the expected path, which is relative to the results."""
     ends = path.absolute().parts[-len(expected.parts) :]
     if (path != results / expected) if results else (ends != expected.parts):
-        place = results / expected if results else expected
-        raise InvalidRecord(f"it is in a wrong place: move it to {place}, or remove it if that exists")
+        target = results / expected if results else expected
+        raise InvalidRecord(f"it is in a wrong place: move it to {target}, or remove it if that exists")
 
 
 def read_diverged(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, str], list[str]]:
@@ -168,7 +168,7 @@ def read_diverged(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec
         try:
             content = read_json(path)
             run = check_divergence(content)
-            _check_place(path, diverged_path(path_of(run, Path())), results)
+            _check_location(path, diverged_path(path_of(run, Path())), results)
             diverged[run] = content["reason"]
         except (InvalidRecord, PlanError) as error:
             problems.append(printable(f"{path}: {error}"))
@@ -197,12 +197,12 @@ def read_all(demo: str = "", results: Path = RESULTS) -> tuple[dict[RunSpec, Rec
 def read_runs(
     runs: Iterable[RunSpec], demo: str = "", results: Path = RESULTS
 ) -> tuple[dict[RunSpec, Record], list[str]]:
-    """`read_all` of those runs that have a record, and of files that are at no run's place."""
+    """`read_all` of the records of these runs, and of files in a folder that belongs to no run."""
     chosen = {path_of(run, results) for run in runs}
-    places = {_folder_of_spec(spec, demo, results) for spec in lock()[demo]}
+    folders = {_folder_of_spec(spec, demo, results) for spec in lock()[demo]}
     files, problems = _files(demo, results)
-    wanted = (path for path in files if path in chosen or path.parent not in places)
-    records, invalid = _read_each((path for path in wanted if not path.name.endswith(DIVERGED)), results)
+    selected = (path for path in files if path in chosen or path.parent not in folders)
+    records, invalid = _read_each((path for path in selected if not path.name.endswith(DIVERGED)), results)
     return records, problems + invalid
 
 
@@ -244,16 +244,18 @@ def stores_history(run: RunSpec) -> bool:
 
     At the paper's scale the task says so; at the scale of a study all do; else those that a figure shows.
     """
-    return run.info.stores_history if not run.demo else run.demo in _studied() or run.exp in _drawn()
+    if not run.demo:
+        return run.info.stores_history
+    return run.demo in _study_scales() or run.exp in _figure_experiments()
 
 
 @cache
-def _studied() -> set[str]:
+def _study_scales() -> set[str]:
     """The scales of the studies."""
     return {study(name).demo for name in studies()}
 
 
 @cache
-def _drawn() -> set[str]:
+def _figure_experiments() -> set[str]:
     """The experiments whose curves a figure shows."""
     return {exp for name in figures() for exp in figure(name).series.values()}

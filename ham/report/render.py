@@ -59,8 +59,8 @@ def to_text(table: TableResult) -> Text:
     for row in table.rows:
         names = [row.group, row.label] if is_grouped else [row.label]
         lines = [
-            (*([""] * len(names) if place else names), kind, *cells)
-            for place, (kind, cells) in enumerate(_kinds(table, row))
+            (*([""] * len(names) if i else names), kind, *cells)
+            for i, (kind, cells) in enumerate(_kinds(table, row))
         ]
         blocks.append(tuple(lines))
     head = (*start, *table.columns)

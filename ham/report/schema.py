@@ -93,8 +93,8 @@ def fields(required: Mapping[str, Rule], optional: Mapping[str, Rule] | None = N
         if not isinstance(value, dict):
             return f"no {name}" if name else "not a JSON object"
         known = {**required, **{key: kind for key, kind in (optional or {}).items() if key in value}}
-        place = f"{name}." if name else ""
-        checked = (kind(value.get(key, _MISSING), f"{place}{key}") for key, kind in known.items())
+        prefix = f"{name}." if name else ""
+        checked = (kind(value.get(key, _MISSING), f"{prefix}{key}") for key, kind in known.items())
         return next(filter(None, checked), "")
 
     return rule

@@ -128,8 +128,10 @@ def canonical(run: RunSpec) -> RunSpec:
     """The named experiment of the same configuration where there is one: (200, 0.016) is cifar100_ham."""
     if not run.overrides:
         return run
-    mine = run.info.config_hash
-    named = (spec for spec, info in lock()[run.demo].items() if info.config_hash == mine and " " not in spec)
+    own_hash = run.info.config_hash
+    named = (
+        spec for spec, info in lock()[run.demo].items() if info.config_hash == own_hash and " " not in spec
+    )
     return next((replace(run, exp=spec, overrides=()) for spec in named), run)
 
 
@@ -183,5 +185,5 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise PlanError(f"{path.relative_to(CONFIGS.parent)} cannot be used: {what}") from None
+        problem = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise PlanError(f"{path.relative_to(CONFIGS.parent)} cannot be used: {problem}") from None

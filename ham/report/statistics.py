@@ -150,13 +150,13 @@ def paired_power(effect: float, std: float, n: int, alpha: float = 1 - CONFIDENC
     degrees, shift = n - 1, math.sqrt(n) * effect / std
     critical = student_quantile(degrees, 1 - alpha)
     low, high, points = -30 / degrees - 8 / math.sqrt(degrees), min(2.2, 8 / math.sqrt(degrees)), 1000
-    total = found = 0.0
+    total = power = 0.0
     for point in range(points + 1):
         log_s = low + (high - low) * point / points
         density = math.exp(degrees * (log_s - math.expm1(2 * log_s) / 2))  # of log S, times a constant
         total += density
-        found += density * sum(_normal_tail(math.exp(log_s) * critical - d) for d in (shift, -shift))
-    return found / total
+        power += density * sum(_normal_tail(math.exp(log_s) * critical - d) for d in (shift, -shift))
+    return power / total
 
 
 def _normal_tail(z: float) -> float:

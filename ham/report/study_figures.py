@@ -37,12 +37,12 @@ def forest(result: StudyResult) -> Picture | None:
     if not rows:
         return None
     picture, (axis,) = style.panels(1, width=5.6, height=1.3 + 0.34 * len(rows))
-    for place, (_, contrast) in enumerate(rows):
+    for y, (_, contrast) in enumerate(rows):
         dots = list(contrast.differences.values())
-        axis.plot(dots, [place + 0.16] * len(dots), "o", color="0.6", markersize=2.5)
-        axis.plot(contrast.mean.value, place, "s", color="black")
+        axis.plot(dots, [y + 0.16] * len(dots), "o", color="0.6", markersize=2.5)
+        axis.plot(contrast.mean.value, y, "s", color="black")
         if contrast.mean.interval:
-            axis.plot(contrast.mean.interval, [place, place], "-", color="black")
+            axis.plot(contrast.mean.interval, [y, y], "-", color="black")
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.set_yticks(range(len(rows)), [f"{c.contrast}  (n = {len(c.differences)})" for _, c in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)

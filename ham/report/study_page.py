@@ -60,8 +60,8 @@ def headlines(result: StudyResult) -> list[str]:
         if not part.is_complete:
             sentences.append(f"{name} part: {part.ended} of {part.planned} runs have ended; no result yet.")
             continue
-        found = "; ".join(f"{c.contrast}: {verdict(c)}" for c in part.contrasts)
-        sentences.append(f"{name} part: {found}.")
+        verdicts = "; ".join(f"{c.contrast}: {verdict(c)}" for c in part.contrasts)
+        sentences.append(f"{name} part: {verdicts}.")
     return sentences
 
 
@@ -70,9 +70,9 @@ def verdict(contrast: ContrastResult) -> str:
     if contrast.mean is None:
         return "no pair"
     word = {1: "above 0", -1: "below 0", 0: "inconclusive"}[contrast.sign]
-    lost = len(contrast.with_chance) - len(contrast.differences)
-    also = f", {lost} diverged" if lost else ""
-    return f"{word}, {contrast.mean} points (n = {len(contrast.differences)}{also})"
+    diverged_count = len(contrast.with_chance) - len(contrast.differences)
+    suffix = f", {diverged_count} diverged" if diverged_count else ""
+    return f"{word}, {contrast.mean} points (n = {len(contrast.differences)}{suffix})"
 
 
 def _part(part: PartResult) -> Iterator[str]:
@@ -165,7 +165,7 @@ def remarks(part: PartResult) -> Iterator[str]:
 def _tuning(result: StudyResult) -> Iterator[str]:
     head, rows, chosen = tuning_table(result)
     marked = [
-        [f"**{cell}**" if place == own else cell for place, cell in enumerate(row)]
+        [f"**{cell}**" if column == own else cell for column, cell in enumerate(row)]
         for row, own in zip(rows, chosen, strict=True)
     ]
     yield from ("## Tuning", "", f"{tuning_note(result)} **Bold**: chosen.", "", *_table(head, marked))

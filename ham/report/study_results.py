@@ -168,8 +168,8 @@ class StudyResult:
 def with_epochs(records: Mapping[RunSpec, Record]) -> tuple[dict[RunSpec, Record], list[str]]:
     """The records of a study that have their epochs, and a line for each that lacks them."""
     kept = {run: record for run, record in records.items() if metrics_path(record.path).exists()}
-    lost = [metrics_path(record.path) for run, record in records.items() if run not in kept]
-    return kept, [printable(f"{path}: it is missing: collect the run again") for path in lost]
+    missing = [metrics_path(record.path) for run, record in records.items() if run not in kept]
+    return kept, [printable(f"{path}: it is missing: collect the run again") for path in missing]
 
 
 def results(study: Study, records: Mapping[RunSpec, Record], diverged: Mapping[RunSpec, str]) -> StudyResult:
@@ -220,7 +220,7 @@ def _part(
         )
     contrasts = tuple(_contrast(contrast, arms, part.seeds) for contrast in part.contrasts)
     result = PartResult(part, arms, contrasts)
-    return PartResult(part, arms, _adjusted(contrasts)) if result.is_complete else result
+    return PartResult(part, arms, _adjust(contrasts)) if result.is_complete else result
 
 
 def _contrast(contrast: Contrast, arms: Mapping[str, ArmResult], seeds: tuple[int, ...]) -> ContrastResult:
@@ -233,7 +233,7 @@ def _contrast(contrast: Contrast, arms: Mapping[str, ArmResult], seeds: tuple[in
     return ContrastResult(contrast, differences(arm.accuracies, reference.accuracies), differences(*filled))
 
 
-def _adjusted(contrasts: tuple[ContrastResult, ...]) -> tuple[ContrastResult, ...]:
+def _adjust(contrasts: tuple[ContrastResult, ...]) -> tuple[ContrastResult, ...]:
     """With Holm's correction over the contrasts; one without a test counts as p = 1."""
     plain = holm([_p(c.differences) for c in contrasts])
     filled = holm([_p(c.with_chance) for c in contrasts])

@@ -144,10 +144,10 @@ def _notes(table: plan.Table, result: TableResult, demo: str) -> tuple[str, ...]
         ours += f" {MISSING}"
     if demo:
         return (_demo_note(table, demo), ours, *sparsity)
-    about = PAPER if result.has_paper else CONTROL
+    source_note = PAPER if result.has_paper else CONTROL
     sizes = sorted({size for cell in result.cells for size in cell.world_sizes})
     mixed = [WORLD_SIZES.format(world_sizes=", ".join(map(str, sizes)))] if len(sizes) > 1 else []
-    return (ours, about, *sparsity, *mixed, *([table.note] if table.note else []))
+    return (ours, source_note, *sparsity, *mixed, *([table.note] if table.note else []))
 
 
 def _at_scale(cell: Cell | None, records: Mapping[RunSpec, Record], demo: str) -> Cell | None:

@@ -15,10 +15,10 @@ Shown = TypeVar("Shown")
 
 
 def show(source: Path, make: Callable[[dict[str, Any]], Shown]) -> Shown:
-    """What `make` makes of the data in a file, DATA/<figure>.json.
+    """The result of `make` for the data in a file, DATA/<figure>.json.
 
     Raises:
-        InvalidRecord: the file is missing, or the data are not what `make` shows.
+        InvalidRecord: the file is missing, or `make` cannot use its data.
     """
     cure = f"run python scripts/theory_runs.py --figure {source.stem}"
     if not source.exists():

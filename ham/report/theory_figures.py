@@ -100,8 +100,8 @@ def signs(data: dict[str, Any]) -> Figure:
     """Figure 3: HYP and HYP* differ where the gradient step changes the sign."""
     figure, (left, right) = panels(2, height=3.0)
     looks = {"hyp": SIGNED, "hyp_star": HAM}
-    at = data["settings"]["map"]
-    edge = at["lr"] * at["gradient"]
+    settings = data["settings"]["map"]
+    edge = settings["lr"] * settings["gradient"]
     theta = np.array(data["theta"])
     left.axvspan(0, edge, color="0.93", linewidth=0)
     left.axhline(0, **GUIDE)
@@ -112,7 +112,7 @@ def signs(data: dict[str, Any]) -> Figure:
         jumps = np.flatnonzero(np.abs(np.diff(values)) > 5 * (theta[1] - theta[0])) + 1
         left.plot(np.insert(theta, jumps, np.nan), np.insert(values, jumps, np.nan), **look)
     left.set(
-        xlabel="weight before", ylabel="weight after", title=f"One step, gradient {at['gradient']:g}",
+        xlabel="weight before", ylabel="weight after", title=f"One step, gradient {settings['gradient']:g}",
         ylim=(-0.3, 0.13),
         xticks=(-0.1, -0.05, 0, 0.05, 0.1),
     )  # fmt: skip
@@ -150,18 +150,25 @@ def quadrants(data: dict[str, Any]) -> Figure:
         ax.plot(branch, 1 / branch, **truth)
         for path in data["paths"][kind]:
             a, w = np.array(path["a_w"]).T
-            ok = path["learned"]
-            shown = {"color": look["color"], "linestyle": "-"} if ok else FAILED
+            is_learned = path["learned"]
+            shown = {"color": look["color"], "linestyle": "-"} if is_learned else FAILED
             ax.plot(a, w, linewidth=0.9, **shown)
-            ax.plot(a[0], w[0], "o", color=shown["color"], markersize=2.4, fillstyle="full" if ok else "none")
-            ax.plot(a[-1], w[-1], "*" if ok else "x", color=shown["color"], markersize=4)
-        good = {tuple(p["case"]) for p in data["paths"][kind]}
-        good -= {tuple(p["case"]) for p in data["paths"][kind] if not p["learned"]}
+            ax.plot(
+                a[0],
+                w[0],
+                "o",
+                color=shown["color"],
+                markersize=2.4,
+                fillstyle="full" if is_learned else "none",
+            )
+            ax.plot(a[-1], w[-1], "*" if is_learned else "x", color=shown["color"], markersize=4)
+        learned_cases = {tuple(p["case"]) for p in data["paths"][kind]}
+        learned_cases -= {tuple(p["case"]) for p in data["paths"][kind] if not p["learned"]}
         ax.set(
             xlim=(-1.3, 1.7),
             ylim=(-1.3, 1.7),
             xlabel="a (outer weight)",
-            title=f"{label}: learns {len(good)} of 4 sign cases",
+            title=f"{label}: learns {len(learned_cases)} of 4 sign cases",
         )
         ax.set_aspect("equal")
     axes[0].set_ylabel("w (inner weight)")
@@ -191,7 +198,7 @@ def distances(data: dict[str, Any], title: str, looks: Sequence[dict], labels: S
 def benefit(data: dict[str, Any]) -> Figure:
     """Figure 6: the distances, and per seed the cost of taking the sign before the step."""
     figure, (left, right) = panels(2, height=2.9)
-    _distances(left, data, (GD, HAM, SIGNED), place="center right")
+    _distances(left, data, (GD, HAM, SIGNED), legend_location="center right")
     left.set(title="Sparse regression from zero")
     _, ham, signed = (np.array(series["distances"])[:, 1:] for series in data["series"])
     steps, excess = np.array(data["steps"])[1:], signed - ham
@@ -204,7 +211,11 @@ def benefit(data: dict[str, Any]) -> Figure:
 
 
 def _distances(
-    axes: Axes, data: dict[str, Any], looks: Sequence[dict], labels: Sequence[str] = (), place: str = "best"
+    axes: Axes,
+    data: dict[str, Any],
+    looks: Sequence[dict],
+    labels: Sequence[str] = (),
+    legend_location: str = "best",
 ) -> None:
     steps = np.array(data["steps"])[1:]
     for number, (series, look) in enumerate(zip(data["series"], looks, strict=True)):
@@ -219,7 +230,7 @@ def _distances(
     else:
         axes.set_ylim(0)
     heading = f"median (at the end) and\nrange of {count} seeds"
-    axes.legend(loc=place, title=heading, title_fontsize=6.5, alignment="left")
+    axes.legend(loc=legend_location, title=heading, title_fontsize=6.5, alignment="left")
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {

@@ -207,7 +207,7 @@ def _check_configuration(summary: dict[str, Any], run: RunSpec) -> None:
         raise InvalidRecord(f"its target sparsity is not the experiment's {info.sparsity:g}: {AGAIN}")
     source = run.depends_on
     if source is not None and not _is_from(source, summary["sparsity"].get("masks_from")):
-        raise InvalidRecord(f"its masks are not those of today's {source}: {AGAIN}")
+        raise InvalidRecord(f"its masks are not those of the current {source}: {AGAIN}")
 
 
 def _is_from(source: RunSpec, origin: Any) -> bool:

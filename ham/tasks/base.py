@@ -115,7 +115,7 @@ class Task(TaskFacts):
         return digest(self.data_content())
 
     def data_content(self) -> Any:
-        """What identifies the data that the task reads, see `checksums.digest`; None: it is not compared."""
+        """The data that the task reads, for `checksums.digest`; None: ranks do not compare it."""
         return None
 
     @property
@@ -165,7 +165,7 @@ def refuse_options(options: Mapping[str, bool], what: str) -> None:
 
 
 def sparsity_of(sparsifier: Any) -> Metrics:
-    """The `sparsity` of summary.json: target, share of zeros, kept and all weights, share by layer."""
+    """The `sparsity` of summary.json: target, fraction of zeros, kept and all weights, fraction by layer."""
     counts = list(sparsifier.counts())
     return {
         "target": getattr(sparsifier, "sparsity", 0.0),

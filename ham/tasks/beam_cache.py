@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def repeat_for_beams(prompts: Any, beams: int, new_tokens: int) -> None:
-    """Make each row of a cache that of `beams` beams, in place.
+    """Repeat each row of a cache for `beams` beams, in place.
 
     Args:
         prompts: a `DynamicCache` of transformers that holds prompts.
@@ -32,7 +32,7 @@ def _beam_layer() -> type:
     from transformers.cache_utils import DynamicLayer
 
     class BeamLayer(DynamicLayer):
-        """Keys and values in a buffer with room for new tokens: adding one copies nothing else.
+        """Keys and values in a buffer with space for new tokens: adding one copies nothing else.
 
         Beams replace each other only within a prompt, and all beams of a prompt have the same keys and values
         of the prompt. Reordering therefore copies only the new tokens.
@@ -47,7 +47,7 @@ def _beam_layer() -> type:
             super().__init__()
             self.lazy_initialization(layer.keys, layer.values)
             self.prompt = self.length = layer.keys.shape[-2]
-            self.buffers = [_with_room(states, beams, new_tokens) for states in (layer.keys, layer.values)]
+            self.buffers = [_allocate(states, beams, new_tokens) for states in (layer.keys, layer.values)]
             self._set_views()
 
         def _set_views(self) -> None:
@@ -73,7 +73,7 @@ def _beam_layer() -> type:
     return BeamLayer
 
 
-def _with_room(states: Tensor, beams: int, new_tokens: int) -> Tensor:
+def _allocate(states: Tensor, beams: int, new_tokens: int) -> Tensor:
     """Rows repeated for beams, and zeros for the new tokens, [prompts x beams, heads, tokens, channels]."""
     prompts, heads, tokens, channels = states.shape
     buffer = states.new_zeros(prompts * beams, heads, tokens + new_tokens, channels)

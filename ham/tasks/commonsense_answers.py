@@ -101,19 +101,23 @@ def evaluate(
     from tqdm import tqdm
 
     done = {line.index: line for line in resume_answers(path, settings, log)}
-    left = [question for question in questions if question.index not in done]
+    remaining = [question for question in questions if question.index not in done]
     every = 0.5 if sys.stderr.isatty() else 30.0
     with (
         open_text(path, "a") as file,
         tqdm(
-            total=len(questions), initial=len(questions) - len(left), desc=task, unit="q", mininterval=every
+            total=len(questions),
+            initial=len(questions) - len(remaining),
+            desc=task,
+            unit="q",
+            mininterval=every,
         ) as bar,
     ):
-        for batch in answer(model, tokenizer, left, scoring, tokens_per_batch=tokens_per_batch):
+        for batch in answer(model, tokenizer, remaining, scoring, tokens_per_batch=tokens_per_batch):
             for question, text in batch:
-                found = TASKS[task].find(text)
-                correct = found == question.answer
-                line = Answer(question.index, text, found, question.answer, correct, settings)
+                prediction = TASKS[task].find(text)
+                correct = prediction == question.answer
+                line = Answer(question.index, text, prediction, question.answer, correct, settings)
                 done[line.index] = line
                 file.write(json.dumps(asdict(line)) + "\n")
             file.flush()

@@ -158,7 +158,7 @@ def _statements(tokenizer: Any, question: Question) -> list[list[int]]:
     return [list(tokenizer(text)["input_ids"]) for text in texts]
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> int:
+def _common_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     """Number of tokens that all rows begin with."""
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
 
@@ -169,7 +169,7 @@ def _most_likely(base: Any, statements: Sequence[Sequence[list[int]]]) -> list[i
     The tokens that the statements of a question begin with have the same likelihood and are left out.
     """
     rows = [row for group in statements for row in group]
-    counts = [len(row) - max(_shared(group), 1) for group in statements for row in group]
+    counts = [len(row) - max(_common_prefix_length(group), 1) for group in statements for row in group]
     ids, mask = _pad_left(rows, base.device)
     last = max(counts)
     logits = base(
@@ -180,7 +180,7 @@ def _most_likely(base: Any, statements: Sequence[Sequence[list[int]]]) -> list[i
         logits_to_keep=last + 1,
     ).logits[:, :-1]
     likelihoods = logits.float().log_softmax(dim=-1).gather(2, ids[:, ids.shape[1] - last :, None])[..., 0]
-    place = torch.arange(last, device=base.device)
-    scored = place >= last - torch.tensor(counts, device=base.device)[:, None]
+    positions = torch.arange(last, device=base.device)
+    scored = positions >= last - torch.tensor(counts, device=base.device)[:, None]
     sums = likelihoods.where(scored, 0.0).sum(dim=1)
     return [int(group.argmax()) for group in sums.split([len(group) for group in statements])]

@@ -148,10 +148,10 @@ class GraphTensors:
 
 def mean_pooling(nodes: Spans) -> Csr:
     """The mean over each graph's nodes, [graphs, nodes]."""
-    shares = nodes.repeat(nodes.counts.float().reciprocal())
+    weights = nodes.repeat(nodes.counts.float().reciprocal())
     each, graphs = torch.arange(len(nodes) + 1), nodes.repeat(torch.arange(len(nodes.counts)))
-    transpose = Csr(each, graphs, shares, len(nodes.counts))
-    return Csr(torch.cat([nodes.first, each[-1:]]), each[:-1], shares, len(nodes), transpose)
+    transpose = Csr(each, graphs, weights, len(nodes.counts))
+    return Csr(torch.cat([nodes.first, each[-1:]]), each[:-1], weights, len(nodes), transpose)
 
 
 def distinct_rows(edges: Tensor) -> tuple[Tensor, Tensor]:

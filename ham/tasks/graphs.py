@@ -118,9 +118,9 @@ class GraphClassification(BestEpochTask):
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches; the last one may be smaller, with at least two graphs on every rank."""
-        full, left = divmod(len(self.data.parts["train"]), self.cfg.batch_size)
+        full, remainder = divmod(len(self.data.parts["train"]), self.cfg.batch_size)
         parts = self.world_size * self.cfg.optimizer.accumulate
-        return full + (left >= 2 * parts)
+        return full + (remainder >= 2 * parts)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[list[int], float]]:
         """Indices of this rank's graphs, and the weight of their mean loss among the ranks.
@@ -133,17 +133,17 @@ class GraphClassification(BestEpochTask):
         for step in range(start, self.steps_per_epoch):
             batch = order[step * self.cfg.batch_size : (step + 1) * self.cfg.batch_size]
             own = batch[self.rank :: self.world_size].tolist()
-            yield own, self.world_size * self._share(own, batch.tolist())
+            yield own, self.world_size * self._label_fraction(own, batch.tolist())
 
     def microbatches(self, batch: tuple[list[int], float], parts: int) -> Iterator[tuple[list[int], float]]:
         """Indices of the graphs of each part, weighted by their known labels."""
         graphs, weight = batch
         bounds = [len(graphs) * number // parts for number in range(parts + 1)]
         for begin, end in pairwise(bounds):
-            yield graphs[begin:end], weight * self._share(graphs[begin:end], graphs)
+            yield graphs[begin:end], weight * self._label_fraction(graphs[begin:end], graphs)
 
-    def _share(self, part: list[int], graphs: list[int]) -> float:
-        """Share of the known labels of `graphs` that belong to `part`."""
+    def _label_fraction(self, part: list[int], graphs: list[int]) -> float:
+        """Fraction of the known labels of `graphs` that belong to `part`."""
         return sum(self.known[i] for i in part) / max(sum(self.known[i] for i in graphs), 1)
 
     def loss(self, network: nn.Module, part: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,8 +46,8 @@ class ImageClassification(Task):
     @classmethod
     def load(cls, cfg: RunConfig, device: torch.device, seed: int, rank: int, world_size: int) -> Self:
         """Read the data set. Raises DataError."""
-        share = dict(rank=rank, world_size=world_size)
-        return cls(cfg, device, cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **share))
+        ranks = dict(rank=rank, world_size=world_size)
+        return cls(cfg, device, cfg.data.load(batch_size=cfg.batch_size, seed=seed, device=device, **ranks))
 
     def build_model(self, generator: torch.Generator) -> nn.Module:
         """The network of cfg.model on the device."""
@@ -59,9 +59,9 @@ class ImageClassification(Task):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.cfg.compute.sync_bn else model
 
     def data_content(self) -> Any:
-        """What both loaders read; None if a loader does not tell."""
-        both = [getattr(loader, "content", None) for loader in (self.loaders.train, self.loaders.test)]
-        return None if None in both else [content() for content in both]
+        """The content of both loaders; None if a loader has no method `content`."""
+        contents = [getattr(loader, "content", None) for loader in (self.loaders.train, self.loaders.test)]
+        return None if None in contents else [content() for content in contents]
 
     @property
     def steps_per_epoch(self) -> int:

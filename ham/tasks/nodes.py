@@ -113,11 +113,11 @@ class NodeClassification(BestEpochTask):
         return 100 * int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
     def summarize(self, run: Progress) -> Metrics:
-        """The graph, HAM's values, the metrics and the share of zeros in all parameters."""
+        """The graph, HAM's values, the metrics and the fraction of zeros in all parameters."""
         best, last = max(run.history, key=lambda line: line["valid"]), run.history[-1]
         params = list(run.model.parameters())
         total, kept = sum(p.numel() for p in params), sum(int(p.count_nonzero()) for p in params)
-        shares = {
+        fractions = {
             f"negative_metric_{when}": line["negative_metric"]
             for when, line in (("best", best), ("last", last))
             if "negative_metric" in line
@@ -126,7 +126,7 @@ class NodeClassification(BestEpochTask):
         return {
             "graph": {"name": self.data.name, "metric": self.data.metric, "nodes": nodes},
             "ham": {"alpha": run.cfg.ham.alpha, "beta": run.cfg.ham.beta},
-            "metrics": self.best_metrics(run) | shares,
+            "metrics": self.best_metrics(run) | fractions,
             "sparsity": {
                 "target": 0.0,
                 "overall": 1 - kept / total,
@@ -159,7 +159,7 @@ def roc_auc(scores: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def negative_metric_share(run: Progress) -> dict[str, float]:
-    """Share of the weights under HAM where nHAM's inverse metric 1 + alpha |theta| is negative."""
+    """Fraction of the weights under HAM where nHAM's inverse metric 1 + alpha |theta| is negative."""
     if run.cfg.ham.alpha >= 0:
         return {}
     groups = [group for group in run.optimizer.param_groups if group.get("ham_alpha")]

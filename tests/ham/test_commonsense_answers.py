@@ -381,9 +381,9 @@ def test_an_answer_ends_at_the_eos_of_the_tokenizer_or_of_the_checkpoint(configu
 
 
 def test_tokens_that_all_statements_begin_with_are_counted():
-    assert generation._shared([[1, 2, 3], [1, 2, 4]]) == 2
-    assert generation._shared([[1, 2], [1, 2, 3]]) == 2
-    assert generation._shared([[1, 2], [2, 2]]) == 0
+    assert generation._common_prefix_length([[1, 2, 3], [1, 2, 4]]) == 2
+    assert generation._common_prefix_length([[1, 2], [1, 2, 3]]) == 2
+    assert generation._common_prefix_length([[1, 2], [2, 2]]) == 0
 
 
 class Bigrams:

@@ -125,7 +125,7 @@ def test_masks_come_from_todays_source(make_summary: Callable[..., dict[str, Any
     assert validation.check(summary) == run
     for altered in ({"seed": 1}, {"exp": "acdc_s90"}, {"config_hash": "0" * 64}):
         stale = summary["sparsity"] | {"masks_from": summary["sparsity"]["masks_from"] | altered}
-        with pytest.raises(InvalidRecord, match="masks are not those of today's str_s90 seed 2"):
+        with pytest.raises(InvalidRecord, match="masks are not those of the current str_s90 seed 2"):
             validation.check(summary | {"sparsity": stale})
 
 
@@ -538,7 +538,7 @@ def test_masks_are_from_a_source_that_is_named(make_summary: Callable[..., dict[
     summary = make_summary(RunSpec("mask_str_s90", 2))
     summary["sparsity"]["masks_from"] = None
     with pytest.raises(
-        InvalidRecord, match="not those of today's str_s90 seed 2: move it away and run it again"
+        InvalidRecord, match="not those of the current str_s90 seed 2: move it away and run it again"
     ):
         validation.check(summary)
 
