@@ -60,7 +60,7 @@ def encode_all(path: Path, source: Source, fields: dict[str, Any], max_resolutio
             receiver, sender = fork.Pipe(duplex=False)
             arguments = (source, writer, allocator, counter, sender, os.getpid())
             process = fork.Process(target=_worker, args=arguments, daemon=True)
-            with _no_interrupt():
+            with _block_interrupt():
                 process.start()
             running[receiver] = process
             sender.close()  # so that the receiver sees the end of a killed worker
@@ -81,7 +81,7 @@ def _page_bytes(max_resolution: int) -> int:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
+def _block_interrupt() -> Iterator[None]:
     """Processes that start here ignore Ctrl-C, which reaches the entire group: the parent handles it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -107,7 +107,7 @@ def _gather(running: dict[Any, Any], counter: Any, total: int, name: str) -> lis
                 try:
                     result = receiver.recv()
                 except EOFError:
-                    raise _killed(running[receiver]) from None
+                    raise _worker_error(running[receiver]) from None
                 if isinstance(result, Exception):
                     raise result
                 allocations += result
@@ -116,7 +116,7 @@ def _gather(running: dict[Any, Any], counter: Any, total: int, name: str) -> lis
     return allocations
 
 
-def _killed(worker: Any) -> WorkerKilledError:
+def _worker_error(worker: Any) -> WorkerKilledError:
     worker.join()
     causes = {
         signal.SIGKILL: "perhaps for lack of memory: use fewer --workers",

@@ -114,12 +114,12 @@ def check_targets(to: Path, names: Sequence[str], overwrite: bool) -> None:
     """
     for path in (to / name for name in names):
         if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise DataError(f"{path} is {what}: move it away, or write to another folder")
+            problem = "a folder" if path.is_dir() else "not a regular file"
+            raise DataError(f"{path} is {problem}: move it away, or write to another folder")
     if overwrite or not all((to / name).exists() for name in names):
-        place = next(folder for folder in (to, *to.absolute().parents) if os.path.lexists(folder))
+        existing = next(folder for folder in (to, *to.absolute().parents) if os.path.lexists(folder))
         try:
-            tempfile.TemporaryFile(dir=place).close()
+            tempfile.TemporaryFile(dir=existing).close()
         except OSError as error:
             error.filename = str(to)
             raise

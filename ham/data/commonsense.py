@@ -139,7 +139,7 @@ class Commonsense(Data):
         if not self.questions and len(records) != facts.test:
             raise DataError(
                 f"{self.folder / name} has {len(records)} questions, not the {facts.test} of {task}: "
-                f"get it again with {_prepare(self.folder)}, or set data.questions"
+                f"get it again with {_prepare_command(self.folder)}, or set data.questions"
             )
         if self.questions > len(records):
             raise DataError(
@@ -154,11 +154,11 @@ class Commonsense(Data):
         try:
             return read_records(path, options)
         except FileNotFoundError:
-            place = "set HAM_DATA or data.root"
-            raise DataError(f"{path} is missing: {place}, or see {_prepare(self.folder)}") from None
+            cure = f"set HAM_DATA or data.root, or see {_prepare_command(self.folder)}"
+            raise DataError(f"{path} is missing: {cure}") from None
 
 
-def _prepare(folder: Path) -> str:
+def _prepare_command(folder: Path) -> str:
     return f"python scripts/prepare_data.py commonsense --to {folder.parent}"
 
 

@@ -23,7 +23,7 @@ _CONTEXT = ", paired with an input that provides further context"
 _REQUEST = ". Write a response that appropriately completes the request."
 _FORMAT = "Answer format:"
 RESPONSE = "### Response:"
-"""The line after which the answer stands."""
+"""The line that precedes the answer."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def file_names() -> list[str]:
 
 
 def describe(folder: Path) -> str:
-    """What the folder has, after a check of each file's records and their number.
+    """A line about the files in the folder, after a check of each file's records and their number.
 
     Raises:
-        DataError: a file is invalid, or none is there.
+        DataError: a file is invalid, or all files are missing.
     """
     facts: dict[str, tuple[tuple[str, ...], int]] = {
         TRAIN_FILE: ((), sum(task.train for task in TASKS.values()))
@@ -144,7 +144,7 @@ def describe(folder: Path) -> str:
     for task, known in TASKS.items():
         facts |= {f"{task}/test.json": (known.options, known.test)}
         facts |= {f"{task}/train.json": (known.options, known.train)}
-    there, missing = [], []
+    present, missing = [], []
     for name, (options, expected) in facts.items():
         try:
             count = len(read_records(folder / name, options))
@@ -155,12 +155,12 @@ def describe(folder: Path) -> str:
             raise DataError(
                 f"{folder / name} has {count} records, not {expected}: get it again from {SOURCE}"
             )
-        there.append(
+        present.append(
             f"{name.replace('/test.json', '')}: {count} " + ("questions" if "test" in name else "examples")
         )
-    if not there:
+    if not present:
         raise DataError(f"{folder} has none of the files of {SOURCE}")
-    return "; ".join(there) + (f"; missing: {', '.join(missing)}" if missing else "")
+    return "; ".join(present) + (f"; missing: {', '.join(missing)}" if missing else "")
 
 
 def _problem(entry: Any, options: Sequence[str]) -> str:
@@ -182,8 +182,8 @@ def _problem(entry: Any, options: Sequence[str]) -> str:
 def offered_options(instruction: str, options: Sequence[str]) -> tuple[str, ...]:
     """The options after the last "Answer format:" of an instruction, in its order; without that line, all."""
     _, _, offered = instruction.rpartition(_FORMAT)
-    found = re.findall("|".join(options), offered) if _FORMAT in instruction else []
-    return tuple(dict.fromkeys(found)) or tuple(options)
+    matches = re.findall("|".join(options), offered) if _FORMAT in instruction else []
+    return tuple(dict.fromkeys(matches)) or tuple(options)
 
 
 def training_text(record: Record) -> str:

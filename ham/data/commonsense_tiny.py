@@ -25,7 +25,7 @@ class TinyCommonsense(Commonsense):
 
 
 def _record(number: int, options: Sequence[str]) -> Record:
-    """The correct option is the one at the number's place."""
+    """A record whose correct option is options[number % len(options)]."""
     answer = options[number % len(options)]
     question = f"Please choose the option of {number}: \n\nAnswer format: {'/'.join(options)}"
     return Record(question, "", f"the correct answer is {answer}", answer)

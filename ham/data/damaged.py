@@ -19,7 +19,7 @@ class DamagedError(DataError):
     """
 
     def __init__(self, problem: str, cure: str, paths: Sequence[Path]) -> None:
-        super().__init__(problem, cure, paths)  # what a copy on another rank is made of
+        super().__init__(problem, cure, paths)  # an exception is sent to other ranks by its arguments
         self.problem, self.cure, self.paths = problem, cure, tuple(paths)
 
     def __str__(self) -> str:

@@ -120,7 +120,7 @@ def _read_pyg(facts: GraphSet, raw: Path) -> RawGraph:
     masks = {part: data[key].reshape(len(data.y), -1) for part, key in parts.items() if key in data}
     if facts.reader == "WikiCS":  # as in the paper's code base, early stopping nodes count as validation
         masks["valid"] = masks["valid"] | data.stopping_mask
-    return _normalized(facts, data.x, data.y, data.edge_index, masks)
+    return _normalize(facts, data.x, data.y, data.edge_index, masks)
 
 
 def _copy_pickles(facts: GraphSet, raw: Path, folder: Path) -> None:
@@ -144,7 +144,7 @@ def _read_filtered(facts: GraphSet, raw: Path) -> RawGraph:
     """Squirrel and chameleon without duplicate nodes, which leak test labels (Platonov et al., 2023)."""
     content = _arrays(raw / facts.files[0])
     masks = {part: content[f"{key}_masks"].bool().t() for part, key in _MASK_KEYS.items()}
-    return _normalized(facts, content["node_features"], content["node_labels"], content["edges"].t(), masks)
+    return _normalize(facts, content["node_features"], content["node_labels"], content["edges"].t(), masks)
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
@@ -155,10 +155,10 @@ def _arrays(path: Path) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
-def _normalized(
+def _normalize(
     facts: GraphSet, features: Tensor, labels: Tensor, edges: Tensor, masks: dict[str, Tensor]
 ) -> RawGraph:
-    """Checked; each edge once per direction, without self-loops, sorted by target."""
+    """Check a graph; keep each edge once per direction, without self-loops, sorted by target."""
     features, labels, count = features.float(), labels.flatten(), len(labels)
     check_graph(features, labels, edges, facts.classes)
     edges = edges[:, edges[0] != edges[1]].long()

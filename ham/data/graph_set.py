@@ -112,6 +112,6 @@ def _starts(counts: Sequence[int]) -> np.ndarray:
 
 
 def _empty(rows: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Room for the rows of all arrays; graphs without rows may have another type."""
+    """An empty array for the rows of all arrays; graphs without rows may have another type."""
     model = next((array for array in arrays if len(array)), arrays[0])
     return np.empty((rows, model.shape[1]), dtype=np.int64 if model.dtype.kind in "iub" else np.float32)

@@ -136,9 +136,9 @@ def per_class(
         members = members[torch.randperm(len(members), generator=generator)]
         chosen.append(members[:train])
         others.append(members[train:])
-    rest = torch.cat(others)
-    rest = rest[torch.randperm(len(rest), generator=generator)]
-    return {"train": torch.cat(chosen), "valid": rest[:valid], "test": rest[valid : valid + test]}
+    remaining = torch.cat(others)
+    remaining = remaining[torch.randperm(len(remaining), generator=generator)]
+    return {"train": torch.cat(chosen), "valid": remaining[:valid], "test": remaining[valid : valid + test]}
 
 
 @lru_cache(maxsize=2)

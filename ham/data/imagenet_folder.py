@@ -91,7 +91,7 @@ class ImageNetFolder(ImageData):
         return dataset
 
 
-class _Seeded(torch.utils.data.Dataset):
+class _SeededDataset(torch.utils.data.Dataset):
     """Items are (epoch seed, i), which seed the augmentation of image i: a resumed epoch has equal crops."""
 
     def __init__(self, dataset: ImageTree) -> None:
@@ -106,7 +106,7 @@ class _Seeded(torch.utils.data.Dataset):
             return self.dataset[item[1]]
 
 
-class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
+class _EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """The batches of one epoch, which is set before the loader is iterated."""
 
     def __init__(self, batch_size: int) -> None:
@@ -150,9 +150,9 @@ class FolderLoader:
         self._normalize = Normalize(device)
         self._call: object = None
         self._process = 0
-        self._order = _Order(sampler.local_batch_size)
+        self._order = _EpochSampler(sampler.local_batch_size)
         self._loader = torch.utils.data.DataLoader(
-            _Seeded(dataset),
+            _SeededDataset(dataset),
             batch_sampler=self._order,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -178,7 +178,7 @@ class FolderLoader:
         call = self._call = object()
         self._order.seed = derived_seed(self.sampler.seed or 0, f"crops {epoch}")
         self._order.indices = self.sampler.indices(epoch)[start * self.sampler.local_batch_size :]
-        for images, labels in self._decoded():
+        for images, labels in self._decode_batches():
             yield (
                 self._normalize(images.to(self.device, non_blocking=True)),
                 labels.to(self.device, non_blocking=True),
@@ -188,7 +188,7 @@ class FolderLoader:
                     "another pass over this FolderLoader has begun: finish one before the next"
                 )
 
-    def _decoded(self) -> Iterator[Any]:
+    def _decode_batches(self) -> Iterator[Any]:
         try:
             with explain_killed_workers():
                 if self.workers:

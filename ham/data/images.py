@@ -94,7 +94,7 @@ def class_folders(tree: Path) -> list[str]:
     """Names of the class folders, sorted; a label is an index into them.
 
     Raises:
-        DataError: there are none, or the tree cannot be read.
+        DataError: the tree has no class folders, or cannot be read.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(tree) if _is_folder(entry) and is_data(entry.name))
@@ -132,7 +132,7 @@ def open_tree(tree: Path, transform: Callable[[Image], Any] = np.asarray) -> Ima
     """List the images of a tree; files and folders that `is_data` excludes do not count.
 
     Raises:
-        DataError: there are no class folders, one has no images, the tree cannot be read, or a link in it
+        DataError: class folders are missing, one has no images, the tree cannot be read, or a link in it
             leads to a folder that holds the link.
     """
     from torchvision.datasets.folder import is_image_file
@@ -146,7 +146,8 @@ def open_tree(tree: Path, transform: Callable[[Image], Any] = np.asarray) -> Ima
         empty += [] if images else [name]
     if empty:
         raise DataError(
-            f"{tree} has class folders without images ({_some(empty)}): add images, or remove the folders"
+            f"{tree} has class folders without images ({_first_names(empty)}): add images, or remove the "
+            "folders"
         )
     return ImageTree(classes, samples, transform)
 
@@ -164,7 +165,7 @@ def _folders(folder: Path, *above: str) -> Iterator[tuple[str, list[str]]]:
     real = os.path.join(above[0], folder.name)
     if folder.is_symlink():
         real = os.path.realpath(folder)
-        if any(Path(place).is_relative_to(real) for place in above):
+        if any(Path(parent).is_relative_to(real) for parent in above):
             raise DataError(f"{folder} is a link to {real}, a folder that holds it: remove the link")
     else:
         above = above[1:]
@@ -200,11 +201,11 @@ def check_same_classes(train: list[str], val: list[str], place: Path) -> None:
     """
     if unmatched := sorted(set(train) ^ set(val)):
         raise DataError(
-            f"{place}: train and val differ in {len(unmatched)} classes ({_some(unmatched)}): "
+            f"{place}: train and val differ in {len(unmatched)} classes ({_first_names(unmatched)}): "
             "both need the same folders"
         )
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     """At most three of the names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

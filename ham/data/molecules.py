@@ -122,12 +122,12 @@ def scaffold_split(scaffolds: Sequence[str], train: float = 0.8, valid: float = 
     groups: dict[str, list[int]] = {}
     for i, key in enumerate(scaffolds):
         groups.setdefault(key, []).append(i)
-    room_train, room_valid = train * len(scaffolds), (train + valid) * len(scaffolds)
+    train_end, valid_end = train * len(scaffolds), (train + valid) * len(scaffolds)
     parts: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
     for group in sorted(groups.values(), key=lambda group: (len(group), group[0]), reverse=True):
-        if len(parts["train"]) + len(group) <= room_train:
+        if len(parts["train"]) + len(group) <= train_end:
             parts["train"] += group
-        elif len(parts["train"]) + len(parts["valid"]) + len(group) <= room_valid:
+        elif len(parts["train"]) + len(parts["valid"]) + len(group) <= valid_end:
             parts["valid"] += group
         else:
             parts["test"] += group
@@ -157,10 +157,10 @@ def read_molecules(path: Path, features: Any, log: Callable[[str], None]) -> Sim
     with rdBase.BlockLogs():
         for row, text in enumerate(progress(smiles, path.name, "molecules"), start=2):
             try:
-                molecule, usual = parse(text)
+                molecule, is_usual = parse(text)
             except ValueError as error:
                 raise ValueError(f"line {row}: {error}") from error
-            unusual += [] if usual else [row]
+            unusual += [] if is_usual else [row]
             graphs.append(to_graph(molecule, features))
             scaffolds.append(scaffold(molecule))
     if unusual:

@@ -59,18 +59,18 @@ def prepare(recipe: Recipe, source: Path | None, to: Path) -> str:
     if not target.exists():
         return f"{target}   {_create(recipe, source, target)}"
     try:
-        verdict = recipe.check(target)
+        description = recipe.check(target)
     except ValueError as error:
         try:
-            verdict = _create(recipe, source, target)
+            description = _create(recipe, source, target)
         except DataError as failed:
             raise DataError(f"{error}; it cannot be replaced: {failed}") from None
-        return f"{target}   {verdict}; replaces a damaged one ({error})"
+        return f"{target}   {description}; replaces a damaged one ({error})"
     if source is not None and not recipe.files:
-        verdict = _add_missing(recipe, source, target)
+        description = _add_missing(recipe, source, target)
     if recipe.files and not (target / SUMS).exists():
         write_sums(target, recipe.files)
-    return f"{target}   already there: {verdict}"
+    return f"{target}   already there: {description}"
 
 
 def _create(recipe: Recipe, source: Path | None, target: Path) -> str:
@@ -78,13 +78,13 @@ def _create(recipe: Recipe, source: Path | None, target: Path) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}.", dir=target.parent) as temporary:
         folder = Path(temporary) / recipe.folder
-        verdict = _fill(recipe, source, folder)
+        description = _fill(recipe, source, folder)
         if recipe.files:
             write_sums(folder, recipe.files)
         if target.exists():
             move_away(target)
         folder.rename(target)
-    return verdict
+    return description
 
 
 def _fill(recipe: Recipe, source: Path | None, folder: Path) -> str:
@@ -123,8 +123,8 @@ def fill_cifar100(source: Path | None, folder: Path) -> None:
     elif source.is_file():
         unpack(source, folder)
     else:
-        what = "is neither a folder nor a regular file" if source.exists() else "does not exist"
-        raise DataError(f"--from {source} {what}; omit it to download CIFAR-100")
+        problem = "is neither a folder nor a regular file" if source.exists() else "does not exist"
+        raise DataError(f"--from {source} {problem}; omit it to download CIFAR-100")
 
 
 def check_cifar100(folder: Path) -> str:
@@ -180,10 +180,10 @@ def fill_commonsense(source: Path | None, folder: Path) -> None:
     if source is None:
         raise DataError(f"the commonsense files are not downloaded: {clone}")
     names = commonsense_files.file_names()
-    places = {
+    candidates = {
         name: (source / name, source / "dataset" / name, source / "ft-training_set" / name) for name in names
     }
-    for name, paths in places.items():
+    for name, paths in candidates.items():
         if (path := next(filter(Path.is_file, paths), None)) is not None:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)

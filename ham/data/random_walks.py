@@ -58,10 +58,10 @@ def return_probabilities(
 def _adjacency(graphs: Tensor, size: int, edge_starts: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
     """float64 [graphs, size, size], the number of edges from row to column."""
     counts = edge_starts[graphs + 1] - edge_starts[graphs]
-    which = torch.arange(len(graphs)).repeat_interleave(counts)
+    owners = torch.arange(len(graphs)).repeat_interleave(counts)
     firsts = edge_starts[graphs] - (counts.cumsum(0) - counts)
-    edges = torch.arange(len(which)) + firsts[which]
-    cells = (which * size + sources[edges]) * size + targets[edges]
+    edges = torch.arange(len(owners)) + firsts[owners]
+    cells = (owners * size + sources[edges]) * size + targets[edges]
     count = torch.bincount(cells, minlength=len(graphs) * size**2)
     return count.view(len(graphs), size, size).double()
 

@@ -17,7 +17,7 @@ def draw_per_class(
 
     The images of a class are ordered by a hash of their pixels, which is as good as random and the same in
     every copy of the data set, whatever the order of its file. The subsets are the first images of that order
-    and the last ones. Images with equal pixels stand next to each other.
+    and the last ones. Images with equal pixels are neighbors in it.
 
     Args:
         pixels: uint8 [N, 3, S, S], with the same number of images of each class.

@@ -96,9 +96,9 @@ class _AdditiveScores(torch.autograd.Function):
         left, right, attention = ctx.saved_tensors
         edges, slope = ctx.edges, ctx.slope
         if code := for_tensors(left, right, attention, gradient):
-            places = (edges.pattern, edges.transposed_pattern, edges.by_column)
-            given = ((left, right, attention), slope, gradient)
-            return *code.additive_scores_backward(*places, *given), None, None
+            patterns = (edges.pattern, edges.transposed_pattern, edges.by_column)
+            arguments = ((left, right, attention), slope, gradient)
+            return *code.additive_scores_backward(*patterns, *arguments), None, None
         sum_left = gradient.new_zeros(len(left)).index_add_(0, edges.columns, gradient)
         sum_right = gradient.new_zeros(len(right)).index_add_(0, edges.rows, gradient)
         grad_attention = slope * (sum_left @ left + sum_right @ right)

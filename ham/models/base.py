@@ -38,7 +38,7 @@ class Model:
         Args:
             num_classes: number of classes.
             sizes: sizes of the input. A network of images takes `image_size` (pixels per side) and reads
-                float images [N, 3, image_size, image_size]; a network of graphs asks for `num_features` (per
+                float images [N, 3, image_size, image_size]; a network of graphs takes `num_features` (per
                 node).
         """
         raise TypeError(f"{type(self).__name__} cannot be built: choose a model of configs/model")

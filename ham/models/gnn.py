@@ -117,8 +117,8 @@ class Network(nn.Module):
             x = dropout(self.first(x), self.dropout, self.training)
         for i, (conv, norm, block) in enumerate(zip(self.convs, self.norms, subgraph.blocks, strict=True)):
             z = conv(x, block, self.skips[i] if self.skips else None)
-            new = not isinstance(norm, nn.Identity)  # the convolution may need z in its backward pass
-            x = relu_dropout(norm(z), self.dropout, self.training, inplace=new)
+            is_new = not isinstance(norm, nn.Identity)  # the convolution may need z in its backward pass
+            x = relu_dropout(norm(z), self.dropout, self.training, inplace=is_new)
         return self.classifier(head(x, subgraph.num_outputs))
 
 

@@ -45,7 +45,7 @@ def _kernels(dtype: torch.dtype) -> GraphKernels | None:
         return None
     try:
         kernels = GraphKernels(c_code.load(_SOURCE, dtype), _DTYPES[dtype])
-        reason = "" if _gives_what_is_known(kernels, dtype) else "its results are wrong"
+        reason = "" if _matches_known_results(kernels, dtype) else "its results are wrong"
     except c_code.CompilerError as error:
         reason = str(error)
     if reason:
@@ -57,8 +57,8 @@ def _kernels(dtype: torch.dtype) -> GraphKernels | None:
     return None if reason else kernels
 
 
-def _gives_what_is_known(kernels: GraphKernels, dtype: torch.dtype) -> bool:
-    """Return True if known results are right. Row 0 of the matrix is (2, 3), row 1 is empty."""
+def _matches_known_results(kernels: GraphKernels, dtype: torch.dtype) -> bool:
+    """Return True if the kernels give known results. Row 0 of the matrix is (2, 3), row 1 is empty."""
     pattern = Pattern(*(torch.tensor(numbers, device="cpu") for numbers in ([0, 2, 2], [0, 1])), 2)
     x = torch.tensor([[1.0, torch.nan], [10.0, 1.0]], dtype=dtype, device="cpu")
     product = kernels.multiply(pattern, x.new_tensor([2.0, 3.0]), None, x)

@@ -56,7 +56,7 @@ def locate(checkpoint: str, gguf: str) -> Source:
         gguf: name of a GGUF file in it; empty: safetensors files.
 
     Raises:
-        ModelError: it is not there, or its reader is not installed.
+        ModelError: the checkpoint is missing, or its reader is not installed.
     """
     if not checkpoint:
         raise ModelError(
@@ -75,8 +75,8 @@ def locate(checkpoint: str, gguf: str) -> Source:
     if odd := [path for path in folder.glob("*") if path.exists() and not (path.is_file() or path.is_dir())]:
         raise ModelError(f"{odd[0]} is not a regular file: move it away")
     if gguf and not (folder / gguf).is_file():
-        there = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "no .gguf file"
-        raise ModelError(f"{folder} has no {gguf}: set model.gguf to a file in it; it has {there}")
+        available = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))) or "no .gguf file"
+        raise ModelError(f"{folder} has no {gguf}: set model.gguf to a file in it; it has {available}")
     if not gguf and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} has no config.json: it is not a checkpoint of transformers; set model.gguf if it "
@@ -144,10 +144,10 @@ def lora_layers(model: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     by_name = {target: [layers[n] for n in layers if n.rpartition(".")[2] == target] for target in targets}
-    if missing := [target for target, found in by_name.items() if not found]:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        raise ModelError(f"model.targets: the network has no linear layer {missing[0]!r}; it has {there}")
-    return [layer for found in by_name.values() for layer in found]
+    if missing := [target for target, matches in by_name.items() if not matches]:
+        available = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        raise ModelError(f"model.targets: the network has no linear layer {missing[0]!r}; it has {available}")
+    return [layer for matches in by_name.values() for layer in matches]
 
 
 def needed_bytes(model: nn.Module, layers: Sequence[nn.Linear], rank: int, dtype: torch.dtype) -> int:
@@ -167,9 +167,9 @@ def check_memory(name: str, needed: int, device: torch.device, *, while_loading:
     """
     cure = "use a smaller model.checkpoint, model.dtype=bfloat16, or a machine with more"
     on_cpu = max(while_loading, needed) if device.type == "cpu" else while_loading
-    for place, size in {device: needed, torch.device("cpu"): on_cpu}.items():
-        if size > (free := available_bytes(place)):
-            memory = "memory" if place.type == "cpu" else f"memory of {place}"
+    for location, size in {device: needed, torch.device("cpu"): on_cpu}.items():
+        if size > (free := available_bytes(location)):
+            memory = "memory" if location.type == "cpu" else f"memory of {location}"
             raise ModelError(
                 f"{name} needs {size / _GIB:.1f} GiB without activations, and {free / _GIB:.1f} GiB of "
                 f"{memory} are free: {cure}"

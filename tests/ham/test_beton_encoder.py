@@ -137,12 +137,12 @@ def test_the_error_of_a_worker_is_raised_by_the_parent(monkeypatch: pytest.Monke
 def test_how_a_worker_ended_is_named(exitcode: int, end: str) -> None:
     worker = SimpleNamespace(exitcode=None)
     worker.join = lambda: setattr(worker, "exitcode", exitcode)
-    assert str(beton_encoder._killed(worker)) == f"a worker process ended by {end}"
+    assert str(beton_encoder._worker_error(worker)) == f"a worker process ended by {end}"
 
 
 def test_processes_that_start_meanwhile_ignore_ctrl_c() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    with beton_encoder._no_interrupt():
+    with beton_encoder._block_interrupt():
         assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before | {signal.SIGINT}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before
 

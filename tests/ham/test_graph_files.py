@@ -42,7 +42,7 @@ def test_edges_are_both_directions_once_sorted_by_target_without_loops() -> None
         [[3, 0, 2, 0, 1, 2], [0, 3, 2, 3, 2, 1]]
     )  # 0-3 in both directions and twice, 1-2 too
     labels = torch.tensor([[0], [1], [2], [4]], dtype=torch.int32)
-    graph = graph_files._normalized(
+    graph = graph_files._normalize(
         facts, torch.eye(4, dtype=torch.float64), labels, edges.int(), {"train": torch.tensor([1, 0, 0, 1])}
     )
     assert graph.edges.tolist() == [[3, 2, 1, 0], [0, 1, 2, 3]]

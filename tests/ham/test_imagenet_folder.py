@@ -113,7 +113,7 @@ def test_half_of_the_training_images_are_mirrored(tmp_path: Path) -> None:
 
 
 def test_the_order_of_an_epoch_is_cut_into_batches_that_know_its_seed() -> None:
-    order = imagenet_folder._Order(4)
+    order = imagenet_folder._EpochSampler(4)
     assert (len(order), list(order)) == (0, [])
     order.seed, order.indices = 7, torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1])
     assert len(order) == 3

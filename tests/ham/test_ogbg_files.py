@@ -320,9 +320,9 @@ def test_parts_become_int64_and_have_each_graph_once() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf")])
 def test_the_first_number_that_is_not_whole_is_named(value: float, text: str) -> None:
-    assert checks.whole_numbers(np.array([3.0, -1.0])).tolist() == [3, -1]
+    assert checks.to_integers(np.array([3.0, -1.0])).tolist() == [3, -1]
     with pytest.raises(ValueError, match=f"^{text} is not an integer$"):
-        checks.whole_numbers(np.array([3.0, value, 0.25]))
+        checks.to_integers(np.array([3.0, value, 0.25]))
 
 
 def test_rows_of_nodes_and_edges_are_counted_apart() -> None:

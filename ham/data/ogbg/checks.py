@@ -58,7 +58,7 @@ def check_labels(facts: OGBGSet, labels: np.ndarray) -> None:
 
 def check_parts(facts: OGBGSet, parts: Mapping[str, object]) -> dict[str, Tensor]:
     """The parts as int64. Raises ValueError unless they have the known sizes and each graph once in all."""
-    tensors = {part: torch.from_numpy(whole_numbers(np.array(members))) for part, members in parts.items()}
+    tensors = {part: torch.from_numpy(to_integers(np.array(members))) for part, members in parts.items()}
     sizes = {part: len(members) for part, members in tensors.items()}
     if sizes != facts.parts:
         raise ValueError(f"its split has the sizes {list(sizes.values())}, not {list(facts.parts.values())}")
@@ -67,7 +67,7 @@ def check_parts(facts: OGBGSet, parts: Mapping[str, object]) -> dict[str, Tensor
     return tensors
 
 
-def whole_numbers(values: np.ndarray) -> np.ndarray:
+def to_integers(values: np.ndarray) -> np.ndarray:
     """The values as int64. Raises ValueError where this changes one, or where one is not a number."""
     rounded = np.where(np.isfinite(values.astype(np.float64)), values, 0).astype(np.int64)
     if not np.array_equal(rounded, values):

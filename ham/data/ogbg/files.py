@@ -21,7 +21,7 @@ from ..base import DataError
 from ..damaged import DamagedError
 from ..graph_set import PARTS, GraphSet, join_graphs
 from ..molecules import read_molecules
-from .checks import check_graphs, check_labels, check_parts, whole_numbers
+from .checks import check_graphs, check_labels, check_parts, to_integers
 from .package import import_ogb
 from .sets import SETS
 from .source import Source, instructions
@@ -92,7 +92,7 @@ def _read_ogb(name: str, folder: Path, log: Callable[[str], None]) -> dict[str, 
     table = _table(folder / "raw" / "graph-label.csv.gz")
     if is_code:
         return {"graphs": graphs, "parts": parts, **code2.encode_labels(table[:, 0], parts["train"])}
-    labels = table.astype(np.float32) if facts.kind == "binary" else whole_numbers(table)
+    labels = table.astype(np.float32) if facts.kind == "binary" else to_integers(table)
     return {"graphs": graphs, "parts": parts, "labels": labels}
 
 

@@ -15,11 +15,11 @@ _WITH_LOADERS = "ogb.graphproppred"
 
 @cache
 def import_ogb(module: str) -> ModuleType:
-    """A module of ogb, imported without what it starts or imports besides and this code does not use.
+    """A module of ogb, imported without the packages in `_UNUSED`.
 
     With `outdated`, ogb starts a thread that asks the network for a newer version; its loaders for
-    torch_geometric and dgl, which import these, take seconds. ogb.graphproppred, which lacks these loaders
-    then, does not stay in sys.modules: a later import of it by other code gets all of it.
+    torch_geometric and dgl import these, which takes seconds. ogb.graphproppred then lacks these loaders, and
+    is removed from sys.modules, so that other code later imports it in full.
 
     Raises:
         DataError: ogb is not installed.
