@@ -32,12 +32,12 @@ def difference(ours: Identity, theirs: Identity) -> str | None:
     """The first key whose values differ, with both values; None if there is no such key."""
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         if key not in ours or key not in theirs or ours[key] != theirs[key]:
-            mine, other = (_shown(identity.get(key, "missing")) for identity in (ours, theirs))
+            mine, other = (_describe(identity.get(key, "missing")) for identity in (ours, theirs))
             return f"{key} is {other} there and {mine} on rank 0"
     return None
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -55,6 +55,6 @@ def compare(identities: list[Identity], cure: str = SAME_START) -> str | None:
         same = len(failed) == len(identities) and count == 1
         return error if same else f"rank {rank} of {len(identities)}: {error}"
     for rank, identity in enumerate(identities[1:], start=1):
-        if what := difference(identities[0], identity):
-            return f"rank {rank} differs from rank 0: {what}; {cure}"
+        if problem := difference(identities[0], identity):
+            return f"rank {rank} differs from rank 0: {problem}; {cure}"
     return None

@@ -44,10 +44,10 @@ def has_memory(t: Tensor) -> bool:
 
 def has_compiler() -> bool:
     """Return True if there is a C compiler, by the environment's CC or one of the usual names."""
-    return bool(os.environ.get("CC") or _found())
+    return bool(os.environ.get("CC") or _find_compiler())
 
 
-def _found() -> str | None:
+def _find_compiler() -> str | None:
     return next((name for name in _NAMES if shutil.which(name)), None)
 
 
@@ -83,9 +83,9 @@ def _compiler() -> list[str]:
         command = shlex.split(given)
     except ValueError as error:
         raise CompilerError(f"CC={given!r} cannot be read ({error})") from None
-    if not command and not (found := _found()):
+    if not command and not (compiler := _find_compiler()):
         raise CompilerError(f"no C compiler found ({', '.join(_NAMES)}); install one, or name it in CC")
-    return command or [found]
+    return command or [compiler]
 
 
 def _run(command: list[str]) -> str:
@@ -94,15 +94,15 @@ def _run(command: list[str]) -> str:
     if command[0] in _HANGING:
         raise CompilerError(hangs)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
     except subprocess.TimeoutExpired:
         _HANGING.add(command[0])
         raise CompilerError(hangs) from None
     except OSError as error:
         return str(error)
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
     first = next((line.strip() for line in lines if "error" in line.lower()), lines[-1].strip())
-    return first if done.returncode else ""
+    return first if result.returncode else ""
 
 
 def in_threads(call: Callable[[int, int, int], Any], bounds: Sequence[int]) -> list[Any]:
@@ -111,34 +111,34 @@ def in_threads(call: Callable[[int, int, int], Any], bounds: Sequence[int]) -> l
     The first runs in this one. ctypes releases the interpreter's lock while C code runs. Whatever happens, it
     returns when all have ended: the memory that they use may be freed then.
     """
-    first, *others = ((number, *share) for number, share in enumerate(pairwise(bounds)))
+    first, *others = ((number, *part) for number, part in enumerate(pairwise(bounds)))
     started: list[Future] = []
     try:
-        for share in others:
-            started.append(_start(call, share))
+        for part in others:
+            started.append(_start(call, part))
         result = call(*first)
     finally:
         wait(started)
-    return [result, *(share.result() for share in started)]
+    return [result, *(part.result() for part in started)]
 
 
-def _start(call: Callable[[int, int, int], Any], share: tuple[int, int, int]) -> Future:
-    """Compute a share in another thread, or in this one if no other can be started; once in any case."""
-    done: Future = Future()
+def _start(call: Callable[[int, int, int], Any], part: tuple[int, int, int]) -> Future:
+    """Compute a part in another thread, or in this one if no other can be started; once in any case."""
+    future: Future = Future()
     claim = Lock()
 
     def compute() -> None:
         if claim.acquire(blocking=False):
             try:
-                done.set_result(call(*share))
+                future.set_result(call(*part))
             except BaseException as error:
-                done.set_exception(error)
+                future.set_exception(error)
 
     try:
         _threads(os.getpid()).submit(compute)
     except RuntimeError:  # a limit, or the main thread has ended; a running thread may find `compute` queued
         compute()
-    return done
+    return future
 
 
 def equal_shares(count: int, smallest: int) -> list[int]:

@@ -58,7 +58,7 @@ def run_script(main: Callable[[list[str]], int]) -> int:
     Errors of standard output are handled here, so an OSError that `main` catches is one of its files.
     """
 
-    def checked(argv: list[str]) -> int:
+    def main_with_checked_output(argv: list[str]) -> int:
         output = sys.stdout
         sys.stdout = _Output(output)
         try:
@@ -66,7 +66,7 @@ def run_script(main: Callable[[list[str]], int]) -> int:
         finally:
             sys.stdout = output
 
-    return _run(checked, sys.argv[1:])
+    return _run(main_with_checked_output, sys.argv[1:])
 
 
 def _run(main: Callable[[list[str]], int], argv: list[str]) -> int:

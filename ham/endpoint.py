@@ -46,8 +46,8 @@ def endpoint_of(environment: Mapping[str, str]) -> Endpoint:
 
 def _port(text: str | None) -> int:
     if text is None or not text.isdecimal() or not 0 < int(text) < 2**16:
-        what = " is missing" if text is None else f"={text} is not a port"
-        raise StartError(f"MASTER_PORT{what}: start all ranks with torchrun or srun")
+        problem = " is missing" if text is None else f"={text} is not a port"
+        raise StartError(f"MASTER_PORT{problem}: start all ranks with torchrun or srun")
     return int(text)
 
 

@@ -295,7 +295,7 @@ def _wait_for_owner(path: Path) -> None:
 
 
 def _read_owner(path: Path) -> _Owner | None:
-    """The owner named in a file; None if it is missing. It is opened each time, which NFS answers afresh."""
+    """The owner named in a file; None if it is missing. It is opened each time: NFS then reads it again."""
     try:
         descriptor = _open(path, os.O_RDONLY)
     except FileNotFoundError:

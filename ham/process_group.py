@@ -28,7 +28,7 @@ _KEY = "ham rank 0"  # in torchrun's store: where rank 0 listens
 
 
 def init_distributed(identity: Identity, timeout: float) -> None:
-    """Connect all ranks, and check that they were started alike; again for each run of one process.
+    """Connect all ranks, and check that their start values are equal; again for each run of one process.
 
     The process group has gloo for CPU tensors and, where there are GPUs, nccl for theirs.
 
@@ -52,7 +52,7 @@ def init_distributed(identity: Identity, timeout: float) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store = _meet(me, identity, timeout)
+        store = _rendezvous(me, identity, timeout)
         distributed.init_process_group(
             backend, store=store, rank=me.rank, world_size=me.size, timeout=timedelta(seconds=timeout)
         )
@@ -63,7 +63,7 @@ def init_distributed(identity: Identity, timeout: float) -> None:
         ) from error
 
 
-def _meet(me: World, identity: Identity, timeout: float) -> Store:
+def _rendezvous(me: World, identity: Identity, timeout: float) -> Store:
     """The store of torch, after the ranks were compared. torchrun has one; else rank 0 creates it."""
     duration = timedelta(seconds=timeout)
     agent = _agent_store(me, duration) if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -147,8 +147,8 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
 def _mean_in_rank_order(_, bucket):  # DistributedDataParallel does not support annotations that are text
     """The mean gradient, added in the order of the ranks.
 
-    Where gloo's all-reduce adds numbers of three or more ranks, their order depends on the place in the
-    bucket. DistributedDataParallel rebuilds its buckets after the first step, so that a resumed run would
+    Where gloo's all-reduce adds numbers of three or more ranks, their order depends on the position in
+    the bucket. DistributedDataParallel rebuilds its buckets after the first step, so that a resumed run would
     round that step differently.
     """
     own = bucket.buffer()
@@ -172,9 +172,9 @@ def gradient_sync(network: nn.Module, enabled: bool) -> Iterator[None]:
     if enabled or world().size == 1:
         yield
     else:
-        with _unwrapped(network).no_sync():
+        with _unwrap_compiled(network).no_sync():
             yield
 
 
-def _unwrapped(network: nn.Module) -> nn.parallel.DistributedDataParallel:
+def _unwrap_compiled(network: nn.Module) -> nn.parallel.DistributedDataParallel:
     return getattr(network, "_orig_mod", network)  # torch.compile's own wrapper

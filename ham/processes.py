@@ -32,8 +32,8 @@ def is_running(pid: Any, start: Any) -> bool | None:
     """Return True if the process that started then still runs; None if /proc hides those of other users."""
     if not isinstance(pid, int) or pid <= 0:
         return False
-    if (found := started(pid)) is not None:
-        return found == start
+    if (current := started(pid)) is not None:
+        return current == start
     try:
         os.kill(pid, 0)  # sends nothing
     except (ProcessLookupError, OverflowError):

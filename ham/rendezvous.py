@@ -1,4 +1,4 @@
-"""Rendezvous of the ranks of a run, and the check that all were started alike. Sockets and JSON, no torch.
+"""Rendezvous of the ranks of a run, and the check that their start values are equal. Sockets, JSON, no torch.
 
 Rank 0 listens. Every other rank sends one line of JSON: the run, its rank, its world size and its start
 values. When all have arrived, rank 0 compares the lines and answers each with the port of torch's store or
@@ -23,7 +23,7 @@ from ham.endpoint import Endpoint
 _REPLY_SECONDS = 3.0  # a rank 0 that is alive acknowledges at once
 _LINGER_SECONDS = 2.0  # after an error rank 0 also answers ranks that start late
 _LONGEST = 2**20  # bytes of a line
-_HOW = "start all ranks with torchrun or srun, see docs/clusters.md"
+_CURE = "start all ranks with torchrun or srun, see docs/clusters.md"
 
 
 class Listener:
@@ -45,7 +45,7 @@ class Listener:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._arrived: dict[int, _Connection] = {}
-        self._gone: dict[int, float] = {}
+        self._disconnected: dict[int, float] = {}
         self._error: PeerLostError | StartError | None = None
 
     def collect(self, own: Identity, timeout: float) -> None:
@@ -58,13 +58,13 @@ class Listener:
         deadline = time.monotonic() + timeout
         while len(self._arrived) < self.world_size - 1 and not self._error:
             self._serve(min(deadline, time.monotonic() + _REPLY_SECONDS))
-            self._check_gone()
+            self._check_disconnected()
             if time.monotonic() >= deadline and not self._error:
                 raise self._refuse(PeerLostError(self._missing(timeout)))
         identities = [own, *(self._arrived[rank].line["identity"] for rank in sorted(self._arrived))]
         error = self._error
-        if error is None and (what := compare(identities)):
-            error = StartError(what)
+        if error is None and (problem := compare(identities)):
+            error = StartError(problem)
         if error is not None:
             raise self._refuse(error)
 
@@ -95,7 +95,7 @@ class Listener:
         missing = [str(rank) for rank in range(1, self.world_size) if rank not in self._arrived]
         ranks = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}"
         where = f"at {self.endpoint.address}:{self.port} within {timeout:g} s (compute.timeout)"
-        return f"{ranks} of {self.world_size} did not arrive {where}: {_HOW}"
+        return f"{ranks} of {self.world_size} did not arrive {where}: {_CURE}"
 
     def _serve(self, deadline: float) -> bool:
         """Handle the next connection or line; return False after the deadline."""
@@ -118,14 +118,14 @@ class Listener:
             return
         rank = connection.line["rank"]
         del self._arrived[rank]
-        self._gone[rank] = time.monotonic()
+        self._disconnected[rank] = time.monotonic()
 
-    def _check_gone(self) -> None:
+    def _check_disconnected(self) -> None:
         """Raise PeerLostError for a rank whose connection ended, unless it connects again at once."""
-        for rank, since in self._gone.items():
+        for rank, since in self._disconnected.items():
             if rank not in self._arrived and time.monotonic() - since > 2 * _REPLY_SECONDS:
-                what = f"rank {rank} ended before all ranks had arrived, see the end of its log"
-                self._error = PeerLostError(what)
+                problem = f"rank {rank} ended before all ranks had arrived, see the end of its log"
+                self._error = PeerLostError(problem)
 
     def _admit(self, connection: _Connection) -> None:
         """Acknowledge a rank of this run, or reject it with the reason; ignore other connections."""
@@ -140,8 +140,8 @@ class Listener:
         elif rank not in range(1, size):
             connection.send({"refused": f"rank {rank} of {size} does not exist: {SAME_START}"})
         elif rank in self._arrived and self._arrived[rank].line.get("token") != line.get("token"):
-            what = f"another process already is rank {rank}: two runs share one MASTER_PORT"
-            connection.send({"refused": what})
+            problem = f"another process already is rank {rank}: two runs share one MASTER_PORT"
+            connection.send({"refused": problem})
         else:
             self._arrived[rank] = connection
         if self._error:
@@ -211,7 +211,7 @@ def connect(
     deadline = time.monotonic() + timeout
     line = {"rank": rank, "world_size": world_size, "identity": own}
     line["token"] = secrets.token_hex(8)  # of this process, which may have to connect again
-    found = "nothing listens there"
+    failure = "nothing listens there"
     endpoint = find()
     while time.monotonic() < deadline:
         for port in endpoint.ports:
@@ -223,15 +223,15 @@ def connect(
                     if acknowledged.get("run") == endpoint.run:
                         client.settimeout(max(deadline - time.monotonic(), 0) + 2 * _LINGER_SECONDS)
                         return endpoint, _store_port(_parse(replies.readline(_LONGEST)))
-                    found = f"another program listens on port {port}"
+                    failure = f"another program listens on port {port}"
             except ConnectionRefusedError:
                 continue
             except OSError as error:
-                found = str(error.strerror or error)
+                failure = str(error.strerror or error)
         time.sleep(0.1)
         endpoint = find()
-    where = f"at {endpoint.address}:{endpoint.ports[0]} within {timeout:g} s (compute.timeout; {found})"
-    raise PeerLostError(f"rank {rank} of {world_size} did not find rank 0 {where}: {_HOW}")
+    where = f"at {endpoint.address}:{endpoint.ports[0]} within {timeout:g} s (compute.timeout; {failure})"
+    raise PeerLostError(f"rank {rank} of {world_size} did not find rank 0 {where}: {_CURE}")
 
 
 def _store_port(answer: dict[str, Any]) -> int:
@@ -249,7 +249,7 @@ def _store_port(answer: dict[str, Any]) -> int:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    """A line of JSON; empty if it is none."""
+    """The object in a line of JSON; {} for any other text."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What git knows of this code: its commit, and whether it has changes."""
+"""The commit of this code by git, and whether the code has changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def git(*arguments: str) -> str:
     """The output of a git command in the repository. Raises GitError."""
     environment = {name: text for name, text in os.environ.items() if not _OTHER_REPOSITORY.fullmatch(name)}
     try:
-        done = run_program(["git", *arguments], _SECONDS, environment | {"LC_ALL": "C"}, ROOT)
+        result = run_program(["git", *arguments], _SECONDS, environment | {"LC_ALL": "C"}, ROOT)
     except subprocess.TimeoutExpired:
         raise GitError(f"git does not answer within {_SECONDS:g} s") from None
     except FileNotFoundError as error:
@@ -39,11 +39,11 @@ def git(*arguments: str) -> str:
         raise GitError(missing) from None
     except OSError as error:
         raise GitError(f"git cannot be started ({one_line(error)})") from None
-    if "dubious ownership" in done.stderr:
+    if "dubious ownership" in result.stderr:
         raise GitError(f"git rejects {ROOT}, which another user owns")
-    if done.returncode:
-        raise GitError(f"git finds no commit here ({(done.stderr.strip().splitlines() or ['?'])[0]})")
-    return done.stdout.strip()
+    if result.returncode:
+        raise GitError(f"git finds no commit here ({(result.stderr.strip().splitlines() or ['?'])[0]})")
+    return result.stdout.strip()
 
 
 def commit() -> str | None:

@@ -135,7 +135,7 @@ def test_ranks_that_do_not_connect_are_named(
     def fail(*_: Any) -> None:
         raise kind("[rank 1] Connection closed.")
 
-    monkeypatch.setattr(process_group, "_meet", fail)
+    monkeypatch.setattr(process_group, "_rendezvous", fail)
     with pytest.raises(PeerLostError) as caught:
         process_group.init_distributed({}, 5)
     assert str(caught.value) == (

@@ -353,7 +353,7 @@ def test_the_answer_of_rank_0_is_a_port_or_why_this_rank_has_none() -> None:
 
 def test_missing_ranks_are_named_with_place_and_time() -> None:
     listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 4)
-    end = f"at 127.0.0.1:{listener.port} within 1.5 s (compute.timeout): {rendezvous._HOW}"
+    end = f"at 127.0.0.1:{listener.port} within 1.5 s (compute.timeout): {rendezvous._CURE}"
     assert listener._missing(1.5) == f"ranks 1, 2, 3 of 4 did not arrive {end}"
     listener._arrived = {1: None, 2: None}
     assert listener._missing(1.5) == f"rank 3 of 4 did not arrive {end}"
@@ -365,11 +365,11 @@ def test_a_rank_that_is_gone_has_twice_the_time_of_an_answer_to_come_back(
 ) -> None:
     monkeypatch.setattr(rendezvous, "_REPLY_SECONDS", 4.0)
     listener = Listener(Endpoint("127.0.0.1", (0,), "run 7"), 4)
-    listener._gone = {1: 100.0, 2: 96.0}
+    listener._disconnected = {1: 100.0, 2: 96.0}
     listener._arrived = {2: None}
     for now, named in ((108.0, False), (108.5, True)):
         monkeypatch.setattr(rendezvous.time, "monotonic", lambda now=now: now)
-        listener._check_gone()
+        listener._check_disconnected()
         assert (listener._error is not None) is named
     assert str(listener._error) == "rank 1 ended before all ranks had arrived, see the end of its log"
     listener.close()
@@ -444,7 +444,7 @@ def test_a_rank_that_finds_nobody_says_where_it_looked_and_for_how_long() -> Non
         join(Endpoint("127.0.0.1", (port, free_port()), "run 7"), 2, 3, OWN, 0.15)
     assert str(caught.value) == (
         f"rank 2 of 3 did not find rank 0 at 127.0.0.1:{port} within 0.15 s "
-        f"(compute.timeout; nothing listens there): {rendezvous._HOW}"
+        f"(compute.timeout; nothing listens there): {rendezvous._CURE}"
     )
 
 

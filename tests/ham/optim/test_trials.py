@@ -83,7 +83,7 @@ def test_code_that_works_is_tried_once_for_a_device_and_dtype(monkeypatch):
 
 def test_without_triton_or_a_c_compiler_there_is_no_warning(monkeypatch):
     monkeypatch.setattr(implementations, "find_spec", lambda name: None)
-    monkeypatch.setattr(c_code, "_found", lambda: None)
+    monkeypatch.setattr(c_code, "_find_compiler", lambda: None)
     monkeypatch.delenv("CC", raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
