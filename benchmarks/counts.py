@@ -94,18 +94,18 @@ class Simulation:
         gc.enable()
         gc.collect()
         if operations:
-            print(f"{name}: {_listed(counter.launches - launches)}")
+            print(f"{name}: {_list_launches(counter.launches - launches)}")
         waits = self.device.syncs.total() - syncs
         row = {"step": name, **asdict(counter.total - before), "syncs": waits}
         return row | {"live": counter.live, "peak": counter.peak}
 
 
-def _listed(launches: Counter[str]) -> str:
+def _list_launches(launches: Counter[str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in launches.most_common())
 
 
 def ham_variants() -> list[tuple[str, str, bool]]:
-    """(row, implementation, are clamped exponents counted?)."""
+    """(row, implementation, True if clamped exponents are counted)."""
     names = [name for name in IMPLEMENTATIONS if name not in NOT_COUNTED]
     return [
         (f"HAM, {name}{f', {COUNTED}' if counted else ''}", name, counted)

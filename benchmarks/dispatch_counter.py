@@ -96,7 +96,7 @@ class DispatchCounter(TorchDispatchMode):
 
     def __enter__(self) -> DispatchCounter:
         for name, cost in KERNELS.items():
-            self._patches.enter_context(_replaced(name, partial(self._launch, name, cost)))
+            self._patches.enter_context(_replace(name, partial(self._launch, name, cost)))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -125,7 +125,7 @@ class DispatchCounter(TorchDispatchMode):
         return [t for t in tree_leaves(content) if isinstance(t, Tensor) and t.device.type == self.device]
 
     def _cost(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> Cost:
-        name, arguments = func._opname, list(_bound(func, args, kwargs))
+        name, arguments = func._opname, list(_bind(func, args, kwargs))
         read, written = [], []
         for argument, value in arguments:
             tensors = self._tensors(value)
@@ -134,7 +134,7 @@ class DispatchCounter(TorchDispatchMode):
             read += [] if is_changed and (name in _OVERWRITES or argument.name == "out") else tensors
         results = [
             tensor
-            for result, value in zip(func._schema.returns, _returned(func, out), strict=True)
+            for result, value in zip(func._schema.returns, _results(func, out), strict=True)
             if result.alias_info is None
             for tensor in self._tensors(value)
         ]
@@ -179,13 +179,13 @@ class DispatchCounter(TorchDispatchMode):
         self.live -= nbytes
 
 
-def _replaced(name: str, function: Callable[..., None]) -> AbstractContextManager:
+def _replace(name: str, function: Callable[..., None]) -> AbstractContextManager:
     """A context in which a name of KERNELS is another function."""
-    place, _, key = name.removesuffix("]").partition("[")
-    return patch.dict(place, {key: function}) if key else patch(place, function)
+    target, _, key = name.removesuffix("]").partition("[")
+    return patch.dict(target, {key: function}) if key else patch(target, function)
 
 
-def _bound(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+def _bind(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """(argument of the schema, its value) of those that were passed."""
     for number, argument in enumerate(func._schema.arguments):
         if number < len(args):
@@ -195,13 +195,13 @@ def _bound(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any
 
 
 def _is_changed(name: str, argument: Any, kwargs: dict[str, Any]) -> bool:
-    """Does the operation write this argument? Fused optimizers write gradients only to unscale them."""
+    """Return True if the operation writes this argument. Fused optimizers write gradients to unscale them."""
     if name.startswith("_fused_") and argument.name == "grads":
         return kwargs.get("grad_scale") is not None
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
-def _returned(func: Any, out: Any) -> Sequence[Any]:
+def _results(func: Any, out: Any) -> Sequence[Any]:
     return [out] if len(func._schema.returns) == 1 else out or []
 
 

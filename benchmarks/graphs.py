@@ -104,7 +104,7 @@ def own_epoch(cfg: Config, task: NodeData) -> Callable[[], None]:
 
 
 def stock_fits(cfg: Config, task: NodeData) -> bool:
-    """Does memory suffice? PyTorch Geometric's GraphSAGE gathers the first layer's inputs for every edge."""
+    """Return True if memory suffices: PyG's GraphSAGE gathers the first layer's inputs for every edge."""
     if cfg.model.conv is not Conv.sage or cfg.model.pre_linear:
         return True
     messages = 4 * task.edges.shape[1] * task.features.shape[1]  # bytes

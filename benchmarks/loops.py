@@ -73,12 +73,12 @@ def random_batches(count: int, batch_size: int, generator: torch.Generator) -> I
 
 def make_run(model: str, loaders: Loaders, batch_size: int, folder: Path, tiny: bool) -> Run:
     """A run of one epoch before its first step, with its logger and a directory for its checkpoint."""
-    words = [f"+exp={'deit' if model == 'deit_tiny' else 'dense'}", *MODELS[model], "epochs=1"]
-    words += [f"batch_size={batch_size}", f"data.image_size={SIZE}", f"data.num_classes={CLASSES}"]
-    words += ["compute.amp=false", "compute.channels_last=false"]
-    words += ["model.depth=1"] if tiny and model == "deit_tiny" else []
-    words += ["model.width=8", "model.layers=[1,1,1,1]"] if tiny and model == "resnet18" else []
-    cfg = load(words)
+    overrides = [f"+exp={'deit' if model == 'deit_tiny' else 'dense'}", *MODELS[model], "epochs=1"]
+    overrides += [f"batch_size={batch_size}", f"data.image_size={SIZE}", f"data.num_classes={CLASSES}"]
+    overrides += ["compute.amp=false", "compute.channels_last=false"]
+    overrides += ["model.depth=1"] if tiny and model == "deit_tiny" else []
+    overrides += ["model.width=8", "model.layers=[1,1,1,1]"] if tiny and model == "resnet18" else []
+    cfg = load(overrides)
     logger = RunLogger(folder, cfg)
     logger.start_progress(len(loaders.train), 0)
     return build(cfg, config_hash(cfg), ImageClassification(cfg, CPU, loaders), logger, CPU)
@@ -139,8 +139,8 @@ def epoch_row(model: str, rounds: int, quick: bool) -> dict[str, Any]:
 
 def read(batches: Iterable[Batch], images: int) -> None:
     """Read an epoch. Raises RuntimeError if it has another number of images: rates could not be compared."""
-    if (found := sum(len(labels) for _, labels in batches)) != images:
-        raise RuntimeError(f"an epoch has {found} images, not {images}: choose a batch size that fits both")
+    if (count := sum(len(labels) for _, labels in batches)) != images:
+        raise RuntimeError(f"an epoch has {count} images, not {images}: choose a batch size that fits both")
 
 
 def pipeline_row(name: str, workers: int, files: Path, rounds: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def multi_tensor_launches(sizes: Sequence[int], depth: int, *, scalars: bool = F
     Args:
         sizes: elements of each tensor.
         depth: number of lists of tensors, results included.
-        scalars: does each tensor have a scalar of its own?
+        scalars: True if each tensor has a scalar of its own.
         cuda: a key of LIMITS.
     """
     tensors_per_launch, most_blocks = LIMITS[cuda]

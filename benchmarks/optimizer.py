@@ -100,7 +100,7 @@ def hyp_step(implementation: str) -> tuple[Callable[[], object], list[object]]:
 
 
 def without_c(build: Callable[[], tuple[Callable[[], object], list[object]]]) -> Any:
-    """The same with `fused` as it is where there is no C compiler."""
+    """The variant with `fused` as it is without a C compiler."""
     step, roots = build()
 
     def step_without_c() -> object:
@@ -123,7 +123,7 @@ VARIANTS: dict[str, Callable[[], tuple[Callable[[], object], list[object]]]] = {
 
 def steps() -> dict[str, Callable[[], object]]:
     """The step of each variant that this device can run."""
-    found = {}
+    runnable = {}
     for name, build in VARIANTS.items():
         step, _ = build()
         try:
@@ -131,8 +131,8 @@ def steps() -> dict[str, Callable[[], object]]:
         except ValueError as error:
             print(f"{name} is left out: {error}")
         else:
-            found[name] = step
-    return found
+            runnable[name] = step
+    return runnable
 
 
 def reachable_bytes(roots: list[object]) -> int:

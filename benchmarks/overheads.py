@@ -39,7 +39,7 @@ def overhead_rows(rounds: int, tiny: bool) -> list[dict[str, Any]]:
     updated = make_run("RigL", False)
     for run in (dense, updated, *runs.values()):
         forward_backward(run, run.task.loaders.train.batch)  # gradients
-    calls = {part: partial(_repeated, added_work(run, part)) for part, run in runs.items()}
+    calls = {part: partial(_repeat, added_work(run, part)) for part, run in runs.items()}
     calls |= {UPDATE: partial(_update, updated), BASE: dense.optimizer.step}
     times = interleaved(calls, 5 * rounds)
     added = {part: added_in_rounds(part, times, runs["RigL"].sparsifier.interval) for part in BUDGETS}
@@ -96,7 +96,7 @@ def parametrized(model: nn.Module) -> list[tuple[nn.Module, str]]:
     return [(module, name) for module in modules for name in module.parametrizations]
 
 
-def _repeated(work: Callable[[], object]) -> None:
+def _repeat(work: Callable[[], object]) -> None:
     for _ in range(STEPS):
         work()
 

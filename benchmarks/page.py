@@ -95,10 +95,10 @@ def masks(r: Results) -> dict[str, str]:
 
 def throughput(r: Results) -> dict[str, str]:
     """Pipelines, complete steps and what each part adds to one."""
-    found = {row["part"]: row for row in r["overheads"]}
+    overheads = {row["part"]: row for row in r["overheads"]}
     parts = [
         (part, with_spread(row["ms"], row.get("spread_ms")), f"{100 * row['share']:.1f} %")
-        if (row := found.get(part))
+        if (row := overheads.get(part))
         else (part, NOT_MEASURED, "")
         for part in ("HAM", "AC/DC", "RigL", "STR", "m * w")
     ]
@@ -240,7 +240,7 @@ def count_table(facts: Results, launch_us: float) -> str:
 
 def figures(results: Path = RESULTS) -> dict[str, str]:
     """Name -> text of every table and figure."""
-    made: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, write in {
         "optimizer": ham,
         "masks": masks,
@@ -251,8 +251,8 @@ def figures(results: Path = RESULTS) -> dict[str, str]:
         "counts": counts,
         "gpu": gpu,
     }.items():
-        made |= write(json.loads((results / f"{name}.json").read_text()))
-    return made
+        texts |= write(json.loads((results / f"{name}.json").read_text()))
+    return texts
 
 
 def page(template: str, texts: dict[str, str]) -> str:

@@ -32,13 +32,13 @@ def photo_files(quick: bool) -> Iterator[dict[str, Path]]:
         if photos.is_dir() and not quick:
             files["image folder"] = photos
             script = [sys.executable, str(ROOT / "scripts" / "write_beton.py"), "--from", str(photos)]
-            done = subprocess.run([*script, "--to", folder], capture_output=True, text=True)
-            if done.returncode == 0:
+            result = subprocess.run([*script, "--to", folder], capture_output=True, text=True)
+            if result.returncode == 0:
                 files["FFCV"] = Path(folder)
             else:
-                print(f"FFCV is skipped: {(done.stderr.splitlines() or ['?'])[-1]}", file=sys.stderr)
+                print(f"FFCV is skipped: {(result.stderr.splitlines() or ['?'])[-1]}", file=sys.stderr)
         elif not quick:
-            print(f"image folder and FFCV are skipped: there is no {photos}", file=sys.stderr)
+            print(f"image folder and FFCV are skipped: {photos} does not exist", file=sys.stderr)
         yield files
 
 
@@ -75,8 +75,8 @@ def pipeline_rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
             rates = []
             for epoch in range(max(2, min(rounds, 4))):
                 images: list[int] = []
-                taken = seconds(lambda t=train, e=epoch, i=images: _read(t.batches(e), i))
-                rates.append(sum(images) / taken)
+                elapsed = seconds(lambda t=train, e=epoch, i=images: _read(t.batches(e), i))
+                rates.append(sum(images) / elapsed)
             rows.append(
                 {
                     "pipeline": name,

@@ -142,7 +142,7 @@ def is_simulated(tensor: Any) -> bool:
 
 
 def waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Does the host wait for a CUDA device in this operation?"""
+    """Return True if the host waits for a CUDA device in this operation."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     devices = {t.device.type for t in tensors}
     if func in _COPIES:
@@ -171,7 +171,7 @@ def place() -> str:
     return ELSEWHERE
 
 
-def _some(shape: Tensor) -> int:
+def _selected_count(shape: Tensor) -> int:
     return max(round(DENSITY * shape.numel()), 1)
 
 
@@ -190,7 +190,7 @@ def _convolution_backward(grad: Tensor, images: Tensor, weight: Tensor, bias: li
 
 def _unique(values: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False):
     integers = dict(dtype=torch.int64)
-    count = _some(values)
+    count = _selected_count(values)
     return (
         values.new_empty(count),
         values.new_empty(values.shape if return_inverse else 0, **integers),
@@ -200,11 +200,11 @@ def _unique(values: Tensor, sorted: bool = True, return_inverse: bool = False, r
 
 _TRUTHS = (aten.all.default, aten.any.default, aten.equal.default)
 _ANSWERS: dict[Any, Callable[..., Any]] = {
-    aten.nonzero.default: lambda t: t.new_empty((_some(t), t.ndim), dtype=torch.int64),
+    aten.nonzero.default: lambda t: t.new_empty((_selected_count(t), t.ndim), dtype=torch.int64),
     aten.equal.default: lambda one, other: True,
     aten.bincount.default: lambda t, weights=None, minlength=0: t.new_empty(minlength, dtype=torch.int64),
     aten.repeat_interleave.Tensor: lambda t, output_size=None: t.new_empty(output_size or TOTAL),
-    aten.masked_select.default: lambda t, mask: t.new_empty(_some(mask)),
+    aten.masked_select.default: lambda t, mask: t.new_empty(_selected_count(mask)),
     aten._unique2.default: _unique,
     aten._fused_sgd_.default: _fused_sgd,
     aten.convolution_backward.default: _convolution_backward,

@@ -91,32 +91,32 @@ def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = Tr
 def _tensor(tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`torch.tensor`, which copies from the CPU."""
 
-    def created(data: Any, *, device: torch.device | None = None, **options: Any) -> Tensor:
+    def create(data: Any, *, device: torch.device | None = None, **options: Any) -> Tensor:
         on_cpu = tensor(data, **options)
         if device is None or torch.device(device).type == "cpu":
             return on_cpu
         return on_cpu.to(device)
 
-    return created
+    return create
 
 
 def _save(save: Callable[..., None]) -> Callable[..., None]:
-    """`torch.save`, which copies to the CPU; zeros stand in the file for what fake tensors do not have."""
+    """`torch.save`, which copies to the CPU; the file has zeros for the values that fake tensors lack."""
 
-    def saved(content: Any, file: Any) -> None:
+    def save_zeros(content: Any, file: Any) -> None:
         on_cpu = tree_map_only(Tensor, lambda t: t.detach().cpu(), content)
         with unset_fake_temporarily():
             real = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), on_cpu)
             save(real, file)
 
-    return saved
+    return save_zeros
 
 
 def _load(load: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.load` of real tensors on the CPU."""
 
-    def loaded(file: Any, **options: Any) -> Any:
+    def load_real(file: Any, **options: Any) -> Any:
         with unset_fake_temporarily():
             return load(file, **options)
 
-    return loaded
+    return load_real

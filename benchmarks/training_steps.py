@@ -65,18 +65,18 @@ def make(
     Args:
         model: a key of MODELS.
         method: a key of METHODS.
-        ham: with HAM, with the paper's values.
+        ham: True to attach HAM, with the paper's values.
         batch_size: on this device.
         tiny: narrow layers, for a smoke test of ResNet18.
         device: None: the GPU if there is one. A CPU computes without mixed precision and channels_last.
     """
     exp, values, side, _, _ = MODELS[model]
-    words = [f"+exp={exp}", *METHODS[method], f"epochs={EPOCHS}", f"batch_size={batch_size}"]
-    words += [f"ham={values}"] if ham else []
+    overrides = [f"+exp={exp}", *METHODS[method], f"epochs={EPOCHS}", f"batch_size={batch_size}"]
+    overrides += [f"ham={values}"] if ham else []
     if device is None and not torch.cuda.is_available():
-        words += ["compute.amp=false", "compute.channels_last=false"]
-    words += ["model.width=8", "model.layers=[1,1,1,1]"] if tiny else []
-    cfg = load(words)
+        overrides += ["compute.amp=false", "compute.channels_last=false"]
+    overrides += ["model.width=8", "model.layers=[1,1,1,1]"] if tiny else []
+    cfg = load(overrides)
     device = device or setup_device(cfg)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, 3, side, side, generator=generator)

@@ -27,9 +27,9 @@ from ham.report.spec import PlanError
 def main(argv: list[str] | None = None) -> int:
     """Draw the figures; returns the exit status."""
     parser = Parser(description=__doc__.splitlines()[0])
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--figure", nargs="+", metavar="NAME", help="2a, 11, figure05, ...")
-    which.add_argument("--all", action="store_true", help="all figures (the default)")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--figure", nargs="+", metavar="NAME", help="2a, 11, figure05, ...")
+    choice.add_argument("--all", action="store_true", help="all figures (the default)")
     parser.add_argument("--theory", action="store_true", help="the figures of the theory instead")
     parser.add_argument("--demo", default="", choices=DEMOS, help="use scaled-down runs instead")
     parser.add_argument(

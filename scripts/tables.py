@@ -5,8 +5,8 @@
     python scripts/tables.py --demo digits            # demo_*: scaled-down runs, where there are any
 
 Needs no torch. A cell without a record says "not run" or "diverged". Invalid records of the chosen tables,
-and files that are in no run's place, are reported and left out. Exit status: 0 done, 1 a record was left out,
-2 wrong use.
+and files in a folder that belongs to no run, are reported and left out. Exit status:
+0 done, 1 a record was left out, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ham.report.table_files import FORMATS, full_names, read_records, render_tab
 def main(argv: list[str] | None = None) -> int:
     """Write the tables; returns the exit status."""
     parser = Parser(description=__doc__.splitlines()[0])
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--table", nargs="+", metavar="NAME", help="4, table04, control_str, ...")
-    which.add_argument("--all", action="store_true", help="all tables (the default)")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--table", nargs="+", metavar="NAME", help="4, table04, control_str, ...")
+    choice.add_argument("--all", action="store_true", help="all tables (the default)")
     parser.add_argument("--demo", default="", choices=DEMOS, help="use scaled-down runs instead")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default: all three")
     parser.add_argument(

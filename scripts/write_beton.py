@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"write_beton.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        place = error.filename or args.to
-        print(f"write_beton.py: cannot write {place}: {one_line(error)}", file=sys.stderr)
+        path = error.filename or args.to
+        print(f"write_beton.py: cannot write {path}: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("write_beton.py: interrupted; no incomplete file is left", file=sys.stderr)
@@ -58,8 +58,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--to", type=Path, required=True, help="folder to write to")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
-    splits, which = ("train", "val"), "which parts to write (default: both)"
-    parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help=which)
+    splits, splits_help = ("train", "val"), "which parts to write (default: both)"
+    parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help=splits_help)
     parser.add_argument("--max-resolution", type=int, default=500, help="pixels of the longer side, at most")
     parser.add_argument("--jpeg-share", type=float, default=0.5, help="fraction of images stored as JPEG")
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100")
