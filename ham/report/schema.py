@@ -1,6 +1,6 @@
 """The types and ranges of everything that a record keeps; files that others wrote are not trusted.
 
-A rule maps a value and its name to the field that is missing or of a wrong type, "" if there is none.
+A rule maps a value and its name to a message that names the missing or invalid field, "" if there is none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ _LABEL = re.compile(r"(?!.*[`|<>\[\]\\$~])(?!.*(?<! )\*|.*\*(?! ))(?!.*(?<!\w)_|
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+def _invalid(name: str) -> str:
+    return f"{name} is missing or invalid"
+
+
 def is_number(value: Any) -> bool:
     """Return True for an int or float that is finite and not above `LARGEST`, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
@@ -29,8 +33,10 @@ def is_number(value: Any) -> bool:
 
 def number(low: float = -LARGEST, high: float = LARGEST) -> Rule:
     """A number in a range."""
-    within = " that is finite" if high == LARGEST else f" within {low:g} and {high:g}"
-    return lambda value, name: "" if is_number(value) and low <= value <= high else f"no {name}{within}"
+    kind = "a finite number" if high == LARGEST else f"within {low:g} and {high:g}"
+    return lambda value, name: (
+        "" if is_number(value) and low <= value <= high else f"{name} is missing or not {kind}"
+    )
 
 
 def integer(low: int = 0, high: int = _LARGEST_COUNT) -> Rule:
@@ -38,29 +44,29 @@ def integer(low: int = 0, high: int = _LARGEST_COUNT) -> Rule:
 
     def rule(value: Any, name: str) -> str:
         if not isinstance(value, int) or isinstance(value, bool):
-            return f"no {name}"
-        return "" if low <= value <= high else f"no {name} within {low} and {high}"
+            return _invalid(name)
+        return "" if low <= value <= high else f"{name} is not within {low} and {high}"
 
     return rule
 
 
 def of_type(kind: type) -> Rule:
     """A value of a type, whose content other rules check."""
-    return lambda value, name: "" if isinstance(value, kind) else f"no {name}"
+    return lambda value, name: "" if isinstance(value, kind) else _invalid(name)
 
 
 def text(pattern: re.Pattern[str] | None = None) -> Rule:
     """A text, of a pattern if given."""
     return lambda value, name: (
-        "" if isinstance(value, str) and (pattern is None or pattern.fullmatch(value)) else f"no {name}"
+        "" if isinstance(value, str) and (pattern is None or pattern.fullmatch(value)) else _invalid(name)
     )
 
 
 def label(value: Any, name: str) -> str:
     """A text that pages show: printable ASCII without markup, at most 300 characters."""
     if not isinstance(value, str):
-        return f"no {name}"
-    return "" if _LABEL.fullmatch(value) else f"no {name} in plain words (it is {value[:60]!r})"
+        return _invalid(name)
+    return "" if _LABEL.fullmatch(value) else f"{name} is not in plain words (it is {value[:60]!r})"
 
 
 def nullable(rule: Rule) -> Rule:
@@ -73,7 +79,7 @@ def each(rule: Rule) -> Rule:
     return lambda value, name: (
         next(filter(None, (rule(item, name) for item in value)), "")
         if isinstance(value, list)
-        else f"no {name}"
+        else _invalid(name)
     )
 
 
@@ -82,7 +88,7 @@ def mapping(rule: Rule) -> Rule:
     return lambda value, name: (
         next(filter(None, (rule(item, f"{name}.{key}") for key, item in value.items())), "")
         if isinstance(value, dict)
-        else f"no {name}"
+        else _invalid(name)
     )
 
 
@@ -91,7 +97,7 @@ def fields(required: Mapping[str, Rule], optional: Mapping[str, Rule] | None = N
 
     def rule(value: Any, name: str) -> str:
         if not isinstance(value, dict):
-            return f"no {name}" if name else "not a JSON object"
+            return _invalid(name) if name else "not a JSON object"
         known = {**required, **{key: kind for key, kind in (optional or {}).items() if key in value}}
         prefix = f"{name}." if name else ""
         checked = (kind(value.get(key, _MISSING), f"{prefix}{key}") for key, kind in known.items())
@@ -203,7 +209,7 @@ EPOCH = fields({"epoch": integer()})
 
 
 def epoch_error(line: Any) -> str:
-    """The name of an invalid value in a line of metrics.jsonl, "" if there is none."""
+    """A message that names the invalid value of a line of metrics.jsonl, "" if there is none."""
     if error := EPOCH(line, ""):
         return error
     rules = {"layers": of_type(dict), "masks_from": _SOURCE}

@@ -194,7 +194,7 @@ def test_invalid_runs_are_reported_and_the_others_collected(
         "acdc_s90/seed1": "incomplete",
         "str_s90/seed0": "differs from configs/lock.json",
         "str_s90/seed1": "overrides on the command line",
-        "str_s90/seed2": "no reason",
+        "str_s90/seed2": "reason is missing or invalid",
         "dense-tiny/seed0": "scaled down to 'tiny'",
         "snip_s90/seed0": "no metrics.jsonl",
         "snip_s90/seed7": "its summary is of snip_s90 seed 1",

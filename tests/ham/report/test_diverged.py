@@ -69,4 +69,4 @@ def test_a_damaged_record_of_a_divergence_is_reported(
     path.write_text(path.read_text().replace('"reason"', '"cause"'))
     assert COMMAND.main(["--table", "10", "--results", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"tables.py: left out {path}: it is incomplete: no reason")
+    assert error.startswith(f"tables.py: left out {path}: it is incomplete: reason is missing or invalid")

@@ -175,7 +175,7 @@ def damaged(content: dict, how: str) -> None:
         ("seeds", "its number of seeds is not the paper's"),
         ("dirty", "uncommitted changes"),
         ("another", "another configuration now"),
-        ("graph", "it is incomplete: no graph.name"),
+        ("graph", "it is incomplete: graph.name is missing or invalid"),
         ("", "its graph is '', and not that of node/cora_sage: collect it again with --runs"),
         ("citeseer", "its graph is 'citeseer', and not that of node/cora_sage"),
         ("missing", "cannot be read (KeyError('seeds'))"),

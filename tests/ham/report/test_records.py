@@ -52,13 +52,15 @@ def test_records_hold_no_path_no_host_and_no_unknown_field(
 
 
 ALTERED = {
-    "incomplete: no config_hash": {"config_hash": None},
-    "incomplete: no seed": {"seed": "1"},
-    "incomplete: no seed within": {"seed": -1},
-    "incomplete: no metrics": {"metrics": [1]},
-    "incomplete: no metrics.top1_last": {"metrics": {"top1_best": 70.0}},
-    "no metrics.top1_best within 0 and 100": {"metrics": {"top1_last": 70.0, "top1_best": float("nan")}},
-    "no sparsity.overall": {"sparsity": {"target": 0.9, "overall": 1.5}},
+    "incomplete: config_hash is missing or invalid": {"config_hash": None},
+    "incomplete: seed is missing or invalid": {"seed": "1"},
+    "incomplete: seed is not within": {"seed": -1},
+    "incomplete: metrics is missing or invalid": {"metrics": [1]},
+    "incomplete: metrics.top1_last is missing": {"metrics": {"top1_best": 70.0}},
+    "metrics.top1_best is missing or not within 0 and 100": {
+        "metrics": {"top1_last": 70.0, "top1_best": float("nan")}
+    },
+    "sparsity.overall is missing or not within 0 and 1": {"sparsity": {"target": 0.9, "overall": 1.5}},
     "status is 'stopped'": {"status": "stopped"},
     "differs from configs/lock.json (00000000, now": {"config_hash": "0" * 64},
     "contradict each other": {"epochs": 7},
@@ -87,7 +89,7 @@ def test_an_invalid_summary_is_one_line(reason: str, make_summary: Callable[...,
         ({"resumed_from": [{"commit": "a" * 40, "dirty": True}]}, "uncommitted changes"),
         ({"resumed_from": [{"dirty": False}]}, "commit of its code is unknown"),
         ({"config_hash": "1" * 64}, "contradict each other"),
-        ({"argv": "none"}, "no provenance.argv"),
+        ({"argv": "none"}, "provenance.argv is missing or invalid"),
     ],
 )
 def test_the_commit_of_its_code_is_known(
@@ -110,7 +112,7 @@ def test_the_task_decides_the_metrics(exp: str, make_summary: Callable[..., dict
     other = {"top1_last": 1.0, "top1_best": 1.0, "valid_last": 1.0, "valid_best": 1.0}
     for name in run.info.reported:
         del other[name]
-    with pytest.raises(InvalidRecord, match="no metrics"):
+    with pytest.raises(InvalidRecord, match=r"metrics\.\w+ is missing"):
         validation.check(summary | {"metrics": other})
 
 
@@ -187,12 +189,12 @@ def test_epochs_are_complete_and_without_layers(
         ({"top1": 75, "sign_flips": None}, ""),  # None: not measured in this epoch
         ({"layers": {"conv1": 0.9}}, ""),
         ({"masks_from": {"exp": "acdc_s90", "seed": 0, "config_hash": "0" * 64}}, ""),
-        ({"sign_flips": None, "top1": "75"}, "no top1 that is finite"),
-        ({"top1": [75]}, "no top1 that is finite"),
-        ({"top1": float("nan")}, "no top1 that is finite"),
-        ({"layers": [0.9]}, "no layers"),
-        ({"masks_from": "acdc_s90"}, "no masks_from"),
-        ({"epoch": None}, "no epoch"),
+        ({"sign_flips": None, "top1": "75"}, "top1 is missing or not a finite number"),
+        ({"top1": [75]}, "top1 is missing or not a finite number"),
+        ({"top1": float("nan")}, "top1 is missing or not a finite number"),
+        ({"layers": [0.9]}, "layers is missing or invalid"),
+        ({"masks_from": "acdc_s90"}, "masks_from is missing or invalid"),
+        ({"epoch": None}, "epoch is missing or invalid"),
     ],
 )
 def test_values_of_an_epoch_are_numbers_or_none(values: dict[str, Any], problem: str) -> None:
@@ -244,6 +246,8 @@ def test_every_sparsifier_trains_scaled_down() -> None:
 
 # rules of single values
 
+INVALID = "x is missing or invalid"
+
 
 @pytest.mark.parametrize(
     ("rule", "lowest", "highest"),
@@ -257,10 +261,10 @@ def test_every_sparsifier_trains_scaled_down() -> None:
 def test_a_number_may_be_either_end_of_its_range(rule: schema.Rule, lowest: float, highest: float) -> None:
     for value in (lowest, highest, (lowest + highest) / 2):
         assert rule(value, "x") == ""
-    end = "that is finite" if highest == 1e100 else f"within {lowest:g} and {highest:g}"
+    end = "a finite number" if highest == 1e100 else f"within {lowest:g} and {highest:g}"
     below, above = lowest - 0.01 * max(1, abs(lowest)), highest + 0.01 * max(1, abs(highest))
     for value in (below, above, float("nan"), float("inf"), True, "1", None):
-        assert rule(value, "x") == f"no x {end}"
+        assert rule(value, "x") == f"x is missing or not {end}"
 
 
 @pytest.mark.parametrize(
@@ -270,15 +274,15 @@ def test_a_number_may_be_either_end_of_its_range(rule: schema.Rule, lowest: floa
 def test_an_integer_may_be_either_end_of_its_range(rule: schema.Rule, lowest: int, highest: int) -> None:
     assert rule(lowest, "x") == rule(highest, "x") == ""
     for value in (lowest - 1, highest + 1):
-        assert rule(value, "x") == f"no x within {lowest} and {highest}"
+        assert rule(value, "x") == f"x is not within {lowest} and {highest}"
     for value in (float(lowest), True, str(lowest), None):
-        assert rule(value, "x") == "no x"
+        assert rule(value, "x") == INVALID
 
 
 def test_a_label_has_at_most_300_characters_of_which_a_message_shows_60() -> None:
     assert schema.label("x" * 300, "cell") == schema.label("", "cell") == ""
-    assert schema.label("x" * 301, "cell") == f"no cell in plain words (it is {'x' * 60!r})"
-    assert schema.label(3, "cell") == "no cell"
+    assert schema.label("x" * 301, "cell") == f"cell is not in plain words (it is {'x' * 60!r})"
+    assert schema.label(3, "cell") == "cell is missing or invalid"
 
 
 def nested(levels: int) -> Any:
@@ -313,20 +317,24 @@ def test_numbers_of_any_place_are_finite() -> None:
 
 def test_rules_of_lists_objects_and_texts_name_the_field() -> None:
     assert schema.each(schema.integer())([0, 1], "x") == schema.each(schema.integer())([], "x") == ""
-    assert schema.each(schema.integer())([0, "1"], "x") == schema.each(schema.integer())({}, "x") == "no x"
-    assert schema.mapping(schema.integer())({"a": 0, "b": "1"}, "x") == "no x.b"
+    assert schema.each(schema.integer())([0, "1"], "x") == schema.each(schema.integer())({}, "x") == INVALID
+    assert schema.mapping(schema.integer())({"a": 0, "b": "1"}, "x") == "x.b is missing or invalid"
     assert schema.mapping(schema.integer())({"a": 0}, "x") == ""
-    assert schema.mapping(schema.integer())([], "x") == "no x"
+    assert schema.mapping(schema.integer())([], "x") == INVALID
     assert schema.nullable(schema.integer())(None, "x") == schema.nullable(schema.integer())(1, "x") == ""
-    assert schema.nullable(schema.integer())("", "x") == "no x"
+    assert schema.nullable(schema.integer())("", "x") == INVALID
     assert schema.text()("any", "x") == schema.of_type(dict)({}, "x") == ""
-    assert schema.text()(1, "x") == schema.of_type(dict)([], "x") == "no x"
+    assert schema.text()(1, "x") == schema.of_type(dict)([], "x") == INVALID
     rule = schema.fields({"a": schema.integer()}, {"b": schema.integer()})
     assert rule({"a": 0}, "") == rule({"a": 0, "b": 1, "c": "odd"}, "") == ""
-    assert [rule(value, "x") for value in ({}, {"a": 0, "b": None}, [])] == ["no x.a", "no x.b", "no x"]
+    assert [rule(value, "x") for value in ({}, {"a": 0, "b": None}, [])] == [
+        "x.a is missing or invalid",
+        "x.b is missing or invalid",
+        INVALID,
+    ]
     assert [rule(value, "") for value in ({}, {"a": 0, "b": None}, [])] == [
-        "no a",
-        "no b",
+        "a is missing or invalid",
+        "b is missing or invalid",
         "not a JSON object",
     ]
 
@@ -368,7 +376,7 @@ def test_the_identity_of_a_run_has_types_and_ranges(
     for value in good:
         assert schema.IDENTITY(altered(summary, place, value), "") == "", value
     for value in bad:
-        assert schema.IDENTITY(altered(summary, place, value), "").startswith(f"no {place.partition('[')[0]}")
+        assert schema.IDENTITY(altered(summary, place, value), "").startswith(place.partition("[")[0])
 
 
 @pytest.mark.parametrize(
@@ -403,13 +411,13 @@ def test_results_have_types_and_ranges(
     for value in good:
         assert rule(altered(summary, place, value), "") == "", value
     for value in bad:
-        assert rule(altered(summary, place, value), "").startswith(f"no {place}"), value
+        assert rule(altered(summary, place, value), "").startswith(place), value
 
 
 def test_only_a_node_run_needs_a_graph_and_its_number_of_validation_nodes() -> None:
     content = {"metrics": {}, "sparsity": {"target": 0, "overall": 0}}
     assert schema.results((), is_node=False)(content, "") == ""
-    assert schema.results((), is_node=True)(content, "") == "no graph"
+    assert schema.results((), is_node=True)(content, "") == "graph is missing or invalid"
 
 
 # summaries and what they contradict
@@ -482,8 +490,8 @@ def test_a_summary_may_end_at_its_best_and_within_rounding_of_its_target(
             {"config_hash": "0" * 64},
             "its configuration hash differs from configs/lock.json: move it away and run it again",
         ),
-        ({"reason": None}, "it is incomplete: no reason; move it away and run it again"),
-        ({"seed": None}, "it is incomplete: no seed; move it away and run it again"),
+        ({"reason": None}, "it is incomplete: reason is missing or invalid; move it away and run it again"),
+        ({"seed": None}, "it is incomplete: seed is missing or invalid; move it away and run it again"),
         (
             {"exp": "nonsense"},
             "configs/lock.json has no experiment 'nonsense': run python scripts/lock.py if",
@@ -561,7 +569,8 @@ def test_the_last_epoch_is_that_of_the_summary(
         read([*lines[:-1], lines[-1] | {"top1": 74.9}])
     read([*lines[:-2], lines[-2] | {"top1": 0.0}, lines[-1]])
     with pytest.raises(
-        InvalidRecord, match=r"^its metrics are invalid \(no epoch\): move it away and run it again$"
+        InvalidRecord,
+        match=r"^its metrics are invalid \(epoch is missing or invalid\): move it away and run it again$",
     ):
         read([{}, *lines[1:]])
 

@@ -455,7 +455,7 @@ def test_processors_are_named_and_mixed_seeds_marked(
     ("altered", "words"),
     [
         ({"status": "done"}, "its status is 'done'"),
-        ({"reason": 5}, "no reason"),
+        ({"reason": 5}, "reason is missing or invalid"),
         ({"epochs": 31}, "ended after 31 of 30 epochs"),
         ({"config_hash": "0" * 64}, "overrides on the command line"),
     ],
