@@ -145,7 +145,7 @@ def figures() -> list[str]:
 
 def table(name: str) -> Table:
     """Table `4`, `table04` or `control_str`. Raises PlanError."""
-    name = _known(table_name(name), tables(), "table")
+    name = _check_name(table_name(name), tables(), "table")
     path = CONFIGS / "tables" / f"{name}.yaml"
     with reading(path):
         return _table(name, read_yaml(path))
@@ -180,7 +180,7 @@ def _table(name: str, content: dict[str, Any]) -> Table:
 def figure(name: str) -> Figure:
     """Figure `11`, `2a` or `figure11`. Raises PlanError."""
     name = figure_name(name)
-    path = CONFIGS / "figures" / f"{_known(name, figures(), 'figure')}.yaml"
+    path = CONFIGS / "figures" / f"{_check_name(name, figures(), 'figure')}.yaml"
     with reading(path):
         return _figure(name, read_yaml(path))
 
@@ -224,7 +224,8 @@ def _cell(content: dict[str, Any]) -> Cell:
     return Cell(**content | {"paper": tuple(content.get("paper", ()))})
 
 
-def _known(name: str, names: list[str], kind: str) -> str:
+def _check_name(name: str, names: list[str], kind: str) -> str:
+    """The name, if it is one of `names`; raises PlanError otherwise."""
     if name not in names:
         theory = "; scripts/figures.py --theory draws the others" if kind == "figure" else ""
         raise PlanError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}{theory}")

@@ -157,7 +157,7 @@ def _at_scale(cell: Cell | None, records: Mapping[RunSpec, Record], demo: str) -
     return None if lacks else cell
 
 
-def _paired(
+def _mean_difference(
     cell: Cell, seeds: tuple[int, ...], records: Mapping[RunSpec, Record], demo: str
 ) -> Difference | None:
     """Mean difference to the experiment `cell.against` over the seeds for which both have a record."""
@@ -190,7 +190,7 @@ def _cell_result(
         Sample.of(achieved).mean if recorded else None,
         tuple(sorted({size for record in recorded for size in _world_sizes(record)})),
         len(seeds),
-        _paired(cell, seeds, records, demo),
+        _mean_difference(cell, seeds, records, demo),
         sum(run in diverged and run not in records for run in runs),
     )
 

@@ -57,7 +57,7 @@ class Answering:
                 path=folder / f"{task}{part}.jsonl",
                 settings=settings_hash(self.cfg.model, language.model, task, own_questions, data.scoring),
                 log=self.logger.log,
-                after_batch=self._stop_if_asked,
+                after_batch=self._raise_if_stopped,
             )
         if distributed.all_reduce_or(int(bool(self.received))):
             name = self.received[0] if self.received else "a signal to another rank"
@@ -71,7 +71,7 @@ class Answering:
         check_owner(self.logger.folder)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _stop_if_asked(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.received:
             raise Interrupted
 

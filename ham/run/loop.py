@@ -69,7 +69,7 @@ def train(run: Run) -> None:
         catch_stop_signals() as received,
         distributed.translate_collective_errors(where),
         _translate_nan_scores(run),
-        _metrics_written(run),
+        _write_metrics_at_end(run),
     ):
         run.saved_at = time.monotonic()
         while run.epoch < run.cfg.epochs:
@@ -229,7 +229,7 @@ def _translate_nan_scores(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _metrics_written(run: Run) -> Iterator[None]:
+def _write_metrics_at_end(run: Run) -> Iterator[None]:
     """Write the metrics of the finished epochs, also if training ends with an error."""
     try:
         yield

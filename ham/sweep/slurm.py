@@ -49,7 +49,7 @@ def submit(
         SweepError: a setting is wrong, or sbatch rejected an array; earlier arrays stay submitted.
     """
     for name in dict.fromkeys(map(resource_class, todo)):
-        check_options([*_requested(name), *extra])
+        check_options([*_sbatch_options(name), *extra])
     site = job_environment()
     limit = largest_array(site)
     jobs = {run: state.job for run, state in states.items() if state.job}
@@ -77,7 +77,7 @@ def _submit_array(
         f"--job-name={JOB}{manifest_hash(manifest)}",
         f"--output={_pattern(sweeps.logs)}/{sweeps.log(manifest_hash(manifest), '%a').name}",
         f"--array=1-{len(runs)}%{site.get('HAM_ARRAY_THROTTLE', '16')}",
-        *_requested(name),
+        *_sbatch_options(name),
         *dependencies,
         str(SLURM / "array.sbatch"),
         str(manifest),
@@ -91,7 +91,7 @@ def _submit_array(
     return _job_id(output)
 
 
-def _requested(name: str) -> list[str]:
+def _sbatch_options(name: str) -> list[str]:
     """A resource class as options of sbatch."""
     return [f"--{key}={value}" for key, value in resources()[name].sbatch.items()]
 

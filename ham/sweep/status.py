@@ -146,10 +146,10 @@ class Sweeps(RunsFolder):
             return RunStatus(Status.RUNNING, "by another process")
         if not summary and (note := self._divergence(run)):
             return RunStatus(Status.DIVERGED, note)
-        recorded = None if masks or self._again else _recorded(run)
+        recorded = None if masks or self._again else _status_of_record(run)
         if rejection and (recorded is None or recorded.kind is not Status.DONE):
             return RunStatus(Status.STALE, f"{folder}: {rejection}")
-        return recorded or self._unfinished(run)
+        return recorded or self._status_of_unfinished(run)
 
     def _divergence(self, run: RunSpec) -> str:
         """Why the run diverged, by its directory or its committed record, and the cure; "" if it did not."""
@@ -214,7 +214,7 @@ class Sweeps(RunsFolder):
             return str(error)
         return ""
 
-    def _unfinished(self, run: RunSpec) -> RunStatus:
+    def _status_of_unfinished(self, run: RunSpec) -> RunStatus:
         """The status of a run without a result, by the list of launched runs and the end of its log."""
         if logs := self.existing_logs(run):
             last = last_log_line(logs[-1])
@@ -266,8 +266,8 @@ def _check_files(folder: Path) -> None:
                 open_binary(folder / name).close()
 
 
-def _recorded(run: RunSpec) -> RunStatus | None:
-    """What its committed record says; None if there is none, or its epochs are missing."""
+def _status_of_record(run: RunSpec) -> RunStatus | None:
+    """The status by the committed record of a run; None without a record, or if its epochs are missing."""
     path = path_of(run, RESULTS)
     if run.demo not in ("", *DEMOS) or not path.exists():
         return None

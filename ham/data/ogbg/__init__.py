@@ -77,15 +77,15 @@ class OGBG(Data):
         key = cache_key(source.folder, source.files, packages, self.name)
         path = source.folder / FOLDER / f"{key}.safetensors"
         graphs = from_tensors(
-            self._cached(path, lambda: self._build(source, log), log, "reads the raw files")
+            self._load_or_build(path, lambda: self._build(source, log), log, "reads the raw files")
         )
         if not self.walk_steps:
             return graphs
         path = path.with_name(f"{key}-walks{self.walk_steps}.safetensors")
-        walks = self._cached(path, lambda: self._walks(graphs), log, "computes the random walks")
+        walks = self._load_or_build(path, lambda: self._walks(graphs), log, "computes the random walks")
         return replace(graphs, walks=walks["walks"])
 
-    def _cached(
+    def _load_or_build(
         self, path: Path, build: Callable[[], Tensors], log: Callable[[str], None], work: str
     ) -> Tensors:
         """`load_or_build` in a single process; several ranks load. Raises DataError."""

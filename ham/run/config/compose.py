@@ -46,7 +46,7 @@ def load(overrides: Sequence[str]) -> Config:
     parsed = parse(overrides)
     _check_choices(parsed)
     try:
-        return _typed(_compose(overrides), parsed)
+        return _to_config(_compose(overrides), parsed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         _check_demo(overrides, parsed)
         raise ConfigError(explain_hydra(error, parsed)) from error
@@ -92,7 +92,7 @@ def register() -> None:
             _REGISTERED[group, name] = node
 
 
-def _typed(node: DictConfig, parsed: list[Override]) -> Config:
+def _to_config(node: DictConfig, parsed: list[Override]) -> Config:
     with open_dict(node):
         node.name = _value(parsed, "exp") or "custom"
         node.overridden = any(_is_override(o.key_or_group) for o in parsed)
@@ -205,7 +205,7 @@ def _check_demo(overrides: list[str], parsed: list[Override]) -> None:
         return
     plain = [text for text in overrides if not _is_demo(text)]
     try:
-        task = task_of(_typed(_compose(plain), parse(plain)).data)
+        task = task_of(_to_config(_compose(plain), parse(plain)).data)
     except (HydraException, OmegaConfBaseException, ValueError):
         return  # wrong without the demo too
     if demo not in task.demos:

@@ -176,7 +176,7 @@ def test_stop_signals_are_noted_and_their_handlers_come_back() -> None:
 
 
 def test_metrics_are_written_however_training_ends(run: Noted) -> None:
-    with pytest.raises(KeyError), loop._metrics_written(run):
+    with pytest.raises(KeyError), loop._write_metrics_at_end(run):
         raise KeyError
     assert run.events == [("flush",)]
 
