@@ -101,7 +101,7 @@ class MaskSet:
                     f"the mask of {name} must have its weight's shape {tuple(weights[name].shape)}, got "
                     f"{tuple(mask.shape)}"
                 )
-        self._masks = {name: _copy_like(masks[name], w.parameters[0]) for name, w in weights.items()}
+        self._masks = {name: _placed(masks[name], w.parameters[0]) for name, w in weights.items()}
         self._multipliers, self._fills = {}, {}
         self._check_equal(masks)
 
@@ -140,7 +140,7 @@ class MaskSet:
                 f"the mask of {name} was made on the meta device and has no values: attach the "
                 "sparsifier after model.to_empty(device=...)"
             )
-        self._masks[name] = _copy_like(mask, reference)
+        self._masks[name] = _placed(mask, reference)
         self._multipliers.pop(name, None)
 
     def _trained_tensors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -279,7 +279,7 @@ def zero_pruned_(tensors: Sequence[tuple[Tensor, Tensor]]) -> None:
                 tensor.masked_fill_(multiplier == 0, 0)
 
 
-def _copy_like(mask: Tensor, reference: Tensor) -> Tensor:
+def _placed(mask: Tensor, reference: Tensor) -> Tensor:
     """A copy of the mask in the layout, on the device and in the memory format of a weight's tensor."""
     part = torch.empty_like(local(reference), dtype=torch.bool)
     part.copy_(local(place_like(mask, reference)))
