@@ -189,8 +189,8 @@ def test_an_image_that_one_rank_cannot_read_is_named(launch: Callable, tmp_path:
         TRAIN, *argv, "batch_size=8", "epochs=2", f"runs_dir={tmp_path / 'runs'}", "compute.timeout=20"
     )
     assert sorted(pair.wait()) == [1, 2], "\n".join(pair.said())
-    told = [line for said in pair.said() for line in complaints(said)]
-    assert sum(f"{damaged} cannot be decoded" in line for line in told) == 1 and len(told) == 2, told
+    messages = [line for said in pair.said() for line in complaints(said)]
+    assert sum(f"{damaged} cannot be decoded" in line for line in messages) == 1 and len(messages) == 2, messages
 
 
 if __name__ == "__main__":

@@ -244,21 +244,21 @@ class Process:
 
 
 def encode_all(
-    path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any], size: int, told: list[Any]
+    path: Path, monkeypatch: pytest.MonkeyPatch, results: list[Any], size: int, calls: list[Any]
 ) -> None:
-    """Encode two images with stand-ins for FFCV's writer and the processes, and note what FFCV is told."""
+    """Encode two images with stand-ins for FFCV's writer and the processes, and list the calls of FFCV."""
     path.write_bytes(bytes(size))
 
     def writer(*arguments: object, **options: object) -> SimpleNamespace:
-        told.append((arguments, options))
-        memory = SimpleNamespace(close=lambda: told.append("close"), unlink=lambda: told.append("unlink"))
+        calls.append((arguments, options))
+        memory = SimpleNamespace(close=lambda: calls.append("close"), unlink=lambda: calls.append("unlink"))
         made = SimpleNamespace(fname="f", data_region_start=5, page_size=100, metadata_sm=memory)
-        made.prepare = lambda: told.append(("prepare", made.num_samples))
-        made.finalize = lambda allocations: told.append(sorted(allocations))
+        made.prepare = lambda: calls.append(("prepare", made.num_samples))
+        made.finalize = lambda allocations: calls.append(sorted(allocations))
         return made
 
     def allocator(*arguments: object) -> SimpleNamespace:
-        told.append(arguments)
+        calls.append(arguments)
         return SimpleNamespace(offset=5, next_page_allocated=SimpleNamespace(value=2), page_size=100)
 
     ffcv = SimpleNamespace(writer=SimpleNamespace(DatasetWriter=writer))
@@ -274,15 +274,15 @@ def encode_all(
     try:
         beton_encoder.encode_all(path, source, {"image": None}, 500, len(results))
     finally:
-        told.append([process.calls for process in Process.started])
+        calls.append([process.calls for process in Process.started])
 
 
 def test_the_file_gets_the_allocations_of_all_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, told = tmp_path / "file", []
-    encode_all(path, monkeypatch, [[(1, 9, 2)], [(0, 7, 2)]], 205, told)
-    assert told == [
+    path, calls = tmp_path / "file", []
+    encode_all(path, monkeypatch, [[(1, 9, 2)], [(0, 7, 2)]], 205, calls)
+    assert calls == [
         *(((str(path), {"image": None}), {"page_size": 2**23}), ("prepare", 2), ("f", 5, 100)),
         *([(0, 7, 2), (1, 9, 2)], "close", "unlink", [["kill", "join"]] * 2),
     ]
@@ -292,7 +292,7 @@ def test_the_file_gets_the_allocations_of_all_workers(
 def test_no_process_and_no_shared_memory_stays_after_an_error(
     result: Any, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
+    calls: list[Any] = []
     with pytest.raises(OSError, match=r"disk|204 of 205 bytes"):
-        encode_all(tmp_path / "file", monkeypatch, [result], size, told)
-    assert told[3:] == ["close", "unlink", [["kill", "join"]]]
+        encode_all(tmp_path / "file", monkeypatch, [result], size, calls)
+    assert calls[3:] == ["close", "unlink", [["kill", "join"]]]

@@ -26,7 +26,7 @@ class Response(io.BytesIO):
 
 
 class Bar:
-    """In place of a progress bar: its arguments, and the bytes that it was told of."""
+    """In place of a progress bar: its arguments, and the sum of the bytes reported to it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.arguments, self.options, self.count = arguments, options, 0

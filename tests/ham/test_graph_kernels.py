@@ -230,7 +230,7 @@ def test_rows_are_divided_so_that_parts_have_about_as_many_entries(monkeypatch):
 
 
 class OnAnotherDevice:
-    """Stands for a tensor of a device, and tells how it is copied."""
+    """Stands for a tensor of a device, and records how it is copied."""
 
     def __init__(self, kind, is_pinned=False):
         self.device, self.is_pinned = torch.device(kind), is_pinned

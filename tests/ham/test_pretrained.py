@@ -1,4 +1,4 @@
-"""Checkpoints of language models: where they are, whether they fit, and what a reader is told if not."""
+"""Checkpoints of language models: where they are, whether they fit, and the error if not."""
 
 from __future__ import annotations
 
@@ -214,8 +214,8 @@ OFFLINE = (
     ],
 )
 def test_an_error_of_a_package_is_one_line_with_the_cure(raised: Exception, message: str) -> None:
-    told = _explain(raised, SOURCE, "model")
-    assert told.startswith(message) and "\n" not in told
+    explanation = _explain(raised, SOURCE, "model")
+    assert explanation.startswith(message) and "\n" not in explanation
 
 
 def test_a_tokenizer_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

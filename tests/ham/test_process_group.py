@@ -71,8 +71,8 @@ def test_rank_0_collects_the_others_and_tells_them_the_store(
 ) -> None:
     made: list[Listener] = []
 
-    told: list[tuple[str, str]] = []
-    agent = SimpleNamespace(set=lambda *pair: told.append(pair))
+    pairs: list[tuple[str, str]] = []
+    agent = SimpleNamespace(set=lambda *pair: pairs.append(pair))
 
     def listen(*arguments: Any) -> Listener:
         made.append(Listener(*arguments))
@@ -95,7 +95,7 @@ def test_rank_0_collects_the_others_and_tells_them_the_store(
         process_group.init_distributed({"seed": 1}, 5)
         (endpoint, size), *events = made[0].events
         assert (endpoint.address, endpoint.ports, size) == ("node0", (0,), 3) and len(endpoint.run) == 16
-        assert told == [("ham rank 0", f"31000 {endpoint.run}")]
+        assert pairs == [("ham rank 0", f"31000 {endpoint.run}")]
         assert events == [({"seed": 1}, 5), 0]
         assert torch_calls["init"][1]["store"] == ("prefix", endpoint.run, agent)
     else:

@@ -408,10 +408,10 @@ def test_a_process_may_connect_again_and_another_one_of_its_rank_may_not(pair: t
     connection, theirs = pair
     listener = Listener(Endpoint("127.0.0.1", (0,), ""), 3)
     line = {"run": "", "rank": 1, "world_size": 3, "identity": {}, "token": "a"}
-    for token, told in (("a", 1), ("a", 1), ("b", 2)):
+    for token, count in (("a", 1), ("a", 1), ("b", 2)):
         listener._admit(rendezvous._Connection(connection.socket, line=line | {"token": token}))
         answers = theirs.recv(1000).splitlines()
-        assert len(answers) == told
+        assert len(answers) == count
     what = "another process already is rank 1: two runs share one MASTER_PORT"
     assert json.loads(answers[1]) == {"refused": what}
     listener.close()

@@ -244,7 +244,7 @@ def replace_second(model: nn.Sequential) -> None:
 
 
 def every_check(model: nn.Module, sparsifier: object, optimizer: object) -> list:
-    """What a loop may do next; each of them must tell."""
+    """Calls that a loop may make next; each of them must raise."""
     return [
         lambda: one_step(model, sparsifier, optimizer, 2),
         lambda: sparsifier.on_epoch_start(1, optimizer),
@@ -259,7 +259,7 @@ def every_check(model: nn.Module, sparsifier: object, optimizer: object) -> list
 @pytest.mark.parametrize("change", [assign_all, replace_first, replace_second])
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("new_optimizer", [False, True])
-def test_weights_untied_after_attach_are_told(change, steps, new_optimizer):
+def test_weights_untied_after_attach_raise(change, steps, new_optimizer):
     model = tied_model()
     sparsifier, optimizer = attached(model), sgd(model)
     train(model, sparsifier, optimizer, steps)

@@ -144,8 +144,8 @@ def test_an_error_that_cannot_be_sent_is_told_by_class_and_message() -> None:
 
     error = ValueError("x")
     assert distributed._portable(error) is error
-    told = distributed._portable(Local("what\nmore"))
-    assert type(told) is RuntimeError and str(told) == "Local: what"
+    sent = distributed._portable(Local("what\nmore"))
+    assert type(sent) is RuntimeError and str(sent) == "Local: what"
 
 
 @pytest.mark.usefixtures("second")

@@ -213,10 +213,13 @@ def test_a_cell_of_a_table_says_so_in_its_leaf() -> None:
     for name in plan.tables():
         if name.startswith("table"):
             for cell in plan.table(name).cells:
-                told = cells[cell.exp]
+                description = cells[cell.exp]
                 shared = {"table06": 3, "table10": 4, "table17": 14, "table18": 15}
                 earlier = f"Table {shared[name]}, " if name in shared else ""
-                assert told.startswith((f"Table {int(name[5:])}, ", earlier or "Table")), (name, cell.exp)
+                assert description.startswith((f"Table {int(name[5:])}, ", earlier or "Table")), (
+                    name,
+                    cell.exp,
+                )
 
 
 @pytest.mark.parametrize("demo", lock.DEMOS)
@@ -251,7 +254,7 @@ def test_a_point_of_the_grid_that_has_a_name_is_that_experiment() -> None:
 
 
 def test_masks_come_from_the_plain_runs_of_the_same_seed() -> None:
-    """Table 10 draws weights anew on masks that were found without HAM."""
+    """Table 10 draws new weights for masks that were found without HAM."""
     runs = catalog.with_sources(plan.table("10").runs((2,)))
     before = {}
     for place, run in enumerate(runs):

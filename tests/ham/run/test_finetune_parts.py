@@ -118,13 +118,13 @@ def test_rank_0_writes_a_divergence(
         assert logger.events == []
         return
     (found,) = logger.events
-    told = {
+    expected = {
         "status": "diverged",
         "reason": "nan at step 3",
         "epochs": 1,
         "provenance": {"config_hash": "hash"},
     }
-    assert told.items() <= found.items() and found["config_hash"] == "hash"
+    assert expected.items() <= found.items() and found["config_hash"] == "hash"
 
 
 def test_a_run_without_a_checkpoint_starts_over_and_another_goes_on(

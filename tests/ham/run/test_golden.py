@@ -1,6 +1,6 @@
 """The losses of every step of a short AC/DC + HAM run, against a committed file.
 
-`python tests/ham/run/test_golden.py` writes the file anew: do so, and say why in the commit, only when a
+`python tests/ham/run/test_golden.py` writes the file again: do so, and say why in the commit, only when a
 change of the numbers is meant or torch's version in constraints.txt moves.
 
 The run computes in float64. In float32 a difference in the last bit grows about tenfold a step, so that

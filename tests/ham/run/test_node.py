@@ -65,16 +65,16 @@ def test_a_run_from_the_command_line(command: Callable, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     (folder,) = tmp_path.glob("node/chameleon_gcn_nham-*/seed0")
     summary = json.loads((folder / "summary.json").read_text())
-    told, metrics = lines(folder), summary["metrics"]
-    best = max(line["valid"] for line in told)
-    first = next(line for line in told if line["valid"] == best)  # the first of equals
+    epochs, metrics = lines(folder), summary["metrics"]
+    best = max(line["valid"] for line in epochs)
+    first = next(line for line in epochs if line["valid"] == best)  # the first of equals
     assert (metrics["valid_best"], metrics["test_at_best"], metrics["best_epoch"]) == (
         *(best, first["test"]),
         first["epoch"],
     )
-    assert [line["epoch"] for line in told] == list(range(12))
-    looked = [line["epoch"] for line in told if "test" in line]
-    valid = [line["valid"] for line in told]
+    assert [line["epoch"] for line in epochs] == list(range(12))
+    looked = [line["epoch"] for line in epochs if "test" in line]
+    valid = [line["valid"] for line in epochs]
     better = [n for n in range(12) if valid[n] > max(valid[:n], default=-1)]
     assert looked == sorted({*better, 11})  # test nodes are looked at where they can matter
     assert summary["graph"]["nodes"] == {"train": 24, "valid": 21, "test": 15}

@@ -38,7 +38,7 @@ TINY = ["+exp=acdc_ham_s90", "+demo=digits", "model.width=4", "batch_size=400", 
 
 @dataclass
 class Kept:
-    """A finished run, what it returned, its files and what its steps told."""
+    """A finished run, what it returned, its files and the losses of its steps."""
 
     folder: Path
     returned: dict[str, Any]
@@ -47,8 +47,8 @@ class Kept:
     losses: list[torch.Tensor]
 
 
-def carry_out(folder: Path, *overrides: str) -> Kept:
-    """Run TINY in this process and listen to its steps."""
+def run_tiny(folder: Path, *overrides: str) -> Kept:
+    """Run TINY in this process and record the losses of its steps."""
     losses: list[torch.Tensor] = []
     update_loss = EpochMetrics.update_loss
 
@@ -69,7 +69,7 @@ def carry_out(folder: Path, *overrides: str) -> Kept:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
-    return carry_out(tmp_path_factory.mktemp("runs"), "seed=3")
+    return run_tiny(tmp_path_factory.mktemp("runs"), "seed=3")
 
 
 def test_one_line_an_epoch(kept: Kept) -> None:
@@ -110,17 +110,17 @@ def test_train_loss_is_the_mean_over_the_steps(kept: Kept) -> None:
 
 
 def test_metrics_hold_no_clock(kept: Kept, tmp_path: Path) -> None:
-    again = carry_out(tmp_path, "seed=3")
+    again = run_tiny(tmp_path, "seed=3")
     assert (again.folder / "metrics.jsonl").read_bytes() == (kept.folder / "metrics.jsonl").read_bytes()
-    other = carry_out(tmp_path / "other", "seed=4")
+    other = run_tiny(tmp_path / "other", "seed=4")
     assert (other.folder / "metrics.jsonl").read_bytes() != (kept.folder / "metrics.jsonl").read_bytes()
 
 
-def test_the_summary_is_whole_and_agrees_with_the_checkpoint(kept: Kept) -> None:
+def test_the_summary_is_complete_and_agrees_with_the_checkpoint(kept: Kept) -> None:
     summary, cfg = kept.summary, load([*TINY, "seed=3"])
     assert kept.returned == summary
-    told = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash", "status", "epochs")}
-    assert told == {
+    identity = {key: summary[key] for key in ("exp", "demo", "seed", "config_hash", "status", "epochs")}
+    assert identity == {
         "exp": "acdc_ham_s90",
         "demo": "digits",
         "seed": 3,
@@ -159,7 +159,7 @@ def test_the_best_epoch_is_among_those_as_sparse_as_the_last(
         return {"test_loss": 1.0, "top1": accuracies[run.epoch], "top5": 99.5}
 
     monkeypatch.setattr(ImageClassification, "evaluate", evaluate)
-    metrics = carry_out(tmp_path).summary["metrics"]
+    metrics = run_tiny(tmp_path).summary["metrics"]
     assert (metrics["top1_last"], metrics["top1_best"]) == (60.0, 75.0)
 
 

@@ -134,8 +134,8 @@ def test_after_an_epoch_a_checkpoint_is_due_after_a_second(
     run.epoch, run.saved_at, run.cfg.checkpoint.minutes = epoch, saved_at, minutes
     finish_epoch(run, [])
     line = {"epoch": epoch, "train_loss": 1.5, "top1": 50.0}
-    told = [("log", line), ("epoch end", ("train_accuracy", 0.25)), ("reset",)]
-    assert run.events == told + (["save"] if saves else [])
+    expected = [("log", line), ("epoch end", ("train_accuracy", 0.25)), ("reset",)]
+    assert run.events == expected + (["save"] if saves else [])
     assert run.history == [line] and (run.epoch, run.batch) == (epoch + 1, 0)
 
 

@@ -1,7 +1,7 @@
 """Killed anywhere and started again, a run ends as one that nobody touched: bit for bit.
 
 Run as a script, this file is the starter: it imports everything once and forks a process for each command
-line that it is told, so that a start takes a second and not five. Kills are SIGKILL.
+line that it reads, so that a start takes a second and not five. Kills are SIGKILL.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def test_ten_kills_change_nothing(start: Start, untouched: Callable, tmp_path: P
         end = start(argv, "step", kill - reached)
         assert end.status == -signal.SIGKILL, end.said
         if reached:
-            told = (folder / "train.log").read_text()
-            assert re.search(rf"resumed at epoch \d+, step {reached}$", told, re.MULTILINE)
+            log = (folder / "train.log").read_text()
+            assert re.search(rf"resumed at epoch \d+, step {reached}$", log, re.MULTILINE)
         reached = kill
     end = start(argv)
     assert end.status == 0, end.said

@@ -62,7 +62,7 @@ def composed(name: str, *more: str) -> Config:
     return load([*overrides(name, Path("runs")), *more])
 
 
-def carry_out(name: str, runs: Path, *more: str) -> Path:
+def run_case(name: str, runs: Path, *more: str) -> Path:
     cfg = copy.deepcopy(composed(name, *more))
     cfg.runs_dir = str(runs)
     run_experiment(cfg)
@@ -74,7 +74,7 @@ class Cut(Exception):
 
 
 def cut_off(name: str, runs: Path, at: int, *more: str) -> None:
-    """Carry a run out until step `at` has been made, and no further."""
+    """Run until step `at`, which fails."""
     update_loss = EpochMetrics.update_loss
 
     def stop(metrics: EpochMetrics, number: int, loss: torch.Tensor) -> None:
@@ -84,24 +84,24 @@ def cut_off(name: str, runs: Path, at: int, *more: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
         patch.setattr(EpochMetrics, "update_loss", stop)
-        carry_out(name, runs, *more)
+        run_case(name, runs, *more)
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`kept(name)`: the directory of a finished run."""
     runs = tmp_path_factory.mktemp("runs")
-    return lambda name: carry_out(name, runs)
+    return lambda name: run_case(name, runs)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_cut_off_anywhere_ends_the_same(name: str, kept: Callable, tmp_path: Path) -> None:
-    whole = kept(name)
+    complete = kept(name)
     for cut in CUTS if ALL else [CUTS[-1] if name in PRUNES_LATE else CUTS[[*CASES].index(name) % 2]]:
         cut_off(name, tmp_path / "cut", cut)
-    resumed = carry_out(name, tmp_path / "cut")
-    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (whole, resumed)]
+    resumed = run_case(name, tmp_path / "cut")
+    assert (resumed / "metrics.jsonl").read_bytes() == (complete / "metrics.jsonl").read_bytes()
+    ends = [torch.load(place / "last.pt", weights_only=True)["model"] for place in (complete, resumed)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
@@ -129,16 +129,19 @@ def test_records_state_target_and_achieved_sparsity(name: str, kept: Callable) -
     ]
 
 
-def test_a_summary_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
-    folder = carry_out("random_sign_in_s90", tmp_path)
-    whole, epochs = json.loads((folder / "summary.json").read_text()), (folder / "metrics.jsonl").read_bytes()
+def test_an_incomplete_summary_is_written_again(tmp_path: Path) -> None:
+    folder = run_case("random_sign_in_s90", tmp_path)
+    complete, epochs = (
+        json.loads((folder / "summary.json").read_text()),
+        (folder / "metrics.jsonl").read_bytes(),
+    )
     for left in (200, 0):
         with open(folder / "summary.json", "r+b") as file:
             file.truncate(left)
-        assert carry_out("random_sign_in_s90", tmp_path) == folder
+        assert run_case("random_sign_in_s90", tmp_path) == folder
         again = json.loads((folder / "summary.json").read_text())
-        told = ("metrics", "sparsity", "config_hash", "status", "epochs")
-        assert {key: again[key] for key in told} == {key: whole[key] for key in told}
+        fields = ("metrics", "sparsity", "config_hash", "status", "epochs")
+        assert {key: again[key] for key in fields} == {key: complete[key] for key in fields}
         assert (folder / "metrics.jsonl").read_bytes() == epochs
 
 
@@ -172,7 +175,7 @@ def test_masks_of_a_run_start_another_one(kept: Callable, tmp_path: Path) -> Non
     masks, margins, origin = load_masks(source)
     assert not margins and origin["exp"] == "rigl_s90" and origin["seed"] == 0
     more = [f"sparsifier.source={source}"]
-    folder = carry_out("mask_rigl_ham_s90", tmp_path, *more)
+    folder = run_case("mask_rigl_ham_s90", tmp_path, *more)
     _, _, sparsifier = load_run(folder)
     for name, weight in sparsifier.masks.weights.items():
         assert torch.equal(weight.value != 0, masks[name]), name
@@ -208,12 +211,12 @@ def test_a_run_with_given_masks_needs_their_source_for_its_start_alone(
     source = tmp_path / "source"
     shutil.copytree(kept("rigl_s90"), source)
     origin, more = load_masks(source)[2], [f"sparsifier.source={source}"]
-    whole = carry_out("mask_rigl_ham_s90", tmp_path / "whole", *more)
+    complete = run_case("mask_rigl_ham_s90", tmp_path / "whole", *more)
     cut_off("mask_rigl_ham_s90", tmp_path / "cut", 7, *more)
     shutil.rmtree(source)
 
-    resumed = carry_out("mask_rigl_ham_s90", tmp_path / "cut", *more)
-    assert (resumed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    resumed = run_case("mask_rigl_ham_s90", tmp_path / "cut", *more)
+    assert (resumed / "metrics.jsonl").read_bytes() == (complete / "metrics.jsonl").read_bytes()
     summary = json.loads((resumed / "summary.json").read_text())
     assert summary["sparsity"]["masks_from"] == origin
     assert json.loads((resumed / "metrics.jsonl").read_text().splitlines()[-1])["masks_from"] == origin
@@ -303,7 +306,7 @@ def test_a_search_needs_sgd(tmp_path: Path) -> None:
 def test_what_is_pruned_at_the_very_end_is_what_is_reported(
     name: str, more: list[str], tmp_path: Path
 ) -> None:
-    folder = carry_out(name, tmp_path, *more)
+    folder = run_case(name, tmp_path, *more)
     cfg, trained, _ = load_run(folder)
     masks, *_ = load_masks(folder)
     assert sum(int(mask.sum()) for mask in masks.values()) < 0.11 * sum(m.numel() for m in masks.values())

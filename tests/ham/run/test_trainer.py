@@ -94,13 +94,13 @@ def test_the_arguments_are_the_values_of_the_configuration(cfg: Config, tmp_path
     assert made.per_device_eval_batch_size == made.per_device_train_batch_size == 8
     assert str(made.eval_strategy.value) == str(made.save_strategy.value) == "steps"
     assert made.load_best_model_at_end is cfg.data.load_best and made.metric_for_best_model == "eval_loss"
-    told = (
+    disabled = (
         "greater_is_better",
         "logging_nan_inf_filter",
         "remove_unused_columns",
         "ddp_find_unused_parameters",
     )
-    assert not any(getattr(made, name) for name in (*told, "dataloader_pin_memory"))
+    assert not any(getattr(made, name) for name in (*disabled, "dataloader_pin_memory"))
     assert (
         made.logging_steps == 1 and made.prediction_loss_only and made.disable_tqdm and made.report_to == []
     )

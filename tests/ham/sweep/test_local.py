@@ -101,12 +101,12 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
 @pytest.fixture
 def run(sweeps: Sweeps, behave: Callable[..., None]) -> Callable[..., int]:
-    """`run(DENSE, ...)`: carry these runs out; returns the exit status."""
+    """`run(DENSE, ...)`: run these; returns the exit status."""
 
-    def carry_out(*todo: RunSpec, jobs: int = 2, seconds: float | None = None) -> int:
+    def run_all(*todo: RunSpec, jobs: int = 2, seconds: float | None = None) -> int:
         return LocalSweep(list(todo), sweeps, jobs=jobs, seconds=seconds).run()
 
-    return carry_out
+    return run_all
 
 
 def calls(sweeps: Sweeps) -> list[list[str]]:

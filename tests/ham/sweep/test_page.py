@@ -234,8 +234,8 @@ def test_beside_a_single_run_the_others_follow_one_after_the_other(sweeps: Sweep
     folder = log_of(runs[1], sweeps, "")
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        told = time_left(sweeps, runs)
-    assert told == (
+        estimate = time_left(sweeps, runs)
+    assert estimate == (
         f"about {duration(120)} with runs one after the other, "
         "by the pace of runs that ended or are running (2 runs)."
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning of a language model: what it refuses, and what it tells the reader."""
+"""Fine-tuning of a language model: what it refuses, and its messages."""
 
 from __future__ import annotations
 

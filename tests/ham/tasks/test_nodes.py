@@ -1,4 +1,4 @@
-"""Node classification on a graph of four nodes: what is refused, measured, summed up and told."""
+"""Node classification on a graph of four nodes: what is refused, measured, summed up and reported."""
 
 from __future__ import annotations
 
