@@ -68,6 +68,6 @@ def test_sums_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytes
         (1, "1", False),
     ],
 )
-def test_a_digest_tells_contents_apart(one: Any, other: Any, is_equal: bool) -> None:
+def test_a_digest_distinguishes_contents(one: Any, other: Any, is_equal: bool) -> None:
     assert (digest(one) == digest(other)) is is_equal
     assert (digest([one, one]) == digest([one, other])) is is_equal

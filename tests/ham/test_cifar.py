@@ -444,7 +444,7 @@ def test_the_limits_of_sizes_are_accepted(fields: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("world_size", "choice"), [(1, "choose 1 to 300"), (2, "choose 1 to 300, a multiple of the 2 ranks")]
 )
-def test_a_wrong_batch_size_is_told_the_ranks_where_there_are_several(
+def test_the_message_of_a_wrong_batch_size_names_the_ranks_if_there_are_several(
     world_size: int, choice: str, small_cifar100: Path
 ) -> None:
     with pytest.raises(DataError) as caught:

@@ -84,7 +84,7 @@ class Full(io.StringIO):
 
 @pytest.mark.parametrize("at", ["write", "flush"])
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 1), (errno.EPIPE, 141)])
-def test_a_script_tells_errors_of_its_output_from_those_of_its_files(
+def test_a_script_distinguishes_errors_of_its_output_from_those_of_its_files(
     silenced: list[bool],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

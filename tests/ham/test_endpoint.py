@@ -45,7 +45,7 @@ def test_outside_of_slurm_a_run_has_no_name() -> None:
         ({"MASTER_PORT": "no", "SLURM_STEP_ID": "1"}, "MASTER_PORT=no is not a port"),
     ],
 )
-def test_a_port_that_is_none_is_told_from_a_missing_one(environment: dict[str, str], what: str) -> None:
+def test_an_invalid_port_is_distinguished_from_a_missing_one(environment: dict[str, str], what: str) -> None:
     with pytest.raises(StartError) as caught:
         endpoint_of(environment)
     assert str(caught.value) == f"{what}: start all ranks with torchrun or srun"

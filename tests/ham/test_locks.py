@@ -122,7 +122,7 @@ def test_another_error_of_flock_is_raised(tmp_path: Path, monkeypatch: pytest.Mo
         lock_file(tmp_path / "lock")
 
 
-def test_the_owners_file_tells_who_holds_the_lock(tmp_path: Path) -> None:
+def test_the_owners_file_names_the_holder_of_the_lock(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         with lock_file(tmp_path / "lock") as lock:

@@ -110,7 +110,7 @@ def test_memory_is_that_of_all_values_and_16_bytes_for_each_value_of_lora() -> N
         ),
     ],
 )
-def test_too_little_memory_is_told_in_gibibytes(
+def test_too_little_memory_is_reported_in_gibibytes(
     device: torch.device, loading: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrained, "available_bytes", lambda device: 2 * 2**30)

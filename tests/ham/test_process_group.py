@@ -66,7 +66,7 @@ class Listener:
 
 
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_rank_0_collects_the_others_and_tells_them_the_store(
+def test_rank_0_collects_the_others_and_sends_them_the_store(
     torch_calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, torchrun: bool
 ) -> None:
     made: list[Listener] = []
@@ -107,7 +107,7 @@ def test_rank_0_collects_the_others_and_tells_them_the_store(
         assert torch_calls["tcp"][0] == ("node0", 0, 3) and torch_calls["tcp"][1]["is_master"] is True
 
 
-def test_torchruns_store_tells_where_rank_0_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchruns_store_says_where_rank_0_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     class Agent:
         def get(self, key: str) -> bytes:
             return {"ham rank 0": b"31000 abc"}[key]

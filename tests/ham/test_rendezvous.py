@@ -391,7 +391,7 @@ def test_a_rank_that_is_gone_has_twice_the_time_of_an_answer_to_come_back(
         ),
     ],
 )
-def test_who_arrives_is_acknowledged_and_admitted_or_told_why_not(
+def test_who_arrives_is_acknowledged_and_admitted_or_refused_with_a_reason(
     pair: tuple, line: dict, answers: list[dict], arrived: bool
 ) -> None:
     connection, theirs = pair

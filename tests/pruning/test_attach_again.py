@@ -528,7 +528,7 @@ def announced(kind: str) -> tuple[object, nn.Module, torch.optim.Optimizer]:
 
 @pytest.mark.parametrize("wrong", ["discriminator", "same weights"])
 @pytest.mark.parametrize("kind", METHODS)
-def test_another_optimizer_at_an_epoch_is_told_before_anything_changes(kind, wrong) -> None:
+def test_another_optimizer_at_an_epoch_is_reported_before_anything_changes(kind, wrong) -> None:
     sparsifier, model, optimizer = announced(kind)
     sparsifier.hook(optimizer)
     other = torch.optim.Adam((network() if wrong == "discriminator" else model).parameters())
@@ -547,7 +547,7 @@ def test_another_optimizer_at_an_epoch_is_told_before_anything_changes(kind, wro
 
 
 @pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "rigl"])
-def test_another_optimizer_at_an_epoch_is_told_at_the_next_call_without_a_hook(kind) -> None:
+def test_another_optimizer_at_an_epoch_is_reported_at_the_next_call_without_a_hook(kind) -> None:
     sparsifier, model, optimizer = announced(kind)
     sparsifier.on_epoch_start(0, torch.optim.Adam(model.parameters()))
     with pytest.raises(

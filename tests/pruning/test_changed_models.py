@@ -259,7 +259,7 @@ def every_check(model: nn.Module, sparsifier: object, optimizer: object) -> list
 @pytest.mark.parametrize("change", [assign_all, replace_first, replace_second])
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("new_optimizer", [False, True])
-def test_weights_untied_after_attach_raise(change, steps, new_optimizer):
+def test_weights_untied_after_attach_are_reported(change, steps, new_optimizer):
     model = tied_model()
     sparsifier, optimizer = attached(model), sgd(model)
     train(model, sparsifier, optimizer, steps)
@@ -274,7 +274,7 @@ def test_weights_untied_after_attach_raise(change, steps, new_optimizer):
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_weights_tied_after_attach_are_told(steps):
+def test_weights_tied_after_attach_are_reported(steps):
     model = tied_model(tied=False)
     sparsifier, optimizer = attached(model), sgd(model)
     train(model, sparsifier, optimizer, steps)
@@ -286,7 +286,7 @@ def test_weights_tied_after_attach_are_told(steps):
             act()
 
 
-def test_an_embedding_tied_after_attach_is_told():
+def test_an_embedding_tied_after_attach_is_reported():
     """It would be pruned, which only `include` asks for."""
     model = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False))
     with warnings.catch_warnings():
@@ -315,7 +315,7 @@ def test_weights_that_stay_tied_train_on_through_moves_copies_and_assignments(co
     train(model, sparsifier, sgd(model))
 
 
-def test_two_parameters_in_one_memory_are_told_after_attach_too():
+def test_two_parameters_in_one_memory_are_reported_after_attach_too():
     """load_state_dict(assign=True) makes them of a state that one tensor is in twice."""
     model = tied_model(tied=False)
     sparsifier = attached(model)
@@ -326,7 +326,7 @@ def test_two_parameters_in_one_memory_are_told_after_attach_too():
 
 @pytest.mark.parametrize("way", ["appended", "thawed"])
 @pytest.mark.parametrize("act", ["on_epoch_start", "check", "hook", "on_end"])
-def test_a_layer_that_is_new_after_attach_is_told_once(way, act):
+def test_a_layer_that_is_new_after_attach_is_reported_once(way, act):
     model = tied_model()
     model[3].requires_grad_(way == "appended")
     sparsifier = attached(model, Dense() if act == "on_end" else RandomPruning(0.75))

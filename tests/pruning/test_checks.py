@@ -83,7 +83,7 @@ def test_computed_weights_take_no_masks():
 
 
 @pytest.mark.parametrize(("biases", "percent"), [(0, None), (1, 48), (4, 44), (400, 4)])
-def test_a_warning_tells_where_less_than_half_of_the_parameters_is_prunable(biases, percent):
+def test_a_warning_says_if_less_than_half_of_the_parameters_is_prunable(biases, percent):
     model = layers()
     model.register_parameter("other", nn.Parameter(torch.zeros(biases)))
     weights = prunable_weights(model, exclude=["1.*"])  # 16 of 32 and the others

@@ -221,7 +221,7 @@ class Renamed(torch.optim.SGD):
     ],
     ids=["acdc", "product"],
 )
-def test_a_momentum_under_an_unknown_name_is_told_once(sparsifier, parameterization, reset, name):
+def test_a_momentum_under_an_unknown_name_is_reported_once(sparsifier, parameterization, reset, name):
     caught = resets(sparsifier, parameterization, lambda groups: Renamed(groups, name))
     assert caught == [
         f"Renamed has the state {name}, and none with the name of a momentum (momentum_buffer, exp_avg, "

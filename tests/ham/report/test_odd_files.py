@@ -30,7 +30,7 @@ def test_files_have_at_most_so_many_bytes(largest: str, mib: int, tmp_path: Path
         odd_files.read_limited(sparse(tmp_path / "more", size + 1), limit)
 
 
-def test_a_record_is_as_large_as_a_summary_unless_told(tmp_path: Path) -> None:
+def test_a_record_is_as_large_as_a_summary_by_default(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecord, match=f"more than {2**22}:"):
         odd_files.read_limited(sparse(tmp_path / "x", 2**22 + 1))
 
@@ -152,7 +152,7 @@ def test_a_folder_with_a_folder_of_records_holds_results(
 
 
 @pytest.mark.parametrize("place", ["seed0.json", "a/seed0.json", "a/b/seed0.json"])
-def test_a_folder_of_records_is_told_from_one_of_results(place: str, tmp_path: Path) -> None:
+def test_a_folder_of_records_is_distinguished_from_one_of_results(place: str, tmp_path: Path) -> None:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).touch()
     with pytest.raises(PlanError, match=r"holds records itself: give the folder above it$"):

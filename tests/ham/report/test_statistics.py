@@ -195,7 +195,7 @@ def test_the_power_to_reach_lies_between_the_level_and_1(power: float) -> None:
         detectable_difference(1, 5, power)
 
 
-def test_the_detectable_difference_is_that_of_80_percent_at_5_percent_unless_told() -> None:
+def test_the_detectable_difference_is_that_of_80_percent_at_5_percent_by_default() -> None:
     assert detectable_difference(1, 34) == detectable_difference(1, 34, 0.8, 0.05)
     assert paired_power(0.5, 1, 34) == paired_power(0.5, 1, 34, 0.05)
 

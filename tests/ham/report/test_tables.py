@@ -280,7 +280,7 @@ def test_the_texts_of_a_cell_by_hand() -> None:
     assert render.sparsity_text(hand_made(target=0.0)) == "dense"
 
 
-def test_a_cell_of_one_run_has_one_and_none_is_planned_or_lost_unless_told() -> None:
+def test_a_cell_of_one_run_has_one_and_none_is_planned_or_lost_by_default() -> None:
     cells = [cell for cell in build_table("10", {}).cells if cell.cell.single_run]
     assert cells and {cell.paper.n for cell in cells} == {1}
     bare = CellResult(CELL, None, (), None, 0.0, None)

@@ -116,7 +116,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
         (Device.cuda, False, None),
     ],
 )
-def test_a_run_computes_where_it_is_told(
+def test_a_run_computes_on_the_configured_device(
     cfg: Config, gpus: Any, device: Device, available: bool, found: str | None
 ) -> None:
     known, cfg = gpus(available), replace(cfg, compute=ComputeConfig(device=device))

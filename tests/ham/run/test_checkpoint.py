@@ -243,7 +243,7 @@ def test_a_whole_file_that_holds_something_else_is_damaged(tmp_path: Path, conte
     assert warnings == [line] and (tmp_path / "last.damaged").exists() and not last.exists()
 
 
-def test_what_cannot_be_read_is_told_with_its_cure(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported_with_its_cure(tmp_path: Path) -> None:
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).mkdir()
     with pytest.raises(CheckpointError) as caught:
@@ -266,7 +266,7 @@ def test_what_cannot_be_read_is_told_with_its_cure(tmp_path: Path) -> None:
         ("[1]", ".saved says that a checkpoint was written"),
     ],
 )
-def test_deleted_checkpoints_are_told_from_a_run_that_had_none(
+def test_deleted_checkpoints_are_distinguished_from_a_run_that_had_none(
     tmp_path: Path, metrics: str, reached: str
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text(metrics)

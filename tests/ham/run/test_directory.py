@@ -176,7 +176,7 @@ def test_files_that_mark_a_run_are_deleted_first(
     assert {path.name for path in directory.folder.iterdir()} == {"lock", "lock.owner", "mine"}
 
 
-def test_a_directory_that_is_locked_or_cannot_be_made_is_told_apart(directory: RunDirectory) -> None:
+def test_a_locked_directory_and_one_that_cannot_be_made_are_distinguished(directory: RunDirectory) -> None:
     with pytest.raises(RunLockedError) as caught:
         RunDirectory(directory.folder)
     assert str(caught.value).startswith(f"another process is running in {directory.folder} (process ")

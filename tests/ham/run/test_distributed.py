@@ -29,7 +29,7 @@ STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", 
     ],
     ids=["alone", "torchrun", "srun", "torchrun in srun", "batch script"],
 )
-def test_the_environment_tells_who_a_process_is(environment: dict[str, str], expected: World) -> None:
+def test_the_environment_gives_rank_and_world_size(environment: dict[str, str], expected: World) -> None:
     assert world(environment) == expected
 
 
@@ -138,7 +138,7 @@ def test_the_first_error_of_a_rank_is_raised_on_all(monkeypatch: pytest.MonkeyPa
         assert caught.value.shared is True
 
 
-def test_an_error_that_cannot_be_sent_is_told_by_class_and_message() -> None:
+def test_an_error_that_cannot_be_pickled_is_sent_by_class_and_message() -> None:
     class Local(Exception):
         pass
 
@@ -149,7 +149,7 @@ def test_an_error_that_cannot_be_sent_is_told_by_class_and_message() -> None:
 
 
 @pytest.mark.usefixtures("second")
-def test_ranks_that_hold_different_values_are_told_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_hold_different_values_are_reported_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_gather_object(found: list[object], own: object) -> None:
         found[:] = [{"step": 1}, own]
 

@@ -21,7 +21,7 @@ from ham.run.config import ConfigError, load
 RUN = ["+exp=dense", "+demo=digits"]
 
 
-def test_tensors_and_plain_values_are_told_by_their_crc_32() -> None:
+def test_tensors_and_plain_values_are_identified_by_their_crc_32() -> None:
     tensor = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t()
     state = {"a": {"b": [tensor, True]}, "c": (None, "x"), "d": {}}
     content = tensor.contiguous().numpy().tobytes()
@@ -42,7 +42,7 @@ def test_ranks_are_identified_by_what_decides_a_result_by_versions_and_by_code()
     assert mine["code"] == ranks.code_digest() and len(mine["code"]) == 12
 
 
-def test_the_code_is_told_by_the_names_and_contents_of_its_files(
+def test_the_code_is_identified_by_the_names_and_contents_of_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"train.py": "1", "ham/b.py": "2", "ham/a/c.py": "3", "pruning/d.py": "4", "configs/e.yaml": "5"}

@@ -170,7 +170,7 @@ def test_the_configuration_stands_beside_the_results(kept: Kept) -> None:
     assert written["sparsifier"]["sparsity"] == 0.9 and written["sparsifier"]["scope"] == "global"
 
 
-def test_provenance_tells_what_ran_and_not_where(kept: Kept) -> None:
+def test_provenance_says_what_ran_and_not_where(kept: Kept) -> None:
     facts = kept.summary["provenance"]
     assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert facts["python"] == "{}.{}.{}".format(*sys.version_info)
@@ -205,7 +205,9 @@ def test_wandb_mirrors_offline_under_the_run_directory(process: Callable, tmp_pa
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
-def test_code_without_its_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_without_its_history_gets_its_commit_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HAM_COMMIT", "c0ffee1")
     monkeypatch.setattr("ham.repository.git", lambda *_: "git knows better")
     assert provenance("hash")["commit"] == "git knows better"

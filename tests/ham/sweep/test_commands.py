@@ -380,7 +380,7 @@ def test_uncommitted_code_is_refused_named_or_no_matter_by_scale(
     assert (status, err) == ((0, "") if option else expected[scale])
 
 
-def test_code_whose_changes_git_cannot_tell_needs_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_whose_changes_git_cannot_list_needs_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "unknown_commit", lambda: "")
     monkeypatch.setattr(commands, "has_changes", lambda: None)
     monkeypatch.setenv("HAM_COMMIT", "c0ffee0")

@@ -295,7 +295,7 @@ DONE, FAILED, REFUSED, BUSY = (
         ([DONE], 85, 85),
     ],
 )
-def test_the_exit_status_tells_a_stop_from_failures(
+def test_the_exit_status_distinguishes_a_stop_from_failures(
     sweeps: Sweeps, ends: list[Outcome], signalled: int, status: int
 ) -> None:
     sweep = LocalSweep([DENSE, SAM], sweeps, jobs=1)

@@ -212,7 +212,7 @@ def test_epochs_are_counted_once_each(sweeps: Sweeps) -> None:
     assert sweeps.epochs_done(SOURCE) == 2
 
 
-def test_the_log_of_the_latest_attempt_tells_why_a_run_failed(sweeps: Sweeps) -> None:
+def test_the_log_of_the_latest_attempt_says_why_a_run_failed(sweeps: Sweeps) -> None:
     name = sweeps.write([SOURCE]).stem.removeprefix("manifest-")
     folder = SOURCE.folder(sweeps.runs)
     folder.mkdir(parents=True)

@@ -58,7 +58,7 @@ def test_the_best_metrics_are_those_of_the_first_of_the_best_epochs_and_of_the_l
     assert BestEpochTask.reported == ("valid_last", "valid_best")
 
 
-def test_the_reader_is_told_epochs_from_1_and_percent_to_two_digits() -> None:
+def test_epochs_are_reported_from_1_and_percent_to_two_digits() -> None:
     metrics = {"valid_best": 71.256, "best_epoch": 0, "test_at_best": 70.0, "test_last": 68.444}
     assert describe_best(metrics, "ROC AUC") == [
         "valid        71.26 % ROC AUC, the best, in epoch 1",

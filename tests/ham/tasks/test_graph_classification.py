@@ -259,7 +259,7 @@ def test_the_summary_has_the_set_the_values_of_ham_and_the_sparsity() -> None:
     ("metric", "name"),
     [("rocauc", "ROC AUC"), ("ap", "average precision"), ("acc", "accuracy"), ("F1", "F1")],
 )
-def test_the_reader_is_told_the_metric_by_its_name_and_the_sparsity(metric: str, name: str) -> None:
+def test_the_metric_is_reported_by_its_name_with_the_sparsity(metric: str, name: str) -> None:
     metrics = {"valid_best": 60.0, "best_epoch": 4, "test_at_best": 50.0, "test_last": 52.0}
     sparsity = {"overall": 0.5, "kept": 1, "total": 2, "target": 0.5}
     lines = GraphClassification.describe(

@@ -196,7 +196,7 @@ def described(**sparsity: Any) -> list[str]:
     return ImageClassification.describe({"metrics": metrics, "sparsity": values})
 
 
-def test_the_reader_is_told_accuracy_and_sparsity() -> None:
+def test_accuracy_and_sparsity_are_reported() -> None:
     assert described() == [
         "test top-1   70.12 %   (best epoch 71.00 %)",
         "sparsity     90.00 %   (10 of 100 weights kept; target 90 %)",

@@ -69,7 +69,7 @@ def test_without_held_out_examples_the_last_checkpoint_can_be_used() -> None:
     LanguageModeling.check(cfg)
 
 
-def test_the_reader_is_told_accuracies_counts_and_those_before_training() -> None:
+def test_accuracies_counts_and_those_before_training_are_reported() -> None:
     summary = {
         "metrics": {"boolq": 62.5, "piqa": 100 / 3, "average": 47.9166, "before_boolq": 50.0},
         "answers": {"boolq": {"correct": 5, "questions": 8}, "piqa": {"correct": 1, "questions": 3}},

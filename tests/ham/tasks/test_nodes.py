@@ -199,7 +199,7 @@ def test_the_summary_has_graph_parts_values_metrics_and_zeros_of_all_parameters(
 
 
 @pytest.mark.parametrize(("metric", "name"), [("accuracy", "accuracy"), ("roc_auc", "ROC AUC")])
-def test_the_reader_is_told_the_metric_by_its_name(metric: str, name: str) -> None:
+def test_the_metric_is_reported_by_its_name(metric: str, name: str) -> None:
     metrics = {"valid_best": 60.0, "best_epoch": 4, "test_at_best": 50.0, "test_last": 52.0}
     first, second = NodeClassification.describe({"graph": {"metric": metric}, "metrics": metrics})
     assert first == f"valid        60.00 % {name}, the best, in epoch 5" and second.startswith(

@@ -85,7 +85,7 @@ def test_values_of_another_scale_are_left_alone() -> None:
         ),
     ],
 )
-def test_wrong_command_lines_are_told_what_to_write(given: list[str], message: str) -> None:
+def test_errors_of_command_lines_say_what_to_write(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(given)
     assert str(caught.value).startswith(message)

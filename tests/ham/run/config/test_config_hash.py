@@ -73,7 +73,7 @@ def test_the_file_names_the_kind_of_each_section_first(tmp_path: Path) -> None:
     assert from_yaml(path) == cfg
 
 
-def test_a_file_that_is_missing_unreadable_or_damaged_is_told_apart(
+def test_a_missing_an_unreadable_and_a_damaged_file_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "config.yaml"

@@ -29,7 +29,7 @@ LEAF = "+exp=acdc_s90"
         ),
     ],
 )
-def test_a_wrong_key_or_value_is_told_with_its_cure(given: list[str], message: str) -> None:
+def test_a_wrong_key_or_value_is_reported_with_its_cure(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load([LEAF, *given])
     assert str(caught.value).startswith(message)

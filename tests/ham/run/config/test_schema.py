@@ -137,7 +137,7 @@ def test_factors_and_ham_and_clipping_and_matched_decay_exclude_each_other() -> 
         assert str(caught.value).startswith(words)
 
 
-def test_a_sparsifier_is_told_the_rate_and_the_momentum_of_sgd(
+def test_a_sparsifier_gets_the_rate_and_the_momentum_of_sgd(
     cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adamw = AdamWConfig(lr=0.125)
