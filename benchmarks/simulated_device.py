@@ -1,9 +1,9 @@
 """An accelerator that does not exist, to see device mistakes and host syncs where there is no GPU.
 
 PyTorch registers the device in Python, and its tensors are fake: they have shapes, dtypes and devices, but no
-values. As on CUDA, an operation on tensors of two devices raises. What makes the host wait for a CUDA device
-(`torch.cuda.set_sync_debug_mode` reports the same) is counted, by the function that asked for it, and gets an
-invented answer:
+values. As on CUDA, an operation on tensors of two devices raises. An operation for which the host waits for a
+CUDA device (`torch.cuda.set_sync_debug_mode` reports the same) is counted for the function that called it,
+and returns an invented result:
 
 * the value of a tensor: `.item()`, `int(t)`, `bool(t)`, `.tolist()`, `torch.equal`;
 * a shape that depends on values: `nonzero`, boolean indexing, `unique`, `bincount`, `repeat_interleave`;

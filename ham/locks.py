@@ -192,7 +192,8 @@ def lock_file(path: Path) -> Lock:
 def is_locked(path: Path) -> bool:
     """Return True if a process holds the lock `path`, on this machine or on another.
 
-    flock is asked only where the owner's file names no living process: while one asks, nobody gets it.
+    flock is tried only where the owner's file names no living process: during a try, nobody can take the
+    lock.
     """
     return _has_living_owner(path) or _is_flock_held(path)
 

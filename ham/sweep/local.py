@@ -42,7 +42,7 @@ class LocalSweep:
         todo: the runs in the order in which they start, except that sources come first.
         sweeps: their folder.
         jobs: number of runs side by side.
-        seconds: the time limit; None for none. Before it, runs are asked to save, then killed.
+        seconds: the time limit; None for none. Before it, runs get a signal to save; later they are killed.
         after_run: function called after each run that succeeded.
     """
 
