@@ -217,6 +217,8 @@ def connect(
         for port in endpoint.ports:
             try:
                 with socket.create_connection((endpoint.address, port), _REPLY_SECONDS) as client:
+                    if client.getsockname() == client.getpeername():  # Linux connected it to itself
+                        continue
                     client.sendall(json.dumps(line | {"run": endpoint.run}).encode() + b"\n")
                     replies = client.makefile("rb")
                     acknowledged = _parse(replies.readline(_LONGEST))

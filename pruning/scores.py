@@ -18,8 +18,6 @@ from .weights import Weight
 
 Select = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
-_SAMPLE = 1 << 16
-_LONGEST_SORT = 1 << 28  # entries: sorting takes some 30 bytes for each
 _MICROBATCH = 128  # images: float32 activations of a ResNet50 at 224 px then take 10 GB
 
 

@@ -247,11 +247,39 @@ def test_two_steps_with_the_same_first_port_both_start() -> None:
         ends = [pool.submit(join, endpoint, 1, 2, OWN, 10.0) for endpoint in endpoints]
         listeners = [Listener(endpoint, 2) for endpoint in endpoints]
         assert tuple(listener.port for listener in listeners) == ports
-        collected = [pool.submit(listener.collect, OWN, 10.0) for listener in listeners]
-        for number, listener in enumerate(listeners):
-            collected[number].result()
-            listener.answer(number)
+
+        def serve(number: int) -> None:
+            listeners[number].collect(OWN, 10.0)
+            listeners[number].answer(number)
+
+        for leader in [pool.submit(serve, number) for number in (0, 1)]:
+            leader.result()
         assert [end.result() for end in ends] == [0, 1]
+
+
+def test_a_connection_of_a_socket_to_itself_is_not_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux makes one where nobody listens on a port of the range from which it takes those of clients."""
+    create_connection, selves = socket.create_connection, list[socket.socket]()
+
+    def connect_to_itself(address: tuple[str, int], timeout: float) -> socket.socket:
+        if selves:
+            return create_connection(address, timeout)
+        client = socket.socket()
+        selves.append(client)
+        client.settimeout(timeout)
+        client.bind(("127.0.0.1", 0))
+        client.connect(client.getsockname())
+        return client
+
+    monkeypatch.setattr(rendezvous.socket, "create_connection", connect_to_itself)
+    listener = Listener(Endpoint("127.0.0.1", (0,)), 2)
+    endpoint = Endpoint("127.0.0.1", (listener.port,))
+    with ThreadPoolExecutor() as pool:
+        end = pool.submit(join, endpoint, 1, 2, OWN, 2.0)
+        listener.collect(OWN, 2.0)
+        listener.answer(7)
+        assert end.result() == 7
+    assert selves[0].fileno() == -1, "it is closed"
 
 
 @pytest.mark.parametrize(
