@@ -181,7 +181,7 @@ def _by_torch_compile_(ps, gs, a, b, clamp, mask_zero_grad, found_inf, clamped) 
     a, b = (x if isinstance(x, Tensor) else torch.full((), x, **options) for x in (a, b))
     variant = (*options.values(), clamp, mask_zero_grad, found_inf is None, clamped is None)
     for p, g in zip(ps, gs, strict=True):
-        flat = _flat_views(p, g)
+        flat = None if _share_memory(p, g) else _flat_views(p, g)
         step = _step_ if flat is None or p.numel() < 2 else _compiled_step(*variant)  # 0 and 1 are special
         step(*(flat or (p, g)), a, b, clamp, mask_zero_grad, found_inf, clamped)
 
@@ -227,6 +227,14 @@ def _have_one_layout(p: Tensor, g: Tensor) -> bool:
     if p.is_contiguous() and g.is_contiguous():
         return True
     return p.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (p, g))
+
+
+def _share_memory(p: Tensor, g: Tensor) -> bool:
+    """Return True if both are views of one storage.
+
+    torch keeps the code that it compiles for such a pair on disk, and uses it for other pairs too.
+    """
+    return p.untyped_storage().data_ptr() == g.untyped_storage().data_ptr()
 
 
 def _flat_views(p: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:

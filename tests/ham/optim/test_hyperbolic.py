@@ -288,11 +288,26 @@ def test_every_variant_is_compiled_and_not_run_eagerly():
     flags = itertools.product(DTYPES, (False, True), (None, torch.tensor(0.0)), (None, torch.tensor(0)))
     for number, (dtype, mask_zero_grad, found_inf, clamped) in enumerate(flags):
         before = graphs["unique_graphs"]
-        weight = randn([5], dtype)
+        weight, grad = randn([5], dtype), randn([5], dtype)
         implementations._by_torch_compile_(
-            [weight], [weight], -50.0, -1e-3, 5.0, mask_zero_grad, found_inf, clamped
+            [weight], [grad], -50.0, -1e-3, 5.0, mask_zero_grad, found_inf, clamped
         )
         assert graphs["unique_graphs"] == before + 1, number
+
+
+@pytest.mark.parametrize("gradient_of", [lambda w: w, lambda w: w.view(-1), lambda w: w.flip(0).flip(0)[:]])
+def test_a_gradient_in_the_memory_of_its_weight_is_not_compiled(gradient_of, monkeypatch):
+    """Code compiled for it would stay in torch's cache on disk, and be wrong for two tensors."""
+    weight, variants = randn([8]), []
+    grad = gradient_of(weight)
+    monkeypatch.setattr(
+        implementations, "_compiled_step", lambda *v: variants.append(v) or implementations._step_
+    )
+    expected = weight * (-5 * weight.sign() * weight - 1e-3).clamp(-5, 5).exp()
+    is_shared = grad.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    implementations._by_torch_compile_([weight], [grad], -5.0, -1e-3, 5.0, False, None, None)
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=0)
+    assert bool(variants) is not is_shared
 
 
 def test_tensors_of_both_dtypes_go_in_one_call():

@@ -90,10 +90,15 @@ def test_a_wrong_search_of_a_table_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "error", [PlanError("no such file"), OSError(13, "Permission denied", "x"), ConfigError("unknown option")]
+    ("error", "line"),
+    [
+        (PlanError("no such file"), "no such file"),
+        (OSError(13, "denied", "x"), "x cannot be read or written (denied): change its permissions"),
+        (ConfigError("unknown option"), "unknown option"),
+    ],
 )
 def test_a_wrong_configuration_is_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = script("lock")
 
@@ -102,7 +107,7 @@ def test_a_wrong_configuration_is_one_line(
 
     monkeypatch.setattr(command, "lock_text", fail)
     assert command.main([]) == 2
-    assert capsys.readouterr().err == f"lock.py: {error}\n"
+    assert capsys.readouterr().err == f"lock.py: {line}\n"
 
 
 def test_tasks_say_what_is_reported() -> None:
