@@ -119,8 +119,10 @@ def _hydra(argv: list[str]) -> int:
         run_hydra(flags, job)
     except ConfigError as error:
         return _fail(error, 2)
-    except SystemExit as stop:  # of `job`, through Hydra
-        return int(stop.code)
+    except SystemExit:
+        if not statuses:
+            raise
+        return statuses[-1]  # `job` has raised it, through Hydra
     if flags.multirun and not statuses:
         return _fail("-m selects no run; see python train.py --list", 2)
     return max(statuses, default=0)
