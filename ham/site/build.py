@@ -18,21 +18,21 @@ class InvalidTarget(OSError):
     """Pages do not belong in this folder; one line with the cure."""
 
 
-def texts(results: Path) -> tuple[dict[str, str], list[str]]:
+def render_site(results: Path) -> tuple[dict[str, str], list[str]]:
     """The pages of a folder of results: path in the site -> HTML, and a line for each invalid record."""
     found = sources.read(results)
-    result, problems = pages_of(found)
+    result, problems = render_records(found)
     result[theory.PAGE], odd = theory.page(results / "theory")
     return result, [*found.problems, *problems, *odd]
 
 
-def pages_of(found: sources.Sources) -> tuple[dict[str, str], list[str]]:
+def render_records(found: sources.Sources) -> tuple[dict[str, str], list[str]]:
     """The pages of these records, and a line for each that lacks its epochs."""
     shown, (studies, problems) = tables.build(found), study.build(found)
-    drawn = curves.drawn(found)
-    result = overview.texts(found, shown, studies)
-    result |= tables.texts(shown, found) | runs.texts(found, drawn) | curves.texts(found, drawn)
-    return result | study.texts(studies, found), problems
+    panels = curves.panels_by_run(found)
+    result = overview.render(found, shown, studies)
+    result |= tables.render(shown, found) | runs.render(found, panels) | curves.render(found, panels)
+    return result | study.render(studies, found), problems
 
 
 def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
@@ -49,7 +49,7 @@ def write_site(results: Path, folder: Path) -> tuple[list[Path], list[str]]:
     """
     _check_target(results, folder)
     library.write(folder / "assets")  # first: it may be missing
-    written, problems = texts(results)
+    written, problems = render_site(results)
     shutil.copytree(pages.ROOT / "assets", folder / "assets", dirs_exist_ok=True)
     for page, text in written.items():
         path = folder / page

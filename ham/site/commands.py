@@ -9,14 +9,14 @@ from ham.report.spec import RunSpec
 from ham.report.table_files import SHEETS
 
 
-def of_table(name: str, demo: str = "") -> str:
+def for_table(name: str, demo: str = "") -> str:
     """One line that trains what is missing of a table, collects the records and renders it."""
     if name in SHEETS:
         return f"python scripts/tables.py --table {_number(name, 'table')}"
     return _all_steps("table", name, demo)
 
 
-def of_figure(name: str, demo: str = "") -> str:
+def for_figure(name: str, demo: str = "") -> str:
     """One line that trains or simulates what a figure shows, and draws it."""
     if name in captions.THEORY:
         own = f"--figure {_number(name, 'figure')}"
@@ -24,13 +24,13 @@ def of_figure(name: str, demo: str = "") -> str:
     return _all_steps("figure", name, demo)
 
 
-def of_study(name: str, demo: str) -> str:
+def for_study(name: str, demo: str) -> str:
     """One line that trains what is missing of a study, collects the records and writes its page."""
     train = f"python scripts/sweep.py --study {name} --local"
     return f"{train} && python scripts/collect.py --demo {demo} && python scripts/study.py {name}"
 
 
-def of_run(run: RunSpec) -> str:
+def for_run(run: RunSpec) -> str:
     """The line that trains a run."""
     return f"python train.py {shlex.join(run.argv)}"
 

@@ -35,12 +35,12 @@ Panels = Mapping[str, Curve]
 """Name in `PANELS` -> curve."""
 
 
-def drawn(sources: Sources) -> dict[RunSpec, Panels]:
+def panels_by_run(sources: Sources) -> dict[RunSpec, Panels]:
     """The curves of every configuration that has some."""
     return {run: panels_of(group) for run, group in sources.groups.items() if group.histories}
 
 
-def texts(sources: Sources, curves: Mapping[RunSpec, Panels]) -> dict[str, str]:
+def render(sources: Sources, curves: Mapping[RunSpec, Panels]) -> dict[str, str]:
     """curves.html."""
     groups = [sources.groups[run] for run in curves]
     settings: dict[str, list[tuple[int, Group]]] = {}

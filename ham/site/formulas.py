@@ -16,13 +16,13 @@ from .sliders import (
     METHODS,
     STEPS,
     Slider,
+    as_number,
+    as_numbers,
     axis,
     calculate,
     columns,
     formula_chart,
-    level,
-    number,
-    numbers,
+    horizontal_line,
     sign_of,
 )
 
@@ -95,7 +95,7 @@ def flows(data: dict[str, Any]) -> Chart:
         y=axis("value", "theta", (-1, 1.1)),
         head=("time t", *METHODS),
         rows=columns(data["time"], *(data["flow"][kind] for kind in ("gd", "product", "ham"))),
-        layers=[level(0), level(1)],
+        layers=[horizontal_line(0), horizontal_line(1)],
     )
 
 
@@ -110,7 +110,7 @@ BREGMAN = (  # Lemma 4.4 from 0, divided by its value at 1
 
 def bregman(data: dict[str, Any]) -> Chart:
     """Figure 2b."""
-    alphas = numbers(data["settings"]["alphas"])
+    alphas = as_numbers(data["settings"]["alphas"])
     return formula_chart(
         "bregman",
         "HAM's Bregman function R_alpha(theta) / R_alpha(1)",
@@ -192,7 +192,7 @@ def path_transform(steps: int) -> list[dict[str, Any]]:
 def path(data: dict[str, Any]) -> Chart:
     """Figure 3, right."""
     at = data["settings"]["path"]
-    optimum = number(at["optimum"])
+    optimum = as_number(at["optimum"])
     steps = len(data["path"]["hyp"]) - 1
     if not 1 <= steps <= 50:
         raise ValueError(f"its path has {steps} steps, not 1 to 50")
@@ -214,5 +214,5 @@ def path(data: dict[str, Any]) -> Chart:
         y=axis("value", "weight", (min(-1.2, 1.2 * optimum), 1)),
         head=("step", *STEPS),
         rows=columns(list(range(steps + 1)), data["path"]["hyp"], data["path"]["hyp_star"]),
-        layers=[level(0), level(optimum)],
+        layers=[horizontal_line(0), horizontal_line(optimum)],
     )

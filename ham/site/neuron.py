@@ -13,12 +13,12 @@ from .sliders import (
     METHODS,
     SLIDER,
     Slider,
+    as_number,
+    as_numbers,
     axis,
     by_method,
     calculate,
     formula_chart,
-    number,
-    numbers,
 )
 
 KINDS = {"gd": "GD", "product": "m * w", "ham": "HAM"}
@@ -28,29 +28,32 @@ VISIBLE = 0.01  # distance of two points of a path
 NEWTON = 6  # steps, which reach float64's rounding for every value of the sliders
 
 
-def _regularizer(x: str, alpha: str) -> str:
+def _m_of_ham(x: str, alpha: str) -> str:
     """HAM's M(x) for x >= 0 (Eq. 10)."""
     return f"if({alpha} > 0, ({alpha} * {x} - log(1 + {alpha} * {x})) / ({alpha} * {alpha}), {x} * {x} / 2)"
 
 
-def _root(x: str, gamma: str) -> str:
+def _m_of_product(x: str, gamma: str) -> str:
     """M(x) of m * w (Eq. 10)."""
     return f"sqrt({x} * {x} + {gamma} * {gamma})"
 
 
+M_OF_A, M_OF_W = _m_of_product("size", "gamma_1"), _m_of_product("size", "gamma_2")
+"""M(a) and M(w) of m * w at the start."""
+
 PARAMETERS = (  # M(a) - M(w) at the start: a reaches zero if it is negative (Theorem E.2)
     {
         "name": "balance_ham",
-        "expr": f"{_regularizer('size', 'alpha_1')} - {_regularizer('size', 'alpha_2')}",
+        "expr": f"{_m_of_ham('size', 'alpha_1')} - {_m_of_ham('size', 'alpha_2')}",
     },
     {
         "name": "balance_product",
-        "expr": f"{_root('size', 'gamma_1')} - gamma_1 - {_root('size', 'gamma_2')} + gamma_2",
+        "expr": f"{M_OF_A} - gamma_1 - {M_OF_W} + gamma_2",
     },
 )
 
 
-def _reached(balance: str, w: str) -> str:
+def _where_reached(balance: str, w: str) -> str:
     return f"if(datum.a <= 0, {w}, if({balance} < 0, {w}, NaN))"
 
 
@@ -59,8 +62,8 @@ def orbit_transform() -> list[dict[str, Any]]:
 
     HAM's M_2(w) = v is solved for y = alpha_2 w, y - ln(1 + y) = alpha_2^2 v, by Newton's method from above.
     """
-    excess = f"{_regularizer('abs(datum.a)', 'alpha_1')} - balance_ham"
-    root = f"{_root('datum.a', 'gamma_1')} - {_root('size', 'gamma_1')} + {_root('size', 'gamma_2')}"
+    excess = f"{_m_of_ham('abs(datum.a)', 'alpha_1')} - balance_ham"
+    root = f"{_m_of_product('datum.a', 'gamma_1')} - {M_OF_A} + {M_OF_W}"
     newton = [
         calculate(
             f"max(1e-9, (1 + datum.y{step}) * (log(1 + datum.y{step}) + datum.goal) / datum.y{step} - 1)",
@@ -71,14 +74,16 @@ def orbit_transform() -> list[dict[str, Any]]:
     ham = f"if(datum.v < 0, NaN, if(alpha_2 > 0, datum.y{NEWTON} / alpha_2, sqrt(2 * datum.v)))"
     return [  # every field has a name of its own: Vega does not calculate an overwritten one again
         calculate("-size + datum.u * (size + 3)", "a"),
-        calculate(_reached("0", "abs(datum.a)"), "GD"),
+        calculate(_where_reached("0", "abs(datum.a)"), "GD"),
         calculate(excess, "v"),
         calculate("alpha_2 * alpha_2 * datum.v", "goal"),
         calculate("max(1e-9, datum.goal + sqrt(2 * datum.goal))", "y0"),
         *newton,
-        calculate(_reached("balance_ham", ham), "HAM"),
+        calculate(_where_reached("balance_ham", ham), "HAM"),
         calculate(root, "root"),
-        calculate(_reached("balance_product", "sqrt(datum.root * datum.root - gamma_2 * gamma_2)"), "m * w"),
+        calculate(
+            _where_reached("balance_product", "sqrt(datum.root * datum.root - gamma_2 * gamma_2)"), "m * w"
+        ),
         calculate("if(datum.a > 0, target / datum.a, NaN)", "a w = p"),
     ]
 
@@ -89,7 +94,7 @@ UNTIL_SOLVED = {"filter": "datum.a * datum.value <= target + 1e-9"}
 def orbits(data: dict[str, Any]) -> Chart:
     """The path of a neuron from a wrong outer sign, with the settings of Figure 4."""
     settings = data["settings"]
-    alpha, gamma = (numbers(settings["strengths"][kind]) for kind in ("ham", "product"))
+    alpha, gamma = (as_numbers(settings["strengths"][kind]) for kind in ("ham", "product"))
     start = {"x": {"datum": {"expr": "-size"}, "type": "quantitative"},
              "y": {"datum": {"expr": "size"}, "type": "quantitative"}}  # fmt: skip
     dot = {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": "var(--text)"}
@@ -105,7 +110,7 @@ def orbits(data: dict[str, Any]) -> Chart:
             Slider("gamma_2", "gamma of w (m * w)", 0, 2, 0.05, gamma[1]),
             Slider("size", "size", 0.1, 0.9, 0.05, 0.5),
         ],
-        parameters=[{"name": "target", "value": number(settings["target"])}, *PARAMETERS],
+        parameters=[{"name": "target", "value": as_number(settings["target"])}, *PARAMETERS],
         sequence=("u", 0, 1.001, 0.0025),
         transform=orbit_transform(),
         after=[UNTIL_SOLVED],
@@ -124,7 +129,7 @@ def _coordinates(points: Any) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: it has fewer than two points, or a point does not have two numbers.
     """
-    path = [tuple(numbers(point)) for point in points]
+    path = [tuple(as_numbers(point)) for point in points]
     if len(path) < 2 or any(len(point) != 2 for point in path):
         raise ValueError("a path has not two coordinates at each of its points")
     kept = [path[0]]
@@ -164,7 +169,7 @@ def quadrants(data: dict[str, Any]) -> Chart:
         spec,
         HEIGHT + SLIDER,
         ("signs at the start", *(f"{method} learns" for method in METHODS)),
-        [(_signs(case), *(_learned(values, method, case) for method in METHODS)) for case in CASES],
+        [(_signs(case), *(_learned_share(values, method, case) for method in METHODS)) for case in CASES],
     )
 
 
@@ -183,7 +188,7 @@ def _signs(case: tuple[int, int]) -> str:
     return ", ".join(f"{name} {'>' if sign > 0 else '<'} 0" for name, sign in zip("aw", case, strict=True))
 
 
-def _learned(values: Sequence[Mapping[str, Any]], method: str, case: tuple[int, int]) -> str:
+def _learned_share(values: Sequence[Mapping[str, Any]], method: str, case: tuple[int, int]) -> str:
     ends = [row["end"] for row in values if (row["method"], row["case"]) == (method, CASES.index(case))]
     return f"{ends.count('learns')} of {len(ends)}"
 

@@ -15,8 +15,8 @@ from ham.report.scales import SCALES, file_name
 from . import commands, pages
 from .charts import Chart, Interval, forest
 from .sources import SETTINGS, Sources
-from .study import Shown as ShownStudy
-from .tables import MARKS, Shown, mark_of
+from .study import StudyPage
+from .tables import MARKS, TablePage, mark_of
 
 SIGNS = {  # state -> sign
     **{"complete": "●", "partial": "◐", "scaled down": "◒", "not run": "○", "simulated": "●"},
@@ -51,12 +51,12 @@ class Part:
 class Summary:
     """How many intervals of a table are above 0, contain it, and are below."""
 
-    table: Shown
+    table: TablePage
     what: str
     marks: Counter[str]
 
 
-def texts(sources: Sources, tables: Sequence[Shown], studies: Sequence[ShownStudy]) -> dict[str, str]:
+def render(sources: Sources, tables: Sequence[TablePage], studies: Sequence[StudyPage]) -> dict[str, str]:
     """index.html."""
     report = report_of(
         {run: record.content for run, record in sources.records[""].items()}, sources.diverged[""]
@@ -81,7 +81,7 @@ def texts(sources: Sources, tables: Sequence[Shown], studies: Sequence[ShownStud
     }
 
 
-def _parts(sources: Sources, tables: Sequence[Shown]) -> list[Part]:
+def _parts(sources: Sources, tables: Sequence[TablePage]) -> list[Part]:
     """Tables, controls and figures, in the paper's order."""
     counts = {demo: coverage.of_plan(sources.records[demo], demo) for demo in SETTINGS}
     known = {own.text.name: own for own in tables}
@@ -96,7 +96,7 @@ def _parts(sources: Sources, tables: Sequence[Shown]) -> list[Part]:
 
 
 def _part(
-    name: str, counts: Mapping[str, Mapping[str, Coverage]], tables: Mapping[str, Shown], sources: Sources
+    name: str, counts: Mapping[str, Mapping[str, Coverage]], tables: Mapping[str, TablePage], sources: Sources
 ) -> Part:
     own = {demo: counts[demo].get(name) for demo in SETTINGS}
     links = {demo: tables[stem].page for demo in SETTINGS if (stem := file_name(name, demo)) in tables}
@@ -107,7 +107,7 @@ def _part(
         title = captions.THEORY[name][0] if name in captions.THEORY else plan.figure(name).title
     is_theory = name in captions.THEORY
     page = "theory.html" if is_theory else links.get("", "")
-    command = commands.of_figure(name) if name.startswith("figure") else commands.of_table(name)
+    command = commands.for_figure(name) if name.startswith("figure") else commands.for_table(name)
     return Part(label, title, page, _state(name, own, sources), own, links, command)
 
 
@@ -156,7 +156,7 @@ def _gains(rows: Sequence[NodeRow], method: str, is_log: bool) -> Chart | None:
     return forest(f"gains-{method.lower()}", title, axis, intervals, is_log) if intervals else None
 
 
-def _summaries(tables: Sequence[Shown]) -> list[Summary]:
+def _summaries(tables: Sequence[TablePage]) -> list[Summary]:
     """The intervals of each table: ours minus the paper's, and paired differences."""
     found = []
     for own in tables:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .charts import Chart, color, dash, rounded
-from .sliders import HEIGHT, SLIDER, Slider, by_method, calculate, cell, number, numbers
+from .sliders import HEIGHT, SLIDER, Slider, as_number, as_numbers, by_method, calculate, format_number
 
 LABELS = {  # method in results/theory -> label and look
     "gd": ("GD", "base"),
@@ -45,9 +45,9 @@ def distances(name: str, title: str, description: str, data: dict[str, Any]) -> 
 def strengths(data: dict[str, Any]) -> Chart:
     """Figure 8: HAM with more alpha and a smaller learning rate; a slider chooses the setting in front."""
     series = data["series"]
-    exponents = [round(math.log10(alpha)) for alpha in numbers([own["alpha"] for own in series])]
+    exponents = [round(math.log10(alpha)) for alpha in as_numbers([own["alpha"] for own in series])]
     labels = [
-        f"alpha = 1e{exponent}, lr = {number(own['lr']):g}"
+        f"alpha = 1e{exponent}, lr = {as_number(own['lr']):g}"
         for exponent, own in zip(exponents, series, strict=True)
     ]
     rows = [
@@ -109,7 +109,7 @@ def _bands(data: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """A row per series: the steps after the start, and at each the median and range over the seeds."""
     rows = []
     for label, series in zip(labels, data["series"], strict=True):
-        steps, *seeds = [numbers(own)[1:] for own in (data["steps"], *series["distances"])]
+        steps, *seeds = [as_numbers(own)[1:] for own in (data["steps"], *series["distances"])]
         if len({*map(len, (steps, *seeds))}) != 1 or not all(own and min(own) > 0 for own in (steps, *seeds)):
             raise ValueError("it lacks steps, or a step or distance is not above 0")
         over = list(zip(*seeds, strict=True))
@@ -130,4 +130,4 @@ def _table(rows: Sequence[dict[str, Any]]) -> tuple[Sequence[str], Sequence[Sequ
     firsts = {math.floor(math.log10(step)): place for place, step in reversed(list(enumerate(steps)))}
     shown = sorted({*firsts.values(), len(steps) - 1})
     head = ("step", *(f"{row['method']}, median" for row in rows))
-    return head, [(f"{steps[at]:,}", *(cell(row["median"][at]) for row in rows)) for at in shown]
+    return head, [(f"{steps[at]:,}", *(format_number(row["median"][at]) for row in rows)) for at in shown]

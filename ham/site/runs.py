@@ -27,7 +27,7 @@ _PERCENT = re.compile(r"(top\d|valid|test|average)(_last|_best|_at_best)?")
 _SEED = re.compile(r"seed=\d+")
 
 
-def texts(sources: Sources, curves: Mapping[RunSpec, Panels]) -> dict[str, str]:
+def render(sources: Sources, curves: Mapping[RunSpec, Panels]) -> dict[str, str]:
     """runs.html and a page for each configuration."""
     groups = list(sources.groups.values())
     return {"runs.html": _list(groups)} | {
@@ -167,7 +167,7 @@ def _metric(name: str, value: float | None) -> str:
 
 
 def _command(run: RunSpec, seed: int) -> str:
-    return commands.of_run(RunSpec(run.exp, seed, run.overrides, run.demo))
+    return commands.for_run(RunSpec(run.exp, seed, run.overrides, run.demo))
 
 
 def _facts(group: Group) -> dict[str, str]:
@@ -185,16 +185,16 @@ def _facts(group: Group) -> dict[str, str]:
     }
     for key in ("ham", "graph", "graphs"):
         own = next((content[key] for content in contents if content.get(key)), None)
-        facts |= {key: _words(own)} if own else {}
+        facts |= {key: _one_line(own)} if own else {}
     return facts
 
 
-def _words(value: Any) -> str:
+def _one_line(value: Any) -> str:
     """Nested values in one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(own)}" for key, own in value.items())
+        return ", ".join(f"{key} {_one_line(own)}" for key, own in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "none"
+        return ", ".join(map(_one_line, value)) or "none"
     return number(value)
 
 
@@ -213,8 +213,8 @@ def _provenance(content: Mapping[str, Any]) -> dict[str, str]:
         "commit": content.get("commit"),
         "uncommitted changes": {True: "yes", False: "no"}.get(content.get("dirty"), "unknown"),
         "Python": content.get("python"),
-        "versions": _words({k: v for k, v in (content.get("versions") or {}).items() if v}),
-        "hardware": _words({k: v for k, v in (content.get("hardware") or {}).items() if v}),
+        "versions": _one_line({k: v for k, v in (content.get("versions") or {}).items() if v}),
+        "hardware": _one_line({k: v for k, v in (content.get("hardware") or {}).items() if v}),
         "ranks": content.get("ranks"),
         "threads": content.get("threads"),
         "resumed from": "; ".join(earlier),

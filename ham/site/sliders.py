@@ -51,16 +51,16 @@ class Slider:
         return {"name": self.name, "value": self.value, "bind": bind}
 
 
-def numbers(values: Sequence[Any]) -> list[float]:
+def as_numbers(values: Sequence[Any]) -> list[float]:
     """The values. Raises ValueError unless all are numbers."""
     if not isinstance(values, list) or not all(map(is_number, values)):
         raise ValueError("a list has something that is not a number")
     return values
 
 
-def number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """The value. Raises ValueError unless it is a number."""
-    return numbers([value]).pop()
+    return as_numbers([value]).pop()
 
 
 def calculate(expression: str, name: str) -> dict[str, str]:
@@ -143,12 +143,12 @@ def formula_chart(
     return Chart(name, title, description, spec, HEIGHT + SLIDER * len(sliders), head, rows)
 
 
-def cell(value: Any) -> str:
+def format_number(value: Any) -> str:
     """A number of a table."""
     return f"{value:.4g}"
 
 
-def some(values: Sequence[Any], count: int = 9) -> list[int]:
+def evenly_spaced(values: Sequence[Any], count: int = 9) -> list[int]:
     """Evenly spaced positions of a list, with the first and the last."""
     count = min(count, len(values))
     return [round(place * (len(values) - 1) / (count - 1)) for place in range(count)] if count > 1 else [0]
@@ -158,11 +158,11 @@ def columns(x: Sequence[float], *ys: Sequence[float]) -> list[list[str]]:
     """Rows of a table of some points of curves. Raises ValueError unless all have numbers, equally many."""
     if len({len(values) for values in (x, *ys)}) != 1 or not x:
         raise ValueError("its lists have different lengths")
-    every = [numbers(values) for values in (x, *ys)]
-    return [[cell(values[place]) for values in every] for place in some(x)]
+    every = [as_numbers(values) for values in (x, *ys)]
+    return [[format_number(values[place]) for values in every] for place in evenly_spaced(x)]
 
 
-def level(y: float) -> dict[str, Any]:
+def horizontal_line(y: float) -> dict[str, Any]:
     """A horizontal guide."""
     mark = {"type": "rule", "color": GUIDE["color"], "strokeDash": GUIDE["dash"]}
     return {"data": {"values": [{}]}, "mark": mark, "encoding": {"y": {"datum": y, "type": "quantitative"}}}

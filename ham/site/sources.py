@@ -40,7 +40,7 @@ class Group:
     @property
     def title(self) -> str:
         """The experiment, with the arm of a study or the overrides."""
-        return " ".join(filter(None, (self.run.exp, altered(self.run))))
+        return " ".join(filter(None, (self.run.exp, arm_or_overrides(self.run))))
 
     @property
     def cell(self) -> str:
@@ -106,7 +106,7 @@ def page_of(run: RunSpec) -> str:
     return f"runs/{run.name.replace('/', '-')}.html"
 
 
-def altered(run: RunSpec) -> str:
+def arm_or_overrides(run: RunSpec) -> str:
     """The arm of a study that a run is of, or its overrides; "" without these."""
     return _arms().get((run.spec, run.demo)) or " ".join(run.overrides)
 

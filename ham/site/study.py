@@ -32,7 +32,7 @@ ACCURACY = "top1"
 
 
 @dataclass(frozen=True)
-class Shown:
+class StudyPage:
     """A study and what its part of the page shows."""
 
     result: StudyResult
@@ -45,7 +45,7 @@ class Shown:
     @property
     def command(self) -> str:
         """The line that runs it."""
-        return commands.of_study(self.name, self.result.study.demo)
+        return commands.for_study(self.name, self.result.study.demo)
 
     @cached_property
     def headlines(self) -> list[str]:
@@ -134,17 +134,17 @@ class Shown:
         return page_of(own) if own in sources.groups else ""
 
 
-def build(sources: Sources) -> tuple[list[Shown], list[str]]:
+def build(sources: Sources) -> tuple[list[StudyPage], list[str]]:
     """All studies, and a line for each record that lacks its epochs."""
     shown, problems = [], []
     for plan in map(study, studies()):
         records, incomplete = with_epochs(sources.records[plan.demo])
-        shown.append(Shown(results(plan, records, sources.diverged[plan.demo])))
+        shown.append(StudyPage(results(plan, records, sources.diverged[plan.demo])))
         problems += incomplete
     return shown, problems
 
 
-def texts(shown: list[Shown], sources: Sources) -> dict[str, str]:
+def render(shown: list[StudyPage], sources: Sources) -> dict[str, str]:
     """The page of all studies."""
     context: dict[str, Any] = {
         "page": "study.html",

@@ -58,7 +58,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TablePage:
     """A table as its page shows it; `result` is None for a table without runs, `demo` is its scale."""
 
     text: Text
@@ -89,20 +89,20 @@ class Shown:
         return self.text.name.removeprefix(SCALES[self.demo].prefix) if self.demo else self.text.name
 
 
-def build(sources: Sources) -> list[Shown]:
+def build(sources: Sources) -> list[TablePage]:
     """All tables that scripts/tables.py renders, the paper's setting first."""
     shown = []
     for demo in SETTINGS:
         for name in full_names(None):
             if name in SHEETS:
-                shown += [] if demo else [_sheet(SHEETS[name]().to_text())]
+                shown += [] if demo else [_page_without_runs(SHEETS[name]().to_text())]
                 continue
             result = table_result(name, sources.records[demo], demo, sources.diverged[demo])
-            shown += [_shown(result, demo, sources)] if result else []
+            shown += [_table_page(result, demo, sources)] if result else []
     return shown
 
 
-def texts(tables: Sequence[Shown], sources: Sources) -> dict[str, str]:
+def render(tables: Sequence[TablePage], sources: Sources) -> dict[str, str]:
     """The list of the tables and a page for each."""
     states = _states(tables, sources)
     sections = {
@@ -127,7 +127,7 @@ def texts(tables: Sequence[Shown], sources: Sources) -> dict[str, str]:
             title=own.text.title,
             table=own,
             names=own.text.head[: own.text.name_columns - bool(own.kinds)],
-            command=commands.of_table(own.plan_name, own.demo),
+            command=commands.for_table(own.plan_name, own.demo),
             **shared,
         )
     return result
@@ -142,15 +142,15 @@ def mark_of(difference: Difference | None) -> str:
     return "within" if not difference.is_clear else "above" if difference.value > 0 else "below"
 
 
-def _is_control(own: Shown) -> bool:
+def _is_control(own: TablePage) -> bool:
     return not own.demo and not own.text.name.startswith("table")
 
 
-def _of_scale(tables: Sequence[Shown], demo: str) -> list[Shown]:
+def _of_scale(tables: Sequence[TablePage], demo: str) -> list[TablePage]:
     return [own for own in tables if own.demo == demo]
 
 
-def _states(tables: Sequence[Shown], sources: Sources) -> dict[str, str]:
+def _states(tables: Sequence[TablePage], sources: Sources) -> dict[str, str]:
     """Name of a page's table -> how much of it has run."""
     fixed = dict.fromkeys(qualitative.SHEETS, "as stated") | dict.fromkeys(hyperparameters.SHEETS, "settings")
     states = dict(fixed)
@@ -160,12 +160,12 @@ def _states(tables: Sequence[Shown], sources: Sources) -> dict[str, str]:
     return states
 
 
-def _sheet(text: Text) -> Shown:
+def _page_without_runs(text: Text) -> TablePage:
     """A table without runs: every row is a block."""
     rows = [row for block in text.blocks for row in block]
     names = text.name_columns
     blocks = [Block(row[:names], (), (tuple(map(_plain_cell, row[names:])),)) for row in rows]
-    return Shown(text, tuple(blocks))
+    return TablePage(text, tuple(blocks))
 
 
 def _plain_cell(text: str) -> Cell:
@@ -178,7 +178,7 @@ def _plain_cell(text: str) -> Cell:
     return Cell(text, "" if first == text else first)
 
 
-def _shown(table: TableResult, demo: str, sources: Sources) -> Shown:
+def _table_page(table: TableResult, demo: str, sources: Sources) -> TablePage:
     text = to_text(table)
     facts = text.blocks[: len(text.blocks) - len(table.rows)]
     names = text.name_columns - 1
@@ -199,7 +199,9 @@ def _shown(table: TableResult, demo: str, sources: Sources) -> Shown:
         blocks.append(Block(lines[0][:names], kinds, cells))
     used = {kind for block in blocks for kind in block.kinds}
     marks = Counter(mark for cell in table.cells if (mark := mark_of(cell.difference)))
-    return Shown(text, tuple(blocks), tuple(kind for kind in SORTED_BY if kind in used), demo, table, marks)
+    return TablePage(
+        text, tuple(blocks), tuple(kind for kind in SORTED_BY if kind in used), demo, table, marks
+    )
 
 
 def _cell(text: str, kind: str, cell: CellResult | None, demo: str, sources: Sources) -> Cell:

@@ -10,8 +10,8 @@ __all__ = ["finish_run", "make_epochs", "make_summary", "paper", "same_picture",
 def committed() -> dict[str, str]:
     """The pages of the committed records, made now: path -> HTML."""
     from ham.files import RESULTS
-    from ham.site.build import texts
+    from ham.site.build import render_site
 
-    pages, problems = texts(RESULTS)
+    pages, problems = render_site(RESULTS)
     assert not problems
     return pages

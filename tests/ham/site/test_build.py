@@ -69,7 +69,7 @@ def test_the_library_is_not_committed_and_the_site_stays_below_3_megabytes(commi
 def test_the_pages_do_not_depend_on_where_the_records_are(committed: dict[str, str], tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(RESULTS, copy, ignore=shutil.ignore_patterns("site", "figures"))
-    assert build.texts(copy) == (committed, [])
+    assert build.render_site(copy) == (committed, [])
 
 
 # Links and structure
@@ -188,7 +188,7 @@ def test_the_library_and_the_pages_are_written_and_pages_that_are_the_same_stay_
     (site / "index.html").write_text(f"{pages.GENERATOR} of an older version")
     build.write_site(results, site)
     assert {path.name for path in written if path.stat().st_mtime_ns != 1} == {"index.html"}
-    assert (site / "index.html").read_text() == build.texts(results)[0]["index.html"]
+    assert (site / "index.html").read_text() == build.render_site(results)[0]["index.html"]
 
 
 def test_a_page_that_cannot_be_read_is_left_alone(

@@ -22,36 +22,36 @@ def steps(own: str, script: str, scale: str = "") -> str:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (commands.of_table("table05"), "python scripts/tables.py --table 5"),
-        (commands.of_table("table04"), steps("--table 4", "tables.py --table 4")),
-        (commands.of_table("table12"), steps("--table 12", "tables.py --table 12")),
+        (commands.for_table("table05"), "python scripts/tables.py --table 5"),
+        (commands.for_table("table04"), steps("--table 4", "tables.py --table 4")),
+        (commands.for_table("table12"), steps("--table 12", "tables.py --table 12")),
         (
-            commands.of_table("table04", "digits"),
+            commands.for_table("table04", "digits"),
             steps("--table 4 --demo digits", "tables.py --table 4 --demo digits", " --demo digits"),
         ),
         (
-            commands.of_table("control_decay"),
+            commands.for_table("control_decay"),
             steps("--table control_decay", "tables.py --table control_decay"),
         ),
         (
-            commands.of_figure("figure02b"),
+            commands.for_figure("figure02b"),
             "python scripts/theory_runs.py --figure 2b && python scripts/figures.py --theory --figure 2b",
         ),
         (
-            commands.of_figure("figure02a", "digits"),
+            commands.for_figure("figure02a", "digits"),
             steps("--figure 2a --demo digits", "figures.py --figure 2a --demo digits", " --demo digits"),
         ),
         (
-            commands.of_study("cifar16", "cifar16"),
+            commands.for_study("cifar16", "cifar16"),
             "python scripts/sweep.py --study cifar16 --local && python scripts/collect.py --demo cifar16 && "
             "python scripts/study.py cifar16",
         ),
         (
-            commands.of_study("other", "digits"),
+            commands.for_study("other", "digits"),
             "python scripts/sweep.py --study other --local && python scripts/collect.py --demo digits && "
             "python scripts/study.py other",
         ),
-        (commands.of_run(RunSpec("acdc_s90", 3)), "python train.py +exp=acdc_s90 seed=3"),
+        (commands.for_run(RunSpec("acdc_s90", 3)), "python train.py +exp=acdc_s90 seed=3"),
     ],
 )
 def test_a_command_is_what_a_reader_types(line: str, expected: str) -> None:
@@ -59,5 +59,5 @@ def test_a_command_is_what_a_reader_types(line: str, expected: str) -> None:
 
 
 def test_values_of_a_run_are_quoted_for_the_shell() -> None:
-    line = commands.of_run(RunSpec("acdc_s90", 3, ("optimizer.x=[1, 2]",), "tiny"))
+    line = commands.for_run(RunSpec("acdc_s90", 3, ("optimizer.x=[1, 2]",), "tiny"))
     assert "'optimizer.x=[1, 2]'" in line and "+demo=tiny" in line and "seed=3" in line

@@ -75,7 +75,7 @@ def test_a_part_that_only_smaller_scales_have_is_called_scaled_down(
     write_record(tmp_path, RunSpec("cifar100_ham", 0))
     states = {
         key[:8].strip(): row[0].text[2:]
-        for key, row in heat(parse(build.texts(tmp_path)[0]["index.html"])).items()
+        for key, row in heat(parse(build.render_site(tmp_path)[0]["index.html"])).items()
     }
     expected = {"Table 9": "scaled down", "Table 8": "complete", "Table 7": "partial", "Table 12": "not run"}
     assert {key: states[key] for key in expected} == expected
@@ -148,7 +148,7 @@ def test_the_commands_select_what_they_are_beside(demo: str, monkeypatch: pytest
     names = [*plan.tables(), *plan.figures(), *([] if demo else [*SHEETS, *captions.THEORY])]
     for name in names:
         is_figure = name.startswith("figure")
-        line = commands.of_figure(name, demo) if is_figure else commands.of_table(name, demo)
+        line = commands.for_figure(name, demo) if is_figure else commands.for_table(name, demo)
         found = {}
         for words in map(shlex.split, line.split(" && ")):
             python, path, *rest = words
@@ -180,5 +180,5 @@ def test_every_part_has_its_command_and_a_button_that_copies_it(
         (code,), (button,) = row[1].all("code"), row[1].all("button")
         assert code.text == button.attrs["data-copy"]
     for name in plan.tables():
-        assert commands.of_table(name) in parse(committed[f"tables/{name}.html"]).text
-    assert commands.of_table("table04", "digits") in parse(committed["tables/demo_table04.html"]).text
+        assert commands.for_table(name) in parse(committed[f"tables/{name}.html"]).text
+    assert commands.for_table("table04", "digits") in parse(committed["tables/demo_table04.html"]).text

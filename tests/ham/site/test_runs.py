@@ -232,7 +232,7 @@ def test_curves_with_a_missing_deviation_are_an_error() -> None:
 
 
 def test_lists_of_a_record_are_words_with_commas_and_none_without_any() -> None:
-    assert runs._words({"gpus": [], "cores": 2, "names": ["a", "b"]}) == "gpus none, cores 2, names a, b"
+    assert runs._one_line({"gpus": [], "cores": 2, "names": ["a", "b"]}) == "gpus none, cores 2, names a, b"
 
 
 @pytest.mark.parametrize(("dirty", "words"), [(True, "yes"), (False, "no"), (None, "unknown")])
@@ -247,7 +247,7 @@ def test_runs_that_diverged_are_listed_with_their_reason(
     write_record(tmp_path, RunSpec("cifar100_ham", 0))
     for own, reason in ((run, "the loss became nan at epoch 3"), (RunSpec("deit", 2), "a weight became inf")):
         write_divergence(own, make_summary(own, status="diverged", reason=reason, epochs=3), tmp_path)
-    site, problems = build.texts(tmp_path)
+    site, problems = build.render_site(tmp_path)
     assert not problems
     rows = rows_of(parse(site["runs.html"]), "All runs")
     assert [(row["Run"].text, row["Seed"].text, row["Outcome"].text) for row in rows] == [
@@ -269,7 +269,7 @@ def test_runs_that_diverged_are_listed_with_their_reason(
 
 def test_without_records_every_page_is_still_there(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    site, problems = build.texts(tmp_path)
+    site, problems = build.render_site(tmp_path)
     assert not problems and "No record keeps its epochs yet." in site["curves.html"]
     assert "0 runs have a record" in parse(site["runs.html"]).text and not [
         name for name in site if name[:5] == "runs/"

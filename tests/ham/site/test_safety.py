@@ -222,7 +222,7 @@ def test_markup_in_what_a_valid_record_may_hold_is_text(
     path.write_text(json.dumps(record(content)))
     lines = [{k: v for k, v in line.items() if k != "layers"} | {text: 0.5} for line in make_epochs(run)]
     metrics_path(path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    site, problems = build.texts(tmp_path)
+    site, problems = build.render_site(tmp_path)
     assert not problems
     check(site)
     shown = parse(site["runs/random_ham_s90-digits.html"])
@@ -244,7 +244,7 @@ def test_markup_in_every_text_of_a_record_is_text(
     lost = {RunSpec("random_ham_s90", 1, demo="digits"): text, RunSpec("random_s90", 3, demo="digits"): text}
     records = {demo: {} for demo in sources.SETTINGS} | {"digits": {run: Record(run, content, own.path)}}
     found = sources.Sources(records, {demo: {} for demo in sources.SETTINGS} | {"digits": lost})
-    site = build.pages_of(found)[0]
+    site = build.render_records(found)[0]
     check(site)
     assert parse(site["runs/random_ham_s90-digits.html"]).text.count(" ".join(text.split())) > 8
     assert " ".join(text.split()) in parse(site["tables/demo_table04.html"]).text
@@ -256,12 +256,12 @@ def test_names_of_files_and_folders_reach_no_page(
 ) -> None:
     """They are in the wrong place, hence left out and named in one line."""
     path = write_record(tmp_path, RunSpec("acdc_s90", 0))
-    before = build.texts(tmp_path)[0]
+    before = build.render_site(tmp_path)[0]
     (path.parent / f"seed0{text}.json").write_text(path.read_text())
     folder = path.parents[1] / text
     folder.mkdir()
     (folder / "seed0.json").write_text(path.read_text())
-    site, problems = build.texts(tmp_path)
+    site, problems = build.render_site(tmp_path)
     assert site == before and len(problems) == 2 and all("wrong place" in line for line in problems)
 
 
@@ -274,7 +274,7 @@ def test_markup_where_words_are_expected_is_not_a_record(
     part = {"cpu": content["provenance"]["hardware"], "python": content["provenance"]}.get(field, content)
     part[field] = HOSTILE[0]
     path = write_divergence(run, content, tmp_path)
-    site, (problem,) = build.texts(tmp_path)
+    site, (problem,) = build.render_site(tmp_path)
     assert str(path) in problem and "\n" not in problem
     check(site)
     assert "alert(1)" not in "".join(site.values())

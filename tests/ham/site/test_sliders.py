@@ -9,7 +9,17 @@ import pytest
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[site]'")
 
-from ham.site.sliders import HEIGHT, Slider, cell, columns, formula_chart, level, number, numbers, some
+from ham.site.sliders import (
+    HEIGHT,
+    Slider,
+    as_number,
+    as_numbers,
+    columns,
+    evenly_spaced,
+    format_number,
+    formula_chart,
+    horizontal_line,
+)
 
 
 @pytest.mark.parametrize("value", [-0.5, 0, 2.25])
@@ -28,22 +38,22 @@ def test_a_slider_refuses_what_is_no_number_of_its_range(value: Any) -> None:
 @pytest.mark.parametrize("values", [(1, 2), "12", None, ["1"], [1, None], [True], [math.nan]])
 def test_only_lists_of_numbers_are_numbers(values: Any) -> None:
     with pytest.raises(ValueError, match="a list has something that is not a number"):
-        numbers(values)
-    assert numbers([1, -2.5]) == [1, -2.5] and numbers([]) == [] and number(3) == 3
+        as_numbers(values)
+    assert as_numbers([1, -2.5]) == [1, -2.5] and as_numbers([]) == [] and as_number(3) == 3
     with pytest.raises(ValueError, match="not a number"):
-        number("3")
+        as_number("3")
 
 
 def test_some_positions_are_evenly_spaced_from_the_first_to_the_last() -> None:
-    assert some(range(5), 3) == [0, 2, 4]
-    assert some(range(17)) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    assert some(range(9)) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert (some("ab"), some("a"), some("abc", 1)) == ([0, 1], [0], [0])
+    assert evenly_spaced(range(5), 3) == [0, 2, 4]
+    assert evenly_spaced(range(17)) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert evenly_spaced(range(9)) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert (evenly_spaced("ab"), evenly_spaced("a"), evenly_spaced("abc", 1)) == ([0, 1], [0], [0])
 
 
 def test_a_table_of_curves_has_columns_of_numbers_in_four_digits() -> None:
     assert columns([1, 2.00004], [12345.6, 0]) == [["1", "1.235e+04"], ["2", "0"]]
-    assert cell(0.123456) == "0.1235"
+    assert format_number(0.123456) == "0.1235"
 
 
 @pytest.mark.parametrize("lists", [([1, 2], [1]), ([1], [1], []), ([], []), ([],)])
@@ -66,7 +76,7 @@ def test_a_chart_of_formulas_folds_its_methods_and_keeps_finite_values_of_a_sequ
         rows=[["1"]],
         parameters=[{"name": "p"}],
         encoding={"detail": {"field": "side"}},
-        layers=[level(1.5)],
+        layers=[horizontal_line(1.5)],
         subtitle="'text'",
     )
     assert (chart.name, chart.title, chart.description, chart.head) == ("name", "title", "about", ("t",))

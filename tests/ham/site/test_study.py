@@ -44,7 +44,7 @@ def accuracies(part: str) -> dict[tuple[str, int], float]:
 
 
 def page(results: Path) -> tuple[dict[str, str], Element]:
-    site, problems = build.texts(results)
+    site, problems = build.render_site(results)
     assert not problems
     return site, parse(site["study.html"])
 
@@ -199,6 +199,6 @@ def test_a_record_without_its_epochs_is_named_and_left_out(
 ) -> None:
     path = write_record(tuned, runs("primary")["SGD", 0], 40)
     metrics_path(path).unlink()
-    site, (problem,) = build.texts(tuned)
+    site, (problem,) = build.render_site(tuned)
     assert problem.endswith("seed0.metrics.jsonl: it is missing: collect the run again")
     assert rows(parse(site["study.html"]), "Progress")["primary"][1] == "0 of 50"

@@ -213,7 +213,7 @@ def test_runs_that_diverged_and_paired_differences_are_shown(
     lost = RunSpec("cifar100_ham", 0)
     content = make_summary(lost, status="diverged", reason="the loss became nan at epoch 3", epochs=3)
     write_divergence(lost, content, tmp_path)
-    pages, problems = build.texts(tmp_path)
+    pages, problems = build.render_site(tmp_path)
     assert not problems
     rows = cells_of(pages["tables/epochs20_table12.html"]).values()
     (own,) = [own["paired"] for own in rows if "paired" in own and own["paired"].text != "-"]
