@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,13 @@ import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C: not ours
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts: tests share their cores
+
+with suppress(ModuleNotFoundError):  # a machine with a GPU may lack it
+    from hypothesis import HealthCheck, settings
+
+    # how long an example takes depends on what else the machine does
+    settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "train.py"

@@ -200,7 +200,7 @@ def mutated(content: Any, value: Any, draw: random.Random) -> Any:
     return content
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     run=st.sampled_from([RUN, NODE, RunSpec("node/cora_gcn_ham", 0), RunSpec("dense", 1, demo="digits")]),
     value=VALUES,
@@ -241,7 +241,7 @@ def build_report_of(summaries: dict[RunSpec, dict[str, Any]]) -> Any:
         node_rows._read_summaries = before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=VALUES, seed=st.integers(0, 2**32))
 def test_a_record_of_a_study_with_any_value_anywhere_is_rendered_or_named(
     value: Any, seed: int, tmp_path: Path, make_summary: Callable, make_epochs: Callable
@@ -275,7 +275,7 @@ def test_a_record_of_a_study_with_any_value_anywhere_is_rendered_or_named(
         assert all(isinstance(line.get("train_loss"), float | int | None) for line in record.epochs())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=VALUES, seed=st.integers(0, 2**32))
 @example(value="", seed=76312)
 def test_a_grid_with_any_value_anywhere_is_rendered_or_named(value: Any, seed: int, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def to_double(batch: GraphBatch) -> GraphBatch:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     graphs=st.lists(st.integers(0, 4), min_size=1, max_size=5),
@@ -358,7 +358,7 @@ def test_a_convolutions_weight_with_zero_gradient_is_bit_identical_after_ham() -
     torch.testing.assert_close(weight.detach(), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(1, 50), max_size=30), bound=st.integers(1, 100))
 def test_groups_of_evaluation_cover_every_graph_in_order(sizes: list[int], bound: int) -> None:
     groups = batches_of_similar_size(torch.tensor(sizes, dtype=torch.long), bound)

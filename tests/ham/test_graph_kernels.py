@@ -69,7 +69,7 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor], dtype: torch.dtype) -
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SIZES, st.integers(0, 1000), st.sampled_from((torch.float32, torch.float64)), st.integers(1, 3))
 def test_every_operation_equals_its_dense_formula(sizes, seed, dtype, threads):
     rows, columns, entries, channels = sizes

@@ -67,7 +67,7 @@ def drawn_graphs(draw: st.DrawFn) -> list[tuple[int, Edges]]:
     return graphs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn_graphs(), st.integers(0, 9), st.sampled_from([1, 40, 2**21]))
 def test_every_graph_equals_its_own_dense_powers(
     graphs: list[tuple[int, Edges]], steps: int, elements: int

@@ -6,7 +6,7 @@ from math import floor, prod
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -260,7 +260,6 @@ def test_an_unknown_allocation_raises(wrong):
             make()
 
 
-@settings(deadline=None)
 @given(shapes_of_networks, st.data(), st.integers(0, 2**32))
 def test_random_masks_hold_the_exact_counts(shapes, data, seed):
     kept = {name: data.draw(st.integers(0, prod(shape))) for name, shape in shapes.items()}

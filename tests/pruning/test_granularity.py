@@ -68,7 +68,7 @@ def test_weights_stored_inputs_first_are_grouped_along_their_first_dimension():
     assert groups(found, 4, input_dim=0).sum(dim=1).eq(1).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.data(), st.integers(2, 5), st.integers(1, 3), st.integers(1, 4), st.sampled_from([(), (2,), (3, 2)])
 )
@@ -99,7 +99,7 @@ def test_n_of_m_refuses_fewer_weights_and_nan():
 # blocks
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.tuples(*[st.integers(1, 3)] * 4), st.booleans(), st.integers(0, 99))
 def test_blocks_of_largest_sums_are_kept_in_one_piece(sizes, is_conv, percent):
     rows, columns, down, across = sizes

@@ -55,7 +55,7 @@ def masks_of_training(sparsifier, model: nn.Module, own: dict[str, int], steps: 
 
 @pytest.mark.filterwarnings("ignore:all weights of")
 @pytest.mark.parametrize("name", MAKE)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.lists(st.integers(2, 9), min_size=3, max_size=5), PERCENT, st.data())
 def test_each_layer_of_its_own_and_the_others_together_have_exact_counts(name, widths, percent, data):
     """On the way no pruned weight returns with GMP, and no count is below its final one."""

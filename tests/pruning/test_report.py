@@ -106,7 +106,7 @@ def test_rows_and_totals_are_those_of_the_model(kind):
     st.text("abcdefgh_", min_size=1, max_size=120),
     st.floats(0, 0.999),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_columns_align_in_at_most_110_columns(shapes, prefix, sparsity):
     model = nn.Module()
     for index, shape in enumerate(shapes):

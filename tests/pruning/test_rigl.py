@@ -103,7 +103,7 @@ def updated_by_sorting(theta: Tensor, gradient: Tensor, kept: Tensor, count: int
     return sorted(survivors + off[:count])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), st.integers(1, 12))
 def test_update_mask_equals_two_plain_sorts(data, size):
     numbers = st.lists(

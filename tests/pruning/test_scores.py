@@ -182,7 +182,7 @@ def scores_of_layers(draw: st.DrawFn) -> dict[str, Tensor]:
     return scores
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(scores_of_layers(), st.data())
 def test_topk_equals_a_plain_sort(scores, data):
     kept = data.draw(st.integers(0, sum(s.numel() for s in scores.values())))

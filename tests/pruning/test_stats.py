@@ -55,7 +55,7 @@ triples = st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, ma
 
 
 @given(triples)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sign_flips_are_the_share_that_a_loop_counts(pairs):
     flags = [math.copysign(1, a) != math.copysign(1, b) for a, b in pairs if a != 0 and b != 0]
     before, after = ({"a": torch.tensor(c, dtype=torch.float64)} for c in zip(*pairs, strict=True))

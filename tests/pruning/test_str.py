@@ -84,7 +84,7 @@ def test_worked_example():
 @given(
     st.lists(st.floats(-2, 2).filter(lambda x: abs(abs(x) - logistic(-1.5)) > 1e-3), min_size=1, max_size=8)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gradcheck(values):
     soft = SoftThreshold(-1.5).double()
     s = soft.threshold.detach().requires_grad_()
@@ -110,7 +110,7 @@ def test_zeros_are_positive(logit):
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20), st.floats(-30, 10), st.floats(0, 20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_larger_logit_keeps_no_weight_that_a_smaller_one_prunes(values, logit, rise):
     w = torch.tensor(values)
     smaller, larger = SoftThreshold(logit)(w), SoftThreshold(logit + rise)(w)
@@ -367,7 +367,7 @@ def step_without_gradients(model: nn.Module, sparsifier: STR, step: int) -> None
     st.floats(-0.03, 0.03),
     st.sampled_from([0.0, 0.5, 0.9, 0.98]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_control_holds_the_target_against_a_drift(initial, scales, every, steps, drift, target):
     """From any start, while something else moves the logits at each step.
 

@@ -27,7 +27,7 @@ def tensors(draw: st.DrawFn) -> dict[str, Tensor]:
     return {name: torch.tensor(draw(lists), dtype=torch.float64).to(dtype) for name in ("a", "b")}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scores=tensors(), data=st.data())
 def test_digits_find_what_sorting_finds(scores: dict[str, Tensor], data: st.DataObject) -> None:
     kept = data.draw(st.integers(0, sum(score.numel() for score in scores.values())))

@@ -91,7 +91,7 @@ def numbers(width: int) -> st.SearchStrategy[float]:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 32), (torch.float64, 64)])
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_oracle_on_any_finite_input(implementation, dtype, width, data):
     pairs = data.draw(st.lists(st.tuples(numbers(width), numbers(width)), min_size=1, max_size=20))

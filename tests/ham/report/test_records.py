@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from report_fixtures import GRAPH
 
@@ -146,7 +146,6 @@ def test_an_altered_run_counts_where_a_figure_shows_it(make_summary: Callable[..
     )
 
 
-@settings(deadline=None)
 @given(
     content=JSON, key=st.sampled_from([None, "seed", "exp", "demo", "config_hash", "sparsity", "provenance"])
 )

@@ -42,7 +42,6 @@ def test_welch_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")
-@settings(deadline=None)
 @given(values, values)
 def test_welch_is_scipys(ours: list[float], theirs: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -103,7 +102,6 @@ def test_p_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")
-@settings(deadline=None)
 @given(values, values)
 def test_p_is_scipys(ours: list[float], theirs: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -113,7 +111,6 @@ def test_p_is_scipys(ours: list[float], theirs: list[float]) -> None:
     assert mean_of(ours).p == pytest.approx(float(stats.ttest_1samp(ours, 0).pvalue), rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(values.map(lambda own: [value - 50 for value in own]))
 def test_an_interval_excludes_0_where_p_is_below_5_percent(own: list[float]) -> None:
     mean = mean_of(own)
@@ -210,7 +207,7 @@ def test_power_is_that_of_scipys_noncentral_t(n: int, alpha: float) -> None:
         assert paired_power(2 * shift / math.sqrt(n), 2, n, alpha) == pytest.approx(tails, abs=1e-8)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.floats(0.01, 10), st.integers(2, 40), st.floats(0.1, 0.99))
 def test_the_detectable_difference_has_the_power(std: float, n: int, power: float) -> None:
     found = detectable_difference(std, n, power)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import script
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ham.files import RESULTS, ROOT
@@ -447,7 +447,6 @@ def test_invalid_records_are_reported_and_left_out(
 values = st.lists(st.integers(0, 10000).map(lambda cents: cents / 100), max_size=3)
 
 
-@settings(deadline=None)
 @given(dense=values, ham=values)
 def test_all_formats_have_the_same_numbers(
     dense: list[float], ham: list[float], make_summary: Callable[..., dict[str, Any]]

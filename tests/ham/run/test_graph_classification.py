@@ -148,7 +148,7 @@ def test_an_epoch_reads_every_training_graph_once_in_an_order_of_its_own() -> No
     assert rest == orders[0][5:]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(count=st.integers(4, 40), ranks=st.integers(1, 4), parts=st.integers(1, 3), seed=st.integers(0, 99))
 def test_the_mean_over_ranks_and_parts_is_the_mean_over_the_batch(
     count: int, ranks: int, parts: int, seed: int
