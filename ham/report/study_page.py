@@ -159,7 +159,8 @@ def remarks(part: PartResult) -> Iterator[str]:
         seeds.setdefault(" and ".join(sorted(names)), []).append(seed)
     for names, own in seeds.items():
         mixed = "; the arms of a seed ran on different ones" if " and " in names else ""
-        yield f"Processor of seeds {', '.join(map(str, own))}: {names}{mixed}."
+        of_seeds = f"{'seed' if len(own) == 1 else 'seeds'} {', '.join(map(str, own))}"
+        yield f"Processor of {of_seeds}: {names}{mixed}."
 
 
 def _tuning(result: StudyResult) -> Iterator[str]:
